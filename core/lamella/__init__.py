@@ -1,0 +1,62 @@
+"""lamella: a small neural-network engine in which every layer is a plugin and every model becomes verified ONNX.
+
+>>> import lamella as lm
+>>> from lamella_layers import Dense
+>>> model = lm.Sequential([Dense(8, activation="relu"), Dense(3)], input_shape=(4,))
+>>> model.output_specs
+(ArraySpec(('N', 3), 'float32'),)
+"""
+
+from lamella import backends, losses, metrics, optimizers, primitives, testing
+from lamella.activations import ActivationFunction
+from lamella.archive import from_config, load
+from lamella.configuration import Configured
+from lamella.errors import (
+    ArgumentError,
+    DataError,
+    GraphError,
+    LayerError,
+    NonFiniteError,
+    RegistryError,
+)
+from lamella.graph import Input
+from lamella.hookspecs import hookimpl
+from lamella.model import Model, Sequential
+from lamella.primitives import primitive, scan
+from lamella.protocol import ArraySpec, Layer
+from lamella.registry import layer, layers
+from lamella.training import Callback, History
+
+__all__ = [
+    "ActivationFunction",
+    "ArgumentError",
+    "ArraySpec",
+    "Callback",
+    "Configured",
+    "DataError",
+    "GraphError",
+    "History",
+    "Input",
+    "Layer",
+    "LayerError",
+    "Model",
+    "NonFiniteError",
+    "RegistryError",
+    "Sequential",
+    "__version__",
+    "backends",
+    "from_config",
+    "hookimpl",
+    "layer",
+    "layers",
+    "load",
+    "losses",
+    "metrics",
+    "optimizers",
+    "primitive",
+    "primitives",
+    "scan",
+    "testing",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,24 @@
+"""What an activation is: a pair of pure elementwise or axis-wise functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["ActivationFunction"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationFunction:
+    """``forward(xp, x) -> y`` and ``backward(xp, x, y, dy) -> dx``.
+
+    Used by the layer Activation, by every ``activation=`` argument, and inside `lamella.scan`. A pair whose functions
+    take ``axis`` works along an axis, the last one unless told otherwise.
+
+    >>> import lamella as lm
+    >>> square = lm.ActivationFunction(lambda xp, x: x * x, lambda xp, x, y, dy: 2.0 * x * dy)
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]

@@ -1,0 +1,63 @@
+"""One normaliser per kind of constructor argument; after it the code trusts the value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lamella.errors import ArgumentError, did_you_mean
+
+__all__ = ["choice", "fraction", "number", "pair", "positive"]
+
+
+def positive(value: Any, name: str, *, minimum: int = 1) -> int:
+    """Return ``value`` as an int that is at least ``minimum``.
+
+    >>> positive(10, "units")
+    10
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        kind = "a positive int" if minimum == 1 else f"an int of at least {minimum}"
+        raise ArgumentError(f"{name}: expected {kind}, got {value!r}")
+    return value
+
+
+def pair(value: Any, name: str, *, minimum: int = 1) -> tuple[int, int]:
+    """Return an int twice, or two ints as they are.
+
+    >>> pair(3, "kernel_size"), pair((3, 5), "kernel_size")
+    ((3, 3), (3, 5))
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = (value, value)
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ArgumentError(f"{name}: expected an int or two ints (height, width), got {value!r}")
+    return positive(value[0], name, minimum=minimum), positive(value[1], name, minimum=minimum)
+
+
+def number(value: Any, name: str, *, minimum: float | None = None) -> float:
+    """Return ``value`` as a finite float that is at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
+        raise ArgumentError(f"{name}: expected a finite number, got {value!r}")
+    if minimum is not None and value < minimum:
+        raise ArgumentError(f"{name}: expected a number of at least {minimum:g}, got {value!r}")
+    return float(value)
+
+
+def fraction(value: Any, name: str) -> float:
+    """Return ``value`` as a float in [0, 1)."""
+    result = number(value, name)
+    if not 0.0 <= result < 1.0:
+        raise ArgumentError(f"{name}: expected a fraction in [0, 1), got {value!r}")
+    return result
+
+
+def choice(value: Any, name: str, known: Iterable[str]) -> str:
+    """Return ``value`` if it is one of the known strings."""
+    options = list(known)
+    if value not in options:
+        raise ArgumentError(
+            f"{name}: expected one of {', '.join(map(repr, options))}, got {value!r}."
+            f"{did_you_mean(str(value), options)}"
+        )
+    return str(value)

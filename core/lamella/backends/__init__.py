@@ -1,0 +1,50 @@
+"""Where arrays live and which functions work on them: NumPy, CuPy, and strict for tests."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+from lamella.backends.namespace import DTYPE_NAMES, NAMESPACE, Namespace
+from lamella.errors import ArgumentError, did_you_mean
+
+__all__ = ["DTYPE_NAMES", "NAMESPACE", "Backend", "Namespace", "get_backend"]
+
+_MODULES = {"numpy": "numpy_backend", "cupy": "cupy_backend", "strict": "strict_backend"}
+
+
+class Backend(Protocol):
+    """What the engine needs of a backend. Storage is a writable array; layers see arrays made from it."""
+
+    name: str
+    xp: Namespace
+    views_are_live: bool  # whether a view follows later changes of its storage
+
+    def zeros(self, size: int, dtype: str) -> Any:
+        """Return zeroed flat storage."""
+
+    def view(self, storage: Any) -> Any:
+        """Return what a layer sees of a piece of storage; it may not be written to."""
+
+    def storable(self, array: Any) -> Any:
+        """Return a layer's array as something that storage can be assigned or added."""
+
+    def asarray(self, array: Any) -> Any:
+        """Bring a NumPy array to where layers work."""
+
+    def asnumpy(self, array: Any) -> Any:
+        """Bring an array or storage back to NumPy."""
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend of a name.
+
+    >>> get_backend("numpy").xp.backend
+    'numpy'
+    """
+    if name not in _MODULES:
+        raise ArgumentError(
+            f"backend: expected one of {', '.join(map(repr, _MODULES))}, got {name!r}.{did_you_mean(str(name), _MODULES)}"
+        )
+    backend: Backend = importlib.import_module(f"lamella.backends.{_MODULES[name]}").BACKEND
+    return backend

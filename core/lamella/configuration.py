@@ -1,0 +1,147 @@
+"""Objects that are nothing but their constructor's arguments: layers, losses, optimizers, metrics, schedules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+
+from lamella.errors import ArgumentError, did_you_mean
+
+__all__ = ["Configured"]
+
+
+class _ConfiguredType(type):
+    """Binds the constructor's arguments, runs ``__init__``, then freezes the object."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
+        super().__init__(name, bases, body)
+        own = cls.__init__ is not object.__init__  # type: ignore[misc]
+        signature = inspect.signature(cls.__init__) if own else inspect.Signature()  # type: ignore[misc]
+        arguments = list(signature.parameters.values())[1:] if own else []
+        for argument in arguments:
+            if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+                raise TypeError(
+                    f"{name}.__init__ takes *{argument.name}. The arguments of a constructor are the configuration "
+                    "that is saved, so each needs a name of its own."
+                )
+            if argument.name in cls._reserved:
+                raise TypeError(
+                    f"{name}.__init__ takes {argument.name!r}, which is no constructor argument here. "
+                    "Use layer.named('...') and layer.frozen()."
+                )
+        cls._signature = signature.replace(parameters=arguments)
+
+    _signature: inspect.Signature
+    _reserved: frozenset[str] = frozenset()
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = cls._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            unknown = next((k for k in kwargs if k not in cls._signature.parameters), "")
+            hint = did_you_mean(unknown, cls._signature.parameters) if unknown else ""
+            raise TypeError(f"{cls.__name__}{cls._signature}: {error}.{hint}") from None
+        bound.apply_defaults()
+        config = {name: _freeze(value) for name, value in bound.arguments.items()}
+        self = cls.__new__(cls)  # type: ignore[call-overload]
+        object.__setattr__(self, "_config", MappingProxyType(config))
+        try:
+            self.__init__(**config)
+        except ArgumentError as error:
+            raise ArgumentError(f"{cls.__name__}: {error}") from None
+        object.__setattr__(self, "_is_frozen", True)
+        return self
+
+
+class Configured(metaclass=_ConfiguredType):
+    """A value made of its constructor's arguments, frozen once ``__init__`` has run.
+
+    There is no need to call ``super().__init__()``. Lists become tuples and NumPy scalars and arrays become plain
+    numbers and tuples before ``__init__`` sees them, so that a configuration never changes and can always be written
+    to a file. ``==`` compares configurations.
+
+    >>> class Scale(Configured):
+    ...     def __init__(self, factor: float = 2.0):
+    ...         self.factor = factor
+    >>> Scale(2.0) == Scale(), Scale(3.0)
+    (True, Scale(factor=3.0))
+    """
+
+    _config: Mapping[str, Any]
+    _is_frozen = False
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, defaults included, by name."""
+        return {name: _thaw(value) for name, value in self._config.items()}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a new object of the same class with some constructor arguments changed."""
+        return type(self)(**{**self.config(), **changes})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._is_frozen:
+            raise AttributeError(
+                f"{type(self).__name__}.{name} can't be set: the object is configuration and frozen after its "
+                "constructor. Make a changed one with .replace(...); what lives during a run goes into ctx.save, "
+                "ctx.grad or ctx.update."
+            )
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} can't be deleted: the object is configuration")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Configured):
+            return NotImplemented
+        return self is other or self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def _identity(self) -> tuple[Any, ...]:
+        """What equality compares."""
+        return type(self), dict(self._config)
+
+    def __repr__(self) -> str:
+        parameters = type(self)._signature.parameters.values()
+        given = []
+        for argument in parameters:
+            value = self._config[argument.name]
+            if argument.default is argument.empty and argument.kind is not argument.KEYWORD_ONLY:
+                given.append(repr(value))
+            elif argument.default is argument.empty or value != _freeze(argument.default):
+                given.append(f"{argument.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.config())
+
+
+def _rebuild(cls: type[Configured], config: dict[str, Any]) -> Configured:
+    return cls(**config)
+
+
+def _freeze(value: Any) -> Any:
+    """An equal value that cannot change, of plain Python types where there is one."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return _freeze(value.tolist())
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(item) for item in value)
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _freeze(item) for key, item in value.items()})
+    return value
+
+
+def _thaw(value: Any) -> Any:
+    """The inverse of `_freeze` for mappings, which neither pickle nor JSON can take frozen."""
+    if isinstance(value, tuple):
+        return tuple(_thaw(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _thaw(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,170 @@
+"""What a layer sees while it runs: its arrays, the backend's functions, and where results go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lamella.backends.counter import mix_keys, uniform
+from lamella.errors import LayerError, did_you_mean
+
+__all__ = ["Arrays", "Context"]
+
+
+class Arrays:
+    """A layer's arrays, read as attributes: ``ctx.params.kernel``."""
+
+    __slots__ = ("__dict__", "_owner")
+
+    def __init__(self, owner: str, arrays: Mapping[str, Any]) -> None:
+        self._owner = owner
+        self.__dict__.update(arrays)
+
+    def __getattr__(self, name: str) -> Any:
+        known = ", ".join(self.__dict__) or "nothing"
+        raise AttributeError(f"{self._owner} declared {known}; no {name!r}.{did_you_mean(name, self.__dict__)}")
+
+
+class Context:
+    """What a layer sees during one forward and backward pass over one slice of the batch.
+
+    Attributes:
+        params: the layer's parameters, ``ctx.params.kernel``; never written to.
+        state: the layer's state, as it was before this step.
+        saved: what ``save`` was given in the forward pass.
+        xp: the array functions listed in `lamella.backends.NAMESPACE`.
+        dtype: the model's float dtype, as ``xp`` names it.
+        training: True in a training step, False in inference.
+        trainable: False where the layer is frozen.
+        wants_dx: for each input, whether its gradient is used; where not, ``backward_pass`` may return None.
+    """
+
+    __slots__ = (
+        "_call",
+        "_forward",
+        "_key",
+        "_offset",
+        "_owner",
+        "_recording",
+        "_rows",
+        "dtype",
+        "gradients",
+        "params",
+        "saved",
+        "state",
+        "trainable",
+        "training",
+        "updates",
+        "wants_dx",
+        "xp",
+    )
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        xp: Any,
+        dtype: Any,
+        params: Arrays,
+        state: Arrays,
+        training: bool,
+        recording: bool,
+        trainable: bool,
+        wants_dx: tuple[bool, ...],
+        rows: Any,
+        offset: int,
+        key: tuple[Any, ...],
+    ) -> None:
+        self.xp = xp
+        self.dtype = dtype
+        self.params = params
+        self.state = state
+        self.training = training
+        self.trainable = trainable
+        self.wants_dx = wants_dx
+        self.saved: tuple[Any, ...] = ()
+        self.gradients: dict[str, Any] = {}  # what the engine takes after the backward pass
+        self.updates: dict[str, Any] = {}  # what the engine applies once the step has succeeded
+        self._owner = owner
+        self._rows = rows
+        self._offset = offset
+        self._recording = recording
+        self._key = key
+        self._call = 0
+        self._forward = True
+
+    def save(self, *arrays: Any) -> None:
+        """Keep arrays for the backward pass, which finds them in ``ctx.saved``. References, not copies.
+
+        Where no backward pass follows, nothing is kept.
+        """
+        if not self._recording:
+            return
+        if self.saved:
+            raise LayerError(f"{self._owner}: ctx.save was called twice; give it all arrays in one call")
+        self.saved = arrays
+
+    def grad(self, **gradients: Any) -> None:
+        """Hand over this slice's own share of the gradients of parameters, by name."""
+        for name, gradient in gradients.items():
+            parameter = self.params.__dict__.get(name)
+            if parameter is None:
+                known = ", ".join(self.params.__dict__) or "no parameters"
+                raise LayerError(
+                    f"{self._owner}: ctx.grad({name}=...), but the layer declared {known}."
+                    f"{did_you_mean(name, self.params.__dict__)}"
+                )
+            if gradient.shape != parameter.shape:
+                raise LayerError(
+                    f"{self._owner}: ctx.grad({name}=...): expected the parameter's shape {tuple(parameter.shape)}, "
+                    f"got {tuple(gradient.shape)}"
+                )
+            if name in self.gradients:
+                raise LayerError(f"{self._owner}: ctx.grad({name}=...) was called twice in one backward pass")
+            self.gradients[name] = gradient
+
+    def update(self, **arrays: Any) -> None:
+        """Replace state arrays after this step. The values must be equal in all slices: functions of totals."""
+        if not self.training:
+            raise LayerError(f"{self._owner}: ctx.update outside training; test ctx.training first")
+        for name, array in arrays.items():
+            current = self.state.__dict__.get(name)
+            if current is None:
+                known = ", ".join(self.state.__dict__) or "no state"
+                raise LayerError(
+                    f"{self._owner}: ctx.update({name}=...), but the layer declared {known}."
+                    f"{did_you_mean(name, self.state.__dict__)}"
+                )
+            if array.shape != current.shape:
+                raise LayerError(
+                    f"{self._owner}: ctx.update({name}=...): expected the state's shape {tuple(current.shape)}, "
+                    f"got {tuple(array.shape)}"
+                )
+            self.updates[name] = array
+
+    def uniform(self, shape: tuple[Any, ...], *, per: str = "row") -> Any:
+        """Draw float32 values in [0, 1), the same ones on every backend and for any slicing of the batch.
+
+        The values follow from the seed, the step, the layer's name, how often the layer has drawn, the row in the
+        batch and the element in the row. Axis 0 counts rows, or k times as many of them after a reshape to
+        (N*k, ...). With ``per="step"`` the draw does not depend on the batch and may have any shape.
+        """
+        if not (self.training and self._forward):
+            raise LayerError(f"{self._owner}: ctx.uniform is for forward_pass in training; save what you drew")
+        if per not in ("row", "step"):
+            raise LayerError(f"{self._owner}: ctx.uniform(per={per!r}): expected 'row' or 'step'")
+        key = mix_keys(self.xp, (*self._key, self._call))
+        self._call += 1
+        if per == "step":
+            return uniform(self.xp, key, None, 0, shape)
+        repeats = shape[0] // self._rows
+        if repeats * self._rows != shape[0]:
+            raise LayerError(
+                f"{self._owner}: ctx.uniform({shape!r}): axis 0 must be the {self._rows} rows of the slice, or a "
+                "multiple; for draws that do not depend on the batch say per='step'"
+            )
+        return uniform(self.xp, key, shape[0], self._offset * repeats, shape)
+
+    def end_forward(self) -> None:
+        """Called by the engine: from here on nothing may be drawn."""
+        self._forward = False

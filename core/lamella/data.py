@@ -1,0 +1,115 @@
+"""Arrays that users hand in, checked against what a model expects and made ready for the engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lamella.errors import DataError, did_you_mean
+from lamella.protocol import ArraySpec
+
+__all__ = ["as_inputs", "as_weights", "by_name", "row_count"]
+
+
+def by_name(
+    what: str, value: Any, names: Sequence[str], parse: Callable[[str, Any], Any] | None = None
+) -> tuple[Any, ...]:
+    """Spread a tuple, or a dict by name, over the names; a single value stands for one name."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if name not in names:
+                raise DataError(
+                    f"{what}: unknown name {name!r}; expected {', '.join(names)}.{did_you_mean(name, names)}"
+                )
+        if missing := [name for name in names if name not in value]:
+            raise DataError(f"{what}: nothing for {', '.join(missing)}; expected one entry each for {', '.join(names)}")
+        parts: tuple[Any, ...] = tuple(value[name] for name in names)
+    elif len(names) == 1:
+        parts = value if isinstance(value, tuple) and len(value) == 1 else (value,)
+    elif isinstance(value, tuple | list) and len(value) == len(names):
+        parts = tuple(value)
+    else:
+        got = f"{len(value)} entries" if isinstance(value, tuple | list) else type(value).__name__
+        raise DataError(f"{what}: expected a tuple of {len(names)}, or a dict, for {', '.join(names)}; got {got}")
+    return parts if parse is None else tuple(parse(name, part) for name, part in zip(names, parts, strict=True))
+
+
+def as_inputs(names: Sequence[str], specs: Sequence[ArraySpec], x: Any) -> tuple[np.ndarray[Any, Any], ...]:
+    """Return one NumPy array for each input of a model, of its dtype, all with equally many rows."""
+    sizes: dict[str, tuple[int, str]] = {}
+    arrays = by_name("x", x, names)
+    return tuple(_fit(name, spec, array, sizes) for name, spec, array in zip(names, specs, arrays, strict=True))
+
+
+def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str]]) -> np.ndarray[Any, Any]:
+    where = f"input {name!r}: expected {spec}"
+    if "cupy" in type(value).__module__:
+        value = value.get()
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # ragged lists
+        raise DataError(f"{where}, got something that is no rectangular array: {error}") from None
+    got = f"{array.shape} {array.dtype}"
+    if len(array.shape) != len(spec.shape) or any(
+        isinstance(want, int) and want != have for want, have in zip(spec.shape, array.shape, strict=True)
+    ):
+        raise DataError(f"{where}, got {got}.{_fix(spec, array)}")
+    for want, have in zip(spec.shape, array.shape, strict=True):
+        if isinstance(want, str) and sizes.setdefault(want, (have, name))[0] != have:
+            size, other = sizes[want]
+            raise DataError(f"{where}, got {got}; axis {want!r} has {size} in input {other!r}")
+    kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}[np.dtype(spec.dtype).kind]
+    if array.dtype.kind not in kinds:
+        fix = f"convert it with .astype({spec.dtype!r})" if array.dtype.kind in "fiub" else "give numbers"
+        raise DataError(f"{where}, got {got}; {fix}")
+    if spec.dtype != "bool" and not spec.is_float and array.size:
+        limits = np.iinfo(spec.dtype)
+        low = max(limits.min, spec.low if spec.low is not None else limits.min)
+        high = min(limits.max, spec.high - 1 if spec.high is not None else limits.max)
+        if array.min() < low or array.max() > high:
+            raise DataError(f"{where} with values in [{low}, {high}], got values from {array.min()} to {array.max()}")
+    return array.astype(spec.dtype, copy=False)
+
+
+def _fix(spec: ArraySpec, array: np.ndarray[Any, Any]) -> str:
+    shape, own = array.shape, spec.shape[1:]
+    if shape == own:
+        return " For one sample add a batch axis: x[None]."
+    if len(shape) == 4 and (shape[3], shape[1], shape[2]) == own:
+        return " Images are channels first here: x.transpose(0, 3, 1, 2)."
+    if all(isinstance(size, int) for size in own) and shape and array.size:
+        size = math.prod(int(size) for size in own)
+        if size and math.prod(shape[1:]) == size:
+            return f" Likely fix: x.reshape({', '.join(map(str, (-1, *own)))})."
+    return ""
+
+
+def row_count(arrays: Sequence[np.ndarray[Any, Any]], what: str) -> int:
+    """Return how many rows arrays have; they must agree, and there must be one at least."""
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1:
+        raise DataError(f"{what}: arrays have {' and '.join(map(str, sorted(counts)))} rows; expected equally many")
+    if (rows := counts.pop()) == 0:
+        raise DataError(f"{what}: there are no rows")
+    return rows
+
+
+def as_weights(names: Sequence[str], rows: int, sample_weight: Any) -> tuple[np.ndarray[Any, Any] | None, ...]:
+    """Return the float64 weights of the rows for each output, or None where all weigh 1."""
+    if sample_weight is None:
+        return (None,) * len(names)
+    if len(names) > 1 and not isinstance(sample_weight, Mapping | tuple | list):
+        sample_weight = (sample_weight,) * len(names)
+
+    def parse(name: str, value: Any) -> np.ndarray[Any, Any]:
+        weights = np.asarray(value, dtype="float64")
+        if weights.shape != (rows,):
+            raise DataError(f"sample_weight of {name!r}: expected shape ({rows},), got {weights.shape}")
+        if not np.isfinite(weights).all() or (weights < 0).any():
+            raise DataError(f"sample_weight of {name!r}: expected finite numbers of at least 0")
+        return weights
+
+    return by_name("sample_weight", sample_weight, names, parse)

@@ -1,0 +1,386 @@
+"""Runs a program forward and backward, slice by slice.
+
+Each slice of the batch is one coroutine: it runs forward, loss and backward, and yields where a layer asks for a sum
+over the whole batch. The engine works in rounds: every slice runs to its next yield or to its end, then the sums go
+back in, in the order of the slices.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lamella.backends import Backend
+from lamella.context import Arrays, Context
+from lamella.errors import LayerError
+from lamella.graph import Leaf, Program
+from lamella.protocol import Layer
+
+__all__ = ["Batch", "Plan", "StepResult", "infer", "merge", "run_slices"]
+
+
+class Request(NamedTuple):
+    """What a slice yields: "sum this over the whole batch"."""
+
+    leaf: Leaf
+    phase: str
+    partial: tuple[Any, ...]
+
+
+class Batch(NamedTuple):
+    """The arrays of one slice, on the backend. ``weights`` are sample weights over the weight of the whole batch."""
+
+    inputs: tuple[Any, ...]
+    targets: tuple[Any, ...]
+    weights: tuple[Any, ...]
+    offset: int
+
+
+class StepResult(NamedTuple):
+    """What one slice, or a whole step, gives. Nothing in it has been applied to the model."""
+
+    loss: float
+    predictions: tuple[Any, ...]
+    gradients: dict[str, Any]
+    dx: tuple[Any, ...]
+    updates: dict[str, Any]
+
+
+class Plan:
+    """Which gradients a step needs: those of trainable parameters, and of the inputs asked for.
+
+    ``wants_dx`` holds for all inputs, or for each one; integer inputs have no gradient.
+    """
+
+    def __init__(
+        self, program: Program, frozen: frozenset[str], *, wants_dx: bool | tuple[bool, ...], training: bool
+    ) -> None:
+        self.program = program
+        self.frozen = frozen
+        self.training = training
+        asked = wants_dx if isinstance(wants_dx, tuple) else (wants_dx,) * len(program.inputs)
+        needed = {
+            value: want and program.specs[value].is_float for value, want in zip(program.inputs, asked, strict=True)
+        }
+        self.wants_dx: dict[str, tuple[bool, ...]] = {}
+        self.goes_back: set[str] = set()
+        self.parameters: set[str] = set()
+        for leaf in program.leaves:
+            wants = tuple(needed[value] for value in leaf.inputs)
+            learns = bool(leaf.params) and leaf.owner not in frozen
+            self.wants_dx[leaf.name] = wants
+            if learns:
+                self.parameters.update(leaf.params.values())
+            if learns or any(wants):
+                self.goes_back.add(leaf.name)
+                if type(leaf.layer).backward_pass is Layer.backward_pass:
+                    raise LayerError(
+                        f"{leaf.label} defines no backward_pass, so it can predict and be exported but not be trained "
+                        "through; define backward_pass(self, ctx, dy)"
+                    )
+            for value in leaf.outputs:
+                needed[value] = leaf.name in self.goes_back and program.specs[value].is_float
+        last: dict[int, str] = {}
+        for leaf in program.leaves:
+            last.update(dict.fromkeys(leaf.inputs, leaf.name))
+            last.update(dict.fromkeys(leaf.outputs, leaf.name))
+        for value in program.outputs:
+            last.pop(value, None)
+        self.dies_after: dict[str, list[int]] = {leaf.name: [] for leaf in program.leaves}
+        for value, name in last.items():
+            self.dies_after[name].append(value)
+
+
+def infer(
+    program: Program,
+    xp: Any,
+    arrays: Mapping[str, Any],
+    inputs: Sequence[Any],
+    *,
+    around: Callable[[Leaf], Any] | None = None,
+    observe: Callable[[Leaf, tuple[Any, ...]], None] | None = None,
+) -> tuple[Any, ...]:
+    """Run forward in inference mode on any namespace, the exporter's tracer included.
+
+    ``arrays`` gives every array by its full name. ``around(leaf)`` is a context manager to run a leaf in;
+    ``observe(leaf, outputs)`` sees what each leaf returned.
+    """
+    plan = Plan(program, frozenset(leaf.owner for leaf in program.leaves), wants_dx=False, training=False)
+    with np.errstate(all="ignore"):
+        return _finish(_forward(plan, xp, arrays, inputs, around=around, observe=observe))  # type: ignore[no-any-return]
+
+
+def run_slices(
+    plan: Plan,
+    backend: Backend,
+    arrays: Mapping[str, Any],
+    slices: Iterable[Batch],
+    losses: Sequence[Any],
+    *,
+    seed: int,
+    step: int,
+    observe: Callable[[Leaf, tuple[Any, ...]], None] | None = None,
+) -> list[StepResult]:
+    """Run forward, loss and backward over the slices of a batch; return what each slice gives."""
+    key = (seed & 0xFFFFFFFF, seed >> 32, step)
+    with np.errstate(all="ignore"):
+        return _rounds([_slice_step(plan, backend, arrays, batch, losses, key, observe) for batch in slices])
+
+
+def merge(results: Sequence[StepResult], xp: Any) -> StepResult:
+    """Add up what the slices of a batch gave, in their order."""
+    if len(results) == 1:
+        return results[0]
+    gradients = dict(results[0].gradients)
+    for result in results[1:]:
+        for name, gradient in result.gradients.items():
+            gradients[name] = gradients[name] + gradient
+
+    def joined(parts: tuple[Any, ...]) -> Any:
+        return None if parts[0] is None else xp.concat(list(parts), axis=0)
+
+    return StepResult(
+        loss=sum(result.loss for result in results),
+        predictions=tuple(map(joined, zip(*(result.predictions for result in results), strict=True))),
+        gradients=gradients,
+        dx=tuple(map(joined, zip(*(result.dx for result in results), strict=True))),
+        updates=results[0].updates,  # functions of totals: equal in all slices
+    )
+
+
+def _rounds(slices: list[Generator[Request, Any, StepResult]]) -> list[StepResult]:
+    """Run every slice to its next yield or its end, add up what they yielded, and go on with the sums."""
+    answers: list[Any] = [None] * len(slices)
+    results: list[StepResult] = []
+    try:
+        while True:
+            requests: list[Request] = []
+            for coroutine, answer in zip(slices, answers, strict=True):
+                try:
+                    requests.append(coroutine.send(answer))
+                except StopIteration as stop:
+                    results.append(stop.value)
+            if not requests:
+                return results
+            total = _total(requests, len(slices))
+            answers = [total] * len(slices)
+    finally:
+        for coroutine in slices:
+            coroutine.close()
+
+
+def _total(requests: list[Request], slices: int) -> tuple[Any, ...]:
+    """Sum what all slices yielded, in the order of the slices; they must have yielded alike."""
+    first = requests[0]
+    where = f"{first.leaf.label}.{first.phase}"
+    if len(requests) != slices:
+        raise LayerError(f"{where}: {len(requests)} of {slices} slices yielded; each must yield equally often")
+    total = first.partial
+    shapes = [np.shape(part) for part in total]
+    for k, request in enumerate(requests[1:], start=1):
+        if request.leaf is not first.leaf or request.phase != first.phase:
+            raise LayerError(f"{where} yielded in slice 0, {request.leaf.label}.{request.phase} in slice {k}")
+        if (own := [np.shape(part) for part in request.partial]) != shapes:
+            raise LayerError(f"{where}: slice {k} yielded shapes {own}, slice 0 {shapes}; they must be equal")
+        total = tuple(a + b for a, b in zip(total, request.partial, strict=True))
+    return total
+
+
+def _finish(coroutine: Generator[Request, Any, Any]) -> Any:
+    """Run a coroutine of which nothing may be asked."""
+    try:
+        request = next(coroutine)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise LayerError(
+        f"{request.leaf.label}.{request.phase} yielded in inference, where a sum over the batch has no meaning; "
+        "yield only if ctx.training"
+    )
+
+
+def _forward(
+    plan: Plan,
+    xp: Any,
+    arrays: Mapping[str, Any],
+    inputs: Sequence[Any],
+    *,
+    offset: int = 0,
+    key: tuple[Any, ...] = (),
+    tape: dict[str, _Record] | None = None,
+    around: Callable[[Leaf], Any] | None = None,
+    observe: Callable[[Leaf, tuple[Any, ...]], None] | None = None,
+) -> Generator[Request, Any, tuple[Any, ...]]:
+    """Run every leaf forward; with a tape, keep there what the way back needs."""
+    program = plan.program
+    values: dict[int, Any] = dict(zip(program.inputs, inputs, strict=True))
+    for leaf in program.leaves:
+        args = tuple(values[value] for value in leaf.inputs)
+        ctx = Context(
+            owner=leaf.label,
+            xp=xp,
+            dtype=getattr(xp, program.dtype),
+            params=Arrays(leaf.label, {local: arrays[full] for local, full in leaf.params.items()}),
+            state=Arrays(leaf.label, {local: arrays[full] for local, full in leaf.state.items()}),
+            training=plan.training,
+            recording=tape is not None,
+            trainable=leaf.owner not in plan.frozen,
+            wants_dx=plan.wants_dx[leaf.name],
+            rows=args[0].shape[0],
+            offset=offset,
+            key=(*key, zlib.crc32(leaf.name.encode())),
+        )
+        with nullcontext() if around is None else around(leaf):
+            output = yield from _run(leaf, "forward_pass", leaf.forward_yields, ctx, args)
+        outputs = output if isinstance(output, tuple) else (output,)
+        if len(outputs) != len(leaf.outputs):
+            raise LayerError(
+                f"{leaf.label}.forward_pass returned {len(outputs)} arrays; build said {len(leaf.outputs)}"
+            )
+        if observe is not None:
+            observe(leaf, outputs)
+        if tape is not None:
+            ctx.end_forward()
+            tape[leaf.name] = _Record(ctx, tuple(a.shape for a in args), tuple(a.shape for a in outputs))
+        values.update(zip(leaf.outputs, outputs, strict=True))
+        for value in plan.dies_after[leaf.name]:
+            values.pop(value, None)
+    return tuple(values[value] for value in program.outputs)
+
+
+def _backward(
+    plan: Plan, xp: Any, gradients: dict[int, Any], tape: dict[str, _Record]
+) -> Generator[Request, Any, dict[str, Any]]:
+    """Run leaves backward from the gradients of the outputs; return those of parameters.
+
+    ``gradients`` holds, by value, what has arrived so far, and at the end what the inputs got.
+    """
+    program = plan.program
+    totals: dict[str, Any] = {}
+    for leaf in reversed(program.leaves):
+        if leaf.name not in plan.goes_back:
+            continue
+        ctx, input_shapes, output_shapes = tape.pop(leaf.name)
+        incoming = tuple(
+            gradients.pop(value) if value in gradients else xp.zeros(shape, dtype=ctx.dtype)
+            for value, shape in zip(leaf.outputs, output_shapes, strict=True)
+        )
+        outgoing = yield from _run(leaf, "backward_pass", leaf.backward_yields, ctx, incoming)
+        outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
+        if len(outgoing) != len(leaf.inputs):
+            raise LayerError(
+                f"{leaf.label}.backward_pass returned {len(outgoing)} gradients for {len(leaf.inputs)} inputs"
+            )
+        for k, (value, dx) in enumerate(zip(leaf.inputs, outgoing, strict=True)):
+            if not ctx.wants_dx[k]:
+                continue
+            if dx is None or tuple(dx.shape) != tuple(input_shapes[k]):
+                got = "None" if dx is None else f"shape {tuple(dx.shape)}"
+                raise LayerError(
+                    f"{leaf.label}.backward_pass: expected the gradient of input {k}, of shape "
+                    f"{tuple(input_shapes[k])}, got {got}; ctx.wants_dx[{k}] is True"
+                )
+            gradients[value] = gradients[value] + dx if value in gradients else dx
+        if leaf.owner in plan.frozen:
+            continue
+        for local, full in leaf.params.items():
+            if local not in ctx.gradients:
+                raise LayerError(
+                    f"{leaf.label}.backward_pass gave no gradient for parameter {local!r}; call ctx.grad({local}=...)"
+                )
+            totals[full] = totals[full] + ctx.gradients[local] if full in totals else ctx.gradients[local]
+    return totals
+
+
+def _slice_step(
+    plan: Plan,
+    backend: Backend,
+    arrays: Mapping[str, Any],
+    batch: Batch,
+    losses: Sequence[Any],
+    key: tuple[Any, ...],
+    observe: Callable[[Leaf, tuple[Any, ...]], None] | None,
+) -> Generator[Request, Any, StepResult]:
+    """One slice: forward, loss, backward."""
+    program, xp = plan.program, backend.xp
+    tape: dict[str, _Record] = {}
+    predictions = yield from _forward(
+        plan, xp, arrays, batch.inputs, offset=batch.offset, key=key, tape=tape, observe=observe
+    )
+    updates = {
+        leaf.state[local]: array
+        for leaf in program.leaves
+        for local, array in tape[leaf.name].ctx.updates.items()
+        if leaf.owner not in plan.frozen
+    }
+    loss = 0.0
+    gradients: dict[int, Any] = {}
+    for k, value in enumerate(program.outputs):
+        ctx = _loss_context(program, xp, k, predictions[k], batch.offset)
+        each = losses[k].forward(ctx, predictions[k], batch.targets[k])
+        if tuple(each.shape) != (predictions[k].shape[0],):
+            raise LayerError(f"{losses[k]!r}.forward must return one value per row, got shape {tuple(each.shape)}")
+        loss += float(np.dot(backend.asnumpy(each).astype("float64"), backend.asnumpy(batch.weights[k])))
+        if program.specs[value].is_float:
+            gradients[value] = losses[k].backward(ctx, batch.weights[k])
+    parameters = yield from _backward(plan, xp, gradients, tape)
+    dx = tuple(gradients.get(value) for value in program.inputs)
+    return StepResult(loss, predictions, parameters, dx, updates)
+
+
+class _Record(NamedTuple):
+    """What one leaf left on the way forward."""
+
+    ctx: Context
+    input_shapes: tuple[Any, ...]
+    output_shapes: tuple[Any, ...]
+
+
+def _loss_context(program: Program, xp: Any, output: int, prediction: Any, offset: int) -> Context:
+    owner = f"the loss of {program.output_names[output]!r}"
+    return Context(
+        owner=owner,
+        xp=xp,
+        dtype=getattr(xp, program.dtype),
+        params=Arrays(owner, {}),
+        state=Arrays(owner, {}),
+        training=True,
+        recording=True,
+        trainable=False,
+        wants_dx=(True, False),
+        rows=prediction.shape[0],
+        offset=offset,
+        key=(),
+    )
+
+
+def _run(leaf: Leaf, method: str, yields: bool, ctx: Context, args: tuple[Any, ...]) -> Generator[Request, Any, Any]:
+    """Call one pass of a leaf; relay what it yields; say where it was if it fails."""
+    result: Any = None
+    try:
+        result = getattr(leaf.layer, method)(ctx, *args)
+        if not yields:
+            return result
+        total: Any = None
+        while True:
+            try:
+                partial = result.send(total)
+            except StopIteration as stop:
+                return stop.value
+            if not isinstance(partial, tuple):
+                raise LayerError(
+                    f"{leaf.label}.{method} yielded {type(partial).__name__}; expected a tuple of arrays or sizes"
+                )
+            total = yield Request(leaf, method, partial)
+    except LayerError:
+        raise
+    except Exception as error:
+        shapes = " and ".join(f"{tuple(a.shape)} {a.dtype}" for a in args)
+        raise LayerError(f"{leaf.label}.{method} failed on {shapes}: {type(error).__name__}: {error}") from error
+    finally:
+        if yields and result is not None:
+            result.close()

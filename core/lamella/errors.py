@@ -1,0 +1,50 @@
+"""The errors lamella raises. Each message says where, what was expected, what was given, and the likely fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArgumentError",
+    "DataError",
+    "GraphError",
+    "LayerError",
+    "NonFiniteError",
+    "RegistryError",
+    "did_you_mean",
+]
+
+
+class ArgumentError(ValueError):
+    """A constructor argument that a layer, loss, optimizer, ... cannot use."""
+
+
+class GraphError(ValueError):
+    """Layers that do not fit together, found while a model is assembled."""
+
+
+class DataError(ValueError):
+    """Arrays given to fit, evaluate, predict or gradients that do not fit the model."""
+
+
+class LayerError(RuntimeError):
+    """A layer failed, or broke the layer protocol, while a model ran."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss became NaN or infinite; the message names the step and the first offending layer."""
+
+
+class RegistryError(LookupError):
+    """A name that no plugin gives, that several give, or whose plugin cannot be imported."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string.
+
+    >>> did_you_mean("dnese", ["dense", "conv2d"])
+    " Did you mean 'dense'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,390 @@
+"""Layers joined into a graph: symbolic inputs, nodes, and the assembly of a program that the engine runs."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lamella import registry
+from lamella.errors import ArgumentError, GraphError
+from lamella.protocol import ArrayDeclaration, ArraySpec, Declare, Layer, is_generator, snake_case
+
+__all__ = ["Call", "Input", "Leaf", "Node", "Program", "assemble", "call"]
+
+_serial = itertools.count()
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One use of a layer on nodes. A composite's call is the ``parent`` of the calls that its expansion made."""
+
+    layer: Any  # a Layer, or a Model used as one
+    inputs: tuple[Node, ...]
+    name: str | None
+    parent: Call | None
+    serial: int = dataclasses.field(default_factory=lambda: next(_serial))
+    outputs: tuple[Node, ...] = ()
+    inner: list[Any] = dataclasses.field(default_factory=list)  # a composite's layers, each once, in order of calls
+
+    @property
+    def top(self) -> Call:
+        """The outermost composite's call, or this one."""
+        return self if self.parent is None else self.parent.top
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """An array of a graph: an input, or one output of a layer. Layers are called with nodes."""
+
+    call: Call | None
+    index: int
+    spec: ArraySpec
+    name: str | None = None
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """The shape, starting with ``"N"``."""
+        return self.spec.shape
+
+    def __repr__(self) -> str:
+        origin = f"output of {type(self.call.layer).__name__}" if self.call else "input"
+        return f"<node {self.spec}, {origin}>"
+
+
+def Input(shape: Sequence[int | str] | int, dtype: str | None = None, *, name: str | None = None) -> Node:
+    """Begin a graph: an array with the given shape for each sample, the batch axis not counted.
+
+    ``dtype=None`` is the model's own float type. An axis given by a name, such as ``"T"``, may have any size.
+
+    >>> import lamella as lm
+    >>> lm.Input((1, 28, 28)).shape
+    ('N', 1, 28, 28)
+    """
+    if isinstance(shape, int):
+        shape = (shape,)
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise ArgumentError(f"Input: shape: expected a tuple of sizes without the batch axis, got {shape!r}")
+    if any(size is None for size in shape):
+        raise ArgumentError(f"Input: shape {tuple(shape)!r}: name an axis of unknown size, for example 'T'")
+    return Node(None, next(_serial), ArraySpec(("N", *shape), dtype or "float32"), name)
+
+
+_open_group: contextvars.ContextVar[Call | None] = contextvars.ContextVar("open_group", default=None)
+
+
+def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
+    """Add a layer to the graph that the nodes belong to; what ``layer(node)`` does."""
+    for node in nodes:
+        if not isinstance(node, Node):
+            hint = "pass nodes one by one: layer(a, b)" if isinstance(node, list | tuple) else (
+                "a layer has no parameters of its own; build a model and call model.predict on arrays"
+            )  # fmt: skip
+            raise GraphError(
+                f"{type(layer).__name__} was called with {type(node).__name__}; expected nodes from lamella.Input or "
+                f"other layers. Likely fix: {hint}"
+            )
+    parent = _open_group.get()
+    if parent is not None:
+        layer = _inner_layer(parent, layer)
+    this = Call(layer, nodes, name, parent)
+    token = _open_group.set(this)
+    try:
+        expanded = layer.expand(*nodes)
+    finally:
+        _open_group.reset(token)
+    if expanded is None:
+        if type(layer).forward_pass is Layer.forward_pass:
+            raise GraphError(
+                f"{type(layer).__name__} defines neither forward_pass nor expand; a layer needs one of them"
+            )
+        specs, _ = _build(layer, [node.spec for node in nodes], "float32", name)
+        this.outputs = tuple(Node(this, index, spec) for index, spec in enumerate(specs))
+    else:
+        this.outputs = expanded if isinstance(expanded, tuple) else (expanded,)
+        if not all(isinstance(node, Node) for node in this.outputs):
+            raise GraphError(f"{type(layer).__name__}.expand must return a node or a tuple of nodes, got {expanded!r}")
+        if layer._inner is None:
+            object.__setattr__(layer, "_inner", tuple(this.inner))
+    return this.outputs[0] if len(this.outputs) == 1 else this.outputs
+
+
+def _inner_layer(parent: Call, layer: Any) -> Any:
+    """Note a composite's inner layer. When the composite is called again, its earlier inner layers are used again:
+    sharing is identity, and every expansion makes new objects."""
+    ordinal = next((k for k, (given, _) in enumerate(parent.inner) if given is layer), len(parent.inner))
+    if ordinal == len(parent.inner):
+        earlier = parent.layer._inner or ()
+        used = earlier[ordinal][1] if ordinal < len(earlier) else layer
+        if used != layer:
+            raise GraphError(
+                f"{parent.layer!r} is shared, but expands to {layer!r} here and to {used!r} where it was first "
+                "called; use two layers, or call it on nodes of equal shape"
+            )
+        parent.inner.append((layer, used))
+    return parent.inner[ordinal][1]
+
+
+def _build(
+    layer: Layer, inputs: list[ArraySpec], dtype: str, name: str | None
+) -> tuple[tuple[ArraySpec, ...], dict[str, ArrayDeclaration]]:
+    """Run a layer's ``build`` and check what it returns."""
+    label = f"{type(layer).__name__} {name!r}" if name else repr(layer)
+    where = f"{label}, called with {' and '.join(map(str, inputs)) or 'no inputs'}"
+    declare = Declare(dtype)
+    try:
+        result = layer.build(declare, *inputs)
+    except TypeError as error:
+        if not inputs or "positional argument" not in str(error):
+            raise
+        raise GraphError(f"{where}: {error}; give the layer as many nodes as its build takes specs") from error
+    except ValueError as error:
+        raise GraphError(f"{where}: {error}") from error
+    specs = result if isinstance(result, tuple) else (result,)
+    for spec in specs:
+        if not isinstance(spec, ArraySpec):
+            raise GraphError(f"{where}: build must return an ArraySpec or a tuple of them, got {result!r}")
+        if inputs and spec.shape[:1] != inputs[0].shape[:1]:
+            raise GraphError(f"{where}: build returned {spec}; axis 0 must stay the batch axis, {inputs[0].shape[0]!r}")
+    return specs, declare.arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One layer of a program, with its place in it. Values are numbered; arrays go by their full names."""
+
+    name: str
+    owner: str  # the name that its arrays carry: that of the first node where the layer stands
+    trainable: bool  # False where the layer, or a composite around it, was made with frozen()
+    groups: tuple[str, ...]  # the names of the composites around it, outermost first
+    layer: Layer
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    params: dict[str, str]  # "kernel" -> "conv2d_1.kernel"
+    state: dict[str, str]
+    forward_yields: bool
+    backward_yields: bool
+
+    @property
+    def label(self) -> str:
+        """The name for messages."""
+        return f"{self.name} ({type(self.layer).__name__})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A graph made ready to run: leaves in topological order over numbered values."""
+
+    leaves: tuple[Leaf, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    specs: dict[int, ArraySpec]
+    arrays: dict[str, ArrayDeclaration]  # by full name
+    calls: tuple[Call, ...]  # as written, composites whole
+    call_names: tuple[str, ...]
+    inner_models: tuple[tuple[str, Any], ...]  # models used as layers, with the names that stand before their arrays
+    dtype: str
+
+
+def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Program:
+    """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values."""
+    leaves = _reachable(inputs, outputs)
+    names = _Names()
+    specs: dict[int, ArraySpec] = {}
+    number: dict[int, int] = {}
+    input_names: list[str] = []
+    for node in inputs:
+        spec = node.spec
+        if spec.is_float and spec.dtype not in ("float32", dtype):
+            raise GraphError(f"Input {spec} in a {dtype} model; leave dtype out, and floats follow the model")
+        number[id(node)] = len(number)
+        specs[number[id(node)]] = spec.replace(dtype=dtype) if spec.is_float else spec
+        taken = len([name for name in input_names if name.startswith("input_")]) + 1
+        input_names.append(node.name or f"input_{taken}")
+    arrays: dict[str, ArrayDeclaration] = {}
+    stateful: dict[str, str] = {}
+    program: list[Leaf] = []
+    for this in leaves:
+        name, owner = names.call(this), names.layer(this)
+        given = [specs[number[id(node)]] for node in this.inputs]
+        built, declared = _build(this.layer, given, dtype, name)
+        if len(built) != len(this.outputs):
+            raise GraphError(f"{name}: build returned {len(built)} specs, {len(this.outputs)} when it was called")
+        for node, spec in zip(this.outputs, built, strict=True):
+            number[id(node)] = len(number)
+            specs[number[id(node)]] = spec
+        for local, declaration in declared.items():
+            full = f"{owner}.{local}"
+            known = arrays.setdefault(full, declaration)
+            if known != declaration:
+                raise GraphError(
+                    f"{name}: shared layer {owner!r} needs {local!r} of shape {declaration.shape} here and "
+                    f"{known.shape} at its first node; use two layers"
+                )
+            if not declaration.trainable and stateful.setdefault(owner, name) != name:
+                raise GraphError(
+                    f"{name}: layer {owner!r} has state ({local}) and may stand at one node only; use two layers"
+                )
+        program.append(
+            Leaf(
+                name=name,
+                owner=owner,
+                trainable=_trainable(this),
+                groups=names.groups(this),
+                layer=this.layer,
+                inputs=tuple(number[id(node)] for node in this.inputs),
+                outputs=tuple(number[id(node)] for node in this.outputs),
+                params={local: f"{owner}.{local}" for local, d in declared.items() if d.trainable},
+                state={local: f"{owner}.{local}" for local, d in declared.items() if not d.trainable},
+                forward_yields=is_generator(type(this.layer).forward_pass),
+                backward_yields=is_generator(type(this.layer).backward_pass),
+            )
+        )
+    tops = tuple({id(this.top): this.top for this in leaves}.values())
+    owners = {id(leaf.layer): leaf.owner for leaf in program}
+    _check_unique("inputs", input_names)
+    _check_unique("layers", owners.values())
+    _check_unique("nodes", (leaf.name for leaf in program))
+    _check_unique("nodes", map(names.call, tops))
+    return Program(
+        leaves=tuple(program),
+        inputs=tuple(number[id(node)] for node in inputs),
+        outputs=tuple(number[id(node)] for node in outputs),
+        input_names=tuple(input_names),
+        output_names=_output_names(inputs, input_names, outputs, names),
+        specs=specs,
+        arrays=arrays,
+        calls=tops,
+        call_names=tuple(map(names.call, tops)),
+        inner_models=tuple({names.layer(c): c.layer for leaf in leaves for c in _outer(leaf)}.items()),
+        dtype=dtype,
+    )
+
+
+def _reachable(inputs: Sequence[Node], outputs: Sequence[Node]) -> list[Call]:
+    """The leaf calls that outputs depend on, in the order in which they were made."""
+    known = {id(node) for node in inputs}
+    found: dict[int, Call] = {}
+    waiting = list(outputs)
+    while waiting:
+        node = waiting.pop()
+        if id(node) in known:
+            continue
+        if node.call is None:
+            raise GraphError(
+                f"Model: the outputs depend on {node!r}, which is not among the inputs; add it to Model(inputs=...)"
+            )
+        if node.call.serial not in found:
+            found[node.call.serial] = node.call
+            waiting.extend(node.call.inputs)
+    used = {id(node) for this in found.values() for node in this.inputs} | {id(node) for node in outputs}
+    for node in inputs:
+        if id(node) not in used:
+            raise GraphError(f"Model: no output depends on input {node!r}; leave it out of Model(inputs=...)")
+    return [found[serial] for serial in sorted(found)]
+
+
+class _Names:
+    """Gives every call of a graph its name, and every layer the name that its arrays carry.
+
+    A layer goes by the name it was given, else by that of its first call, else by ``<registered name>_<n>``. A call
+    goes by its own name, else by its layer's, with ``#2``, ``#3`` where the layer is used again. Within a composite
+    both follow the composite's, after a slash; an inner layer named "" takes the composite's own.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[int, str] = {}
+        self._layers: dict[int, str] = {}
+        self._used: set[str] = set()
+
+    def layer(self, this: Call) -> str:
+        """The name that the arrays of a call's layer carry."""
+        if id(this.layer) not in self._layers:
+            scope = self.layer(this.parent) if this.parent else ""
+            given = this.name if this.layer.name is None else this.layer.name
+            self._layers[id(this.layer)] = self.free(scope, _base(this.layer)) if given is None else _join(scope, given)
+        self._used.add(self._layers[id(this.layer)])
+        return self._layers[id(this.layer)]
+
+    def call(self, this: Call) -> str:
+        """The name of a call."""
+        if id(this) not in self._calls:
+            scope, outer = (self.call(this.parent), self.layer(this.parent)) if this.parent else ("", "")
+            first = id(this.layer) not in self._layers
+            own = self.layer(this)
+            if this.name is not None:
+                name = _join(scope, this.name)
+            else:
+                name = scope + own[len(outer) :] if scope != outer and own.startswith(outer) else own
+                if not first and name in self._used and name != scope:
+                    name = next(n for k in itertools.count(2) if (n := f"{name}#{k}") not in self._used)
+            self._calls[id(this)] = name
+            self._used.add(name)
+        return self._calls[id(this)]
+
+    def groups(self, this: Call) -> tuple[str, ...]:
+        """The names of the composites around a call, outermost first."""
+        return () if this.parent is None else (*self.groups(this.parent), self.call(this.parent))
+
+    def free(self, scope: str, base: str) -> str:
+        """The first ``<base>_<n>`` of a scope that is not taken."""
+        return next(n for k in itertools.count(1) if (n := _join(scope, f"{base}_{k}")) not in self._used)
+
+
+def _join(scope: str, name: str) -> str:
+    return f"{scope}/{name}".strip("/")
+
+
+def _check_unique(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise GraphError(f"two {what} of the model are called {name!r}; give one of them another name")
+        seen.add(name)
+
+
+def _outer(this: Call) -> Iterable[Call]:
+    """The calls of models around a call, innermost last."""
+    if this.parent is not None:
+        yield from _outer(this.parent)
+        if not isinstance(this.parent.layer, Layer):
+            yield this.parent
+
+
+def _trainable(this: Call) -> bool:
+    return bool(this.layer.trainable) and (this.parent is None or _trainable(this.parent))
+
+
+def _base(layer: Any) -> str:
+    """What a made-up name starts with: the registered name, or the class's in snake case."""
+    entry = registry.name_of("layers", type(layer)) if isinstance(layer, Layer) else None
+    return entry.name if entry else snake_case(type(layer).__name__)
+
+
+def _output_names(
+    inputs: Sequence[Node], input_names: list[str], outputs: Sequence[Node], names: _Names
+) -> tuple[str, ...]:
+    """Outputs go by the outermost layer that made them; several of one layer are numbered."""
+    own: list[str] = []
+    for node in outputs:
+        if node.call is None:
+            own.append(input_names[next(k for k, given in enumerate(inputs) if given is node)])
+        else:
+            own.append(names.call(node.call.top))
+    repeated = [name if own.count(name) == 1 else f"{name}_{own[:k].count(name)}" for k, name in enumerate(own)]
+    if len({id(node) for node in outputs}) != len(outputs):
+        raise GraphError(f"Model: the same node stands twice among the outputs {', '.join(own)}")
+    return tuple(repeated)
+
+
+def one_or_more(value: Any, what: str) -> tuple[Node, ...]:
+    """A node, or several of them, as a tuple."""
+    nodes: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
+    result = tuple(nodes)
+    if not result or not all(isinstance(node, Node) for node in result):
+        raise GraphError(f"Model: {what}: expected a node or a tuple of nodes, got {value!r}")
+    return result

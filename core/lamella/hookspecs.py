@@ -1,0 +1,90 @@
+"""Every pluggy hook of lamella: the reference for the authors of plugins.
+
+A plugin is a module, or any object, with functions of these names marked ``@lamella.hookimpl``, named by an entry
+point in the group ``lamella``::
+
+    [project.entry-points.lamella]
+    swish = "my_package.swish"
+
+Each hook takes nothing and returns a dict from names to objects. Names are lower case with underscores; every name is
+also known as ``"distribution:name"``. Hooks are called when a model is assembled or exported, never while it trains.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pluggy
+
+__all__ = ["KINDS", "PROJECT", "hookimpl", "hookspec"]
+
+PROJECT = "lamella"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def lamella_layers() -> dict[str, type]:
+    """Layers: subclasses of `lamella.Layer`."""
+    return {}
+
+
+@hookspec
+def lamella_activations() -> dict[str, Any]:
+    """Activations: `lamella.ActivationFunction` objects, a pair of pure functions."""
+    return {}
+
+
+@hookspec
+def lamella_losses() -> dict[str, type]:
+    """Losses: subclasses of `lamella.losses.Loss`."""
+    return {}
+
+
+@hookspec
+def lamella_optimizers() -> dict[str, type]:
+    """Optimizers: subclasses of `lamella.optimizers.Optimizer`."""
+    return {}
+
+
+@hookspec
+def lamella_initializers() -> dict[str, Any]:
+    """Initializers: functions ``(rng, shape, fan_in, fan_out) -> array``."""
+    return {}
+
+
+@hookspec
+def lamella_metrics() -> dict[str, type]:
+    """Metrics: subclasses of `lamella.metrics.Metric`."""
+    return {}
+
+
+@hookspec
+def lamella_commands() -> dict[str, Any]:
+    """Commands of the command line: `lamella.cli.Command` objects."""
+    return {}
+
+
+@hookspec
+def lamella_laws() -> dict[str, Any]:
+    """Laws beyond those of `lamella.testing.laws` that every layer must obey: functions ``(case) -> detail``."""
+    return {}
+
+
+@hookspec
+def lamella_specimens() -> list[Any]:
+    """Specimens: a list of `lamella.testing.Specimen`, at least one for each layer and loss that the plugin gives."""
+    return []
+
+
+KINDS: tuple[str, ...] = (
+    "layers",
+    "activations",
+    "losses",
+    "optimizers",
+    "initializers",
+    "metrics",
+    "commands",
+    "laws",
+)
+"""What hooks give by name, each through ``lamella_<kind>``."""

@@ -1,0 +1,377 @@
+"""Losses: how far predictions are from targets, one number for each sample, and the gradient of their weighted mean."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lamella.arguments import number
+from lamella.backends import get_backend
+from lamella.configuration import Configured
+from lamella.errors import ArgumentError, DataError
+from lamella.hookspecs import hookimpl
+from lamella.primitives import one_hot, relu, sigmoid
+from lamella.protocol import ArraySpec, snake_case
+from lamella.testing.specimen import Specimen
+
+if TYPE_CHECKING:
+    from lamella.context import Context
+
+__all__ = [
+    "BinaryCrossEntropy",
+    "CategoricalCrossEntropy",
+    "Huber",
+    "Loss",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "SoftmaxCrossEntropy",
+    "class_targets",
+    "value_targets",
+]
+
+
+class Loss(Configured):
+    """What training makes small: a function of prediction and target, in the same array code as a layer.
+
+    The engine calls ``prepare`` on NumPy data before a step, then ``forward`` and ``backward`` for each slice of the
+    batch. Sample weights are the engine's: they arrive in ``backward`` as ``d``.
+
+    >>> import lamella as lm
+    >>> class Quartic(lm.losses.Loss):
+    ...     def forward(self, ctx, prediction, target):
+    ...         r = prediction - target  # (N, D)
+    ...         ctx.save(r)
+    ...         return ctx.xp.mean(r * r * r * r, axis=1)
+    ...     def backward(self, ctx, d):
+    ...         (r,) = ctx.saved
+    ...         return 4.0 * r * r * r * d[:, None] / r.shape[1]
+    >>> Quartic()(np.array([[1.0, 3.0]]), [[1, 1]])
+    array([8.])
+    """
+
+    def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
+        """Return a NumPy target as ``forward`` takes it; raise `DataError` if it does not fit the prediction."""
+        return value_targets(snake_case(type(self).__name__), prediction, target)
+
+    def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
+        """Return the loss of each sample, (N,), averaged over the sample's other axes."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+    def backward(self, ctx: Context, d: Any) -> Any:
+        """Return the gradient of the prediction; ``d`` (N,) is each sample's weight over the sum of weights."""
+        raise NotImplementedError(f"{type(self).__name__} defines no backward")
+
+    def __call__(self, prediction: Any, target: Any) -> np.ndarray:
+        """Return the loss of each sample, (N,), of NumPy arrays."""
+        prediction = np.asarray(prediction)
+        target = self.prepare(ArraySpec(prediction.shape, str(prediction.dtype)), target)
+        xp = get_backend("numpy").xp
+        ctx: Any = SimpleNamespace(xp=xp, dtype=prediction.dtype, training=False, save=lambda *arrays: None)
+        with np.errstate(all="ignore"):
+            return np.asarray(self.forward(ctx, prediction, target))
+
+
+def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool = False) -> np.ndarray:
+    """Return numbers of exactly the prediction's shape in its dtype; with ``unit`` they must lie in [0, 1].
+
+    Nothing is broadcast: (N, 1) against (N,) would compare every sample with every other.
+
+    >>> value_targets("mean_squared_error", ArraySpec(("N", 1)), np.zeros(32))
+    Traceback (most recent call last):
+    lamella.errors.DataError: mean_squared_error: target must have the prediction's shape (N, 1); got float64 (32,). \
+Use y.reshape(-1, 1).
+    """
+    target = np.asarray(target)
+    if not prediction.is_float:
+        raise DataError(f"{where}: prediction must be float32 or float64, got {prediction}")
+    if target.dtype.kind not in "biuf" or not _same(target.shape, prediction.shape):
+        own = prediction.shape[1:]
+        known = target.ndim and target.size and all(isinstance(n, int) for n in own)
+        fix = ""
+        if target.dtype.kind not in "biuf":
+            fix = " Use y.astype('float32')."
+        elif known and math.prod(target.shape[1:]) == math.prod(n for n in own if isinstance(n, int)):
+            fix = f" Use y.reshape({', '.join(map(str, (-1, *own)))})."
+        raise DataError(
+            f"{where}: target must have the prediction's shape {_text(prediction.shape)}; "
+            f"got {target.dtype} {target.shape}.{fix}"
+        )
+    if unit and target.size and not (target.min() >= 0 and target.max() <= 1):
+        raise DataError(
+            f"{where}: targets must lie in [0, 1]; got values from {target.min()} to {target.max()}. "
+            "Labels of -1 and 1 become 0 and 1 with y > 0."
+        )
+    return np.asarray(target, prediction.dtype)
+
+
+def class_targets(where: str, prediction: ArraySpec, target: Any) -> np.ndarray:
+    """Return labels as int64, or one-hot rows and probabilities in the prediction's dtype; classes stand last.
+
+    >>> class_targets("accuracy", ArraySpec(("N", 3)), [0, 3])
+    Traceback (most recent call last):
+    lamella.errors.DataError: accuracy: labels must be integers in [0, 3); got 3 in row 1. Does the last layer have \
+as many units as there are classes?
+    """
+    target = np.asarray(target)
+    *axes, classes = prediction.shape
+    if not axes or not isinstance(classes, int) or classes < 2:
+        raise DataError(
+            f"{where}: prediction must have classes on its last axis, two or more, as in (N, 10); got {prediction}. "
+            "For one logit of two classes there is binary_cross_entropy."
+        )
+    if target.dtype.kind in "biuf" and target.ndim > 1 and _same(target.shape, prediction.shape):
+        return value_targets(where, prediction, target, unit=True)
+    if target.dtype.kind not in "biu" or not _same(target.shape, tuple(axes)):
+        fix = ""
+        if target.dtype.kind == "f" and _same(target.shape, tuple(axes)):
+            fix = " Use y.astype('int64')."
+        elif target.ndim and target.shape[-1] == 1 and _same(target.shape[:-1], tuple(axes)):
+            fix = " Use y[..., 0]" + (".astype('int64')." if target.dtype.kind == "f" else ".")
+        raise DataError(
+            f"{where}: labels must be integers in [0, {classes}) of shape {_text(tuple(axes))}, or one-hot "
+            f"{_text(prediction.shape)}; got {target.dtype} {target.shape}.{fix}"
+        )
+    if target.size and (target.min() < 0 or target.max() >= classes):
+        wrong = np.argwhere((target < 0) | (target >= classes))[0]
+        fix = "Does the last layer have as many units as there are classes?"
+        if target.min() == 1 and target.max() == classes:
+            fix = "Labels that count from 1 become right with y - 1."
+        raise DataError(
+            f"{where}: labels must be integers in [0, {classes}); got {target[tuple(wrong)]} in row {wrong[0]}. {fix}"
+        )
+    return np.asarray(target, "int64")
+
+
+class SoftmaxCrossEntropy(Loss):
+    """Cross entropy between classes and the softmax of logits, for classifiers that end without a softmax.
+
+    ``L = log(sum_j exp(x_j)) - x_label``, or for one-hot rows and probabilities ``t``:
+    ``L = sum_k t_k (log(sum_j exp(x_j)) - x_k)``. The gradient is ``softmax(x) sum_k t_k - t``. Logits of minus
+    infinity are classes that can't be.
+
+    Prediction (N, ..., C); target integer labels (N, ...) in [0, C), or one-hot (N, ..., C); `DataError` else.
+
+    Source: Bishop, Pattern Recognition and Machine Learning (2006), section 4.3.4.
+
+    >>> SoftmaxCrossEntropy()(np.array([[0.0, 0.0], [100.0, 0.0]]), [1, 1]).round(4)
+    array([  0.6931, 100.    ])
+    """
+
+    def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
+        return class_targets("softmax_cross_entropy", prediction, target)
+
+    def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
+        xp = ctx.xp
+        t = _as_rows(ctx, prediction, target)
+        z = prediction - xp.max(prediction, axis=-1, keepdims=True)
+        e = xp.exp(z)
+        total = xp.sum(e, axis=-1, keepdims=True)
+        ctx.save(e, total, t)
+        surprise = xp.log(total) - z
+        return _per_sample(xp, xp.sum(xp.where(t == 0.0, xp.zeros_like(t), t * surprise), axis=-1))
+
+    def backward(self, ctx: Context, d: Any) -> Any:
+        e, total, t = ctx.saved
+        softmax = e / total
+        return (softmax * ctx.xp.sum(t, axis=-1, keepdims=True) - t) * _spread(ctx.xp, d, t.shape, t.shape[1:-1])
+
+
+class CategoricalCrossEntropy(Loss):
+    """Cross entropy between classes and probabilities, for classifiers that end with a softmax.
+
+    ``L = -sum_k t_k log(clip(p_k, 1e-7, 1 - 1e-7))`` with Keras's limits. The gradient is exact: ``-t / p`` between
+    the limits and 0 beyond them, so a class whose probability fell under 1e-7 no longer learns. Prefer
+    ``softmax_cross_entropy`` on logits, which has no limits. Rows are taken as they are, not rescaled to the sum 1.
+
+    Prediction (N, ..., C); target integer labels (N, ...) in [0, C), or one-hot (N, ..., C); `DataError` else.
+
+    Source: https://keras.io/api/losses/probabilistic_losses/#categoricalcrossentropy-class
+
+    >>> CategoricalCrossEntropy()(np.array([[0.25, 0.75], [0.0, 1.0]]), [0, 0]).round(4)
+    array([ 1.3863, 16.1181])
+    """
+
+    def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
+        return class_targets("categorical_cross_entropy", prediction, target)
+
+    def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
+        t = _as_rows(ctx, prediction, target)
+        ctx.save(prediction, t)
+        return _per_sample(ctx.xp, -ctx.xp.sum(t * ctx.xp.log(self._clip(ctx.xp, prediction)), axis=-1))
+
+    def backward(self, ctx: Context, d: Any) -> Any:
+        p, t = ctx.saved
+        clipped = self._clip(ctx.xp, p)
+        slope = ctx.xp.where(clipped == p, -t / clipped, ctx.xp.zeros_like(p))
+        return slope * _spread(ctx.xp, d, p.shape, p.shape[1:-1])
+
+    @staticmethod
+    def _clip(xp: Any, p: Any) -> Any:
+        return xp.clip(p, 1e-7, 1.0 - 1e-7)
+
+
+class BinaryCrossEntropy(Loss):
+    """Cross entropy of yes-no targets on logits, for models that end without a sigmoid.
+
+    ``L = max(x, 0) - x t + log(1 + exp(-|x|))``, which is ``-t log(s) - (1 - t) log(1 - s)`` with ``s = sigmoid(x)``
+    and never overflows. The gradient is ``s - t``.
+
+    Prediction and target of one shape (N, ...); targets are labels, booleans or probabilities; `DataError` else.
+
+    Source: https://www.tensorflow.org/api_docs/python/tf/nn/sigmoid_cross_entropy_with_logits
+
+    >>> BinaryCrossEntropy()(np.array([0.0, 1000.0, 1000.0]), [1, 1, 0]).round(4)
+    array([6.931e-01, 0.000e+00, 1.000e+03])
+    """
+
+    def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
+        return value_targets("binary_cross_entropy", prediction, target, unit=True)
+
+    def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
+        xp, x = ctx.xp, prediction
+        ctx.save(x, target)
+        return _per_sample(xp, relu(xp, x) - x * target + xp.log1p(xp.exp(-xp.abs(x))))
+
+    def backward(self, ctx: Context, d: Any) -> Any:
+        x, t = ctx.saved
+        return (sigmoid(ctx, x) - t) * _spread(ctx.xp, d, x.shape, x.shape[1:])
+
+
+class MeanSquaredError(Loss):
+    """The mean of squared differences, ``L = mean((y - t)^2)``; its gradient is ``2 (y - t) / D``.
+
+    Prediction and target of one shape (N, ...), D numbers for each sample; `DataError` else, nothing is broadcast.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.MSELoss.html
+
+    >>> MeanSquaredError()(np.array([[1.0, 2.0]]), [[0, 0]])
+    array([2.5])
+    """
+
+    def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
+        r = prediction - target
+        ctx.save(r)
+        return _per_sample(ctx.xp, r * r)
+
+    def backward(self, ctx: Context, d: Any) -> Any:
+        (r,) = ctx.saved
+        return 2.0 * r * _spread(ctx.xp, d, r.shape, r.shape[1:])
+
+
+class MeanAbsoluteError(Loss):
+    """The mean of absolute differences, ``L = mean(|y - t|)``; its gradient is ``sign(y - t) / D``.
+
+    Prediction and target of one shape (N, ...), D numbers for each sample; `DataError` else, nothing is broadcast.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.L1Loss.html
+
+    >>> MeanAbsoluteError()(np.array([[1.0, -2.0]]), [[0, 0]])
+    array([1.5])
+    """
+
+    def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
+        r = prediction - target
+        ctx.save(r)
+        return _per_sample(ctx.xp, ctx.xp.abs(r))
+
+    def backward(self, ctx: Context, d: Any) -> Any:
+        (r,) = ctx.saved
+        return ctx.xp.sign(r) * _spread(ctx.xp, d, r.shape, r.shape[1:])
+
+
+class Huber(Loss):
+    """Squared for small differences, linear for large ones, so that outliers pull less.
+
+    With ``r = y - t``: ``L = mean(r^2 / 2)`` where ``|r| <= delta``, ``delta (|r| - delta / 2)`` elsewhere. The
+    gradient is ``clip(r, -delta, delta) / D``.
+
+    Arguments:
+        delta: where the parabola meets the straight line, more than 0.
+
+    Prediction and target of one shape (N, ...), D numbers for each sample; `DataError` else, nothing is broadcast.
+
+    Source: Huber, Robust Estimation of a Location Parameter (1964), https://doi.org/10.1214/aoms/1177703732
+
+    >>> Huber(delta=2.0)(np.array([[1.0], [5.0]]), [[0], [0]])
+    array([0.5, 8. ])
+    """
+
+    def __init__(self, delta: float = 1.0):
+        self.delta = number(delta, "delta", minimum=0.0)
+        if not self.delta:
+            raise ArgumentError("delta: expected a number above 0, got 0; mean_absolute_error is all slope")
+
+    def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
+        r = prediction - target
+        ctx.save(r)
+        clipped = ctx.xp.clip(r, -self.delta, self.delta)  # c (r - c / 2) is both branches in one
+        return _per_sample(ctx.xp, clipped * (r - 0.5 * clipped))
+
+    def backward(self, ctx: Context, d: Any) -> Any:
+        (r,) = ctx.saved
+        return ctx.xp.clip(r, -self.delta, self.delta) * _spread(ctx.xp, d, r.shape, r.shape[1:])
+
+
+def _as_rows(ctx: Context, prediction: Any, target: Any) -> Any:
+    """Labels (N, ...) -> one-hot (N, ..., C); one-hot stays."""
+    if target.ndim == prediction.ndim:
+        return target
+    return one_hot(ctx, target, prediction.shape[-1], dtype=prediction.dtype)
+
+
+def _per_sample(xp: Any, losses: Any) -> Any:
+    """(N, ...) -> (N,), the mean over all axes but the first."""
+    return losses if losses.ndim == 1 else xp.mean(losses, axis=tuple(range(1, losses.ndim)))
+
+
+def _spread(xp: Any, d: Any, shape: tuple[Any, ...], averaged: tuple[Any, ...]) -> Any:
+    """The backward pass of `_per_sample`: (N,) -> (N, 1, ..., 1), shared among the numbers that were averaged."""
+    return xp.reshape(d, (shape[0], *(1 for _ in shape[1:]))) / float(math.prod(averaged))
+
+
+def _same(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
+    """Whether a shape is as expected; names of axes stand for any size."""
+    return len(shape) == len(expected) and all(
+        isinstance(want, str) or have == want for have, want in zip(shape, expected, strict=True)
+    )
+
+
+def _text(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+@hookimpl
+def lamella_losses() -> dict[str, type]:
+    return {
+        "softmax_cross_entropy": SoftmaxCrossEntropy,
+        "categorical_cross_entropy": CategoricalCrossEntropy,
+        "binary_cross_entropy": BinaryCrossEntropy,
+        "mean_squared_error": MeanSquaredError,
+        "mean_absolute_error": MeanAbsoluteError,
+        "huber": Huber,
+    }
+
+
+@hookimpl
+def lamella_specimens() -> list[Specimen]:
+    rows, labels = ArraySpec(("N", 5)), ArraySpec(("N",), "int64", low=0, high=5)
+    steps, step_labels = ArraySpec(("N", 3, 4)), ArraySpec(("N", 3), "int64", low=0, high=4)
+    many, some = ArraySpec(("N", 5), "int64", low=0, high=2), ArraySpec(("N",))
+    column = (((ArraySpec(("N", 1)), some), "Use y.reshape(-1, 1)"),)
+    wrong = (((rows, some), "Use y.astype('int64')"), ((ArraySpec(("N", 1)), labels), "binary_cross_entropy"))
+    return [
+        Specimen(SoftmaxCrossEntropy(), (rows, labels), refuses=wrong),
+        Specimen(SoftmaxCrossEntropy(), (rows, many)),
+        Specimen(SoftmaxCrossEntropy(), (steps, step_labels)),
+        Specimen(CategoricalCrossEntropy(), (rows, labels), refuses=wrong),
+        Specimen(CategoricalCrossEntropy(), (steps, step_labels)),
+        Specimen(BinaryCrossEntropy(), (rows, many), refuses=column),
+        Specimen(MeanSquaredError(), (rows, rows), refuses=column),
+        Specimen(MeanSquaredError(), (some, some)),
+        Specimen(MeanAbsoluteError(), (rows, rows), refuses=column),
+        Specimen(Huber(), (steps, steps), refuses=column),
+        Specimen(Huber(delta=0.25), (rows, rows)),
+    ]

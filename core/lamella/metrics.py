@@ -1,0 +1,179 @@
+"""Metrics: numbers for people. Each adds up sums over batches, from which the result of a whole data set follows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lamella.arguments import number, positive
+from lamella.configuration import Configured
+from lamella.errors import DataError
+from lamella.hookspecs import hookimpl
+from lamella.losses import class_targets, value_targets
+from lamella.protocol import ArraySpec
+
+__all__ = ["Accuracy", "MeanAbsoluteError", "MeanSquaredError", "Metric", "RootMeanSquaredError", "TopKAccuracy"]
+
+Sums = tuple[Any, ...]
+
+
+class Metric(Configured):
+    """A weighted mean over samples, unless a subclass says otherwise.
+
+    A subclass defines ``per_sample``, or ``update`` and ``result`` where the metric is no mean. Everything is NumPy.
+
+    >>> import lamella as lm
+    >>> class Bias(lm.metrics.Metric):
+    ...     def per_sample(self, prediction, target):
+    ...         return (prediction - target).mean(axis=1)
+    >>> metric = Bias()
+    >>> first = metric.update(np.array([[3.0], [1.0]]), np.zeros((2, 1)), None)
+    >>> second = metric.update(np.array([[8.0]]), np.zeros((1, 1)), None)
+    >>> metric.result(tuple(a + b for a, b in zip(first, second)))
+    4.0
+    """
+
+    def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return one number for each sample, (N,), averaged over the sample's other axes."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither per_sample nor update")
+
+    def update(self, prediction: Any, target: Any, weight: Any = None) -> Sums:
+        """Return the sums of one batch, to be added to those of other batches; ``weight`` is (N,) or None."""
+        values = self.per_sample(np.asarray(prediction), np.asarray(target)).astype("float64")
+        weights = np.ones(len(values)) if weight is None else np.asarray(weight, "float64")
+        return np.vdot(values, weights), np.sum(weights)
+
+    def result(self, sums: Sums) -> float:
+        """Return the metric of everything that was added up; NaN if that was nothing."""
+        total, weight = sums
+        return float(total / weight) if weight else math.nan
+
+
+class Accuracy(Metric):
+    """The share of right decisions.
+
+    Predictions (N, ..., C) with two or more classes on the last axis decide for the largest; the target holds integer
+    labels (N, ...) or one-hot rows (N, ..., C). Predictions (N,) or (N, ..., 1) are yes-no decisions: yes where the
+    prediction is above ``threshold``; the target is yes above one half, with or without the last axis of 1. A sample
+    of several decisions, such as (N, T, C), counts with its share of right ones.
+
+    Arguments:
+        threshold: 0 for logits, which is where the sigmoid is one half; use 0.5 for a model that ends with a sigmoid.
+
+    Raises:
+        DataError: a target that fits neither form.
+
+    Source: https://scikit-learn.org/stable/modules/model_evaluation.html#accuracy-score
+
+    >>> metric = Accuracy()
+    >>> metric.result(metric.update([[0.1, 2.0], [3.0, 0.5]], [1, 1]))
+    0.5
+    >>> metric.result(metric.update([-1.0, 2.0, 0.5, -3.0], [0, 1, 1, 1]))
+    0.75
+    """
+
+    def __init__(self, threshold: float = 0.0):
+        self.threshold = number(threshold, "threshold")
+
+    def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        if prediction.ndim > 1 and prediction.shape[-1] > 1:
+            right = np.argmax(prediction, axis=-1) == _labels("accuracy", prediction, target)
+        else:
+            if target.shape == prediction.shape[:-1] and prediction.ndim > 1:
+                target = target[..., None]
+            right = (prediction > self.threshold) == (_values("accuracy", prediction, target, unit=True) > 0.5)
+        return _mean(right)
+
+
+class TopKAccuracy(Metric):
+    """The share of samples whose true class is among the ``k`` largest predictions; ties go to the lower class.
+
+    Predictions (N, ..., C); targets integer labels (N, ...) or one-hot (N, ..., C).
+
+    Raises:
+        DataError: a target of another form, or ``k`` above the number of classes.
+
+    Source: https://scikit-learn.org/stable/modules/model_evaluation.html#top-k-accuracy-score
+
+    >>> metric = TopKAccuracy(k=2)
+    >>> metric.result(metric.update([[0.1, 0.7, 0.2], [0.1, 0.7, 0.2]], [2, 0]))
+    0.5
+    """
+
+    def __init__(self, k: int = 5):
+        self.k = positive(k, "k")
+
+    def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        labels = _labels("top_k_accuracy", prediction, target)[..., None]
+        classes = prediction.shape[-1]
+        if self.k > classes:
+            raise DataError(f"top_k_accuracy: expected k of at most {classes}, the number of classes, got k={self.k}")
+        own = np.take_along_axis(prediction, labels, axis=-1)
+        ahead = ~(prediction <= own) | ((prediction == own) & (np.arange(classes) < labels))  # NaN is never right
+        return _mean(np.sum(ahead, axis=-1) < self.k)
+
+
+class MeanAbsoluteError(Metric):
+    """The mean of absolute differences between predictions and targets of one shape.
+
+    >>> metric = MeanAbsoluteError()
+    >>> metric.result(metric.update([[1.0], [3.0]], [[0], [0]]))
+    2.0
+    """
+
+    def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return _mean(np.abs(prediction - _values("mean_absolute_error", prediction, target)))
+
+
+class MeanSquaredError(Metric):
+    """The mean of squared differences between predictions and targets of one shape.
+
+    >>> metric = MeanSquaredError()
+    >>> metric.result(metric.update([[1.0], [3.0]], [[0], [0]]))
+    5.0
+    """
+
+    def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return _mean(np.square(prediction - _values("mean_squared_error", prediction, target)))
+
+
+class RootMeanSquaredError(Metric):
+    """The square root of the mean of squared differences between predictions and targets of one shape.
+
+    >>> metric = RootMeanSquaredError()
+    >>> metric.result(metric.update([[1.0], [7.0]], [[0], [0]]))
+    5.0
+    """
+
+    def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return _mean(np.square(prediction - _values("root_mean_squared_error", prediction, target)))
+
+    def result(self, sums: Sums) -> float:
+        return math.sqrt(super().result(sums))
+
+
+def _labels(where: str, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    target = class_targets(where, ArraySpec(prediction.shape, str(prediction.dtype)), target)
+    return target if target.ndim < prediction.ndim else np.argmax(target, axis=-1)
+
+
+def _values(where: str, prediction: np.ndarray, target: np.ndarray, *, unit: bool = False) -> np.ndarray:
+    return value_targets(where, ArraySpec(prediction.shape, str(prediction.dtype)), target, unit=unit)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """(N, ...) -> (N,), the mean over all axes but the first, in float64."""
+    return np.asarray(np.mean(values, axis=tuple(range(1, values.ndim)), dtype="float64"))
+
+
+@hookimpl
+def lamella_metrics() -> dict[str, type]:
+    return {
+        "accuracy": Accuracy,
+        "top_k_accuracy": TopKAccuracy,
+        "mean_absolute_error": MeanAbsoluteError,
+        "mean_squared_error": MeanSquaredError,
+        "root_mean_squared_error": RootMeanSquaredError,
+    }

@@ -1,0 +1,369 @@
+"""Models: a graph together with its arrays, its seed and where it runs."""
+
+from __future__ import annotations
+
+import copy as copying
+import fnmatch
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from lamella import archive, graph, training
+from lamella.backends import get_backend
+from lamella.data import as_inputs
+from lamella.engine import infer
+from lamella.errors import ArgumentError, GraphError, did_you_mean
+from lamella.graph import Input, Node, Program, assemble, one_or_more
+from lamella.protocol import FLOATS, ArraySpec, Layer
+from lamella.storage import ArrayMapping, Storage, draw
+from lamella.summary import print_summary
+from lamella.training import History
+
+__all__ = ["Model", "Sequential"]
+
+PREDICT_ROWS = 256  # rows that predict and evaluate run at a time, unless told otherwise
+
+
+class Model:
+    """Any graph of layers between input nodes and output nodes, with parameters of its own.
+
+    ``dtype`` is that of parameters, activations and gradients. ``seed`` decides the initial values, the order of
+    batches and every random number in training; equal seeds give equal models. A model may be called on nodes like a
+    layer, and then its layers become part of the outer model, which starts with a copy of its values.
+
+    Raises:
+        GraphError: layers that do not fit together, an input that is missing or unused, a name used twice.
+
+    >>> import lamella as lm
+    >>> from lamella_layers import Dense
+    >>> x = lm.Input((4,))
+    >>> model = lm.Model(x, Dense(3)(x))
+    >>> model.predict(np.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    name: str | None = None
+    trainable = True
+    _inner: tuple[Any, ...] | None = None
+
+    def __init__(
+        self,
+        inputs: Node | Sequence[Node],
+        outputs: Node | Sequence[Node],
+        *,
+        dtype: str = "float32",
+        seed: int = 0,
+        backend: str = "numpy",
+    ) -> None:
+        if dtype not in FLOATS:
+            raise ArgumentError(f"Model: dtype: expected one of {', '.join(map(repr, FLOATS))}, got {dtype!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ArgumentError(f"Model: seed: expected an int from 0 to 2**64 - 1, got {seed!r}")
+        self._input_nodes = one_or_more(inputs, "inputs")
+        self._output_nodes = one_or_more(outputs, "outputs")
+        self.program: Program = assemble(self._input_nodes, self._output_nodes, dtype)
+        self.dtype = dtype
+        self.seed = seed
+        self.step = 0
+        self._backend = get_backend(backend)
+        self._allocate()
+        self._frozen = frozenset(leaf.owner for leaf in self.program.leaves if not leaf.trainable)
+        self.optimizer_state: training.OptimizerState | None = None
+        draw(self._parameters, seed)
+        draw(self._state, seed)
+        self._adopt_inner_models()
+
+    def _allocate(self) -> None:
+        arrays = self.program.arrays
+        learned = {name: declared for name, declared in arrays.items() if declared.trainable}
+        kept = {name: declared for name, declared in arrays.items() if not declared.trainable}
+        self._parameters = Storage(learned, self.dtype, self._backend)
+        self._state = Storage(kept, self.dtype, self._backend)
+
+    def _adopt_inner_models(self) -> None:
+        """Start with the values of models that were used as layers."""
+        for owner, inner in self.program.inner_models:
+            for name, value in (*inner.parameters.items(), *inner.state.items()):
+                (self.parameters if name in inner.parameters else self.state)[f"{owner}/{name}"] = value
+            self._frozen |= {f"{owner}/{name}" for name in inner._frozen}
+
+    # What it is
+
+    @property
+    def parameters(self) -> ArrayMapping:
+        """The trained arrays by name, as NumPy; assign with ``model.parameters["dense_1.kernel"] = array``."""
+        return ArrayMapping(self._parameters, "parameters")
+
+    @property
+    def state(self) -> ArrayMapping:
+        """The arrays that layers keep beside parameters, such as running means, by name."""
+        return ArrayMapping(self._state, "state")
+
+    @property
+    def backend(self) -> str:
+        """Where the model runs: ``"numpy"``, ``"cupy"`` or ``"strict"``."""
+        return self._backend.name
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs."""
+        return self.program.input_names
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs: those of the layers that give them."""
+        return self.program.output_names
+
+    @property
+    def input_specs(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of each input."""
+        return tuple(self.program.specs[value] for value in self.program.inputs)
+
+    @property
+    def output_specs(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of each output."""
+        return tuple(self.program.specs[value] for value in self.program.outputs)
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The layers as written, composites whole, by name."""
+        return dict(zip(self.program.call_names, (this.layer for this in self.program.calls), strict=True))
+
+    def summary(self) -> None:
+        """Print a table of layers with output shapes, parameters, connections, and shared and frozen marks."""
+        print_summary(self)
+
+    def __repr__(self) -> str:
+        inputs, outputs = ", ".join(map(str, self.input_specs)), ", ".join(map(str, self.output_specs))
+        return f"<{type(self).__name__} {inputs} -> {outputs}, {len(self._parameters):,} parameters>"
+
+    # What it does
+
+    def predict(self, x: Any, batch_size: int | None = None) -> Any:
+        """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs."""
+        arrays = as_inputs(self.input_names, self.input_specs, x)
+        rows = len(arrays[0])
+        size = PREDICT_ROWS if batch_size is None else training.positive_batch_size(batch_size)
+        parts = [
+            self._infer(tuple(array[start : start + size] for array in arrays))
+            for start in range(0, max(rows, 1), size)
+        ]
+        outputs = tuple(np.concatenate(part, axis=0) for part in zip(*parts, strict=True))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _infer(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        known = {**self._parameters.views(), **self._state.views()}
+        inputs = [self._backend.asarray(array) for array in arrays]
+        return tuple(self._backend.asnumpy(y) for y in infer(self.program, self._backend.xp, known, inputs))
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        loss: Any,
+        optimizer: Any,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_data: tuple[Any, ...] | None = None,
+        metrics: Any = (),
+        callbacks: Iterable[training.Callback] = (),
+        shuffle: bool = True,
+        sample_weight: Any = None,
+        progress: bool | str = "auto",
+        engine: str = "numpy",
+    ) -> History:
+        """Train for a number of passes over the data; see `lamella.training.fit`."""
+        return training.fit(
+            self,
+            x,
+            y,
+            loss=loss,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            validation_data=validation_data,
+            metrics=metrics,
+            callbacks=callbacks,
+            shuffle=shuffle,
+            sample_weight=sample_weight,
+            progress=progress,
+            engine=engine,
+        )
+
+    def train_on_batch(self, x: Any, y: Any, *, loss: Any, optimizer: Any, sample_weight: Any = None) -> float:
+        """Take one training step on all rows given, and return the loss before it."""
+        return training.train_on_batch(self, x, y, loss=loss, optimizer=optimizer, sample_weight=sample_weight)
+
+    def evaluate(
+        self, x: Any, y: Any, *, loss: Any, metrics: Any = (), sample_weight: Any = None, batch_size: int | None = None
+    ) -> dict[str, float]:
+        """Return the weighted mean loss and the metrics, by name, in inference mode."""
+        size = PREDICT_ROWS if batch_size is None else batch_size
+        return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, batch_size=size)
+
+    def gradients(
+        self, x: Any, y: Any, *, loss: Any, training: bool = True, sample_weight: Any = None
+    ) -> tuple[float, dict[str, Any], Any]:
+        """Return the loss, its gradient for each trainable parameter, and for the input (a tuple for several).
+
+        Changes nothing in the model. The gradient of an integer input is None.
+        """
+        return _gradients(self, x, y, loss=loss, training=training, sample_weight=sample_weight)
+
+    # What can be changed
+
+    def freeze(self, pattern: str = "*") -> Self:
+        """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training."""
+        self._frozen |= self._matching(pattern)
+        return self
+
+    def unfreeze(self, pattern: str = "*") -> Self:
+        """Let layers whose names match learn again."""
+        self._frozen -= self._matching(pattern)
+        return self
+
+    def _matching(self, pattern: str) -> frozenset[str]:
+        def names(leaf: graph.Leaf) -> list[str]:
+            parts = leaf.owner.split("/")
+            return ["/".join(parts[: k + 1]) for k in range(len(parts))]
+
+        found = {leaf.owner for leaf in self.program.leaves if fnmatch.filter(names(leaf), pattern)}
+        if not found:
+            known = [name for leaf in self.program.leaves for name in names(leaf)]
+            raise ArgumentError(
+                f"no layer is called {pattern!r}; there are {', '.join(dict.fromkeys(known))}."
+                f"{did_you_mean(pattern, known)}"
+            )
+        return frozenset(found)
+
+    @property
+    def frozen_layers(self) -> frozenset[str]:
+        """The names of the layers that training leaves alone."""
+        return self._frozen
+
+    def to(self, backend: str) -> Self:
+        """Move the model to a backend, ``"numpy"`` or ``"cupy"``, and return it."""
+        moved = self.copy(backend=backend)
+        self._backend, self._parameters, self._state = moved._backend, moved._parameters, moved._state
+        if self.optimizer_state is not None:
+            self.optimizer_state.move(self._backend)
+        return self
+
+    def copy(self, *, dtype: str | None = None, backend: str | None = None) -> Model:
+        """Return a model of the same layers with the same values, in another dtype or on another backend if given."""
+        twin = object.__new__(type(self))
+        Model.__init__(
+            twin,
+            self._input_nodes,
+            self._output_nodes,
+            dtype=dtype or self.dtype,
+            seed=self.seed,
+            backend=backend or self.backend,
+        )
+        twin._take(self)
+        return twin
+
+    def _take(self, other: Model) -> None:
+        """Copy another model's values, step and frozen layers."""
+        for name, value in other.parameters.items():
+            self.parameters[name] = value
+        for name, value in other.state.items():
+            self.state[name] = value
+        self.step = other.step
+        self._frozen = other._frozen
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        twin = archive.from_config(self.config())
+        memo[id(self)] = twin
+        twin._take(self)
+        twin.optimizer_state = copying.deepcopy(self.optimizer_state, memo)
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = {**self.parameters, **self.state}
+        return _restore, (self.config(), arrays, self.step, self.optimizer_state)
+
+    # What it becomes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one file, from which `lamella.load` makes it again and training goes on."""
+        archive.save(self, path)
+
+    def load_weights(self, path: str | os.PathLike[str], mapping: Mapping[str, str] | None = None) -> None:
+        """Take values from a file; ``mapping`` says what the model's arrays are called there."""
+        archive.load_weights(self, path, mapping)
+
+    def config(self) -> dict[str, Any]:
+        """Return the model's structure as plain data; `lamella.from_config` makes it again, with fresh values."""
+        return archive.model_config(self)
+
+    def __call__(self, *nodes: Node, name: str | None = None) -> Any:
+        """Use the model as a layer of a larger one."""
+        return graph.call(self, nodes, name)
+
+    def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
+        """Run through the model's own layers on other nodes; called by the graph."""
+        if len(nodes) != len(self._input_nodes):
+            raise GraphError(f"{self!r} was called with {len(nodes)} nodes; expected {len(self._input_nodes)}")
+        for node, spec, name in zip(nodes, self.input_specs, self.input_names, strict=True):
+            fits = len(node.shape) == len(spec.shape) and node.spec.is_float == spec.is_float
+            if not fits or any(isinstance(n, int) and n != m for n, m in zip(spec.shape, node.shape, strict=True)):
+                raise GraphError(f"{self!r} was called with {node.spec}; expected {spec} for input {name!r}")
+        known = {id(own): node for own, node in zip(self._input_nodes, nodes, strict=True)}
+        for this, name in zip(self.program.calls, self.program.call_names, strict=True):
+            result = graph.call(this.layer, tuple(known[id(node)] for node in this.inputs), name)
+            made = result if isinstance(result, tuple) else (result,)
+            known.update((id(node), new) for node, new in zip(this.outputs, made, strict=True))
+        outputs = tuple(known[id(node)] for node in self._output_nodes)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+_gradients = training.gradients
+
+
+def _restore(config: dict[str, Any], arrays: dict[str, Any], step: int, optimizer_state: Any) -> Model:
+    model = archive.from_config(config)
+    for name, value in arrays.items():
+        (model.parameters if name in model.parameters else model.state)[name] = value
+    model.step = step
+    model.optimizer_state = optimizer_state
+    return model
+
+
+class Sequential(Model):
+    """A model that is one chain of layers.
+
+    ``input_shape`` is the shape of one sample, the batch axis not counted; ``input_dtype=None`` is the model's own.
+
+    >>> import lamella as lm
+    >>> from lamella_layers import Dense, Flatten
+    >>> lm.Sequential([Flatten(), Dense(10)], input_shape=(1, 8, 8))
+    <Sequential (N, 1, 8, 8) float32 -> (N, 10) float32, 650 parameters>
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        *,
+        input_shape: Sequence[int | str] | int,
+        input_dtype: str | None = None,
+        dtype: str = "float32",
+        seed: int = 0,
+        backend: str = "numpy",
+    ) -> None:
+        if not layers:
+            raise ArgumentError("Sequential: layers: expected at least one layer, got none")
+        first = node = Input(input_shape, input_dtype)
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Layer | Model):
+                hint = f"; did you mean {layer.__name__}(...)?" if isinstance(layer, type) else ""
+                raise ArgumentError(f"Sequential: layers[{position}]: expected a layer, got {layer!r}{hint}")
+            node = layer(node)
+            if not isinstance(node, Node):
+                raise GraphError(
+                    f"Sequential: layers[{position}] {layer!r} has {len(node)} outputs; use lamella.Model for that"
+                )
+        super().__init__(first, node, dtype=dtype, seed=seed, backend=backend)

@@ -1,0 +1,217 @@
+"""Named array functions: one reference definition that runs on every backend, and kernels where they pay.
+
+A primitive is called with the context, or within another primitive with the namespace: ``softmax(ctx, x)``. It looks
+for a kernel of the backend that is running and else runs its reference, which is plain array code.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "Primitive",
+    "add_rows",
+    "erf",
+    "one_hot",
+    "pad",
+    "primitive",
+    "relu",
+    "scan",
+    "sigmoid",
+    "softmax",
+    "softplus",
+    "take_rows",
+]
+
+Kernel = Callable[..., Any]
+
+
+class Primitive:
+    """An array function with kernels; made by `primitive`."""
+
+    def __init__(self, reference: Kernel) -> None:
+        functools.update_wrapper(self, reference)
+        self.reference = reference
+        self.kernels: dict[str, Kernel] = {}
+
+    def kernel(self, backend: str) -> Callable[[Kernel], Kernel]:
+        """Register a kernel for a backend: ``"numpy"``, ``"cupy"``, or ``"onnx"`` for exported graphs."""
+
+        def register(function: Kernel) -> Kernel:
+            self.kernels[backend] = function
+            return function
+
+        return register
+
+    def __call__(self, ctx: Any, *args: Any, **options: Any) -> Any:
+        xp = getattr(ctx, "xp", ctx)
+        return self.kernels.get(xp.backend, self.reference)(xp, *args, **options)
+
+    def __repr__(self) -> str:
+        kernels = ", ".join(sorted(self.kernels)) or "no"
+        return f"<primitive {self.__name__}: {kernels} kernels>"  # type: ignore[attr-defined]
+
+
+def primitive(reference: Kernel) -> Primitive:
+    """Make a primitive of a reference definition ``f(xp, *arrays, **options)``.
+
+    >>> import lamella as lm
+    >>> @lm.primitive
+    ... def cube(xp, x):
+    ...     return x * x * x
+    >>> @cube.kernel("onnx")
+    ... def _(xp, x):
+    ...     return xp.node("Pow", x, xp.constant(np.array(3.0, "float32")), shape=x.shape, dtype=x.dtype)
+    >>> cube(lm.backends.get_backend("numpy").xp, np.array([2.0]))
+    array([8.])
+    """
+    return Primitive(reference)
+
+
+@primitive
+def scan(
+    xp: Any,
+    body: Callable[..., tuple[Any, Any]],
+    states: Sequence[Any],
+    xs: Sequence[Any],
+    *,
+    consts: Sequence[Any] = (),
+    reverse: bool = False,
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Run ``body(states, x_t, *consts) -> (states, ys_t)`` over axis 0 (time) of every array in ``xs``.
+
+    Returns the last states and, for each y, all steps stacked along axis 0, in the order of ``xs`` also when
+    ``reverse`` walks it from the end. All of ``states``, ``xs``, ``x_t`` and ``ys_t`` are tuples. In ONNX this is one
+    Scan node, https://onnx.ai/onnx/operators/onnx__Scan.html.
+    """
+    states = tuple(states)
+    steps = range(xs[0].shape[0])
+    if not steps:
+        raise ValueError("scan: axis 0 (time) of xs has no steps")
+    rows: list[Any] = [None] * len(steps)
+    for t in reversed(steps) if reverse else steps:
+        states, rows[t] = body(states, tuple(x[t, ...] for x in xs), *consts)
+    return tuple(states), tuple(xp.stack(list(column), axis=0) for column in zip(*rows, strict=True))
+
+
+@primitive
+def pad(xp: Any, x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
+    """Add ``widths[axis] = (before, after)`` cells of one value around an array."""
+    for axis, (before, after) in enumerate(widths):
+        parts = [x]
+        for position, width in ((0, before), (len(parts) + 1, after)):
+            if width:
+                shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
+                parts.insert(position, xp.full(shape, value, dtype=x.dtype))
+        x = xp.concat(parts, axis=axis) if len(parts) > 1 else x
+    return x
+
+
+@pad.kernel("numpy")
+def _(xp: Any, x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
+    if not any(before or after for before, after in widths):
+        return x
+    shape = tuple(n + before + after for n, (before, after) in zip(x.shape, widths, strict=True))
+    if len(shape) == 4:  # channels last in memory
+        padded = np.empty((shape[0], *shape[2:], shape[1]), x.dtype).transpose(0, 3, 1, 2)
+    else:
+        padded = np.empty(shape, x.dtype)
+    padded.fill(value)
+    padded[tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, widths, strict=True))] = x
+    return padded
+
+
+@primitive
+def relu(xp: Any, x: Any) -> Any:
+    """max(x, 0)."""
+    return xp.maximum(x, xp.zeros_like(x))
+
+
+@relu.kernel("numpy")
+def _(xp: Any, x: Any) -> Any:
+    return np.maximum(x, x.dtype.type(0))
+
+
+@primitive
+def sigmoid(xp: Any, x: Any) -> Any:
+    """1 / (1 + exp(-x)), without overflow."""
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0.0, 1.0 / (1.0 + e), e / (1.0 + e))
+
+
+@primitive
+def softplus(xp: Any, x: Any) -> Any:
+    """log(1 + exp(x)), without overflow."""
+    return relu(xp, x) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+@primitive
+def softmax(xp: Any, x: Any, *, axis: int = -1) -> Any:
+    """exp(x) over its sum along one axis, shifted by the maximum."""
+    e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
+    return e / xp.sum(e, axis=axis, keepdims=True)
+
+
+@primitive
+def one_hot(xp: Any, indices: Any, depth: int, *, dtype: Any) -> Any:
+    """A new last axis of length ``depth`` with 1 at each index and 0 elsewhere."""
+    hit = xp.expand_dims(indices, axis=-1) == xp.astype(xp.arange(depth), indices.dtype)
+    return xp.astype(hit, dtype)
+
+
+@primitive
+def take_rows(xp: Any, table: Any, indices: Any) -> Any:
+    """``table[indices]`` for integer indices of any shape: the forward pass of an embedding."""
+    rows = xp.take(table, xp.reshape(indices, (-1,)), axis=0)
+    return xp.reshape(rows, (*indices.shape, *table.shape[1:]))
+
+
+@primitive
+def add_rows(xp: Any, rows: Any, indices: Any, size: int) -> Any:
+    """Sum rows that have equal indices, into ``size`` rows: the backward pass of `take_rows`."""
+    flat = xp.reshape(rows, (-1, *rows.shape[len(indices.shape) :]))
+    hot = one_hot(xp, xp.reshape(indices, (-1,)), size, dtype=rows.dtype)
+    columns = math.prod(flat.shape[1:])
+    return xp.reshape(hot.T @ xp.reshape(flat, (-1, columns)), (size, *flat.shape[1:]))
+
+
+@add_rows.kernel("numpy")
+def _(xp: Any, rows: Any, indices: Any, size: int) -> Any:
+    total = np.zeros((size, *rows.shape[indices.ndim :]), rows.dtype)
+    np.add.at(total, indices.reshape(-1), rows.reshape(-1, *total.shape[1:]))
+    return total
+
+
+# The error function in float64, after W. J. Cody, "Rational Chebyshev approximation for the error function",
+# Mathematics of Computation 23 (1969): three intervals, each a ratio of polynomials.
+_ERF_NEAR = (
+    (1.85777706184603153e-1, 3.16112374387056560e00, 1.13864154151050156e02, 3.77485237685302021e02,
+     3.20937758913846947e03),
+    (1.0, 2.36012909523441209e01, 2.44024637934444173e02, 1.28261652607737228e03, 2.84423683343917062e03),
+)  # fmt: skip
+_ERFC_MIDDLE = (
+    (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e00, 6.61191906371416295e01,
+     2.98635138197400131e02, 8.81952221241769090e02, 1.71204761263407058e03, 2.05107837782607147e03,
+     1.23033935479799725e03),
+    (1.0, 1.57449261107098347e01, 1.17693950891312499e02, 5.37181101862009858e02, 1.62138957456669019e03,
+     3.29079923573345963e03, 4.36261909014324716e03, 3.43936767414372164e03, 1.23033935480374942e03),
+)  # fmt: skip
+
+
+def _ratio(z: Any, coefficients: tuple[tuple[float, ...], tuple[float, ...]]) -> Any:
+    above, below = (functools.reduce(lambda sum_, c: sum_ * z + c, row[1:], row[0]) for row in coefficients)
+    return above / below
+
+
+@primitive
+def erf(xp: Any, x: Any) -> Any:
+    """The error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x, to about 1e-15."""
+    near = xp.clip(x, -0.46875, 0.46875)
+    far = xp.clip(xp.abs(x), 0.46875, 6.0)  # erf(6) is 1 in float64
+    tail = 1.0 - xp.exp(-far * far) * _ratio(far, _ERFC_MIDDLE)
+    return xp.where(xp.abs(x) <= 0.46875, near * _ratio(near * near, _ERF_NEAR), xp.where(x < 0.0, -tail, tail))

@@ -1,0 +1,93 @@
+"""What people see while a model trains: a live line for the epoch, and one line for each that is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from lamella.training import Callback
+
+if TYPE_CHECKING:
+    from lamella.model import Model
+
+__all__ = ["Progress", "is_terminal"]
+
+_WIDTH = 24
+
+
+def is_terminal() -> bool:
+    """Whether somebody is watching."""
+    return Console().is_terminal
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _numbers(logs: Mapping[str, float]) -> str:
+    return "  ".join(
+        f"{name} {value:.4f}" if abs(value) < 1e4 else f"{name} {value:.3e}" for name, value in logs.items()
+    )
+
+
+class Progress(Callback):
+    """Prints training on a console: bar, loss, metrics, samples per second, and the time that is left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+
+    def on_train_begin(self, model: Model, epochs: int, batches: int) -> None:
+        self.epochs, self.batches, self.epoch = epochs, batches, 0
+        self.done = 0  # batches of all epochs
+        self.began = time.perf_counter()
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        if self.console.is_terminal:
+            self.live.start()
+
+    def on_epoch_begin(self, model: Model, epoch: int) -> None:
+        self.epoch, self.batch, self.rows = epoch, 0, 0
+        self.epoch_began, self.shown = time.perf_counter(), 0.0
+
+    def on_batch_end(self, model: Model, rows: int, logs: Mapping[str, float]) -> None:
+        self.batch += 1
+        self.done += 1
+        self.rows += rows
+        now = time.perf_counter()
+        if not self.live.is_started or (now - self.shown < 0.1 and self.batch < self.batches):
+            return
+        self.shown = now
+        filled = _WIDTH * self.batch // self.batches
+        left = (now - self.began) / self.done * (self.epochs * self.batches - self.done)
+        line = Text.assemble(
+            self._label(),
+            ("━" * filled, "green"),
+            ("━" * (_WIDTH - filled), "bright_black"),
+            f"  {_numbers(logs)}",
+            (f"  {self._speed(now)}  {_duration(left)} left", "bright_black"),
+        )
+        line.no_wrap, line.overflow = True, "ellipsis"
+        self.live.update(line, refresh=True)
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: Mapping[str, float]) -> None:
+        now = time.perf_counter()
+        line = Text.assemble(
+            self._label(), _numbers(logs), (f"  {self._speed(now)}  {now - self.epoch_began:.1f} s", "bright_black")
+        )
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def on_train_end(self, model: Model) -> None:
+        if self.live.is_started:
+            self.live.stop()
+
+    def _label(self) -> str:
+        return f"epoch {self.epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  "
+
+    def _speed(self, now: float) -> str:
+        return f"{self.rows / max(now - self.epoch_began, 1e-9):,.0f} samples/s"

@@ -1,0 +1,230 @@
+"""Names to objects: layers, activations, losses, ... that plugins give, found through entry points.
+
+Built-in families and other distributions come in by the same door. Entry points are read on first use of the
+registry; a plugin's module is imported when a name is looked up that it might give. A plugin that cannot be imported
+is remembered with its error and stops only those who ask for a name that nobody else gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import pluggy
+
+from lamella import hookspecs
+from lamella.activations import ActivationFunction
+from lamella.errors import RegistryError, did_you_mean
+from lamella.protocol import Layer
+
+__all__ = ["Entry", "Plugin", "Registry", "entries", "find", "layer", "layers", "name_of", "plugins", "specimens"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One name that a plugin gives."""
+
+    name: str
+    object: Any
+    plugin: Plugin
+
+    @property
+    def qualified(self) -> str:
+        """``"distribution:name"``, which is never ambiguous."""
+        return f"{self.plugin.distribution}:{self.name}"
+
+
+@dataclasses.dataclass
+class Plugin:
+    """One entry point in the group ``lamella``; imported when needed."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    source: _EntryPoint = dataclasses.field(repr=False)
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        """``"distribution:entry point"``."""
+        return f"{self.distribution}:{self.name}"
+
+
+class _EntryPoint(Protocol):
+    name: str
+    value: str
+
+    @property
+    def dist(self) -> Any: ...
+
+    def load(self) -> Any: ...
+
+
+class Registry:
+    """The plugins of one set of entry points, by default those of all installed distributions."""
+
+    def __init__(self, entry_points: Iterable[_EntryPoint] | None = None) -> None:
+        self._source = entry_points
+        self._plugins: list[Plugin] | None = None
+        self._entries: dict[str, dict[str, dict[str, Entry]]] = {}  # plugin key -> kind -> name -> entry
+        self._lock = threading.RLock()
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+
+    def plugins(self) -> list[Plugin]:
+        """Every plugin, imported or not."""
+        if self._plugins is None:
+            source = self._source
+            if source is None:
+                import importlib.metadata  # brings the email package; `import lamella` does without
+
+                source = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+            found = [
+                Plugin(
+                    point.name,
+                    point.value,
+                    point.dist.name if point.dist else "unknown",
+                    point.dist.version if point.dist else "0",
+                    point,
+                )
+                for point in source
+            ]
+            self._plugins = sorted(found, key=lambda plugin: (plugin.distribution, plugin.name))
+        return self._plugins
+
+    def entries(self, kind: str) -> list[Entry]:
+        """Everything of one kind, such as ``"layers"``, in alphabetical order of names."""
+        self._import(self.plugins())
+        found = [entry for given in self._entries.values() for entry in given.get(kind, {}).values()]
+        return sorted(found, key=lambda entry: (entry.name, entry.plugin.distribution))
+
+    def find(self, kind: str, name: str) -> Any:
+        """Return the object of a name, plain or ``"distribution:name"``."""
+        distribution, _, plain = name.rpartition(":")
+        asked = [plugin for plugin in self.plugins() if distribution in ("", plugin.distribution)]
+        if not self.plugins():
+            raise RegistryError(
+                f"{kind}: {name!r} can't be looked up, since no entry points in the group 'lamella' were found, not "
+                "even lamella's own; install it (pip install -e . in a source tree)"
+            )
+        if not asked:
+            installed = {plugin.distribution for plugin in self.plugins()}
+            raise RegistryError(
+                f"{name!r}: no installed distribution {distribution!r} has lamella plugins; expected one of "
+                f"{', '.join(sorted(installed))}.{did_you_mean(distribution, installed)} "
+                f"Install it, for example with pip install {distribution}"
+            )
+        self._import(asked)
+        found = [self._entries[p.key].get(kind, {}).get(plain) for p in asked if not p.error]
+        matches = [entry for entry in found if entry is not None]
+        if len(matches) == 1:
+            return matches[0].object
+        if matches:
+            given = " and ".join(f"{entry.qualified!r} (plugin {entry.plugin.name!r})" for entry in matches)
+            raise RegistryError(f"{kind}: {name!r} is given by {given}; say which one you mean by its full name")
+        known = [entry.name for p in asked if not p.error for entry in self._entry_list(p, kind)]
+        broken = [f"\n  {_describe(p)} could not be imported, and may give it: {p.error}" for p in asked if p.error]
+        raise RegistryError(
+            f"{kind}: unknown name {name!r}; expected one of {', '.join(sorted(known)) or 'none'}."
+            f"{did_you_mean(plain, known)}{''.join(broken)}"
+        )
+
+    def name_of(self, kind: str, thing: Any) -> Entry | None:
+        """Return the entry under which an object is registered, looking only at plugins of its own package."""
+        module = getattr(thing, "__module__", None) or type(thing).__module__
+        package = module.partition(".")[0]
+        near = [plugin for plugin in self.plugins() if plugin.module.partition(".")[0] == package]
+        self._import(near)
+        for plugin in near:
+            for entry in self._entry_list(plugin, kind):
+                if entry.object is thing:
+                    return entry
+        return None
+
+    def specimens(self) -> list[Any]:
+        """The specimens of all plugins."""
+        self._import(self.plugins())
+        sound = [self._manager.get_plugin(key) for key in self._entries]
+        return [specimen for module in sound for specimen in self._call(module, "lamella_specimens") or []]
+
+    def _entry_list(self, plugin: Plugin, kind: str) -> list[Entry]:
+        return list(self._entries.get(plugin.key, {}).get(kind, {}).values())
+
+    def _import(self, plugins: Iterable[Plugin]) -> None:
+        """Import plugins and take what they give; each one whole or not at all."""
+        with self._lock:
+            for plugin in plugins:
+                if plugin.key not in self._entries and not plugin.error:
+                    self._import_one(plugin)
+
+    def _import_one(self, plugin: Plugin) -> None:
+        try:
+            module = plugin.source.load()
+            self._manager.register(module, plugin.key)
+            self._manager.check_pending()
+            self._entries[plugin.key] = {kind: self._collect(plugin, module, kind) for kind in hookspecs.KINDS}
+        except Exception as error:  # a stranger's module may raise anything; it is reported where it is needed
+            plugin.error = f"{type(error).__name__}: {error}"
+            if self._manager.has_plugin(plugin.key):
+                self._manager.unregister(name=plugin.key)
+
+    def _call(self, module: Any, hook: str) -> Any:
+        caller = getattr(self._manager.hook, hook)
+        results = [
+            implementation.function() for implementation in caller.get_hookimpls() if implementation.plugin is module
+        ]
+        return results[0] if results else None
+
+    def _collect(self, plugin: Plugin, module: Any, kind: str) -> dict[str, Entry]:
+        given = self._call(module, f"lamella_{kind}") or {}
+        if not isinstance(given, dict):
+            raise TypeError(f"lamella_{kind}() must return a dict of names to objects, got {type(given).__name__}")
+        for name, thing in given.items():
+            if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_\-]*", name):
+                raise ValueError(f"lamella_{kind}() gives the name {name!r}; expected lower case, digits and '_'")
+            if kind == "layers" and not (isinstance(thing, type) and issubclass(thing, Layer)):
+                raise TypeError(f"lamella_layers() gives {name!r} = {thing!r}; expected a subclass of lamella.Layer")
+            if kind == "activations" and not isinstance(thing, ActivationFunction):
+                raise TypeError(
+                    f"lamella_activations() gives {name!r} = {thing!r}; expected a lamella.ActivationFunction"
+                )
+        return {name: Entry(name, thing, plugin) for name, thing in given.items()}
+
+
+def _describe(plugin: Plugin) -> str:
+    return f"plugin {plugin.name!r} of {plugin.distribution} {plugin.version} ({plugin.module})"
+
+
+_INSTALLED = Registry()
+plugins = _INSTALLED.plugins
+entries = _INSTALLED.entries
+find = _INSTALLED.find
+name_of = _INSTALLED.name_of
+specimens = _INSTALLED.specimens
+
+
+def layer(name: str, /, **arguments: Any) -> Layer:
+    """Make a layer by its registered name.
+
+    >>> import lamella as lm
+    >>> lm.layer("dense", units=10)
+    Dense(10)
+    """
+    made: Layer = find("layers", name)(**arguments)
+    return made
+
+
+def layers() -> dict[str, type[Layer]]:
+    """Return every registered layer class by name; names that several distributions give appear in full.
+
+    >>> import lamella as lm
+    >>> lm.layers()["flatten"].__name__
+    'Flatten'
+    """
+    found = entries("layers")
+    names = [entry.name for entry in found]
+    return {entry.name if names.count(entry.name) == 1 else entry.qualified: entry.object for entry in found}

@@ -1,0 +1,139 @@
+"""Where a model's arrays live: one flat buffer, and named views into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from lamella import registry
+from lamella.backends import Backend
+from lamella.errors import DataError, GraphError, did_you_mean
+from lamella.protocol import ArrayDeclaration
+
+__all__ = ["ArrayMapping", "Storage", "draw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Segment:
+    start: int
+    stop: int
+    stored: tuple[int, ...]  # the shape in memory order
+    logical: tuple[int, ...]  # the permutation from memory order to the axes that layers see
+
+
+class Storage:
+    """Named arrays in one flat buffer of one dtype, each in the memory order that its layer asked for."""
+
+    def __init__(self, declarations: Mapping[str, ArrayDeclaration], dtype: str, backend: Backend) -> None:
+        self.declarations = declarations
+        self.dtype = dtype
+        self.backend = backend
+        self._segments: dict[str, _Segment] = {}
+        size = 0
+        for name, declared in declarations.items():
+            stored = tuple(declared.shape[axis] for axis in declared.memory)
+            logical = tuple(declared.memory.index(axis) for axis in range(len(stored)))
+            self._segments[name] = _Segment(size, size + math.prod(stored), stored, logical)
+            size += math.prod(stored)
+        self.flat = backend.zeros(size, dtype)
+        self._views: dict[str, Any] | None = None
+
+    def empty_like(self) -> Storage:
+        """Return zeroed storage of the same layout."""
+        return Storage(self.declarations, self.dtype, self.backend)
+
+    def part(self, name: str) -> Any:
+        """Return the writable piece of the buffer that holds an array, with the axes that layers see."""
+        segment = self._segments[name]
+        return self.flat[segment.start : segment.stop].reshape(segment.stored).transpose(segment.logical)
+
+    def views(self) -> dict[str, Any]:
+        """Return every array as layers see it."""
+        if self._views is None or not self.backend.views_are_live:
+            self._views = {name: self.backend.view(self.part(name)) for name in self._segments}
+        return self._views
+
+    def runs(self, names: set[str]) -> Iterator[slice]:
+        """The pieces of the flat buffer that hold the named arrays, neighbours joined."""
+        start = stop = 0
+        for name, segment in self._segments.items():
+            if name not in names:
+                continue
+            if segment.start != stop:
+                if stop > start:
+                    yield slice(start, stop)
+                start = segment.start
+            stop = segment.stop
+        if stop > start:
+            yield slice(start, stop)
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a copy of an array, in C order."""
+        return np.array(self.backend.asnumpy(self.part(name)), order="C")
+
+    def assign(self, name: str, value: Any) -> None:
+        """Replace an array's values."""
+        self.part(name)[...] = self.backend.storable(self.backend.asarray(np.asarray(value, dtype=self.dtype)))
+
+    def __len__(self) -> int:
+        return len(self.flat)
+
+
+class ArrayMapping(Mapping[str, Any]):
+    """The arrays of a model by name, as NumPy. Reading gives copies; assign with ``mapping[name] = array``."""
+
+    def __init__(self, storage: Storage, kind: str) -> None:
+        self._storage = storage
+        self._kind = kind
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        self._check(name)
+        array = self._storage.numpy(name)
+        array.flags.writeable = False  # writing into a copy would be lost
+        return array
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._check(name)
+        value = np.asarray(value)
+        expected = self._storage.declarations[name].shape
+        if value.shape != expected:
+            raise DataError(f"model.{self._kind}[{name!r}]: expected shape {expected}, got {value.shape}")
+        if value.dtype.kind not in "fiub":
+            raise DataError(f"model.{self._kind}[{name!r}]: expected numbers, got dtype {value.dtype}")
+        self._storage.assign(name, value)
+
+    def _check(self, name: str) -> None:
+        if name not in self._storage.declarations:
+            raise KeyError(
+                f"no {self._kind} called {name!r}; there are {', '.join(self) or 'none'}.{did_you_mean(name, self)}"
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._storage.declarations)
+
+    def __len__(self) -> int:
+        return len(self._storage.declarations)
+
+    def __repr__(self) -> str:
+        rows = "".join(f"\n  {name}: {self._storage.declarations[name].shape}" for name in self)
+        return f"<{len(self)} {self._kind} arrays, {self._storage.dtype}>{rows}"
+
+
+def draw(storage: Storage, seed: int) -> None:
+    """Give every array its initial values; each has a generator of its own, seeded by ``(seed, crc32(name))``."""
+    for name, declared in storage.declarations.items():
+        initializer = declared.initializer
+        if isinstance(initializer, str):
+            initializer = registry.find("initializers", initializer)
+        rng = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, zlib.crc32(name.encode())])
+        values = np.asarray(initializer(rng, declared.shape, declared.fan_in, declared.fan_out))
+        if values.shape != declared.shape:
+            raise GraphError(
+                f"{name}: initializer {declared.initializer!r} gave shape {values.shape}; expected {declared.shape}"
+            )
+        storage.assign(name, values)

@@ -1,0 +1,98 @@
+"""A model as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lamella.model import Model
+
+__all__ = ["print_summary"]
+
+
+def print_summary(model: Model) -> None:
+    """Print a table of a model's layers: output shapes, parameters, connections, shared and frozen marks, totals."""
+    from rich import box  # brings half a second of imports that training does not need
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    program = model.program
+    source = dict(zip(program.inputs, program.input_names, strict=True))
+    table = Table(box=box.SIMPLE_HEAD, title=_title(model), title_justify="left", title_style="bold", pad_edge=False)
+    for heading, justify in (
+        ("layer", "left"),
+        ("output shape", "left"),
+        ("parameters", "right"),
+        ("connected to", "left"),
+        ("", "left"),
+    ):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name, spec in zip(model.input_names, model.input_specs, strict=True):
+        table.add_row(Text(f"{name} (Input)"), _shape(spec), "", "", spec.dtype if not spec.is_float else "")
+    shown: tuple[str, ...] = ()
+    first: dict[str, str] = {}
+    for leaf in program.leaves:
+        own = [group for group in leaf.groups if group != leaf.name]
+        for depth, group in enumerate(own):
+            if shown[: depth + 1] != tuple(own[: depth + 1]):
+                table.add_row(Text("  " * depth + group, style="italic"), "", "", "", "")
+        shown = tuple(own)
+        marks = []
+        count = sum(_size(program.arrays[full]) for full in (*leaf.params.values(), *leaf.state.values()))
+        if first.setdefault(leaf.owner, leaf.name) != leaf.name:
+            marks.append(f"shared with {first[leaf.owner]}")
+            count = 0
+        if leaf.owner in model.frozen_layers:
+            marks.append("frozen")
+        source.update(dict.fromkeys(leaf.outputs, leaf.name))
+        table.add_row(
+            Text(f"{'  ' * len(own)}{leaf.label}"),
+            ", ".join(_shape(program.specs[value]) for value in leaf.outputs),
+            f"{count:,}" if count else "",
+            ", ".join(source[value] for value in leaf.inputs),
+            ", ".join(marks),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 200))
+    console.print(table, highlight=False)
+    console.print(_totals(model), highlight=False)
+
+
+def _title(model: Model) -> str:
+    return f"{type(model).__name__}, {model.dtype} on {model.backend}"
+
+
+def _shape(spec: Any) -> str:
+    return f"({', '.join(map(str, spec.shape))}{',' if len(spec.shape) == 1 else ''})"
+
+
+def _size(declared: Any) -> int:
+    size = 1
+    for n in declared.shape:
+        size *= n
+    return size
+
+
+def _totals(model: Model) -> str:
+    width = 4 if model.dtype == "float32" else 8
+    sizes = {name: _size(declared) for name, declared in model.program.arrays.items()}
+    frozen = {
+        full for leaf in model.program.leaves if leaf.owner in model.frozen_layers for full in leaf.params.values()
+    }
+    trained = sum(sizes[name] for name in model.parameters if name not in frozen)
+    parts = [f"{trained:,} trainable parameters"]
+    if frozen:
+        parts.append(f"{sum(sizes[name] for name in frozen):,} frozen")
+    if len(model.state):
+        parts.append(f"{sum(sizes[name] for name in model.state):,} in state")
+    return f"{', '.join(parts)}; {_bytes(sum(sizes.values()) * width)} in all"
+
+
+def _bytes(count: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
+        count /= 1000  # type: ignore[assignment]
+    return ""

@@ -1,0 +1,420 @@
+"""Training and evaluation: batches in, steps taken, numbers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lamella import registry
+from lamella.data import as_inputs, as_weights, by_name, row_count
+from lamella.engine import Batch, Plan, StepResult, merge, run_slices
+from lamella.errors import ArgumentError, DataError, NonFiniteError
+from lamella.losses import Loss
+from lamella.metrics import Metric
+from lamella.optimizers import Optimizer
+
+if TYPE_CHECKING:
+    from lamella.backends import Backend
+    from lamella.graph import Leaf
+    from lamella.model import Model
+
+__all__ = ["Callback", "History", "OptimizerState", "evaluate", "fit", "gradients", "train_on_batch"]
+
+
+class History:
+    """What `fit` measured: one number for each epoch, by name, as in ``history["val_loss"][-1]``."""
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+
+    def add(self, logs: Mapping[str, float]) -> None:
+        """Append the numbers of one epoch."""
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were finished."""
+        return max(map(len, self.history.values()), default=0)
+
+    def __getitem__(self, name: str) -> list[float]:
+        return self.history[name]
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
+        return f"<History of {self.epochs} epochs: {last}>"
+
+
+class Callback:
+    """Called by `fit` as training goes on; override what you need."""
+
+    def on_train_begin(self, model: Model, epochs: int, batches: int) -> None:
+        """Before the first epoch."""
+
+    def on_epoch_begin(self, model: Model, epoch: int) -> None:
+        """Before an epoch; epochs count from 0."""
+
+    def on_batch_end(self, model: Model, rows: int, logs: Mapping[str, float]) -> None:
+        """After each step, with the averages of the epoch so far."""
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: Mapping[str, float]) -> None:
+        """After an epoch and its validation."""
+
+    def on_train_end(self, model: Model) -> None:
+        """After the last epoch, or when training stops for another reason."""
+
+
+class OptimizerState:
+    """What an optimizer remembers between steps: how many there were, and its slots, flat as the parameters are."""
+
+    def __init__(self, optimizer: Optimizer, model: Model) -> None:
+        self.optimizer = optimizer
+        self.t = 0
+        self.slots: dict[str, Any] = {}
+        for name, value in optimizer.slots.items():
+            self.slots[name] = model._parameters.empty_like().flat
+            self.slots[name][...] = value
+
+    def fits(self, optimizer: Optimizer) -> bool:
+        """Whether steps of an optimizer go on from here: it may differ in its learning rate only."""
+        own, other = self.optimizer.config(), optimizer.config()
+        return type(self.optimizer) is type(optimizer) and own | {"learning_rate": 0} == other | {"learning_rate": 0}
+
+    def move(self, backend: Backend) -> None:
+        """Bring the slots to another backend."""
+        self.slots = {name: backend.asarray(np.asarray(slot)) for name, slot in self.slots.items()}
+
+    def apply(self, model: Model, gradients: Mapping[str, Any]) -> None:
+        """Take one step: compute everything first, then write."""
+        storage, backend = model._parameters, model._backend
+        collected = storage.empty_like()
+        for name, gradient in gradients.items():
+            collected.part(name)[...] = backend.storable(gradient)
+        t = self.t + 1
+        written: list[tuple[Any, Any]] = []
+        for run in storage.runs(set(gradients)):
+            slots = {name: backend.view(slot[run]) for name, slot in self.slots.items()}
+            p, new = self.optimizer.update(
+                backend.xp, backend.view(storage.flat[run]), backend.view(collected.flat[run]), slots,
+                self.optimizer.learning_rate, t,
+            )  # fmt: skip
+            written.append((storage.flat[run], p))
+            written.extend((self.slots[name][run], value) for name, value in new.items())
+        for target, value in written:
+            target[...] = backend.storable(value)
+        self.t = t
+
+
+def positive_batch_size(value: Any) -> int:
+    """Return a batch size, or raise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ArgumentError(f"batch_size: expected a positive int, got {value!r}")
+    return int(value)
+
+
+def _resolve(kind: str, base: type, value: Any) -> Any:
+    """A loss, optimizer or metric, from an object, a class or a registered name."""
+    if isinstance(value, str):
+        value = registry.find(kind, value)
+    if isinstance(value, type) and issubclass(value, base):
+        value = value()
+    if not isinstance(value, base):
+        raise ArgumentError(f"{base.__name__.lower()}: expected a name or a {base.__name__}, got {value!r}")
+    return value
+
+
+def _losses(model: Model, loss: Any) -> tuple[Loss, ...]:
+    if isinstance(loss, str | Loss | type):
+        loss = (loss,) * len(model.output_names)
+    return by_name("loss", loss, model.output_names, lambda _, one: _resolve("losses", Loss, one))
+
+
+class _Data:
+    """Inputs, targets and weights of one call, checked."""
+
+    def __init__(self, model: Model, x: Any, y: Any, losses: tuple[Loss, ...], sample_weight: Any) -> None:
+        self.model = model
+        self.inputs = as_inputs(model.input_names, model.input_specs, x)
+        self.rows = row_count(self.inputs, "x")
+        targets = by_name("y", y, model.output_names)
+        specs = zip(model.output_specs, targets, losses, strict=True)
+        self.targets = tuple(loss.prepare(spec, target) for spec, target, loss in specs)
+        if (count := row_count(self.targets, "y")) != self.rows:
+            raise DataError(f"x has {self.rows} rows and y has {count}; expected equally many")
+        self.weights = as_weights(model.output_names, self.rows, sample_weight)
+
+    def batch(self, rows: Any) -> tuple[Batch, tuple[Any, ...], tuple[float, ...]]:
+        """Some rows on the backend, their targets as NumPy, and the weight of each output's rows."""
+        bring = self.model._backend.asarray
+        sums: list[float] = []
+        weights = []
+        count = len(self.inputs[0][rows])
+        for own in self.weights:
+            part = np.ones(count) if own is None else own[rows]
+            sums.append(float(part.sum()))
+            weights.append(bring((part / (sums[-1] or 1.0)).astype(self.model.dtype)))
+        targets = tuple(target[rows] for target in self.targets)
+        inputs = tuple(bring(array[rows]) for array in self.inputs)
+        return Batch(inputs, tuple(map(bring, targets)), tuple(weights), 0), targets, tuple(sums)
+
+    def weight_of(self, rows: Any, output: int) -> Any:
+        """The weights of some rows, or None."""
+        own = self.weights[output]
+        return None if own is None else own[rows]
+
+
+class _Meter:
+    """Averages of the loss and sums of metrics over the batches of an epoch."""
+
+    def __init__(self, model: Model, metrics: Any) -> None:
+        self.names = model.output_names
+        if not isinstance(metrics, Mapping):
+            given = (metrics,) if isinstance(metrics, str | Metric | type) else tuple(metrics)
+            metrics = dict.fromkeys(self.names, given)
+        self.metrics: list[tuple[str, int, Metric]] = []
+        for output, given in metrics.items():
+            if output not in self.names:
+                raise ArgumentError(f"metrics: unknown output {output!r}; expected {', '.join(self.names)}")
+            for one in (given,) if isinstance(given, str | Metric | type) else tuple(given):
+                metric = _resolve("metrics", Metric, one)
+                entry = registry.name_of("metrics", type(metric))
+                label = one if isinstance(one, str) else entry.name if entry else type(metric).__name__
+                prefix = f"{output}_" if len(self.names) > 1 else ""
+                self.metrics.append((prefix + label, self.names.index(output), metric))
+        self.start()
+
+    def start(self) -> None:
+        self.loss = self.weight = 0.0
+        self.sums: dict[str, tuple[Any, ...]] = {}
+
+    def add(self, loss: float, weight: float, predictions: Any, targets: Any, weights: Callable[[int], Any]) -> None:
+        self.loss += loss * weight
+        self.weight += weight
+        for label, output, metric in self.metrics:
+            sums = metric.update(predictions[output], targets[output], weights(output))
+            known = self.sums.get(label)
+            self.sums[label] = sums if known is None else tuple(a + b for a, b in zip(known, sums, strict=True))
+
+    def logs(self) -> dict[str, float]:
+        logs = {"loss": self.loss / self.weight if self.weight else math.nan}
+        for label, _, metric in self.metrics:
+            logs[label] = metric.result(self.sums[label]) if label in self.sums else math.nan
+        return logs
+
+
+def _step(model: Model, plan: Plan, losses: tuple[Loss, ...], batch: Batch, observe: Any = None) -> StepResult:
+    """Run one step on the whole batch; nothing in the model changes."""
+    arrays = {**model._parameters.views(), **model._state.views()}
+    results = run_slices(
+        plan, model._backend, arrays, [batch], losses, seed=model.seed, step=model.step, observe=observe
+    )
+    return merge(results, model._backend.xp)
+
+
+def _train_step(model: Model, plan: Plan, losses: tuple[Loss, ...], optimizer: Optimizer, batch: Batch) -> StepResult:
+    """Take one step, or raise and change nothing."""
+    result = _step(model, plan, losses, batch)
+    if not math.isfinite(result.loss):
+        raise _explain_non_finite(model, plan, losses, batch, result.loss)
+    state = model.optimizer_state
+    if state is None or not state.fits(optimizer):
+        state = OptimizerState(optimizer, model)
+    state.optimizer = optimizer
+    if result.gradients:
+        state.apply(model, result.gradients)
+    for name, value in result.updates.items():
+        model._state.part(name)[...] = model._backend.storable(value)
+    model.optimizer_state = state
+    model.step += 1
+    return result
+
+
+def _explain_non_finite(
+    model: Model, plan: Plan, losses: tuple[Loss, ...], batch: Batch, loss: float
+) -> NonFiniteError:
+    """Run the same step once more and look where the first value that is not finite arises."""
+    where = f"step {model.step}: the loss is {loss}; nothing of this step was kept. "
+    for name, value in zip(model.input_names, batch.inputs, strict=True):
+        if not _is_finite(model, value):
+            return NonFiniteError(f"{where}Input {name!r} holds values that are not finite; clean the data")
+    for name, array in (*model.parameters.items(), *model.state.items()):
+        if not np.isfinite(array).all():
+            return NonFiniteError(
+                f"{where}{name} is not finite since an earlier step: the update overflowed; lower the learning rate"
+            )
+    found: list[str] = []
+
+    def observe(leaf: Leaf, outputs: tuple[Any, ...]) -> None:
+        if not found and not all(_is_finite(model, y) for y in outputs):
+            found.append(leaf.label)
+
+    _step(model, plan, losses, batch, observe)
+    if found:
+        return NonFiniteError(f"{where}The first layer with values that are not finite is {found[0]}")
+    names = ", ".join(repr(one) for one in losses)
+    return NonFiniteError(f"{where}Every layer's output is finite; the loss {names} overflows on these predictions")
+
+
+def _is_finite(model: Model, array: Any) -> bool:
+    values = model._backend.asnumpy(array)
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
+def train_on_batch(model: Model, x: Any, y: Any, *, loss: Any, optimizer: Any, sample_weight: Any = None) -> float:
+    """Take one training step on all rows given, and return the loss before it.
+
+    Steps of equal optimizers, or of ones that differ in the learning rate only, go on from each other.
+
+    Raises:
+        DataError: arrays that do not fit the model or the loss.
+        NonFiniteError: a loss that is NaN or infinite; the model is left as it was.
+    """
+    losses = _losses(model, loss)
+    optimizer = _resolve("optimizers", Optimizer, optimizer)
+    data = _Data(model, x, y, losses, sample_weight)
+    plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
+    return _train_step(model, plan, losses, optimizer, data.batch(slice(None))[0]).loss
+
+
+def gradients(
+    model: Model, x: Any, y: Any, *, loss: Any, training: bool = True, sample_weight: Any = None
+) -> tuple[float, dict[str, Any], Any]:
+    """See `lamella.Model.gradients`."""
+    losses = _losses(model, loss)
+    data = _Data(model, x, y, losses, sample_weight)
+    plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
+    result = _step(model, plan, losses, data.batch(slice(None))[0])
+    asnumpy = model._backend.asnumpy
+    given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
+    dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)
+    return result.loss, given, dx[0] if len(dx) == 1 else dx
+
+
+def evaluate(
+    model: Model, x: Any, y: Any, *, loss: Any, metrics: Any = (), sample_weight: Any = None, batch_size: int
+) -> dict[str, float]:
+    """Return the weighted mean loss and the metrics, by name, in inference mode."""
+    losses = _losses(model, loss)
+    data = _Data(model, x, y, losses, sample_weight)
+    meter = _Meter(model, metrics)
+    _evaluate(model, losses, data, meter, positive_batch_size(batch_size))
+    return meter.logs()
+
+
+def _evaluate(model: Model, losses: tuple[Loss, ...], data: _Data, meter: _Meter, batch_size: int) -> None:
+    for start in range(0, data.rows, batch_size):
+        rows = slice(start, start + batch_size)
+        batch, targets, sums = data.batch(rows)
+        predictions = model._infer(batch.inputs)
+        total = 0.0
+        for k, loss in enumerate(losses):
+            each = np.asarray(loss(predictions[k], targets[k]), dtype="float64")
+            total += float(np.dot(each, model._backend.asnumpy(batch.weights[k])))
+        meter.add(total, _mean_weight(sums), predictions, targets, lambda k, rows=rows: data.weight_of(rows, k))
+
+
+def _mean_weight(sums: tuple[float, ...]) -> float:
+    return sum(sums) / len(sums)
+
+
+def fit(
+    model: Model,
+    x: Any,
+    y: Any,
+    *,
+    loss: Any,
+    optimizer: Any,
+    epochs: int = 1,
+    batch_size: int = 32,
+    validation_data: tuple[Any, ...] | None = None,
+    metrics: Any = (),
+    callbacks: Iterable[Callback] = (),
+    shuffle: bool = True,
+    sample_weight: Any = None,
+    progress: bool | str = "auto",
+    engine: str = "numpy",
+) -> History:
+    """Train for a number of passes over the data.
+
+    Arguments:
+        x, y: arrays with one row for each sample; tuples or dicts by name where the model has several inputs or
+            outputs.
+        loss: a registered name or a `Loss`, for each output.
+        optimizer: a registered name or an `Optimizer`.
+        epochs, batch_size: how often to pass over the data, and how many rows a step takes.
+        validation_data: ``(x, y)`` or ``(x, y, sample_weight)``, evaluated after every epoch as ``val_loss``, ...
+        metrics: names or `Metric` objects; those of training are of the model as it was at each step.
+        callbacks: `Callback` objects.
+        shuffle: whether every epoch has an order of its own, which follows from the model's seed and step.
+        sample_weight: how much each row counts, (N,).
+        progress: ``"auto"`` shows a live line on a terminal and nothing elsewhere, True always, False never.
+        engine: what computes; ``"numpy"`` stands for the model's own backend.
+
+    Raises:
+        DataError: arrays that do not fit the model or the loss.
+        NonFiniteError: the loss became NaN or infinite; the model is left as it was before that step.
+    """
+    if engine != "numpy":
+        raise ArgumentError(f"engine: expected 'numpy', the only one in this version, got {engine!r}")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        raise ArgumentError(f"epochs: expected an int of at least 0, got {epochs!r}")
+    if progress not in (True, False, "auto"):
+        raise ArgumentError(f"progress: expected 'auto', True or False, got {progress!r}")
+    size = positive_batch_size(batch_size)
+    losses = _losses(model, loss)
+    optimizer = _resolve("optimizers", Optimizer, optimizer)
+    data = _Data(model, x, y, losses, sample_weight)
+    meter = _Meter(model, metrics)
+    held_out, val_meter = None, _Meter(model, metrics)
+    if validation_data is not None:
+        if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
+            raise ArgumentError("validation_data: expected (x, y) or (x, y, sample_weight)")
+        held_out = _Data(model, validation_data[0], validation_data[1], losses, *([*validation_data[2:], None][:1]))
+    plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
+    if not plan.parameters:
+        raise ArgumentError("fit: no layer has parameters that are not frozen; unfreeze some, or predict only")
+    listeners = [*callbacks, *_progress(progress)]
+    history = History()
+    for listener in listeners:
+        listener.on_train_begin(model, epochs, math.ceil(data.rows / size))
+    try:
+        for epoch in range(epochs):
+            meter.start()
+            for listener in listeners:
+                listener.on_epoch_begin(model, epoch)
+            order = np.arange(data.rows)
+            if shuffle:
+                np.random.default_rng([model.seed & 0xFFFFFFFF, model.seed >> 32, model.step]).shuffle(order)
+            for start in range(0, data.rows, size):
+                rows = order[start : start + size]
+                batch, targets, sums = data.batch(rows)
+                result = _train_step(model, plan, losses, optimizer, batch)
+                predictions = tuple(map(model._backend.asnumpy, result.predictions))
+                meter.add(
+                    result.loss, _mean_weight(sums), predictions, targets, lambda k, rows=rows: data.weight_of(rows, k)
+                )
+                for listener in listeners:
+                    listener.on_batch_end(model, len(rows), meter.logs())
+            logs = meter.logs()
+            if held_out is not None:
+                val_meter.start()
+                _evaluate(model, losses, held_out, val_meter, max(size, 256))
+                logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
+            history.add(logs)
+            for listener in listeners:
+                listener.on_epoch_end(model, epoch, logs)
+    finally:
+        for listener in listeners:
+            listener.on_train_end(model)
+    return history
+
+
+def _progress(progress: bool | str) -> list[Callback]:
+    if progress is False:
+        return []
+    from lamella.progress import Progress, is_terminal  # brings rich, which only people at a terminal need
+
+    return [Progress()] if progress is True or is_terminal() else []
