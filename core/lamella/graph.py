@@ -207,9 +207,12 @@ def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Pro
         input_names.append(node.name or f"input_{taken}")
     arrays: dict[str, ArrayDeclaration] = {}
     stateful: dict[str, str] = {}
+    owners: dict[str, Layer] = {}
     program: list[Leaf] = []
     for this in leaves:
         name, owner = names.call(this), names.layer(this)
+        if owners.setdefault(owner, this.layer) is not this.layer:
+            raise GraphError(f"two layers of the model are called {owner!r}; give one of them another name")
         given = [specs[number[id(node)]] for node in this.inputs]
         built, declared = _build(this.layer, given, dtype, name)
         if len(built) != len(this.outputs):
@@ -245,9 +248,7 @@ def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Pro
             )
         )
     tops = tuple({id(this.top): this.top for this in leaves}.values())
-    owners = {id(leaf.layer): leaf.owner for leaf in program}
     _check_unique("inputs", input_names)
-    _check_unique("layers", owners.values())
     _check_unique("nodes", (leaf.name for leaf in program))
     _check_unique("nodes", map(names.call, tops))
     return Program(

@@ -362,16 +362,20 @@ def lamella_specimens() -> list[Specimen]:
     many, some = ArraySpec(("N", 5), "int64", low=0, high=2), ArraySpec(("N",))
     column = (((ArraySpec(("N", 1)), some), "Use y.reshape(-1, 1)"),)
     wrong = (((rows, some), "Use y.astype('int64')"), ((ArraySpec(("N", 1)), labels), "binary_cross_entropy"))
+    softmax = "https://onnx.ai/onnx/operators/onnx__SoftmaxCrossEntropyLoss.html"
+    keras = "https://keras.io/api/losses/probabilistic_losses/#categoricalcrossentropy-class"
+    binary = "https://www.tensorflow.org/api_docs/python/tf/nn/sigmoid_cross_entropy_with_logits"
+    torch = "https://docs.pytorch.org/docs/stable/generated/torch.nn."
     return [
-        Specimen(SoftmaxCrossEntropy(), (rows, labels), refuses=wrong),
-        Specimen(SoftmaxCrossEntropy(), (rows, many)),
-        Specimen(SoftmaxCrossEntropy(), (steps, step_labels)),
-        Specimen(CategoricalCrossEntropy(), (rows, labels), refuses=wrong),
-        Specimen(CategoricalCrossEntropy(), (steps, step_labels)),
-        Specimen(BinaryCrossEntropy(), (rows, many), refuses=column),
-        Specimen(MeanSquaredError(), (rows, rows), refuses=column),
-        Specimen(MeanSquaredError(), (some, some)),
-        Specimen(MeanAbsoluteError(), (rows, rows), refuses=column),
-        Specimen(Huber(), (steps, steps), refuses=column),
-        Specimen(Huber(delta=0.25), (rows, rows)),
+        Specimen(SoftmaxCrossEntropy(), (rows, labels), docs=softmax, refuses=wrong),
+        Specimen(SoftmaxCrossEntropy(), (rows, many), docs=softmax),
+        Specimen(SoftmaxCrossEntropy(), (steps, step_labels), docs=softmax),
+        Specimen(CategoricalCrossEntropy(), (rows, labels), docs=keras, refuses=wrong),
+        Specimen(CategoricalCrossEntropy(), (steps, step_labels), docs=keras),
+        Specimen(BinaryCrossEntropy(), (rows, many), docs=binary, refuses=column),
+        Specimen(MeanSquaredError(), (rows, rows), docs=f"{torch}MSELoss.html", refuses=column),
+        Specimen(MeanSquaredError(), (some, some), docs=f"{torch}MSELoss.html"),
+        Specimen(MeanAbsoluteError(), (rows, rows), docs=f"{torch}L1Loss.html", refuses=column),
+        Specimen(Huber(), (steps, steps), docs=f"{torch}HuberLoss.html", refuses=column),
+        Specimen(Huber(delta=0.25), (rows, rows), docs=f"{torch}HuberLoss.html"),
     ]

@@ -69,7 +69,8 @@ class Model:
         self.step = 0
         self._backend = get_backend(backend)
         self._allocate()
-        self._frozen = frozenset(leaf.owner for leaf in self.program.leaves if not leaf.trainable)
+        held = [leaf for leaf in self.program.leaves if leaf.params or leaf.state]
+        self._frozen = frozenset(leaf.owner for leaf in held if not leaf.trainable)
         self.optimizer_state: training.OptimizerState | None = None
         draw(self._parameters, seed)
         draw(self._state, seed)
@@ -230,14 +231,14 @@ class Model:
             parts = leaf.owner.split("/")
             return ["/".join(parts[: k + 1]) for k in range(len(parts))]
 
-        found = {leaf.owner for leaf in self.program.leaves if fnmatch.filter(names(leaf), pattern)}
+        found = [leaf for leaf in self.program.leaves if fnmatch.filter(names(leaf), pattern)]
         if not found:
             known = [name for leaf in self.program.leaves for name in names(leaf)]
             raise ArgumentError(
                 f"no layer is called {pattern!r}; there are {', '.join(dict.fromkeys(known))}."
                 f"{did_you_mean(pattern, known)}"
             )
-        return frozenset(found)
+        return frozenset(leaf.owner for leaf in found if leaf.params or leaf.state)
 
     @property
     def frozen_layers(self) -> frozenset[str]:

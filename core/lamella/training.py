@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -146,24 +146,32 @@ class _Data:
             raise DataError(f"x has {self.rows} rows and y has {count}; expected equally many")
         self.weights = as_weights(model.output_names, self.rows, sample_weight)
 
-    def batch(self, rows: Any) -> tuple[Batch, tuple[Any, ...], tuple[float, ...]]:
-        """Some rows on the backend, their targets as NumPy, and the weight of each output's rows."""
+    def take(self, rows: Any) -> _Rows:
+        """Some of the rows, on the backend and off it."""
         bring = self.model._backend.asarray
-        sums: list[float] = []
-        weights = []
         count = len(self.inputs[0][rows])
-        for own in self.weights:
-            part = np.ones(count) if own is None else own[rows]
-            sums.append(float(part.sum()))
-            weights.append(bring((part / (sums[-1] or 1.0)).astype(self.model.dtype)))
+        weights = tuple(None if own is None else own[rows] for own in self.weights)
+        sums = tuple(float(count if own is None else own.sum()) for own in weights)
+        shares = (
+            (np.ones(count) if own is None else own) / (total or 1.0) for own, total in zip(weights, sums, strict=True)
+        )
         targets = tuple(target[rows] for target in self.targets)
-        inputs = tuple(bring(array[rows]) for array in self.inputs)
-        return Batch(inputs, tuple(map(bring, targets)), tuple(weights), 0), targets, tuple(sums)
+        batch = Batch(
+            inputs=tuple(bring(array[rows]) for array in self.inputs),
+            targets=tuple(map(bring, targets)),
+            weights=tuple(bring(share.astype(self.model.dtype)) for share in shares),
+            offset=0,
+        )
+        return _Rows(batch, targets, weights, sum(sums) / len(sums))
 
-    def weight_of(self, rows: Any, output: int) -> Any:
-        """The weights of some rows, or None."""
-        own = self.weights[output]
-        return None if own is None else own[rows]
+
+class _Rows(NamedTuple):
+    """Some rows of the data: as the engine takes them, and what metrics want."""
+
+    batch: Batch
+    targets: tuple[Any, ...]
+    weights: tuple[Any, ...]  # of each output's rows, None where all weigh 1
+    total: float  # the weight of the rows, averaged over outputs
 
 
 class _Meter:
@@ -190,11 +198,11 @@ class _Meter:
         self.loss = self.weight = 0.0
         self.sums: dict[str, tuple[Any, ...]] = {}
 
-    def add(self, loss: float, weight: float, predictions: Any, targets: Any, weights: Callable[[int], Any]) -> None:
-        self.loss += loss * weight
-        self.weight += weight
+    def add(self, loss: float, predictions: tuple[Any, ...], rows: _Rows) -> None:
+        self.loss += loss * rows.total
+        self.weight += rows.total
         for label, output, metric in self.metrics:
-            sums = metric.update(predictions[output], targets[output], weights(output))
+            sums = metric.update(predictions[output], rows.targets[output], rows.weights[output])
             known = self.sums.get(label)
             self.sums[label] = sums if known is None else tuple(a + b for a, b in zip(known, sums, strict=True))
 
@@ -276,7 +284,7 @@ def train_on_batch(model: Model, x: Any, y: Any, *, loss: Any, optimizer: Any, s
     optimizer = _resolve("optimizers", Optimizer, optimizer)
     data = _Data(model, x, y, losses, sample_weight)
     plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
-    return _train_step(model, plan, losses, optimizer, data.batch(slice(None))[0]).loss
+    return _train_step(model, plan, losses, optimizer, data.take(slice(None)).batch).loss
 
 
 def gradients(
@@ -286,7 +294,7 @@ def gradients(
     losses = _losses(model, loss)
     data = _Data(model, x, y, losses, sample_weight)
     plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
-    result = _step(model, plan, losses, data.batch(slice(None))[0])
+    result = _step(model, plan, losses, data.take(slice(None)).batch)
     asnumpy = model._backend.asnumpy
     given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
     dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)
@@ -306,18 +314,13 @@ def evaluate(
 
 def _evaluate(model: Model, losses: tuple[Loss, ...], data: _Data, meter: _Meter, batch_size: int) -> None:
     for start in range(0, data.rows, batch_size):
-        rows = slice(start, start + batch_size)
-        batch, targets, sums = data.batch(rows)
-        predictions = model._infer(batch.inputs)
+        rows = data.take(slice(start, start + batch_size))
+        predictions = model._infer(rows.batch.inputs)
         total = 0.0
         for k, loss in enumerate(losses):
-            each = np.asarray(loss(predictions[k], targets[k]), dtype="float64")
-            total += float(np.dot(each, model._backend.asnumpy(batch.weights[k])))
-        meter.add(total, _mean_weight(sums), predictions, targets, lambda k, rows=rows: data.weight_of(rows, k))
-
-
-def _mean_weight(sums: tuple[float, ...]) -> float:
-    return sum(sums) / len(sums)
+            each = np.asarray(loss(predictions[k], rows.targets[k]), dtype="float64")
+            total += float(np.dot(each, model._backend.asnumpy(rows.batch.weights[k])))
+        meter.add(total, predictions, rows)
 
 
 def fit(
@@ -389,15 +392,11 @@ def fit(
             if shuffle:
                 np.random.default_rng([model.seed & 0xFFFFFFFF, model.seed >> 32, model.step]).shuffle(order)
             for start in range(0, data.rows, size):
-                rows = order[start : start + size]
-                batch, targets, sums = data.batch(rows)
-                result = _train_step(model, plan, losses, optimizer, batch)
-                predictions = tuple(map(model._backend.asnumpy, result.predictions))
-                meter.add(
-                    result.loss, _mean_weight(sums), predictions, targets, lambda k, rows=rows: data.weight_of(rows, k)
-                )
+                rows = data.take(order[start : start + size])
+                result = _train_step(model, plan, losses, optimizer, rows.batch)
+                meter.add(result.loss, tuple(map(model._backend.asnumpy, result.predictions)), rows)
                 for listener in listeners:
-                    listener.on_batch_end(model, len(rows), meter.logs())
+                    listener.on_batch_end(model, len(rows.targets[0]), meter.logs())
             logs = meter.logs()
             if held_out is not None:
                 val_meter.start()

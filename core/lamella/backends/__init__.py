@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ from lamella.errors import ArgumentError, did_you_mean
 
 __all__ = ["DTYPE_NAMES", "NAMESPACE", "Backend", "Namespace", "get_backend"]
 
-_MODULES = {"numpy": "numpy_backend", "cupy": "cupy_backend", "strict": "strict_backend"}
+_CLASSES = {"numpy": "NumPyBackend", "cupy": "CuPyBackend", "strict": "StrictBackend"}
 
 
 class Backend(Protocol):
@@ -36,15 +37,15 @@ class Backend(Protocol):
         """Bring an array or storage back to NumPy."""
 
 
+@functools.cache
 def get_backend(name: str) -> Backend:
     """Return the backend of a name.
 
     >>> get_backend("numpy").xp.backend
     'numpy'
     """
-    if name not in _MODULES:
-        raise ArgumentError(
-            f"backend: expected one of {', '.join(map(repr, _MODULES))}, got {name!r}.{did_you_mean(str(name), _MODULES)}"
-        )
-    backend: Backend = importlib.import_module(f"lamella.backends.{_MODULES[name]}").BACKEND
+    if name not in _CLASSES:
+        known = ", ".join(map(repr, _CLASSES))
+        raise ArgumentError(f"backend: expected one of {known}, got {name!r}.{did_you_mean(str(name), _CLASSES)}")
+    backend: Backend = getattr(importlib.import_module(f"lamella.backends.{name}_backend"), _CLASSES[name])()
     return backend

@@ -8,10 +8,10 @@ import numpy as np
 
 from lamella.backends.namespace import Namespace
 
-__all__ = ["BACKEND"]
+__all__ = ["CuPyBackend"]
 
 
-class _CuPyBackend:
+class CuPyBackend:
     name = "cupy"
     views_are_live = True
 
@@ -39,6 +39,3 @@ class _CuPyBackend:
 
     def asnumpy(self, array: Any) -> Any:
         return array if isinstance(array, np.ndarray) else self.cupy.asnumpy(array)
-
-
-BACKEND = _CuPyBackend()

@@ -8,10 +8,10 @@ import numpy as np
 
 from lamella.backends.namespace import Namespace
 
-__all__ = ["BACKEND"]
+__all__ = ["NumPyBackend"]
 
 
-class _NumPyBackend:
+class NumPyBackend:
     name = "numpy"
     views_are_live = True
 
@@ -34,6 +34,3 @@ class _NumPyBackend:
 
     def asnumpy(self, array: Any) -> Any:
         return np.asarray(array)
-
-
-BACKEND = _NumPyBackend()

@@ -8,35 +8,32 @@ import numpy as np
 
 from lamella.backends.namespace import Namespace
 
-try:
-    import array_api_strict
-except ImportError as error:  # an optional dependency
-    raise ImportError("the 'strict' backend needs array-api-strict: pip install 'lamella[test]'") from error
-
-__all__ = ["BACKEND"]
+__all__ = ["StrictBackend"]
 
 
-class _StrictBackend:
+class StrictBackend:
     name = "strict"
     views_are_live = False
 
     def __init__(self) -> None:
+        try:
+            import array_api_strict
+        except ImportError as error:  # an optional dependency
+            raise ImportError("the 'strict' backend needs array-api-strict: pip install 'lamella[test]'") from error
+        self.strict = array_api_strict
         self.xp = Namespace("strict", array_api_strict)
 
     def zeros(self, size: int, dtype: str) -> Any:
         return np.zeros(size, dtype)
 
     def view(self, storage: Any) -> Any:
-        return array_api_strict.asarray(storage, copy=True)
+        return self.strict.asarray(storage, copy=True)
 
     def storable(self, array: Any) -> Any:
         return np.asarray(array)
 
     def asarray(self, array: Any) -> Any:
-        return array_api_strict.asarray(np.asarray(array), copy=True)
+        return self.strict.asarray(np.asarray(array), copy=True)
 
     def asnumpy(self, array: Any) -> Any:
         return np.array(array)
-
-
-BACKEND = _StrictBackend()

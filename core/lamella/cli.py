@@ -1,0 +1,162 @@
+"""The command line: ``lamella``, its own commands, and those that plugins give through ``lamella_commands``."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lamella import __version__, errors, registry
+
+__all__ = ["LAYERS", "Command", "main"]
+
+_USER_ERRORS = (
+    errors.ArgumentError,
+    errors.DataError,
+    errors.GraphError,
+    errors.LayerError,
+    errors.NonFiniteError,
+    errors.RegistryError,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its line of help, what adds its arguments, and what runs it and returns the exit status."""
+
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``lamella`` and return its exit status: 2, and a message without a traceback, for what the user can mend."""
+    try:
+        status = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return status
+    except _USER_ERRORS as error:
+        message = str(error)
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        print("\nlamella: interrupted", file=sys.stderr)
+        return 130
+    print(f"lamella: {message}", file=sys.stderr)
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
+    root = argparse.ArgumentParser(
+        prog="lamella",
+        description="A small neural-network engine: every layer is a plugin, every trained model becomes an ONNX file "
+        "that onnxruntime has already agreed with.",
+    )
+    root.add_argument("--version", action="version", version=_versions(), help="print versions and exit")
+    choices = root.add_subparsers(title="commands", metavar="COMMAND")
+    commands = {entry.name: entry.object for entry in registry.entries("commands")} | {"layers": LAYERS}
+    for name, command in sorted(commands.items()):
+        sub = choices.add_parser(name, help=command.help, description=f"{command.help[:1].upper()}{command.help[1:]}.")
+        command.configure(sub)
+        sub.set_defaults(run=command.run)
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if asked is not None and asked not in commands:
+        hint = errors.did_you_mean(asked, commands)
+        known = f"unknown command {asked!r}; expected one of {', '.join(sorted(commands))}.{hint}"
+        raise errors.RegistryError("\n".join([known, *_broken_plugins()]))
+    parsed = root.parse_args(arguments)
+    if asked is None:
+        root.print_help()
+        return 0
+    status: int = parsed.run(parsed)
+    return status
+
+
+def _broken_plugins() -> list[str]:
+    return [
+        f"plugin {plugin.name!r} of {plugin.distribution} {plugin.version} ({plugin.module}) could not be imported: "
+        f"{plugin.error}"
+        for plugin in registry.plugins()
+        if plugin.error
+    ]
+
+
+def _versions() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    def described(name: str) -> str:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"no {name}"
+
+    others = ", ".join(map(described, ("numpy", "onnx", "onnxruntime")))
+    return f"lamella {__version__} (Python {platform.python_version()}, {others})"
+
+
+class _Row(NamedTuple):
+    layer: str
+    name: str
+    family: str
+    origin: str
+    parameters: str
+    operators: str
+
+
+def _rows() -> list[_Row]:
+    operators: dict[type, dict[str, None]] = {}
+    for specimen in registry.specimens():
+        operators.setdefault(type(specimen.subject), {}).update(dict.fromkeys(specimen.operators or ()))
+    rows = []
+    for entry in registry.entries("layers"):
+        plugin, cls = entry.plugin, entry.object
+        family = plugin.module.partition(":")[0].rpartition(".")[2]
+        given = [argument.replace(annotation=argument.empty) for argument in cls._signature.parameters.values()]
+        nodes = ", ".join(operators.get(cls, {"not known": None})) or "none"
+        origin, parameters = f"{plugin.distribution} {plugin.version}", str(inspect.Signature(given))[1:-1]
+        rows.append(_Row(entry.name, cls.__name__, family, origin, parameters, nodes))
+    return sorted(rows, key=lambda row: (not row.origin.startswith("lamella "), row.origin, row.family, row.layer))
+
+
+def _list_layers(_: argparse.Namespace) -> int:
+    """On a terminal a table in groups; elsewhere one line for each layer, with everything in it."""
+    from rich import box, table
+    from rich.console import Console
+    from rich.text import Text
+
+    rows, console = _rows(), Console()
+    if not console.is_terminal:
+        lines = [("layer", "class", "family", "distribution", "parameters", "ONNX operators"), *rows]
+        lines = [tuple(cell or "none" for cell in line) for line in lines]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+        print("".join(f"\n{line}\n" for line in _broken_plugins()), end="")
+        return 0
+    shown = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, width=min(console.width, 120))
+    shown.add_column("layer", no_wrap=True)
+    shown.add_column("class and parameters", ratio=5, overflow="fold")
+    shown.add_column("ONNX operators", ratio=2, overflow="fold")
+    families = [list(group) for _, group in itertools.groupby(rows, key=lambda row: (row.origin, row.family))]
+    for family in families:
+        shown.add_row(Text(family[0].family, style="bold"), Text(family[0].origin, style="bright_black"))
+        for row in family:
+            call = Text.assemble((row.name, "cyan"), f"({row.parameters})")
+            shown.add_row(Text(f"  {row.layer}"), call, Text(row.operators))
+        shown.add_section()
+    console.print(shown)
+    console.print(f"{len(rows)} layers in {len(families)} families", highlight=False)
+    for line in _broken_plugins():
+        console.print(f"\n{line}", style="yellow", markup=False, highlight=False)
+    return 0
+
+
+LAYERS = Command("list every layer that installed plugins give", lambda parser: None, _list_layers)

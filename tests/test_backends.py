@@ -1,0 +1,155 @@
+"""The namespaces of all backends: exactly the listed functions, with the same results."""
+
+import contextlib
+import inspect
+import re
+
+import numpy as np
+import pytest
+
+from lamella.backends import DTYPE_NAMES, NAMESPACE, get_backend
+from lamella.backends.counter import uniform
+from lamella.errors import ArgumentError
+
+# every form of call that layer code may use, with x, y floats above 0, i ints and b bools, all (2, 3, 4)
+CALLS = [
+    *(f"xp.{name}(x)" for name in ("abs", "ceil", "cos", "cosh", "exp", "expm1", "floor", "isfinite", "isinf")),
+    *(f"xp.{name}(x)" for name in ("isnan", "log", "log1p", "round", "sign", "sin", "sinh", "sqrt", "square")),
+    "xp.tan(x)", "xp.tanh(x)",
+    "xp.all(b)", "xp.all(b, axis=1, keepdims=True)", "xp.any(b)", "xp.any(b, axis=(0, 2))",
+    "xp.arange(5)", "xp.arange(1, 7, 2, dtype=xp.int32)", "xp.asarray([1.0, 2.0], dtype=xp.float32)",
+    "xp.argmax(x, axis=-1)", "xp.argmax(i, axis=0)", "xp.argmin(x, axis=-1)",
+    "xp.astype(x, xp.int32)", "xp.astype(b, x.dtype)", "xp.broadcast_to(x[:, :1, :], (2, 3, 4))",
+    "xp.clip(x, 0.5, 1.0)", "xp.concat([x, y], axis=1)", "xp.stack([x, y], axis=1)",
+    "xp.expand_dims(x, axis=-1)", "xp.squeeze(x[:, :1, :], axis=1)", "xp.flip(x, axis=0)", "xp.flip(x, axis=(1, 2))",
+    "xp.full((2, 3), 0.5, dtype=xp.float32)", "xp.full_like(x, 0.5)", "xp.zeros((3,), dtype=xp.float32)",
+    "xp.zeros_like(b)", "xp.ones((2, 1), dtype=xp.float64)", "xp.ones_like(i)",
+    "xp.logical_and(b, x > y)", "xp.logical_or(b, x > y)", "xp.logical_not(b)", "xp.where(b, x, y)",
+    "xp.matmul(x, xp.permute_dims(y, (0, 2, 1)))", "x[0, ...] @ y[1, ...].T",
+    "x[:, None, :, ::2] - y[:, None, :, -1:]",
+    "xp.max(x)", "xp.max(x, axis=-1, keepdims=True)", "xp.min(x, axis=0)", "xp.maximum(x, y)", "xp.minimum(x, y)",
+    "xp.mean(x)", "xp.mean(x, axis=(1, 2), keepdims=True)", "xp.prod(x, axis=1)", "xp.pow(x, y)", "x**2.5",
+    "xp.sum(x, axis=(0, 2))", "xp.sum(i, axis=0, keepdims=True)", "xp.sum(xp.astype(b, xp.uint8))",
+    "xp.reshape(x, (x.shape[0], -1))", "xp.tile(x, (1, 2, 1))", "xp.take(x, xp.asarray([3, 0, 0]), axis=2)",
+]  # fmt: skip
+
+
+def arguments(dtype):
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0.1, 2.0, (2, 2, 3, 4)).astype(dtype)
+    return x, y, rng.integers(-5, 6, (2, 3, 4)), rng.integers(0, 2, (2, 3, 4)) > 0
+
+
+def evaluate(call, backend, dtype):
+    arrays = (backend.asarray(array) for array in arguments(dtype))
+    return backend.asnumpy(eval(call, {"xp": backend.xp, **dict(zip("xyib", arrays, strict=True))}))
+
+
+def agree(call, backend):
+    """Make a call on NumPy and on another backend, and compare shape, dtype and values."""
+    for dtype in ("float32", "float64"):
+        expected = evaluate(call, get_backend("numpy"), dtype)
+        result = evaluate(call, get_backend(backend), dtype)
+        assert (result.shape, result.dtype) == (expected.shape, expected.dtype), call
+        tolerance = 1e-6 if expected.dtype == np.float32 else 1e-14
+        np.testing.assert_allclose(result, expected, rtol=tolerance, err_msg=call)
+
+
+def test_the_table_has_every_function():
+    assert {*re.findall(r"xp\.(\w+)", " ".join(CALLS)), *DTYPE_NAMES} == set(NAMESPACE)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "strict", "cupy"])
+def test_exactly_the_listed_names(backend):
+    if backend == "cupy":
+        pytest.importorskip("cupy", reason="CuPy is not installed")
+    xp = get_backend(backend).xp
+    assert sorted(vars(xp)) == sorted((*NAMESPACE, "backend"))
+    assert xp.backend == backend
+    assert backend in repr(xp)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_strict_agrees_with_numpy(call):
+    agree(call, "strict")
+
+
+@pytest.fixture
+def cuda():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not cupy.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+def test_cupy_agrees_with_numpy():
+    for call in CALLS:
+        agree(call, "cupy")
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+def test_cupy_draws_the_same_bits():
+    cupy = get_backend("cupy")
+    for rows, shape in ((3, (3, 5)), (3, (3, 2, 4, 5)), (None, (7,))):
+        expected = uniform(get_backend("numpy").xp, 0xFFFFFFFF, rows, 2**31, shape)
+        np.testing.assert_array_equal(cupy.asnumpy(uniform(cupy.xp, 0xFFFFFFFF, rows, 2**31, shape)), expected)
+
+
+def test_cupy_takes_the_arguments():
+    """What can be said of CuPy where there is no GPU: its functions take every form of call in the table."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    called = set()
+
+    class Binding:
+        def __getattr__(self, function):
+            theirs, ours = getattr(cupy, function), getattr(np, function)
+            if function in DTYPE_NAMES:
+                return ours
+
+            def bind(*args, **kwargs):
+                called.add(function)
+                if isinstance(theirs, cupy.ufunc):
+                    assert (len(args), kwargs) == (theirs.nin, {}), function
+                else:
+                    inspect.signature(theirs).bind(*args, **kwargs)
+                return ours(*args, **kwargs)
+
+            return bind
+
+    for call in CALLS:
+        eval(call, {"xp": Binding(), **dict(zip("xyib", arguments("float32"), strict=True))})
+    assert called == set(NAMESPACE) - set(DTYPE_NAMES)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("concatenate", "Use concat."),
+        ("transpose", "Use permute_dims."),
+        ("sqr", "Did you mean 'sqrt'?"),
+        ("erf", "erf"),
+    ],
+)
+def test_unknown_names_give_hints(backend, name, hint):
+    with pytest.raises(AttributeError, match=f"xp.{name} is not among .*{hint.replace('?', '[?]')}"):
+        getattr(get_backend(backend).xp, name)
+
+
+def test_unknown_backend():
+    with pytest.raises(ArgumentError, match=r"expected one of 'numpy', 'cupy', 'strict', got 'nunpy'.*'numpy'"):
+        get_backend("nunpy")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+def test_layers_see_storage_that_they_can_not_write(backend):
+    backend = get_backend(backend)
+    storage = backend.zeros(4, "float64")
+    view = backend.view(storage[1:3])
+    with pytest.raises(ValueError, match="read-only") if backend.name == "numpy" else contextlib.nullcontext():
+        view[0] = 1.0  # the others hand out a copy
+    np.testing.assert_array_equal(storage, np.zeros(4))
+    storage[:2] += backend.storable(backend.asarray(np.array([1.0, 2.0])))
+    np.testing.assert_array_equal(backend.asnumpy(storage), [1.0, 2.0, 0.0, 0.0])

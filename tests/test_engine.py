@@ -1,0 +1,277 @@
+"""The engine: coroutines and sums over the batch, what a context gives, and errors that say where."""
+
+import numpy as np
+import pytest
+
+import lamella as lm
+from lamella.backends import get_backend
+from lamella.engine import Batch, Plan, merge, run_slices
+from lamella_layers import Dense, Dropout
+
+
+class Center(lm.Layer):
+    """Subtracts the mean over the batch: two sums forward, one backward, and a running mean."""
+
+    def build(self, declare, x):
+        declare.state("mean", x.shape[1:], "zeros")
+        return x
+
+    def forward_pass(self, ctx, x):
+        if not ctx.training:
+            return x - ctx.state.mean
+        n, total = yield x.shape[0], ctx.xp.sum(x, axis=0)
+        mean = total / n
+        ctx.save(n)
+        ctx.update(mean=0.5 * ctx.state.mean + 0.5 * mean)
+        return x - mean
+
+    def backward_pass(self, ctx, dy):
+        if not ctx.training:
+            return dy
+        (n,) = ctx.saved
+        (total,) = yield (ctx.xp.sum(dy, axis=0),)
+        return dy - total / n
+
+
+def sliced(model, x, y, sizes, loss="mean_squared_error", training=True):
+    """One step in slices of the given sizes, on one thread."""
+    plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
+    target = loss_of(loss).prepare(model.output_specs[0], y)
+    starts = np.cumsum([0, *sizes])[:-1]
+    batches = [
+        Batch((x[a : a + n],), (target[a : a + n],), (np.full(n, 1 / len(x), x.dtype),), int(a))
+        for a, n in zip(starts, sizes, strict=True)
+    ]
+    arrays = {**model._parameters.views(), **model._state.views()}
+    results = run_slices(plan, get_backend("numpy"), arrays, batches, [loss_of(loss)], seed=model.seed, step=model.step)
+    return merge(results, get_backend("numpy").xp)
+
+
+def loss_of(name):
+    return lm.losses.MeanSquaredError() if name == "mean_squared_error" else lm.losses.SoftmaxCrossEntropy()
+
+
+def test_sums_over_the_batch_are_the_same_for_every_slicing():
+    model = lm.Sequential([Dense(3), Center(), Dropout(0.5), Dense(2)], input_shape=4, dtype="float64", seed=2)
+    x = np.random.default_rng(0).normal(size=(7, 4))
+    y = np.random.default_rng(1).normal(size=(7, 2))
+    loss, gradients, dx = model.gradients(x, y, loss="mean_squared_error")
+    for sizes in ((7,), (3, 4), (1, 5, 1), (1,) * 7):
+        step = sliced(model, x, y, sizes)
+        assert step.loss == pytest.approx(loss, rel=1e-12)
+        np.testing.assert_allclose(step.dx[0], dx, rtol=1e-10, atol=1e-14)
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(step.gradients[name], gradient, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(
+            step.updates["center_1.mean"], 0.5 * (x @ model.parameters["dense_1.kernel"]).mean(0)
+        )
+
+
+def test_updates_are_applied_by_training_alone():
+    model = lm.Sequential([Center(), Dense(1)], input_shape=2)
+    x, y = np.array([[1.0, 2.0], [3.0, 6.0]]), np.zeros((2, 1))
+    model.gradients(x, y, loss="mean_squared_error")
+    model.predict(x)
+    assert model.state["center_1.mean"].tolist() == [0.0, 0.0]
+    model.train_on_batch(x, y, loss="mean_squared_error", optimizer="sgd")
+    assert model.state["center_1.mean"].tolist() == [1.0, 2.0]
+    model.freeze("center_1").train_on_batch(x, y, loss="mean_squared_error", optimizer="sgd")
+    assert model.state["center_1.mean"].tolist() == [1.0, 2.0]
+
+
+def test_gradients_change_nothing_and_repeat():
+    model = lm.Sequential([Dense(8), Dropout(0.5), Dense(2)], input_shape=4)
+    x, y = np.ones((3, 4)), np.zeros((3, 2))
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    first, second = (model.gradients(x, y, loss="mean_squared_error") for _ in range(2))
+    assert (first[0], model.step) == (second[0], 0)
+    np.testing.assert_array_equal(first[2], second[2])
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_dropout_differs_by_step_node_and_row_and_is_off_in_inference():
+    model = lm.Sequential([Dropout(0.5), Dropout(0.5), Dense(1)], input_shape=64)
+    x, y = np.ones((8, 64)), np.zeros((8, 1))
+
+    def mask():
+        return model.gradients(x, y, loss="mean_squared_error")[2] != 0
+
+    first = mask()
+    assert 0.15 < first.mean() < 0.35
+    assert len({row.tobytes() for row in first}) == 8
+    model.train_on_batch(x, y, loss="mean_squared_error", optimizer="sgd")
+    assert not np.array_equal(mask(), first)
+    _, _, dx = model.gradients(x, y, loss="mean_squared_error", training=False)
+    assert np.all(dx != 0)
+
+
+class Faulty(lm.Layer):
+    """Breaks the protocol in one named way."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def build(self, declare, x):
+        declare.parameter("scale", x.shape[1:], "ones")
+        declare.state("seen", (), "zeros")
+        return x
+
+    def forward_pass(self, ctx, x):
+        if self.fault == "raises":
+            raise ZeroDivisionError("oops")
+        if self.fault == "writes":
+            ctx.params.scale[0] = 2.0
+        if self.fault == "saves twice":
+            ctx.save(x)
+        if self.fault == "unknown parameter":
+            return x * ctx.params.scal
+        if self.fault == "unknown function":
+            return ctx.xp.concatenate([x])
+        if self.fault == "two outputs":
+            return x, x
+        if self.fault == "updates wrong shape":
+            ctx.update(seen=x)
+        if self.fault == "updates nothing known":
+            ctx.update(sean=x)
+        if self.fault == "draws odd rows":
+            ctx.uniform((x.shape[0] + 1, 2))
+        ctx.save(x)
+        return x * ctx.params.scale
+
+    def backward_pass(self, ctx, dy):
+        (x,) = ctx.saved
+        if self.fault == "no gradient":
+            return dy
+        if self.fault == "unknown gradient":
+            ctx.grad(scael=dy)
+        if self.fault == "draws backward":
+            ctx.uniform(dy.shape)
+        wrong = dy if self.fault == "wrong gradient shape" else ctx.xp.sum(dy * x, axis=0)
+        ctx.grad(scale=wrong)
+        if self.fault == "gradient twice":
+            ctx.grad(scale=wrong)
+        if self.fault == "no dx":
+            return None
+        if self.fault == "wrong dx":
+            return dy[:, :1]
+        if self.fault == "two dx":
+            return dy, dy
+        return dy * ctx.params.scale
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("raises", r"faulty_1 \(Faulty\).forward_pass failed on \(2, 3\) float32: ZeroDivisionError: oops"),
+        ("writes", "read-only"),
+        ("saves twice", "ctx.save was called twice"),
+        ("unknown parameter", "declared scale; no 'scal'. Did you mean 'scale'"),
+        ("unknown function", "xp.concatenate is not among the functions .* Use concat."),
+        ("two outputs", "returned 2 arrays; build said 1"),
+        ("updates wrong shape", r"ctx.update\(seen=...\): expected the state's shape \(\), got \(2, 3\)"),
+        ("updates nothing known", "declared seen. Did you mean 'seen'"),
+        ("draws odd rows", "axis 0 must be the 2 rows of the slice, or a multiple"),
+        ("draws backward", "ctx.uniform is for forward_pass in training"),
+        ("no gradient", "gave no gradient for parameter 'scale'"),
+        ("unknown gradient", "the layer declared scale. Did you mean 'scale'"),
+        ("wrong gradient shape", r"expected the parameter's shape \(3,\), got \(2, 3\)"),
+        ("gradient twice", r"ctx.grad\(scale=...\) was called twice"),
+        ("no dx", r"expected the gradient of input 0, of shape \(2, 3\), got None"),
+        ("wrong dx", r"of shape \(2, 3\), got shape \(2, 1\)"),
+        ("two dx", "returned 2 gradients for 1 inputs"),
+    ],
+)
+def test_broken_layers_are_named_and_nothing_is_kept(fault, words):
+    model = lm.Sequential([Dense(3), Faulty(fault)], input_shape=3)
+    before = {**model.parameters, **model.state}
+    with pytest.raises(lm.LayerError, match=words) as caught:
+        model.train_on_batch(np.ones((2, 3)), np.zeros((2, 3)), loss="mean_squared_error", optimizer="adam")
+    assert "faulty_1 (Faulty)" in str(caught.value)
+    assert model.step == 0
+    for name, value in {**model.parameters, **model.state}.items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_unequal_yields_and_yields_in_inference_are_named():
+    class Uneven(lm.Layer):
+        def __init__(self, fault):
+            self.fault = fault
+
+        def forward_pass(self, ctx, x):
+            if self.fault == "inference" or x.shape[0] > 1:
+                yield (x if self.fault == "shape" else ctx.xp.sum(x, axis=0),)
+            if self.fault == "no tuple":
+                yield x
+            if self.fault == "shape" and x.shape[0] == 1:
+                yield (ctx.xp.sum(x, axis=0),)
+            return x
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    def run(fault, sizes):
+        model = lm.Sequential([Uneven(fault)], input_shape=2, dtype="float64")
+        return sliced(model, np.ones((sum(sizes), 2)), np.zeros((sum(sizes), 2)), sizes)
+
+    with pytest.raises(lm.LayerError, match=r"uneven_1 \(Uneven\).forward_pass: 1 of 2 slices yielded"):
+        run("number", (1, 2))
+    with pytest.raises(lm.LayerError, match="slice 1 yielded shapes .* slice 0"):
+        run("shape", (2, 1))
+    with pytest.raises(lm.LayerError, match="yielded ndarray; expected a tuple"):
+        run("no tuple", (2,))
+    with pytest.raises(lm.LayerError, match="yielded in inference"):
+        lm.Sequential([Uneven("inference")], input_shape=2).predict(np.ones((2, 2)))
+
+
+def test_a_layer_without_backward_predicts_but_does_not_train():
+    class OneWay(lm.Layer):
+        def forward_pass(self, ctx, x):
+            return 2.0 * x
+
+    model = lm.Sequential([Dense(3), OneWay()], input_shape=3)
+    assert model.predict(np.ones((1, 3))).shape == (1, 3)
+    with pytest.raises(lm.LayerError, match=r"one_way_1 \(OneWay\) defines no backward_pass"):
+        model.train_on_batch(np.ones((1, 3)), np.ones((1, 3)), loss="mean_squared_error", optimizer="sgd")
+    first = lm.Sequential([OneWay(), Dense(3)], input_shape=3)  # nothing below it learns
+    first.train_on_batch(np.ones((1, 3)), np.ones((1, 3)), loss="mean_squared_error", optimizer="sgd")
+
+
+def test_integer_inputs_have_no_gradient():
+    class Look(lm.Layer):
+        def build(self, declare, x):
+            declare.parameter("table", (5, 2), "glorot_uniform", fan_in=5, fan_out=2)
+            return x.replace(shape=(*x.shape, 2), dtype=declare.dtype)
+
+        def forward_pass(self, ctx, x):
+            ctx.save(x)
+            return lm.primitives.take_rows(ctx, ctx.params.table, x)
+
+        def backward_pass(self, ctx, dy):
+            (x,) = ctx.saved
+            assert ctx.wants_dx == (False,)
+            ctx.grad(table=lm.primitives.add_rows(ctx, dy, x, 5))
+
+    x = lm.Input((3,), "int64")
+    model = lm.Model(x, Look()(x))
+    _, gradients, dx = model.gradients([[0, 1, 1]], np.zeros((1, 3, 2)), loss="mean_squared_error")
+    assert dx is None
+    assert np.all(gradients["look_1.table"][2:] == 0)
+    assert np.all(gradients["look_1.table"][:2] != 0)
+
+
+def test_activations_are_released_when_nobody_needs_them(monkeypatch):
+    alive, most = set(), []
+
+    class Track(lm.Layer):
+        def forward_pass(self, ctx, x):
+            import weakref
+
+            y = x + 1.0
+            alive.add(id(y))
+            weakref.finalize(y, alive.discard, id(y))
+            most.append(len(alive))
+            return y
+
+    lm.Sequential([Track() for _ in range(6)], input_shape=3).predict(np.zeros((2, 3)))
+    assert max(most) <= 2

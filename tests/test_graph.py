@@ -1,0 +1,257 @@
+"""Graphs: names, shapes, sharing, composites, nested models, and the errors that say what does not fit."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import lamella as lm
+from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+
+
+class Add(lm.Layer):
+    def build(self, declare, a, b):
+        if a.shape != b.shape:
+            raise ValueError(f"expected two inputs of one shape, got {a} and {b}")
+        return a
+
+    def forward_pass(self, ctx, a, b):
+        return a + b
+
+    def backward_pass(self, ctx, dy):
+        return dy, dy
+
+
+class Split(lm.Layer):
+    """Two outputs, and dx of both."""
+
+    def build(self, declare, x):
+        half = x.shape[-1] // 2
+        return x.replace(shape=("N", half)), x.replace(shape=("N", x.shape[-1] - half))
+
+    def forward_pass(self, ctx, x):
+        half = x.shape[-1] // 2
+        return x[:, :half], x[:, half:]
+
+    def backward_pass(self, ctx, da, db):
+        return ctx.xp.concat([da, db], axis=1)
+
+
+class Twice(lm.Layer):
+    """A composite that uses one inner layer twice and one under its own name."""
+
+    def __init__(self, units):
+        self.units = units
+
+    def expand(self, x):
+        inner = Dense(self.units)
+        return Dense(self.units).named("")(inner(inner(x)))
+
+
+def image_model(**options):
+    layers = [Conv2D(4, 3, activation="relu"), MaxPooling2D(), Flatten(), Dropout(0.5), Dense(10)]
+    return lm.Sequential(layers, input_shape=(1, 8, 8), **options)
+
+
+def test_sequential_names_shapes_and_parameters():
+    model = image_model()
+    assert list(model.layers) == ["conv2d_1", "max_pooling2d_1", "flatten_1", "dropout_1", "dense_1"]
+    assert list(model.parameters) == ["conv2d_1.kernel", "conv2d_1.bias", "dense_1.kernel", "dense_1.bias"]
+    assert model.parameters["conv2d_1.kernel"].shape == (4, 1, 3, 3)
+    assert model.output_specs == (lm.ArraySpec(("N", 10)),)
+    assert (model.input_names, model.output_names) == (("input_1",), ("dense_1",))
+    assert "-> (N, 10) float32, 410 parameters" in repr(model)
+
+
+def test_names_given_to_layers_and_nodes():
+    x = lm.Input((4,), name="pixels")
+    y = Dense(3).named("head")(Dense(4)(x, name="body"))
+    model = lm.Model(x, Dense(2)(y))
+    assert list(model.layers) == ["body", "head", "dense_1"]
+    assert list(model.parameters)[::2] == ["body.kernel", "head.kernel", "dense_1.kernel"]
+    assert model.input_names == ("pixels",)
+
+
+def test_seeds_decide_initial_values():
+    one, same, other = (image_model(seed=seed).parameters["dense_1.kernel"] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_shared_layers_add_gradients_and_appear_once():
+    shared = Dense(3)
+    a, b = lm.Input((4,)), lm.Input((4,))
+    model = lm.Model((a, b), Add()(shared(a), shared(b)), dtype="float64")
+    assert list(model.parameters) == ["dense_1.kernel", "dense_1.bias"]
+    x = np.random.default_rng(0).normal(size=(2, 5, 4))
+    y = np.zeros((5, 3))
+    _, gradients, dx = model.gradients((x[0], x[1]), y, loss="mean_squared_error")
+    single = lm.Sequential([Dense(3)], input_shape=4, dtype="float64")
+    for name in single.parameters:
+        single.parameters[name] = model.parameters[name]
+    residual = single.predict(x[0]) + single.predict(x[1])
+    expected = (x[0] + x[1]).T @ (2 * residual / residual.size)
+    np.testing.assert_allclose(gradients["dense_1.kernel"], expected, rtol=1e-12)
+    np.testing.assert_allclose(dx[0], dx[1])
+
+
+def test_shared_composites_share_their_inner_layers():
+    twice = Twice(4)
+    a, b = lm.Input((4,)), lm.Input((4,))
+    model = lm.Model((a, b), Add()(twice(a), twice(b)))
+    assert [name for name in model.parameters if "kernel" in name] == ["twice_1/dense_1.kernel", "twice_1.kernel"]
+    names = [leaf.name for leaf in model.program.leaves]
+    assert len(set(names)) == len(names) == 7
+    x = np.ones((2, 4), "float32")
+    np.testing.assert_allclose(model.predict((x, 0 * x)), model.predict((0 * x, x)), rtol=1e-6)
+
+
+def test_inner_layers_of_an_activation_argument():
+    model = lm.Sequential([Dense(3, activation="relu")], input_shape=4)
+    assert [leaf.name for leaf in model.program.leaves] == ["dense_1", "dense_1/activation"]
+    assert list(model.parameters) == ["dense_1.kernel", "dense_1.bias"]
+    assert list(model.layers) == ["dense_1"]
+
+
+def test_several_outputs_and_an_output_that_nobody_uses():
+    x = lm.Input((5,))
+    first, _ = Split()(x)
+    model = lm.Model(x, Dense(2)(first), dtype="float64")
+    data = np.random.default_rng(1).normal(size=(3, 5))
+    _, _, dx = model.gradients(data, np.zeros((3, 2)), loss="mean_squared_error")
+    assert np.all(dx[:, :2] != 0)
+    assert np.all(dx[:, 2:] == 0)
+    both = lm.Model(x, Split()(x))
+    assert both.output_names == ("split_1_0", "split_1_1")
+    a, b = both.predict(data)
+    assert (a.shape, b.shape) == ((3, 2), (3, 3))
+
+
+def test_models_used_as_layers_bring_their_values():
+    body = lm.Sequential([Dense(4, activation="tanh"), Dense(3)], input_shape=4, seed=5).freeze("dense_2")
+    x = lm.Input((4,))
+    model = lm.Model(x, Dense(2)(body(x)))
+    assert list(model.parameters)[:2] == ["sequential_1/dense_1.kernel", "sequential_1/dense_1.bias"]
+    np.testing.assert_array_equal(model.parameters["sequential_1/dense_2.kernel"], body.parameters["dense_2.kernel"])
+    assert model.frozen_layers == {"sequential_1/dense_2"}
+    square = lm.Sequential([Dense(4)], input_shape=4)
+    twice = lm.Model(x, square(square(x)))
+    assert list(twice.parameters) == ["sequential_1/dense_1.kernel", "sequential_1/dense_1.bias"]
+
+
+@pytest.mark.parametrize("duplicate", [lambda m: lm.from_config(m.config()), copy.deepcopy, lambda m: m.copy(),
+                                       lambda m: pickle.loads(pickle.dumps(m))])  # fmt: skip
+def test_copies_keep_structure_and_sharing(duplicate):
+    shared, body = Dense(4), lm.Sequential([Dense(4, activation="selu").named("in")], input_shape=4)
+    a, b = lm.Input((4,), name="a"), lm.Input((4,))
+    y = Add()(shared(a), shared(b))
+    model = lm.Model((a, b), (Dense(2, activation="softmax")(body(y)), y), seed=3).freeze("dense_1")
+    twin = duplicate(model)
+    assert twin.config() == model.config()
+    assert list(twin.parameters) == list(model.parameters)
+    assert twin.frozen_layers == model.frozen_layers
+    for name, value in model.parameters.items():
+        if not name.startswith("sequential"):  # an inner model's own values are no part of the configuration
+            np.testing.assert_array_equal(twin.parameters[name], value)
+
+
+def test_to_another_dtype_and_backend():
+    model = image_model()
+    x = np.random.default_rng(0).normal(size=(3, 1, 8, 8))
+    wide, strict = model.copy(dtype="float64"), model.copy(backend="strict")
+    assert wide.predict(x).dtype == np.float64
+    np.testing.assert_allclose(wide.predict(x), model.predict(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(strict.predict(x), model.predict(x), rtol=1e-4, atol=1e-5)
+    assert (model.to("strict").backend, model.to("numpy").backend) == ("strict", "numpy")
+
+
+def test_freezing_by_pattern():
+    model = image_model()
+    assert model.freeze("conv2d_*").frozen_layers == {"conv2d_1"}
+    x, y = np.ones((2, 1, 8, 8)), np.array([1, 2])
+    _, gradients, _ = model.gradients(x, y, loss="softmax_cross_entropy")
+    assert set(gradients) == {"dense_1.kernel", "dense_1.bias"}
+    before = model.parameters["conv2d_1.kernel"]
+    model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer="adam")
+    np.testing.assert_array_equal(model.parameters["conv2d_1.kernel"], before)
+    assert not model.unfreeze().frozen_layers
+    with pytest.raises(lm.ArgumentError, match=r"no layer is called 'conv_\*'; there are conv2d_1"):
+        model.freeze("conv_*")
+
+
+def test_summary_shows_groups_shared_and_frozen_marks_and_totals(capsys):
+    shared = Dense(4)
+    x = lm.Input((4,))
+    model = lm.Model(x, Add()(shared(x), Twice(4)(shared(x)))).freeze("twice_1/dense_1")
+    model.summary()
+    text = capsys.readouterr().out
+    for words in ("layer", "output shape", "connected to", "dense_1#2 (Dense)", "shared with dense_1", "frozen",
+                  "  twice_1/dense_1 (Dense)", "dense_1, twice_1", "40 trainable parameters, 20 frozen; 240 bytes"):  # fmt: skip
+        assert words in text, words
+
+
+def test_parameters_are_numpy_copies_that_can_be_assigned():
+    model = lm.Sequential([Dense(3)], input_shape=4)
+    kernel = model.parameters["dense_1.kernel"]
+    with pytest.raises(ValueError, match="read-only"):
+        kernel[0, 0] = 1.0
+    model.parameters["dense_1.kernel"] = np.ones((4, 3))
+    assert model.parameters["dense_1.kernel"].sum() == 12
+    with pytest.raises(lm.DataError, match=r"expected shape \(4, 3\), got \(3, 4\)"):
+        model.parameters["dense_1.kernel"] = np.ones((3, 4))
+    with pytest.raises(KeyError, match=r"Did you mean 'dense_1.kernel'"):
+        model.parameters["dense_1.kernal"]
+
+
+def node(shape=(4,)):
+    return lm.Input(shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Dense(3)(np.zeros((2, 4))), "called with ndarray; expected nodes .* build a model"),
+        (lambda: Add()([node(), node()]), r"pass nodes one by one: layer\(a, b\)"),
+        (lambda: Add()(node(), node((5,))), r"called with \(N, 4\) float32 and \(N, 5\) float32: expected two inputs"),
+        (lambda: Add()(node()), "as many nodes as its build takes specs"),
+        (lambda: Conv2D(3, 3)(node((8, 8))), r"Conv2D.*called with \(N, 8, 8\) float32: .*channels"),
+        (lambda: lm.Model(node(), Dense(3)(node())), "not among the inputs"),
+        (lambda: lm.Model((x := node(), node()), Dense(3)(x)), "no output depends on input"),
+        (lambda: lm.Model(x := node(), (y := Dense(3)(x), y)), "same node stands twice"),
+        (lambda: lm.Sequential([Dense(3).named("a"), Dense(3).named("a")], input_shape=4), "two layers .* 'a'"),
+        (lambda: lm.Sequential([lm.Layer()], input_shape=4), "defines neither forward_pass nor expand"),
+        (lambda: lm.Sequential([Dense], input_shape=4), r"expected a layer, got .* did you mean Dense\(...\)"),
+        (lambda: lm.Sequential([], input_shape=4), "at least one layer"),
+        (lambda: lm.Sequential([Dense(3)], input_shape=(None,)), "name an axis of unknown size"),
+        (lambda: lm.Sequential([Split()], input_shape=4), "has 2 outputs"),
+        (lambda: lm.Sequential([Dense(3)], input_shape=4, dtype="float16"), "dtype: expected one of 'float32'"),
+        (lambda: lm.Sequential([Dense(3)], input_shape=4, seed=-1), "seed: expected an int from 0"),
+        (lambda: lm.Sequential([Dense(3)], input_shape=4, backend="numpi"), "Did you mean 'numpy'"),
+        (lambda: lm.Sequential([Dense(3, activation="rellu")], input_shape=4), "Did you mean 'relu'"),
+        (lambda: lm.Sequential([Dense(3)], input_shape=4)(node((5,))), r"called with \(N, 5\) float32; expected"),
+    ],
+)
+def test_what_does_not_fit_says_why(make, words):
+    with pytest.raises((lm.GraphError, lm.ArgumentError, lm.RegistryError), match=words):
+        make()
+
+
+def test_a_layer_with_state_stands_at_one_node():
+    class Counter(lm.Layer):
+        def build(self, declare, x):
+            declare.state("count", (), "zeros")
+            return x
+
+        def forward_pass(self, ctx, x):
+            return x
+
+    counter, x = Counter(), node()
+    with pytest.raises(lm.GraphError, match="has state .* may stand at one node only"):
+        lm.Model(x, counter(counter(x)))
+
+
+def test_activation_objects_need_no_registration():
+    square = lm.ActivationFunction(lambda xp, x: x * x, lambda xp, x, y, dy: 2.0 * x * dy)
+    model = lm.Sequential([Activation(square)], input_shape=3)
+    assert model.predict([[1.0, 2.0, 3.0]]).tolist() == [[1.0, 4.0, 9.0]]

@@ -1,0 +1,163 @@
+"""Initializers by their statistics; metrics by hand."""
+
+import math
+import pickle
+import zlib
+
+import numpy as np
+import pytest
+
+from lamella.errors import ArgumentError, DataError
+from lamella.initializers import lamella_initializers
+from lamella.metrics import (
+    Accuracy,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Metric,
+    RootMeanSquaredError,
+    TopKAccuracy,
+    lamella_metrics,
+)
+from lamella.protocol import snake_case
+
+GIVEN = lamella_initializers()
+SCALED = {  # name -> variance as a function of fan_in, fan_out
+    "glorot_uniform": lambda i, o: 2 / (i + o),
+    "glorot_normal": lambda i, o: 2 / (i + o),
+    "he_uniform": lambda i, o: 2 / i,
+    "he_normal": lambda i, o: 2 / i,
+    "lecun_uniform": lambda i, o: 1 / i,
+    "lecun_normal": lambda i, o: 1 / i,
+}
+
+
+def draw(name, shape, *fans):
+    return GIVEN[name](np.random.default_rng(zlib.crc32(name.encode())), shape, *(fans or (None, None)))
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize(
+    ("shape", "fans", "expected"),
+    [((300, 200), (300, 200), (300, 200)), ((300, 200), (), (300, 200)), ((20, 30, 5, 5), (), (750, 500)),
+     ((60000,), (40, 10), (40, 10)), ((300, 200), (7, None), (7, 200)), ((300, 200), (None, 7), (300, 7))],
+)  # fmt: skip
+def test_variance(name, shape, fans, expected):
+    values, variance = draw(name, shape, *fans), SCALED[name](*expected)
+    assert (values.shape, values.dtype) == (shape, np.float64)
+    assert abs(values.mean()) < 5 * math.sqrt(variance / values.size)
+    assert values.var() == pytest.approx(variance, rel=0.05)
+    widest = abs(values).max() / math.sqrt(variance)
+    if name.endswith("uniform"):
+        assert math.sqrt(3) * 0.99 < widest <= math.sqrt(3)
+    else:
+        assert widest > 3
+        assert np.mean(abs(values) < math.sqrt(variance)) == pytest.approx(0.6827, abs=0.01)
+
+
+def test_constants():
+    np.testing.assert_array_equal(draw("zeros", (2, 3)), np.zeros((2, 3)))
+    np.testing.assert_array_equal(draw("ones", (3,)), np.ones(3))
+    assert set(GIVEN) == {"zeros", "ones", "orthogonal", *SCALED}
+    assert all(pickle.loads(pickle.dumps(f)) is f and f.__doc__ for f in GIVEN.values())
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (6, 2, 3, 3), (20, 2, 2)])
+def test_orthogonal(shape):
+    values = draw("orthogonal", shape)
+    assert values.shape == shape
+    matrix = values.reshape(shape[0], -1)
+    matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-12)
+
+
+def test_orthogonal_favours_no_sign():
+    signs = [GIVEN["orthogonal"](np.random.default_rng(k), (2, 2))[0, 0] > 0 for k in range(200)]
+    assert 60 < sum(signs) < 140
+
+
+def test_no_fans_to_be_had():
+    with pytest.raises(ArgumentError, match=r"glorot_uniform: fan_in and fan_out don't follow from shape \(3,\); give"):
+        draw("glorot_uniform", (3,))
+    assert draw("he_normal", (3,), 5, None).shape == (3,)
+    with pytest.raises(ArgumentError, match=r"orthogonal: expected two axes or more, got shape \(3,\)"):
+        draw("orthogonal", (3,))
+
+
+SCORES = np.array([[0.1, 0.9, 0.0], [0.6, 0.5, 0.4], [0.2, 0.3, 0.5], [0.3, 0.3, 0.3]])
+STEPS = np.stack([SCORES, SCORES[::-1]], axis=1)  # (4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "target", "weight", "expected"),
+    [
+        (Accuracy(), SCORES, [1, 0, 0, 0], None, 0.75),
+        (Accuracy(), SCORES, [1, 0, 0, 2], [1, 2, 3, 4], 0.3),
+        (Accuracy(), SCORES, np.eye(3)[[1, 0, 0, 0]], None, 0.75),
+        (Accuracy(), STEPS, [[1, 1], [0, 2], [0, 0], [0, 1]], [1, 1, 1, 5], (0.5 + 1 + 0.5 + 5) / 8),
+        (Accuracy(), [-1.0, 0.0, 0.1, 3.0], [0, 0, 1, 0], None, 0.75),
+        (Accuracy(), [[-1.0], [0.0], [0.1], [3.0]], [0, 1, 1, 0], None, 0.5),
+        (Accuracy(), [[-1.0], [0.0], [0.1], [3.0]], [[False], [False], [True], [True]], None, 1.0),
+        (Accuracy(), [[[-1.0], [1.0]], [[2.0], [3.0]]], [[0, 1], [0, 1]], [1, 3], 0.625),
+        (Accuracy(threshold=0.5), [0.2, 0.6], [0.0, 0.0], None, 0.5),
+        (TopKAccuracy(k=1), SCORES, [1, 0, 0, 1], None, 0.5),
+        (TopKAccuracy(k=2), SCORES, [0, 1, 0, 1], None, 0.75),
+        (TopKAccuracy(k=2), SCORES, np.eye(3)[[0, 1, 0, 2]], [1, 1, 2, 0], 0.5),
+        (TopKAccuracy(k=2), STEPS, [[0, 2], [1, 2], [0, 0], [1, 2]], None, (0.5 + 1 + 0.5 + 0.5) / 4),
+        (TopKAccuracy(k=2), np.full((1, 3), np.nan), [0], None, 0.0),
+        (MeanAbsoluteError(), [[1.0, -2.0], [0.0, 4.0]], [[0, 0], [0, 0]], None, 1.75),
+        (MeanAbsoluteError(), [1.0, 5.0], [0.0, 0.0], [3, 1], 2.0),
+        (MeanSquaredError(), [[1.0, -2.0], [0.0, 4.0]], [[0, 0], [0, 0]], None, 5.25),
+        (RootMeanSquaredError(), [[[1.0]], [[7.0]]], np.zeros((2, 1, 1)), None, 5.0),
+    ],
+)
+def test_by_hand_and_in_batches(metric, prediction, target, weight, expected):
+    prediction, target = np.asarray(prediction), np.asarray(target)
+    weight = None if weight is None else np.asarray(weight)
+    assert metric.result(metric.update(prediction, target, weight)) == pytest.approx(expected, rel=1e-15)
+    single = prediction.astype("float32")
+    sums = None
+    for rows in (slice(0, 1), slice(1, None)):
+        part = metric.update(single[rows], target[rows], None if weight is None else weight[rows])
+        sums = part if sums is None else tuple(a + b for a, b in zip(sums, part, strict=True))
+    assert metric.result(sums) == pytest.approx(expected, rel=1e-6)
+    assert isinstance(metric.result(sums), float)
+
+
+def test_of_nothing():
+    assert math.isnan(
+        MeanSquaredError().result(MeanSquaredError().update(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2)))
+    )
+
+
+def test_top_one_is_accuracy():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 3, (500, 4)).astype(float), rng.integers(0, 4, 500)  # many ties
+    np.testing.assert_array_equal(TopKAccuracy(k=1).update(scores, labels), Accuracy().update(scores, labels))
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "target", "message"),
+    [
+        (Accuracy(), SCORES, np.zeros(4), r"accuracy: labels must be integers in \[0, 3\) of shape \(4,\)"),
+        (Accuracy(), SCORES, [0, 1, 2, 3], r"accuracy: labels must be integers in \[0, 3\); got 3 in row 3"),
+        (Accuracy(), [[0.5], [1.0]], [-1, 1], r"accuracy: targets must lie in \[0, 1\]"),
+        (Accuracy(), [[0.5], [1.0]], [[0, 1], [1, 0]], r"accuracy: target must have the prediction's shape \(2, 1\)"),
+        (TopKAccuracy(), SCORES, [0, 1, 2, 0], r"top_k_accuracy: expected k of at most 3, .* got k=5"),
+        (
+            MeanSquaredError(),
+            np.zeros((3, 1)),
+            np.zeros(3),
+            r"mean_squared_error: .* got float64 \(3,\). Use y",
+        ),
+        (MeanSquaredError(), np.zeros((3, 1)), np.zeros((1, 1)), r"shape \(3, 1\); got float64 \(1, 1\)"),
+    ],
+)
+def test_targets_that_do_not_fit(metric, prediction, target, message):
+    with pytest.raises(DataError, match=message):
+        metric.update(np.asarray(prediction), np.asarray(target), None)
+
+
+def test_names():
+    assert all(snake_case(cls.__name__) == name and issubclass(cls, Metric) for name, cls in lamella_metrics().items())
+    with pytest.raises(ArgumentError, match="TopKAccuracy: k: expected a positive int, got 0"):
+        TopKAccuracy(k=0)

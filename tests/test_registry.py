@@ -1,0 +1,118 @@
+"""The registry: plugins through entry points, imported when asked for, with errors that name both sides."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import lamella as lm
+from lamella import registry
+from lamella.registry import Registry
+
+
+class EntryPoint:
+    """What importlib.metadata gives for one entry point."""
+
+    def __init__(self, name, plugin, distribution="acme", version="2.1"):
+        self.name, self.value, self.plugin, self.loads = name, f"{distribution}.{name}", plugin, 0
+        self.dist = SimpleNamespace(name=distribution, version=version)
+
+    def load(self):
+        self.loads += 1
+        if isinstance(self.plugin, Exception):
+            raise self.plugin
+        return self.plugin
+
+
+def plugin(**given):
+    """A plugin object with hooks that return the given dicts, by kind."""
+    hooks = {f"lamella_{kind}": lm.hookimpl(lambda value=value: value) for kind, value in given.items()}
+    return SimpleNamespace(**{name: _plain(hook) for name, hook in hooks.items()})
+
+
+def _plain(hook):
+    @lm.hookimpl
+    def call():
+        return hook()
+
+    return call
+
+
+class Mine(lm.Layer):
+    pass
+
+
+class Yours(lm.Layer):
+    pass
+
+
+def test_built_ins_come_by_entry_points():
+    assert {"dense", "activation", "conv2d", "max_pooling2d", "flatten", "dropout"} <= set(lm.layers())
+    assert lm.layer("dense", units=3) == lm.layer("lamella:dense", units=3)
+    assert registry.find("losses", "huber")().delta == 1.0
+    assert not [p for p in registry.plugins() if p.error]
+
+
+def test_plugins_are_imported_when_a_name_is_looked_up_and_once():
+    one, other = EntryPoint("a", plugin(layers={"mine": Mine})), EntryPoint("b", plugin(), distribution="other")
+    known = Registry([one, other])
+    assert [p.name for p in known.plugins()] == ["a", "b"]
+    assert (one.loads, other.loads) == (0, 0)
+    assert known.find("layers", "acme:mine") is Mine
+    assert (one.loads, other.loads) == (1, 0)
+    assert known.find("layers", "mine") is Mine
+    assert (one.loads, other.loads) == (1, 1)
+    (entry,) = known.entries("layers")
+    assert (entry.qualified, entry.plugin.version) == ("acme:mine", "2.1")
+    assert known.name_of("layers", Yours) is None
+
+
+def test_a_name_given_twice_needs_its_full_name():
+    known = Registry(
+        [EntryPoint("a", plugin(layers={"m": Mine})), EntryPoint("b", plugin(layers={"m": Yours}), distribution="zoo")]
+    )
+    with pytest.raises(lm.RegistryError, match=r"'m' is given by 'acme:m' \(plugin 'a'\) and 'zoo:m' \(plugin 'b'\)"):
+        known.find("layers", "m")
+    assert known.find("layers", "zoo:m") is Yours
+
+
+def test_a_broken_plugin_stops_only_those_who_need_it():
+    broken = EntryPoint("bad", ImportError("no module named 'torch'"), distribution="zoo", version="0.3")
+    known = Registry([EntryPoint("a", plugin(layers={"mine": Mine})), broken])
+    assert known.find("layers", "mine") is Mine
+    with pytest.raises(lm.RegistryError, match=r"unknown name 'mien'.*Did you mean 'mine'\?\n  plugin 'bad' of zoo 0.3 "
+                       r"\(zoo.bad\) could not be imported.*ImportError: no module named 'torch'"):  # fmt: skip
+        known.find("layers", "mien")
+    assert broken.loads == 1
+    assert [p.error for p in known.plugins()] == [None, "ImportError: no module named 'torch'"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"layers": [Mine]}, "must return a dict of names to objects, got list"),
+        ({"layers": {"Bad Name": Mine}}, "gives the name 'Bad Name'; expected lower case"),
+        ({"layers": {"mine": 3}}, "gives 'mine' = 3; expected a subclass of lamella.Layer"),
+        ({"activations": {"a": len}}, "expected a lamella.ActivationFunction"),
+    ],
+)
+def test_wrong_hook_results_register_nothing(given, words):
+    known = Registry([EntryPoint("a", plugin(**given, optimizers={"fine": object}))])
+    with pytest.raises(lm.RegistryError, match=words):
+        known.find("optimizers", "fine")
+
+
+def test_unknown_names_and_distributions_get_hints():
+    with pytest.raises(lm.RegistryError, match="layers: unknown name 'dens'; expected one of .* Did you mean 'dense'"):
+        lm.layer("dens", units=3)
+    with pytest.raises(lm.RegistryError, match=r"no installed distribution 'lamela'.*Did you mean 'lamella'\?"):
+        lm.layer("lamela:dense", units=3)
+    with pytest.raises(lm.RegistryError, match="not even lamella's own; install it"):
+        Registry([]).find("layers", "dense")
+
+
+def test_families_load_when_first_used():
+    code = "import sys, lamella as lm; a = 'lamella_layers' in sys.modules; lm.layer('dense', units=1); print(a, 'lamella_layers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "True"]
