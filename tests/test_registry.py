@@ -113,6 +113,11 @@ def test_unknown_names_and_distributions_get_hints():
 
 
 def test_families_load_when_first_used():
-    code = "import sys, lamella as lm; a = 'lamella_layers' in sys.modules; lm.layer('dense', units=1); print(a, 'lamella_layers' in sys.modules)"
+    code = """
+import sys, lamella as lm
+before = "lamella_layers" in sys.modules
+lm.layer("dense", units=1)
+print(before, "lamella_layers" in sys.modules)
+"""
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "True"]

@@ -18,8 +18,11 @@ import numpy as np
 from lamella import registry
 from lamella.activations import ActivationFunction
 from lamella.configuration import Configured
-from lamella.errors import DataError, RegistryError, did_you_mean
+from lamella.errors import DataError, did_you_mean
 from lamella.graph import Call, Input, Node
+from lamella.losses import Loss
+from lamella.metrics import Metric
+from lamella.optimizers import Optimizer
 from lamella.protocol import Layer
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["from_config", "load", "load_weights", "model_config", "save"]
 
 FORMAT = 1
-_KINDS = ("layers", "losses", "optimizers", "metrics")  # what a configuration may hold objects of
+_KINDS = {"layers": Layer, "losses": Loss, "optimizers": Optimizer, "metrics": Metric}
 
 
 def model_config(model: Model) -> dict[str, Any]:
@@ -108,9 +111,10 @@ def from_config(config: Mapping[str, Any], *, backend: str = "numpy") -> Model:
 def _encode(value: Any) -> Any:
     """A configured object as plain data; an unregistered class stands for itself, and can't be saved to a file."""
     if isinstance(value, Configured):
-        found = (registry.name_of(kind, type(value)) for kind in _KINDS)
-        entry = next((entry for entry in found if entry is not None), None)
+        kind = next(kind for kind, base in _KINDS.items() if isinstance(value, base))
+        entry = registry.name_of(kind, type(value))
         described: dict[str, Any] = {
+            "kind": kind,
             "type": type(value) if entry is None else entry.qualified,
             "version": None if entry is None else entry.plugin.version,
             "config": {name: _encode(item) for name, item in value.config().items()},
@@ -138,22 +142,12 @@ def _decode(value: Any) -> Any:
         return from_config(value["model"])
     if "dict" in value:
         return {name: _decode(item) for name, item in value["dict"].items()}
-    made = _class_of(value["type"])(**{name: _decode(item) for name, item in value["config"].items()})
+    kind, name = value["kind"], value["type"]
+    made = name if isinstance(name, type) else registry.find(kind, name)
+    made = made(**{argument: _decode(item) for argument, item in value["config"].items()})
     if isinstance(made, Layer):
         made = made._copy(name=value["name"], trainable=value["trainable"])
     return made
-
-
-def _class_of(name: Any) -> Any:
-    if isinstance(name, type):
-        return name
-    errors = []
-    for kind in _KINDS:
-        try:
-            return registry.find(kind, name)
-        except RegistryError as error:
-            errors.append(error)
-    raise errors[0]
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:

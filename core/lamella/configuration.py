@@ -33,7 +33,8 @@ class _ConfiguredType(type):
                     f"{name}.__init__ takes {argument.name!r}, which is no constructor argument here. "
                     "Use layer.named('...') and layer.frozen()."
                 )
-        cls._signature = signature.replace(parameters=arguments)
+        plain = [argument.replace(annotation=argument.empty) for argument in arguments]
+        cls._signature = signature.replace(parameters=plain, return_annotation=signature.empty)
 
     _signature: inspect.Signature
     _reserved: frozenset[str] = frozenset()

@@ -1,0 +1,287 @@
+"""Training: fit, evaluate, predict and single steps, and the errors that data meets."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import lamella as lm
+from lamella.progress import Progress
+from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+
+CROSS_ENTROPY = "softmax_cross_entropy"
+
+
+def classes(rows=60, seed=0):
+    """Three classes in four dimensions, well apart."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(rows) % 3
+    return rng.normal(size=(rows, 4)).astype("float32") + 4.0 * np.eye(4)[y], y
+
+
+def classifier(**options):
+    return lm.Sequential([Dense(16, activation="relu"), Dense(3)], input_shape=4, **options)
+
+
+def test_fit_learns_and_keeps_a_history():
+    x, y = classes()
+    model = classifier()
+    history = model.fit(
+        x, y, loss=CROSS_ENTROPY, optimizer=lm.optimizers.Adam(0.02), epochs=20, batch_size=16, metrics=["accuracy"],
+        validation_data=classes(seed=1), progress=False,
+    )  # fmt: skip
+    assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert history.epochs == 20
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    assert history["val_accuracy"][-1] > 0.85
+    assert model.step == 20 * math.ceil(60 / 16)
+    found = model.evaluate(*classes(seed=1), loss=CROSS_ENTROPY, metrics=["accuracy", "top_k_accuracy"][:1])
+    assert found["accuracy"] == pytest.approx(history["val_accuracy"][-1])
+    assert found["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-6)
+    assert "20 epochs" in repr(history)
+
+
+def test_every_optimizer_and_loss_name_trains():
+    x, y = classes()
+    hot = np.eye(3)[y]
+    losses = {CROSS_ENTROPY: y, "mean_squared_error": hot, "mean_absolute_error": hot, "huber": hot,
+              "binary_cross_entropy": hot}  # fmt: skip
+    for loss, target in losses.items():
+        model = classifier()
+        first = model.evaluate(x, target, loss=loss)["loss"]
+        model.fit(x, target, loss=loss, optimizer="adam", epochs=8, progress=False)
+        assert model.evaluate(x, target, loss=loss)["loss"] < first
+    for optimizer in ("sgd", "adam", "adamw", "rmsprop", "adagrad", "adadelta"):
+        model = classifier()
+        first = model.evaluate(x, y, loss=CROSS_ENTROPY)["loss"]
+        model.fit(x, y, loss=CROSS_ENTROPY, optimizer=optimizer, epochs=4, progress=False)
+        assert model.evaluate(x, y, loss=CROSS_ENTROPY)["loss"] < first
+
+
+def test_equal_seeds_give_equal_bits_and_backends_agree():
+    def trained(**options):
+        layers = [Conv2D(3, 3, activation="relu"), MaxPooling2D(), Flatten(), Dropout(0.3), Dense(2)]
+        model = lm.Sequential(layers, input_shape=(1, 6, 6), dtype="float64", **options)
+        x = np.random.default_rng(3).normal(size=(10, 1, 6, 6))
+        model.fit(x, np.arange(10) % 2, loss=CROSS_ENTROPY, optimizer="adam", epochs=2, batch_size=4, progress=False)
+        return model.parameters
+
+    one, same, strict, other = trained(), trained(), trained(backend="strict"), trained(seed=1)
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, same[name])
+        np.testing.assert_allclose(value, strict[name], rtol=1e-8, atol=1e-12)
+    assert not np.allclose(one["dense_1.kernel"], other["dense_1.kernel"])
+
+
+def test_sample_weights_count_rows():
+    x, y = classes(9)
+    weight = np.array([0.0, 1, 2] * 3)
+    repeated = np.repeat(np.arange(9), weight.astype(int))
+    model = classifier(dtype="float64")
+    loss, gradients, dx = model.gradients(x, y, loss=CROSS_ENTROPY, sample_weight=weight)
+    expected, same, _ = model.gradients(x[repeated], y[repeated], loss=CROSS_ENTROPY)
+    assert loss == pytest.approx(expected)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, same[name], rtol=1e-9, atol=1e-12)
+    assert np.all(dx[weight == 0] == 0)
+    found = model.evaluate(x, y, loss=CROSS_ENTROPY, metrics=["accuracy"], sample_weight=weight, batch_size=4)
+    again = model.evaluate(x[repeated], y[repeated], loss=CROSS_ENTROPY, metrics=["accuracy"])
+    assert found == pytest.approx(again)
+    fitted = model.fit(x, y, loss=CROSS_ENTROPY, optimizer="sgd", batch_size=4, sample_weight=weight, progress=False)
+    assert math.isfinite(fitted["loss"][0])
+
+
+def test_gradient_of_the_mean_loss_is_exact_for_a_last_partial_batch():
+    x, y = classes(7)
+    one, two = classifier(dtype="float64"), classifier(dtype="float64")
+    rate = 0.1
+    one.fit(x, y, loss=CROSS_ENTROPY, optimizer=lm.optimizers.SGD(rate), batch_size=5, shuffle=False, progress=False)
+    for part in (slice(0, 5), slice(5, 7)):
+        _, gradients, _ = two.gradients(x[part], y[part], loss=CROSS_ENTROPY)
+        for name, gradient in gradients.items():
+            two.parameters[name] = two.parameters[name] - rate * gradient
+    for name, value in one.parameters.items():
+        np.testing.assert_allclose(value, two.parameters[name], rtol=1e-10)
+
+
+def test_steps_of_one_optimizer_go_on_from_each_other():
+    x, y = classes()
+
+    def steps(*rates):
+        model = classifier()
+        for rate in rates:
+            model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer=lm.optimizers.Adam(rate))
+        return model
+
+    model = steps(0.01, 0.01)
+    assert model.optimizer_state.t == 2
+    assert steps(0.01, 0.001).optimizer_state.t == 2  # a rate may change
+    model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="sgd")
+    assert (model.optimizer_state.t, model.step) == (1, 3)
+
+
+def test_several_inputs_and_outputs_by_tuple_and_by_name():
+    class Add(lm.Layer):
+        def build(self, declare, a, b):
+            return a
+
+        def forward_pass(self, ctx, a, b):
+            return a + b
+
+        def backward_pass(self, ctx, dy):
+            return dy, dy
+
+    a, b = lm.Input((4,), name="a"), lm.Input((4,), name="b")
+    h = Add()(Dense(4)(a), b)
+    model = lm.Model((a, b), (Dense(3).named("kind")(h), Dense(1).named("size")(h)))
+    x, y = classes(12)
+    size = x.sum(axis=1, keepdims=True)
+    by_tuple = {"loss": (CROSS_ENTROPY, "huber"), "optimizer": "sgd"}
+    by_name = {"loss": {"size": "huber", "kind": CROSS_ENTROPY}, "optimizer": "sgd"}
+    first = model.copy().train_on_batch((x, x), (y, size), **by_tuple)
+    second = model.copy().train_on_batch({"b": x, "a": x}, {"size": size, "kind": y}, **by_name)
+    assert first == second
+    weights = {"kind": np.ones(12), "size": np.ones(12)}
+    metrics = {"kind": ["accuracy"]}
+    history = model.fit((x, x), (y, size), epochs=2, metrics=metrics, sample_weight=weights, progress=False, **by_tuple)
+    assert set(history.history) == {"loss", "kind_accuracy"}
+    _, _, dx = model.gradients((x, x), (y, size), loss=by_tuple["loss"])
+    assert [part.shape for part in dx] == [(12, 4), (12, 4)]
+    assert [part.shape for part in model.predict((x, x))] == [(12, 3), (12, 1)]
+
+
+def test_predict_in_batches_of_any_size_and_of_nothing():
+    model = classifier()
+    x, _ = classes(11)
+    whole = model.predict(x)
+    np.testing.assert_allclose(model.predict(x, batch_size=4), whole, rtol=1e-5, atol=1e-6)
+    assert model.predict(x.tolist()).dtype == np.float32
+    assert model.predict(x[:0]).shape == (0, 3)
+
+
+def test_axes_without_a_size_may_differ_from_call_to_call():
+    model = lm.Sequential([Dense(3), Activation("softmax")], input_shape=("T", 4))
+    for steps in (2, 5):
+        assert model.predict(np.ones((3, steps, 4))).shape == (3, steps, 3)
+
+
+class Burst(lm.Layer):
+    def forward_pass(self, ctx, x):
+        return x / (x - x) if ctx.training else x
+
+    def backward_pass(self, ctx, dy):
+        return dy
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("layer", r"step 0: the loss is .*first layer with values that are not finite is burst_1 \(Burst\)"),
+        ("input", "Input 'input_1' holds values that are not finite"),
+        ("parameter", "dense_1.kernel is not finite since an earlier step"),
+        ("loss", "Every layer's output is finite; the loss MeanSquaredError.. overflows"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_and_names_the_culprit(spoil, words):
+    layers = [Dense(3), Burst(), Dense(2)] if spoil == "layer" else [Dense(3), Dense(2)]
+    model = lm.Sequential(layers, input_shape=4)
+    x, y = np.ones((5, 4)), np.zeros((5, 2))
+    if spoil == "input":
+        x[2, 1] = np.nan
+    if spoil == "loss":
+        y[:] = 3e38
+    if spoil == "parameter":
+        model.parameters["dense_1.kernel"] = np.full((4, 3), np.inf)
+    before = dict(model.parameters)
+    with pytest.raises(lm.NonFiniteError, match=words):
+        model.fit(x, y, loss="mean_squared_error", optimizer="adam", progress=False)
+    assert (model.step, model.optimizer_state) == (0, None)
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+X, Y = classes(6)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m.predict(X[0]), r"expected \(N, 4\) float32, got \(4,\) float64. For one sample .* x\[None\]"),
+        (lambda m: m.predict(X.reshape(6, 2, 2)), r"x.reshape\(-1, 4\)"),
+        (lambda m: m.predict([[1, 2, 3, 4], [1, 2]]), "no rectangular array"),
+        (lambda m: m.predict(np.array([["a"] * 4])), "got .*<U1; give numbers"),
+        (lambda m: m.predict({"inputs": X}), "unknown name 'inputs'; expected input_1. Did you mean 'input_1'"),
+        (lambda m: m.predict(X, batch_size=0), "batch_size: expected a positive int, got 0"),
+        (lambda m: m.evaluate(X, Y[:5], loss=CROSS_ENTROPY), "x has 6 rows and y has 5; expected equally many"),
+        (lambda m: m.evaluate(X[:0], Y[:0], loss=CROSS_ENTROPY), "x: there are no rows"),
+        (lambda m: m.evaluate(X, Y + 1, loss=CROSS_ENTROPY), "labels must be integers in .*y - 1"),
+        (lambda m: m.evaluate(X, Y, loss="softmax_crossentropy"), "Did you mean 'softmax_cross_entropy'"),
+        (lambda m: m.evaluate(X, Y, loss=3), "loss: expected"),
+        (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, metrics=["acuracy"]), "Did you mean 'accuracy'"),
+        (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, sample_weight=[1, 2]), r"expected shape \(6,\), got \(2,\)"),
+        (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, sample_weight=-Y), "at least 0"),
+        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adm"), "Did you mean 'adam'"),
+        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", epochs=-1), "epochs: expected an int"),
+        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", engine="torch"), "engine: expected 'numpy'"),
+        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", progress="yes"), "progress: expected 'auto'"),
+        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", validation_data=X), "validation_data: expected"),
+        (lambda m: m.copy().freeze().fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam"), "no layer has parameters that"),
+    ],
+)
+def test_bad_arguments_and_data_get_one_clear_error(call, words):
+    with pytest.raises((lm.DataError, lm.ArgumentError, lm.RegistryError), match=words):
+        call(classifier())
+
+
+def test_images_in_the_wrong_order_and_integers_out_of_range():
+    model = lm.Sequential([Conv2D(2, 3)], input_shape=(3, 8, 8))
+    with pytest.raises(lm.DataError, match=r"x.transpose\(0, 3, 1, 2\)"):
+        model.predict(np.zeros((2, 8, 8, 3)))
+    bytes_in = lm.Sequential([Flatten()], input_shape=4, input_dtype="uint8")
+    assert bytes_in.predict([[0, 1, 2, 255]]).dtype == np.uint8
+    with pytest.raises(lm.DataError, match=r"values in \[0, 255\], got values from 0 to 256"):
+        bytes_in.predict([[0, 1, 2, 256]])
+    with pytest.raises(lm.DataError, match=r"convert it with .astype\('uint8'\)"):
+        bytes_in.predict([[0.5, 1, 2, 3]])
+
+
+def test_callbacks_are_called_in_order():
+    calls = []
+
+    class Log(lm.Callback):
+        def on_train_begin(self, model, epochs, batches):
+            calls.append(f"begin {epochs} {batches}")
+
+        def on_batch_end(self, model, rows, logs):
+            calls.append(f"batch {rows}")
+
+        def on_epoch_end(self, model, epoch, logs):
+            calls.append(f"epoch {epoch}")
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+        def on_train_end(self, model):
+            calls.append("end")
+
+    with pytest.raises(KeyboardInterrupt):
+        classifier().fit(*classes(5), loss=CROSS_ENTROPY, optimizer="sgd", epochs=3, batch_size=4, callbacks=[Log()])
+    assert calls == ["begin 3 2", *["batch 4", "batch 1", "epoch 0"], *["batch 4", "batch 1", "epoch 1"], "end"]
+
+
+def test_progress_shows_loss_metrics_speed_and_time_left(capsys):
+    classifier().fit(*classes(), loss=CROSS_ENTROPY, optimizer="sgd", epochs=2)
+    assert capsys.readouterr().out == ""  # nobody is watching
+    screen, pipe = io.StringIO(), io.StringIO()
+    for file, terminal in ((screen, True), (pipe, False)):
+        console = Console(file=file, force_terminal=terminal, width=120, color_system=None)
+        options = {"loss": CROSS_ENTROPY, "optimizer": "sgd", "epochs": 2, "metrics": ["accuracy"]}
+        classifier().fit(*classes(), callbacks=[Progress(console)], **options)
+    assert "━" in screen.getvalue()
+    assert "left" in screen.getvalue()
+    lines = pipe.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("epoch 2/2  loss ")
+    assert "accuracy" in lines[1]
+    assert "samples/s" in lines[1]
