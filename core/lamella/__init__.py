@@ -11,6 +11,7 @@ from lamella import backends, losses, metrics, optimizers, primitives, testing
 from lamella.activations import ActivationFunction
 from lamella.archive import from_config, load
 from lamella.configuration import Configured
+from lamella.context import Context
 from lamella.errors import (
     ArgumentError,
     DataError,
@@ -19,11 +20,11 @@ from lamella.errors import (
     NonFiniteError,
     RegistryError,
 )
-from lamella.graph import Input
+from lamella.graph import Input, Node
 from lamella.hookspecs import hookimpl
 from lamella.model import Model, Sequential
 from lamella.primitives import primitive, scan
-from lamella.protocol import ArraySpec, Layer
+from lamella.protocol import ArraySpec, Declare, Layer
 from lamella.registry import layer, layers
 from lamella.training import Callback, History
 
@@ -33,13 +34,16 @@ __all__ = [
     "ArraySpec",
     "Callback",
     "Configured",
+    "Context",
     "DataError",
+    "Declare",
     "GraphError",
     "History",
     "Input",
     "Layer",
     "LayerError",
     "Model",
+    "Node",
     "NonFiniteError",
     "RegistryError",
     "Sequential",

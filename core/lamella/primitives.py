@@ -140,8 +140,7 @@ def _(xp: Any, x: Any) -> Any:
 @primitive
 def sigmoid(xp: Any, x: Any) -> Any:
     """1 / (1 + exp(-x)), without overflow."""
-    e = xp.exp(-xp.abs(x))
-    return xp.where(x >= 0.0, 1.0 / (1.0 + e), e / (1.0 + e))
+    return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-xp.abs(x)))
 
 
 @primitive

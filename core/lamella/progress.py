@@ -63,23 +63,26 @@ class Progress(Callback):
         if not self.live.is_started or (now - self.shown < 0.1 and self.batch < self.batches):
             return
         self.shown = now
-        filled = _WIDTH * self.batch // self.batches
         left = (now - self.began) / self.done * (self.epochs * self.batches - self.done)
+        numbers, tail = f"  {_numbers(logs)}", f"  {self._speed(now)}  {_duration(left)} left"
+        width = max(6, min(_WIDTH, self.console.width - len(self._label() + numbers + tail)))
+        filled = width * self.batch // self.batches
         line = Text.assemble(
             self._label(),
             ("━" * filled, "green"),
-            ("━" * (_WIDTH - filled), "bright_black"),
-            f"  {_numbers(logs)}",
-            (f"  {self._speed(now)}  {_duration(left)} left", "bright_black"),
+            ("━" * (width - filled), "bright_black"),
+            numbers,
+            (tail, "bright_black"),
         )
         line.no_wrap, line.overflow = True, "ellipsis"
         self.live.update(line, refresh=True)
 
     def on_epoch_end(self, model: Model, epoch: int, logs: Mapping[str, float]) -> None:
         now = time.perf_counter()
-        line = Text.assemble(
-            self._label(), _numbers(logs), (f"  {self._speed(now)}  {now - self.epoch_began:.1f} s", "bright_black")
-        )
+        line = Text(f"{self._label()}{_numbers(logs)}")
+        tail = f"  {self._speed(now)}  {now - self.epoch_began:.1f} s"
+        if not self.console.is_terminal or len(line) + len(tail) <= self.console.width:
+            line.append(tail, "bright_black")
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, model: Model) -> None:

@@ -19,7 +19,9 @@ def print_summary(model: Model) -> None:
 
     program = model.program
     source = dict(zip(program.inputs, program.input_names, strict=True))
-    table = Table(box=box.SIMPLE_HEAD, title=_title(model), title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=_title(model), title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
+    )
     for heading, justify in (
         ("layer", "left"),
         ("output shape", "left"),
@@ -27,7 +29,7 @@ def print_summary(model: Model) -> None:
         ("connected to", "left"),
         ("", "left"),
     ):
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for name, spec in zip(model.input_names, model.input_specs, strict=True):
         table.add_row(Text(f"{name} (Input)"), _shape(spec), "", "", spec.dtype if not spec.is_float else "")
     shown: tuple[str, ...] = ()
@@ -35,7 +37,7 @@ def print_summary(model: Model) -> None:
     for leaf in program.leaves:
         own = [group for group in leaf.groups if group != leaf.name]
         for depth, group in enumerate(own):
-            if shown[: depth + 1] != tuple(own[: depth + 1]):
+            if shown[: depth + 1] != tuple(own[: depth + 1]) and group not in first.values():
                 table.add_row(Text("  " * depth + group, style="italic"), "", "", "", "")
         shown = tuple(own)
         marks = []

@@ -77,10 +77,14 @@ operators, and slicing with ints, slices and ``None``."""
 
 
 class Namespace:
-    """``ctx.xp``: exactly the names in `NAMESPACE`, and ``backend``, the name kernels are chosen by."""
+    """``ctx.xp``: exactly the names in `NAMESPACE`, and ``backend``, the name kernels are chosen by.
+
+    Its ``xp`` is itself, so that primitives take a context or a namespace alike.
+    """
 
     def __init__(self, backend: str, module: Any) -> None:
         self.backend = backend
+        self.xp = self
         for name in NAMESPACE:
             setattr(self, name, getattr(module, name))
 

@@ -248,7 +248,7 @@ def _accuracy(case: Case) -> str:
                     f"{name} for {label}: float32 is off by {error:.3g}; rounding of the inputs explains "
                     f"{limit:.3g}. Likely causes: cancellation, overflow of an intermediate result, float16"
                 )
-            worst = max(worst, error / limit)
+            worst = max(worst, error / limit if limit else 0.0)
     return f"float32 error at most {worst:.0%} of what rounding explains"
 
 

@@ -1,0 +1,19 @@
+"""The built-in layers of lamella, one module for each family, each a plugin like any other."""
+
+from lamella_layers.activation import Activation
+from lamella_layers.convolution import Conv2D
+from lamella_layers.dense import Dense
+from lamella_layers.pooling import AveragePooling2D, MaxPooling2D
+from lamella_layers.regularization import Dropout
+from lamella_layers.reshaping import Flatten, Reshape
+
+__all__ = [
+    "Activation",
+    "AveragePooling2D",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "MaxPooling2D",
+    "Reshape",
+]

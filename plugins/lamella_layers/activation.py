@@ -1,0 +1,205 @@
+"""Activation functions, and the layer that applies one.
+
+Slopes at kinks follow PyTorch: at 0 that of relu is 0, of leaky_relu 0.2. Slopes are multiplied, not chosen with
+``where``, which takes NumPy ten times as long on numbers of random sign.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import lamella as lm
+from lamella import registry
+from lamella.primitives import Primitive, erf, relu, sigmoid, softmax, softplus
+
+__all__ = ["Activation"]
+
+_SLOPE = 0.2  # of leaky_relu
+_ALPHA, _SCALE = 1.6732632423543772, 1.0507009873554805  # of selu: zero mean and unit variance are a fixed point
+
+
+class Activation(lm.Layer):
+    """Applies an activation function: ``y = f(x)``.
+
+    Arguments:
+        function: a registered name, such as "relu" or "softmax", or an `ActivationFunction`.
+        axis: for functions along an axis, such as softmax: which one, counted with the batch axis. Their own default
+            is the last.
+
+    Shapes: any floats -> the same.
+
+    Raises:
+        RegistryError: if no plugin gives the name.
+        ArgumentError: if ``axis`` is given to an elementwise function.
+        GraphError: if the function would run along the batch axis.
+
+    Source: https://onnx.ai/onnx/operators/
+
+    >>> import lamella as lm
+    >>> lm.Sequential([Activation("relu")], input_shape=(3,)).predict([[-1.0, 0.0, 2.0]])
+    array([[0., 0., 2.]], dtype=float32)
+    """
+
+    def __init__(self, function: str | lm.ActivationFunction, *, axis: int | None = None):
+        self.function: lm.ActivationFunction = (
+            registry.find("activations", function) if isinstance(function, str) else function
+        )
+        if not isinstance(self.function, lm.ActivationFunction):
+            raise lm.ArgumentError(f"function: expected a registered name or an ActivationFunction, got {function!r}")
+        self.has_axis = "axis" in inspect.signature(self.function.forward).parameters
+        if axis is not None and not self.has_axis:
+            raise lm.ArgumentError(f"axis={axis!r}: {function!r} works on each number by itself; leave axis out")
+        self.axis = -1 if axis is None else axis
+        self.options = {"axis": self.axis} if self.has_axis else {}
+
+    def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
+        if not x.is_float:
+            raise lm.GraphError(f"expected floats, got {x}; convert the data with x.astype('float32')")
+        rank = len(x.shape)
+        if self.has_axis and not (0 < self.axis < rank or -rank < self.axis < 0):
+            raise lm.GraphError(
+                f"expected axis={self.axis} to be one of the axes after the batch, got {x}; along the batch axis the "
+                "samples would depend on each other"
+            )
+        return x
+
+    def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        y = self.function.forward(ctx.xp, x, **self.options)
+        ctx.save(x, y)
+        return y
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        x, y = ctx.saved
+        return self.function.backward(ctx.xp, x, y, dy, **self.options)
+
+
+@lm.primitive
+def leaky_relu(xp: Any, x: Any) -> Any:
+    """x where positive, else 0.2 x."""
+    return xp.maximum(x, _SLOPE * x)
+
+
+@lm.primitive
+def elu(xp: Any, x: Any) -> Any:
+    """x where positive, else exp(x) - 1; the greater of the two on either side."""
+    return xp.maximum(x, xp.expm1(xp.minimum(x, 0.0)))
+
+
+@lm.primitive
+def selu(xp: Any, x: Any) -> Any:
+    """scale * x where positive, else scale * alpha * (exp(x) - 1)."""
+    return _SCALE * relu(xp, x) + (_SCALE * _ALPHA) * xp.expm1(xp.minimum(x, 0.0))
+
+
+@lm.primitive
+def gelu(xp: Any, x: Any) -> Any:
+    """x Phi(x), with the distribution function of the normal distribution, not its approximation by tanh."""
+    return x * _normal(xp, x)
+
+
+def _normal(xp: Any, x: Any) -> Any:
+    """Phi(x) = (1 + erf(x / sqrt(2))) / 2."""
+    return 0.5 + 0.5 * erf(xp, x * math.sqrt(0.5))
+
+
+def _native(primitive: Primitive, operator: str, *, since: int = 1, **attributes: Any) -> None:
+    """One ONNX operator; the formula in older opsets and in float64, for which onnxruntime has none."""
+
+    @primitive.kernel("onnx")
+    def _(xp: Any, x: Any) -> Any:
+        if xp.opset < since or x.dtype != xp.float32:
+            return primitive.reference(xp, x)
+        return xp.node(operator, x, shape=x.shape, dtype=x.dtype, **attributes)
+
+
+_native(leaky_relu, "LeakyRelu", alpha=_SLOPE)
+_native(elu, "Elu", alpha=1.0)
+_native(selu, "Selu", alpha=_ALPHA, gamma=_SCALE)
+_native(gelu, "Gelu", since=20, approximate="none")
+
+
+def _positive(xp: Any, x: Any) -> Any:
+    """[x > 0]: 1 where x is above zero, else 0."""
+    return xp.astype(x > 0.0, x.dtype)
+
+
+def _softmax_dx(xp: Any, x: Any, y: Any, dy: Any, *, axis: int = -1) -> Any:
+    """dx_i = sum_j dy_j y_j ([i = j] - y_i) = y_i (dy_i - sum_j dy_j y_j)."""
+    return y * (dy - xp.sum(dy * y, axis=axis, keepdims=True))
+
+
+def _selu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
+    positive = _positive(xp, x)
+    return dy * (_SCALE * positive + (_SCALE * _ALPHA) * (1.0 - positive) * xp.exp(xp.minimum(x, 0.0)))
+
+
+def _gelu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
+    density = math.sqrt(0.5 / math.pi) * xp.exp(-0.5 * x * x)
+    return dy * (_normal(xp, x) + x * density)
+
+
+def _silu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
+    s = sigmoid(xp, x)
+    return dy * s * (1.0 + x * (1.0 - s))
+
+
+@lm.hookimpl
+def lamella_layers() -> dict[str, type]:
+    return {"activation": Activation}
+
+
+@lm.hookimpl
+def lamella_activations() -> dict[str, lm.ActivationFunction]:
+    f = lm.ActivationFunction
+    return {
+        "elu": f(elu, lambda xp, x, y, dy: dy * xp.exp(xp.minimum(x, 0.0))),  # exp(0) = 1 where x is positive
+        "gelu": f(gelu, _gelu_dx),
+        "leaky_relu": f(leaky_relu, lambda xp, x, y, dy: dy * xp.maximum(_positive(xp, x), _SLOPE)),
+        "linear": f(lambda xp, x: x, lambda xp, x, y, dy: dy),
+        "relu": f(relu, lambda xp, x, y, dy: dy * _positive(xp, y)),
+        "selu": f(selu, _selu_dx),
+        "sigmoid": f(sigmoid, lambda xp, x, y, dy: dy * (y * (1.0 - y))),
+        "silu": f(lambda xp, x: x * sigmoid(xp, x), _silu_dx),
+        "softmax": f(softmax, _softmax_dx),
+        "softplus": f(softplus, lambda xp, x, y, dy: dy * sigmoid(xp, x)),
+        "tanh": f(lambda xp, x: xp.tanh(x), lambda xp, x, y, dy: dy * (1.0 - y * y)),
+    }
+
+
+@lm.hookimpl
+def lamella_specimens() -> list[Any]:
+    from lamella.testing import Specimen
+
+    operators = {
+        "elu": ("Elu",),
+        "gelu": ("Gelu",),
+        "leaky_relu": ("LeakyRelu",),
+        "linear": (),
+        "relu": ("Relu",),
+        "selu": ("Selu",),
+        "sigmoid": ("Sigmoid",),
+        "silu": ("Sigmoid", "Mul"),
+        "softmax": ("Softmax",),
+        "softplus": ("Softplus",),
+        "tanh": ("Tanh",),
+    }
+    docs = "https://onnx.ai/onnx/operators/"
+    row, image = lm.ArraySpec(("N", 7)), lm.ArraySpec(("N", 3, 4, 5))
+    labels = ((row.replace(dtype="int64", low=0, high=9),), "expected floats")
+    along_batch = ((lm.ArraySpec(("N",)),), "along the batch axis")
+    return [
+        Specimen(
+            Activation(function, axis=axis),
+            (x,),
+            operators[function],
+            docs=docs + (f"onnx__{operators[function][0]}.html" if operators[function] else ""),
+            refuses=(labels, along_batch) if function == "softmax" else (labels,),
+        )
+        for function, x, axis in [
+            *((name, row, None) for name in operators),
+            ("relu", image, None),
+            ("softmax", image, 1),
+        ]
+    ]

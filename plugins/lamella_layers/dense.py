@@ -1,0 +1,108 @@
+"""The fully connected layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lamella as lm
+from lamella.arguments import positive
+from lamella_layers.activation import Activation
+
+__all__ = ["Dense"]
+
+
+class Dense(lm.Layer):
+    """Every output is a weighted sum of all features: ``y = activation(x W + b)``.
+
+    Arguments:
+        units: how many outputs.
+        use_bias: whether to add ``b``.
+        activation: a registered name or an `ActivationFunction`, or None.
+        kernel_initializer: how ``W`` starts; ``b`` starts at zero.
+
+    Shapes: (N, ..., features) -> (N, ..., units). Parameters: ``kernel`` (features, units), ``bias`` (units,).
+
+    Raises:
+        GraphError: if the input has no feature axis beside the batch, or one of unknown size, or holds integers.
+
+    Source: https://onnx.ai/onnx/operators/onnx__MatMul.html
+
+    >>> import lamella as lm
+    >>> model = lm.Sequential([Dense(3, activation="relu"), Dense(1)], input_shape=(2,))
+    >>> {name: array.shape for name, array in model.parameters.items()}
+    {'dense_1.kernel': (2, 3), 'dense_1.bias': (3,), 'dense_2.kernel': (3, 1), 'dense_2.bias': (1,)}
+    """
+
+    def __init__(
+        self,
+        units: int,
+        *,
+        use_bias: bool = True,
+        activation: str | lm.ActivationFunction | None = None,
+        kernel_initializer: Any = "glorot_uniform",
+    ):
+        self.units = positive(units, "units")
+        self.use_bias = use_bias
+        self.activation = None if activation is None else Activation(activation)
+        self.kernel_initializer = kernel_initializer
+
+    def expand(self, x: lm.Node) -> Any:
+        if self.activation is None:
+            return None
+        return self.activation(self.replace(activation=None).named("")(x), name="activation")
+
+    def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
+        features = x.shape[-1]
+        if len(x.shape) < 2 or not isinstance(features, int) or not x.is_float:
+            raise lm.GraphError(
+                f"expected floats (N, ..., features) with a known number of features, got {x}. Likely fix: Flatten() "
+                "or Reshape((..., features)) before this layer, or x.astype('float32') for integers"
+            )
+        declare.parameter(
+            "kernel", (features, self.units), self.kernel_initializer, fan_in=features, fan_out=self.units
+        )
+        if self.use_bias:
+            declare.parameter("bias", (self.units,), "zeros")
+        return x.replace(shape=(*x.shape[:-1], self.units))
+
+    def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        ctx.save(x)
+        y = x @ ctx.params.kernel
+        return y + ctx.params.bias if self.use_bias else y
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        (x,) = ctx.saved
+        if ctx.trainable:
+            # (N, ..., features) -> (N*..., features), (N, ..., units) -> (N*..., units)
+            rows, d = ctx.xp.reshape(x, (-1, x.shape[-1])), ctx.xp.reshape(dy, (-1, self.units))
+            ctx.grad(kernel=rows.T @ d, **({"bias": ctx.xp.sum(d, axis=0)} if self.use_bias else {}))
+        return dy @ ctx.params.kernel.T if ctx.wants_dx[0] else None
+
+
+@lm.hookimpl
+def lamella_layers() -> dict[str, type]:
+    return {"dense": Dense}
+
+
+@lm.hookimpl
+def lamella_specimens() -> list[Any]:
+    from lamella.testing import Specimen
+
+    docs = "https://onnx.ai/onnx/operators/onnx__MatMul.html"
+    x = lm.ArraySpec(("N", 5))
+    return [
+        Specimen(
+            Dense(3),
+            (x,),
+            operators=("MatMul", "Add"),
+            docs=docs,
+            refuses=(
+                ((lm.ArraySpec(("N",)),), "features"),
+                ((lm.ArraySpec(("N", "T")),), "known number of features"),
+                ((x.replace(dtype="int64", low=0, high=9),), "astype"),
+            ),
+        ),
+        Specimen(Dense(1, use_bias=False), (x,), operators=("MatMul",), docs=docs),
+        Specimen(Dense(4, activation="tanh"), (lm.ArraySpec(("N", 2, 3, 5)),), ("MatMul", "Add", "Tanh"), docs=docs),
+        Specimen(Dense(4), (lm.ArraySpec(("N", "T", 3)),), ("MatMul", "Add"), docs=docs),
+    ]
