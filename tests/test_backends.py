@@ -3,13 +3,17 @@
 import contextlib
 import inspect
 import re
+import sys
+import types
 
 import numpy as np
 import pytest
 
+import lamella as lm
 from lamella.backends import DTYPE_NAMES, NAMESPACE, get_backend
 from lamella.backends.counter import uniform
 from lamella.errors import ArgumentError
+from lamella_layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 # every form of call that layer code may use, with x, y floats above 0, i ints and b bools, all (2, 3, 4)
 CALLS = [
@@ -64,8 +68,8 @@ def test_exactly_the_listed_names(backend):
     if backend == "cupy":
         pytest.importorskip("cupy", reason="CuPy is not installed")
     xp = get_backend(backend).xp
-    assert sorted(vars(xp)) == sorted((*NAMESPACE, "backend"))
-    assert xp.backend == backend
+    assert sorted(vars(xp)) == sorted((*NAMESPACE, "backend", "xp"))
+    assert (xp.backend, xp.xp) == (backend, xp)
     assert backend in repr(xp)
 
 
@@ -153,3 +157,26 @@ def test_layers_see_storage_that_they_can_not_write(backend):
     np.testing.assert_array_equal(storage, np.zeros(4))
     storage[:2] += backend.storable(backend.asarray(np.array([1.0, 2.0])))
     np.testing.assert_array_equal(backend.asnumpy(storage), [1.0, 2.0, 0.0, 0.0])
+
+
+def test_the_cupy_backend_trains_on_a_stand_in(monkeypatch):
+    """Without a GPU: everything but CuPy itself, whose functions are played by NumPy's of the same names."""
+    stand_in = types.ModuleType("cupy")
+    for name in (*NAMESPACE, "ndarray"):
+        setattr(stand_in, name, getattr(np, name))
+    stand_in.asnumpy = np.array
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    get_backend.cache_clear()
+    try:
+        layers = [Conv2D(3, 3, activation="relu"), MaxPooling2D(3, strides=2), Flatten(), Dropout(0.2), Dense(2)]
+        model = lm.Sequential(layers, input_shape=(2, 7, 7), dtype="float64")
+        moved = model.copy().to("cupy")
+        assert (model.backend, moved.backend) == ("numpy", "cupy")
+        x, y = np.random.default_rng(0).normal(size=(6, 2, 7, 7)), np.arange(6) % 2
+        for one in (model, moved):
+            one.fit(x, y, loss="softmax_cross_entropy", optimizer="adam", epochs=2, batch_size=4, progress=False)
+        for name, value in model.parameters.items():
+            np.testing.assert_allclose(moved.parameters[name], value, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(moved.to("numpy").predict(x), model.predict(x), rtol=1e-9)
+    finally:
+        get_backend.cache_clear()
