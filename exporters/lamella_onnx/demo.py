@@ -1,0 +1,178 @@
+"""``lamella demo``: learn real handwritten digits, export the model to ONNX with its proof, and draw what came out."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lamella as lm
+from lamella.cli import Command
+from lamella.datasets import digits
+
+__all__ = ["DEMO", "network", "run", "stratified_split", "with_moved_copies"]
+
+PHASES = ((3e-3, 8), (3e-4, 4))  # learning rate and epochs: first large steps, then fine ones
+
+
+def network(seed: int = 0) -> lm.Model:
+    """Return a small convolutional network for 8x8 images and ten classes, untrained."""
+    layers = [
+        lm.layer("conv2d", filters=16, kernel_size=3, padding="same", activation="relu"),
+        lm.layer("conv2d", filters=32, kernel_size=3, padding="same", activation="relu"),
+        lm.layer("max_pooling2d"),
+        lm.layer("dropout", rate=0.25),
+        lm.layer("flatten"),
+        lm.layer("dense", units=64, activation="relu"),
+        lm.layer("dropout", rate=0.25),
+        lm.layer("dense", units=10),
+    ]
+    return lm.Sequential(layers, input_shape=(1, 8, 8), seed=seed)
+
+
+def stratified_split(labels: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """Return the rows to learn from and the rows to test on, drawn at random, the same share of every class."""
+    draw = np.random.default_rng(seed)
+    test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        test[draw.permutation(rows)[: round(share * len(rows))]] = True
+    return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def with_moved_copies(images: Any, labels: Any) -> tuple[Any, Any]:
+    """Return the images, then the same ones moved by a pixel up, down, left and right, with their labels."""
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    moved = [padded[:, :, i : i + 8, j : j + 8] for i, j in ((1, 1), (2, 1), (0, 1), (1, 2), (1, 0))]
+    return np.concatenate(moved), np.tile(labels, len(moved))
+
+
+def run(folder: Path) -> float:
+    """Train, test, export and draw; leave everything in a folder and return the accuracy on the test digits."""
+    from rich.console import Console
+
+    from lamella_onnx import export
+
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = digits()
+    images /= 16  # ink from 0 to 1
+    learn, test = stratified_split(labels, share=0.2, seed=0)
+    print(f"{len(labels)} handwritten digits: {len(learn)} to learn from, {len(test)} to test on\n")
+
+    model = network()
+    model.summary()
+    history: dict[str, list[float]] = {}
+    for rate, epochs in PHASES:
+        print(f"\nlearning rate {rate}")
+        fitted = model.fit(
+            *with_moved_copies(images[learn], labels[learn]),
+            loss="softmax_cross_entropy",
+            optimizer=lm.optimizers.Adam(rate),
+            metrics=["accuracy"],
+            epochs=epochs,
+            batch_size=64,
+            validation_data=(images[test], labels[test]),  # only looked at: it decides nothing
+            progress=True,
+        )
+        for name, values in fitted.history.items():
+            history.setdefault(name, []).extend(values)
+    scores = model.evaluate(images[test], labels[test], loss="softmax_cross_entropy", metrics=["accuracy"])
+    print(f"\ntest accuracy: {100 * scores['accuracy']:.1f} %\n")
+
+    model.save(folder / "digits.lamella")
+    softmax = lm.layer("activation", function="softmax")  # the model ends in logits, the file in probabilities
+    report = export(model, folder / "digits.onnx", samples=images[test][:32], append=softmax)
+    console = Console()
+    (console.print if console.is_terminal else print)(report)
+    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = zip(itertools.count(1), *history.values(), strict=False)
+        csv.writer(file).writerows([("epoch", *history), *rows])
+    pictures = _draw(folder, history, images[test], labels[test])
+    program = "lamella" if shutil.which("lamella") else sys.argv[0] if "lamella" in sys.argv[0] else "python -m lamella"
+    print(_CLOSING.format(folder=folder, input=model.input_names[0], pictures=pictures, program=program), end="")
+    return scores["accuracy"]
+
+
+_CLOSING = """
+In {folder}:
+  digits.onnx         images (N, 1, 8, 8) of 0 to 1 -> probabilities (N, 10)
+  digits.lamella      the model, to load and to train on
+  history.csv         loss and accuracy of each epoch
+{pictures}
+
+Check the proof again, here or elsewhere:
+
+  {program} verify {folder}/digits.onnx
+
+Serve the model with NumPy and onnxruntime alone:
+
+  import numpy, onnxruntime
+  session = onnxruntime.InferenceSession("{folder}/digits.onnx")
+  images = numpy.random.rand(3, 1, 8, 8).astype("float32")  # 0 to 1
+  (probabilities,) = session.run(None, {{"{input}": images}})
+  print(probabilities.argmax(axis=1))
+"""
+
+
+def _draw(folder: Path, history: Mapping[str, Sequence[float]], images: Any, labels: Any) -> str:
+    """Draw the learning curve and predictions by the ONNX file; return what to say about them."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "  no pictures        for them: python -m pip install matplotlib, and run this again"
+    from onnxruntime import InferenceSession
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or it tells of its caches
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        epochs = range(1, len(history[name]) + 1)
+        axes.plot(epochs, history[name], color="#9aa5b1", marker=".", label="while learning (moved copies, dropout)")
+        axes.plot(epochs, history[f"val_{name}"], color="#0b6e99", marker=".", label="test digits")
+        axes.set_title(name, loc="left")
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(folder / "learning_curve.png", dpi=150)
+
+    session = InferenceSession(str(folder / "digits.onnx"))
+    (probabilities,) = session.run(None, {session.get_inputs()[0].name: images})
+    guess = probabilities.argmax(axis=1)
+    order = np.lexsort((probabilities.max(axis=1), guess == labels))  # wrong ones first, then the least certain
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure.suptitle("the 40 test digits that the model finds hardest, as onnxruntime reads them", x=0.01, ha="left")
+    for axes, row in zip(figure.subplots(4, 10).flat, order, strict=False):
+        axes.imshow(images[row, 0], cmap="gray_r", vmin=0, vmax=1)
+        axes.set(xticks=(), yticks=())
+        axes.spines[:].set_color("#d5dbe1")
+        right = guess[row] == labels[row]
+        text = f"{guess[row]}  {probabilities[row].max():.0%}" if right else f"{guess[row]}, not {labels[row]}"
+        axes.set_title(text, fontsize=9, color="#333333" if right else "#c0392b", weight="normal" if right else "bold")
+    figure.savefig(folder / "predictions.png", dpi=150)
+    return "  learning_curve.png  loss and accuracy, drawn\n  predictions.png     the digits it finds hardest"
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/digits"), help="default: %(default)s")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from lamella_onnx import ParityError
+
+    try:
+        run(arguments.output)
+    except ParityError as error:
+        print(f"lamella: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+DEMO = Command("learn 1797 real handwritten digits, export to ONNX, prove it, draw it", _configure, _run)

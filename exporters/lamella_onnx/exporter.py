@@ -1,0 +1,134 @@
+"""Export: trace, check, compare with the engine, and only then write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from lamella import ArgumentError, Layer, Model
+from lamella.archive import write_atomically
+from lamella.data import as_inputs
+from lamella_onnx.parity import (
+    BATCHES,
+    ParityError,
+    ParityReport,
+    blame,
+    draw,
+    examine,
+    ranges,
+    session,
+    versions,
+)
+from lamella_onnx.proof import PROOF, REPORT, SEED, make_proof, proof_path
+from lamella_onnx.target import resolve
+from lamella_onnx.trace import trace_model
+
+__all__ = ["export"]
+
+
+def export(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    target: str | None = None,
+    samples: Any = None,
+    append: Layer | Sequence[Layer] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> ParityReport:
+    """Write a model as an ONNX file, once onnxruntime has given the engine's results.
+
+    Arguments:
+        path: where to write; an existing file is replaced whole, or stays.
+        opset: the operator set, from 18; by default 21, or the newest that the target reads.
+        target: the oldest runtime that must read the file, such as ``"onnxruntime==1.20"``.
+        samples: inputs to compare on, as for ``model.predict``, beside random batches of 1, 2 and 7; random floats
+            are then drawn from the samples' range, otherwise from [-1, 1).
+        append: a layer, or several, that the file has after the model's own, such as ``Activation("softmax")``.
+        metadata: texts by name for the file's metadata.
+
+    Raises:
+        ParityError: onnxruntime refuses the graph or differs; names the first layer at fault. Nothing is written.
+        TraceError: a layer does something that can't be written down; names the layer.
+        ArgumentError: an opset or target out of reach.
+
+    >>> import lamella as lm
+    >>> from lamella_layers import Activation, Dense
+    >>> model = lm.Sequential([Dense(3)], input_shape=(4,))
+    >>> report = export(model, getfixture("tmp_path") / "model.onnx", append=Activation("softmax"))
+    >>> report.agrees, report.opset
+    (True, 21)
+    """
+    path = Path(path)
+    opset = resolve(opset, target)
+    properties = _properties(metadata)
+    if append is not None:
+        model = _extended(model, append)
+    given = None if samples is None else as_inputs(model.input_names, model.input_specs, samples)
+    trace = trace_model(model, opset)
+    proto = trace.proto
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParityError(f"{path} is not written: the graph is not valid ONNX: {error}") from error
+
+    exact = model.copy(dtype="float64", backend="numpy")
+    drawn = ranges(model, given)
+    batches = {f"batch of {size}": draw(drawn, size, SEED) for size in BATCHES}
+    if given is not None and len(given[0]):
+        batches[f"{len(given[0])} samples"] = given
+    try:
+        agreements = examine(session(proto.SerializeToString()), model, exact, batches)
+    except ParityError as error:
+        raise ParityError(f"{path} is not written: {error}") from error
+    wrong = next((row for row in agreements if not row.agrees), None)
+    if wrong is not None:
+        reason = blame(trace, model, exact, batches[wrong.data], wrong.data)
+        raise ParityError(
+            f"{path} is not written: output {wrong.output!r} of onnxruntime differs from the engine's by "
+            f"{wrong.error:.3g} where {wrong.allowed:.3g} is allowed; {reason}"
+        )
+    report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
+    proof, beside = make_proof(model, exact, drawn, SEED)
+    helper.set_model_props(proto, {**properties, REPORT: report.to_json(), PROOF: proof})
+    if beside is not None:
+        write_atomically(proof_path(path), beside)
+    try:
+        write_atomically(path, proto.SerializeToString())
+    except BaseException:
+        if beside is not None:
+            proof_path(path).unlink()
+        raise
+    return report
+
+
+def _properties(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    properties = dict(metadata or {})
+    for name, value in properties.items():
+        if not isinstance(name, str) or not isinstance(value, str) or name.startswith("lamella."):
+            raise ArgumentError(
+                f"export: metadata: expected texts by name, where names starting with 'lamella.' are taken; got "
+                f"{name!r}: {value!r}"
+            )
+    return properties
+
+
+def _extended(model: Model, append: Layer | Sequence[Layer]) -> Model:
+    """A new model of the same layers and values, with more layers after its outputs."""
+    nodes: Any = model._output_nodes
+    for layer in [append] if isinstance(append, Layer) else append:
+        if not isinstance(layer, Layer):
+            raise ArgumentError(f"export: append: expected a layer or several, got {layer!r}")
+        result = layer(*nodes)
+        nodes = result if isinstance(result, tuple) else (result,)
+    longer = Model(model._input_nodes, nodes, dtype=model.dtype, seed=model.seed, backend=model.backend)
+    for name, array in model.parameters.items():
+        longer.parameters[name] = array
+    for name, array in model.state.items():
+        longer.state[name] = array
+    return longer

@@ -1,0 +1,292 @@
+"""Whether onnxruntime agrees with the engine: inputs drawn from a counter, a rule, a report, and the layer at fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import lamella
+from lamella import Model
+from lamella.backends import get_backend
+from lamella.backends.counter import mix_keys, uniform
+from lamella.engine import infer
+from lamella_onnx.trace import Trace
+
+__all__ = [
+    "BATCHES",
+    "Agreement",
+    "ParityError",
+    "ParityReport",
+    "Range",
+    "blame",
+    "compare",
+    "draw",
+    "examine",
+    "predict",
+    "ranges",
+    "run",
+    "session",
+]
+
+BATCHES = (1, 2, 7)
+TOLERANCE = 1e-5
+ROUNDING = 4.0  # how many times the engine's own rounding error onnxruntime may be off
+
+Array = np.ndarray[Any, Any]
+Arrays = tuple[Array, ...]
+
+
+class ParityError(RuntimeError):
+    """A graph that onnxruntime refuses, or whose results differ from the engine's."""
+
+
+# Inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An input and the values ``low <= value < high`` that are drawn for it."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    low: float
+    high: float
+
+
+def ranges(model: Model, samples: Arrays | None = None) -> tuple[Range, ...]:
+    """Return what to draw for each input: what its spec says, else as wide as the samples, else [-1, 1) or 0 and 1."""
+    result = []
+    for k, (name, spec) in enumerate(zip(model.input_names, model.input_specs, strict=True)):
+        low, high = (-1.0, 1.0) if spec.is_float else (0.0, 2.0)
+        if samples is not None and samples[k].size and np.isfinite(samples[k]).all():
+            low, high = float(samples[k].min()), float(samples[k].max()) + (0.0 if spec.is_float else 1.0)
+        low, high = low if spec.low is None else spec.low, high if spec.high is None else spec.high
+        result.append(Range(name, spec.shape, spec.dtype, float(low), float(high if high > low else low + 1.0)))
+    return tuple(result)
+
+
+def draw(drawn: Iterable[Range], batch: int, seed: int) -> Arrays:
+    """Draw a batch of inputs: the same numbers everywhere, from the counter generator."""
+    sizes: dict[str, int] = {"N": batch}
+    arrays = []
+    for row in drawn:
+        shape = tuple(sizes.setdefault(n, 4 + len(sizes) + batch % 3) if isinstance(n, str) else n for n in row.shape)
+        key = mix_keys(None, (seed, batch, zlib.crc32(row.name.encode())))
+        unit = uniform(get_backend("numpy").xp, key, batch, 0, shape).astype(
+            row.dtype if "float" in row.dtype else "float64"
+        )
+        values = unit * (row.high - row.low) + row.low
+        arrays.append((values if "float" in row.dtype else np.floor(values)).astype(row.dtype, order="C"))
+    return tuple(arrays)
+
+
+# onnxruntime
+
+
+def session(model: bytes) -> onnxruntime.InferenceSession:
+    """Load a model into onnxruntime, as its users do by default."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions have no common base
+        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't load the graph: {error}") from error
+
+
+def run(loaded: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
+    """Run a model on inputs in their order."""
+    feeds = {given.name: array for given, array in zip(loaded.get_inputs(), inputs, strict=True)}
+    try:
+        return tuple(loaded.run(None, feeds))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't run the graph on {shapes}: {error}") from error
+
+
+# The rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """One output on one batch of inputs: the largest error, what is allowed, and why."""
+
+    output: str
+    data: str
+    values: int
+    error: float
+    allowed: float
+    rule: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the error is allowed."""
+        return self.error <= self.allowed
+
+
+def compare(got: Array, e32: Array, e64: Array) -> tuple[float, float, str]:
+    """Return error, allowed error and rule.
+
+    ``|ort - e32| <= 1e-5 max(1, max|e32|)``, or ``max|ort - e64| <= 4 max|e32 - e64|`` where the engine's own
+    float32 rounding is larger. Integers must be equal; NaN and infinities must stand in the same places.
+    """
+    if got.shape != e32.shape or got.dtype != e32.dtype:
+        return np.inf, 0.0, f"{got.dtype} {got.shape} for {e32.dtype} {e32.shape}"
+    if e32.dtype.kind != "f":
+        return float(np.max(np.abs(got.astype("float64") - e32.astype("float64")), initial=0.0)), 0.0, "equal"
+    finite = np.isfinite(e32)
+    if (
+        not np.array_equal(np.where(finite, 0, got), np.where(finite, 0, e32), equal_nan=True)
+        or not np.isfinite(got[finite]).all()
+    ):
+        return np.inf, 0.0, "NaN and infinity in the same places"
+    x, y = got[finite].astype("float64"), e32[finite].astype("float64")
+    error, allowed = _largest(x - y), TOLERANCE * max(1.0, _largest(y))
+    exact = e64[finite].astype("float64")
+    if error <= allowed or not np.isfinite(exact).all():
+        return error, allowed, f"{TOLERANCE:g} of the largest"
+    rounding, own = _largest(x - exact), ROUNDING * _largest(y - exact)
+    return (
+        (rounding, own, f"{ROUNDING:g} x float32 rounding")
+        if rounding <= own
+        else (error, allowed, f"{TOLERANCE:g} of the largest")
+    )
+
+
+def _largest(values: Array) -> float:
+    return float(np.max(np.abs(values), initial=0.0))
+
+
+def examine(
+    loaded: onnxruntime.InferenceSession, model: Model, exact: Model, batches: Mapping[str, Arrays]
+) -> list[Agreement]:
+    """Run onnxruntime and the engine, in the model's dtype and in float64, on each batch of inputs."""
+    found = []
+    for data, inputs in batches.items():
+        results = (run(loaded, inputs), predict(model, inputs), predict(exact, inputs))
+        for name, got, e32, e64 in zip(model.output_names, *results, strict=True):
+            found.append(Agreement(name, data, e32.size, *compare(got, e32, e64)))
+    return found
+
+
+def predict(model: Model, inputs: Arrays) -> Arrays:
+    outputs = model.predict(inputs)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def blame(trace: Trace, model: Model, exact: Model, inputs: Arrays, data: str) -> str:
+    """Name the first layer whose outputs differ, by showing what every layer gives."""
+    proto = trace.exposed()
+    names = [output.name for output in proto.graph.output]
+    got = dict(zip(names, run(session(proto.SerializeToString()), inputs), strict=True))
+    own, precise = (_inner(twin, inputs) for twin in (model, exact))
+    for leaf in model.program.leaves:
+        for k, (e32, e64) in enumerate(zip(own[leaf.name], precise[leaf.name], strict=True)):
+            value = got[f"{leaf.name}:{k}"]
+            error, allowed, rule = compare(value, e32, e64)
+            if not error <= allowed:
+                operators = ", ".join(trace.graph.operators(leaf.name))
+                return (
+                    f"{leaf.label} is the first layer to differ, on the {data}: by {error:.3g} where {allowed:.3g} is "
+                    f"allowed ({rule}){_place(value, e32)}. Its operators: {operators}"
+                )
+    return (
+        f"the outputs differ on the {data}, though every layer agrees once its output is shown: it is onnxruntime's "
+        "optimizer that makes something else of them"
+    )
+
+
+def _place(got: Array, expected: Array) -> str:
+    """Where two arrays differ most, and by what."""
+    if got.shape != expected.shape or not got.size:
+        return ""
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(got.astype("float64") - expected.astype("float64"))
+    gap[np.isnan(gap)] = np.where(np.isnan(got) & np.isnan(expected) | (got == expected), 0.0, np.inf)[np.isnan(gap)]
+    at = tuple(map(int, np.unravel_index(int(np.argmax(gap)), gap.shape)))
+    return f"; at {list(at)} onnxruntime gives {got[at]:.7g}, the engine {expected[at]:.7g}"
+
+
+def _inner(model: Model, inputs: Arrays) -> dict[str, Arrays]:
+    """What each layer gives, in NumPy."""
+    layers: dict[str, Arrays] = {}
+    arrays = {**model.parameters, **model.state}
+    given = [x.astype(spec.dtype) for x, spec in zip(inputs, model.input_specs, strict=True)]
+    infer(model.program, get_backend("numpy").xp, arrays, given, observe=lambda leaf, y: layers.update({leaf.name: y}))
+    return layers
+
+
+# The report
+
+
+def versions() -> dict[str, str]:
+    """The versions that a proof depends on."""
+    modules = (lamella, np, onnx, onnxruntime)
+    return {module.__name__: module.__version__ for module in modules}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityReport:
+    """What onnxruntime and the engine agreed on. ``print(report)`` shows a table.
+
+    Attributes:
+        path: the file.
+        opset: the operator set.
+        ir: the IR version, that of the file format.
+        versions: of lamella, numpy, onnx and onnxruntime.
+        agreements: one for each output and batch of inputs.
+    """
+
+    path: str
+    opset: int
+    ir: int
+    versions: dict[str, str]
+    agreements: tuple[Agreement, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every output agrees."""
+        return all(row.agrees for row in self.agreements)
+
+    @property
+    def max_error(self) -> float:
+        """The largest error of all."""
+        return max(row.error for row in self.agreements)
+
+    def to_json(self) -> str:
+        """The report as it stands in a file's metadata, without the path."""
+        return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if key != "path"})
+
+    def __rich__(self) -> Any:
+        from rich import box  # half a second of imports that an export does not need
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("output", "input", "values", "largest error", "allowed", "rule", ""):
+            table.add_column(heading, justify="right" if heading in ("values", "largest error", "allowed") else "left")
+        for row in self.agreements:
+            mark = Text("agrees", "green") if row.agrees else Text("differs", "bold red")
+            numbers = (f"{row.values:,}", f"{row.error:.1e}", f"{row.allowed:.1e}")
+            table.add_row(Text(row.output), row.data, *numbers, row.rule, mark)
+        title = Text(f"{self.path}: opset {self.opset}, IR {self.ir}", "bold")
+        return Group(
+            title, table, Text(", ".join(f"{name} {version}" for name, version in self.versions.items()), "dim")
+        )
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=max(120, len(self.path) + 30), no_color=True)
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]

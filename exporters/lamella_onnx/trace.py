@@ -1,0 +1,131 @@
+"""Models run by the tracer: the inference graph, and one whole training step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from typing import Any
+
+import onnx
+
+from lamella import Model, engine
+from lamella.graph import Leaf
+from lamella_onnx import kernels as _kernels  # noqa: F401  registers the ONNX kernels of core primitives
+from lamella_onnx.dim import TraceError, same_shape
+from lamella_onnx.target import DEFAULT_OPSET
+from lamella_onnx.tracer import Graph, Traced
+
+__all__ = ["Trace", "trace_model", "trace_step"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A traced model: its graph and outputs, and what each layer gives."""
+
+    graph: Graph
+    outputs: dict[str, Traced]
+    layers: dict[str, tuple[Traced, ...]]
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The graph as ONNX."""
+        return self.graph.model(self.outputs)
+
+    def exposed(self) -> onnx.ModelProto:
+        """The graph with what each layer gives as further outputs, called ``<layer>:<number>``."""
+        inner = {f"{name}:{k}": x for name, outputs in self.layers.items() for k, x in enumerate(outputs)}
+        return self.graph.model(self.outputs | inner)
+
+
+def trace_model(model: Model, opset: int = DEFAULT_OPSET) -> Trace:
+    """Run a model's layers forward, in inference mode, and write down what they do."""
+    graph = Graph(opset)
+    inputs = _inputs(graph, model)
+    arrays = {name: graph.initializer(name, array) for name, array in (*model.parameters.items(), *model.state.items())}
+    watch = _Watch(graph, model)
+    outputs = engine.infer(model.program, graph.xp, arrays, inputs, around=watch.around, observe=watch.observe)
+    return Trace(graph, dict(zip(model.output_names, outputs, strict=True)), watch.layers)
+
+
+def trace_step(
+    model: Model, *, opset: int = DEFAULT_OPSET, training: bool = True, wants_dx: bool | tuple[bool, ...] = True
+) -> onnx.ModelProto:
+    """Run a model's layers forward and backward, and write both down as one graph.
+
+    Inputs: those of the model; ``<output>.gradient`` for each floating output; every array of the model by its name;
+    ``seed``, uint32 of shape (2,), low word first; and ``step``, a uint32. Outputs: those of the model;
+    ``<input>.gradient`` where asked for; ``<parameter>.gradient``, frozen layers' left out; ``<state>.new`` where a
+    layer updates it. What a layer yields is the whole batch's already.
+    """
+    graph = Graph(opset)
+    program = model.program
+    inputs = _inputs(graph, model)
+    gradients = {
+        value: graph.input(f"{name}.gradient", spec.shape, spec.dtype)
+        for value, name, spec in zip(program.outputs, model.output_names, model.output_specs, strict=True)
+        if spec.is_float
+    }
+    arrays = {
+        name: graph.input(name, array.shape, str(array.dtype))
+        for name, array in (*model.parameters.items(), *model.state.items())
+    }
+    seed: Any = graph.input("seed", (2,), "uint32")
+    key = (seed[0], seed[1], graph.input("step", (), "uint32"))
+    plan = engine.Plan(program, model.frozen_layers, wants_dx=wants_dx, training=training)
+    watch = _Watch(graph, model)
+    tape: dict[str, Any] = {}
+    forward = engine._forward(
+        plan, graph.xp, arrays, inputs, key=key, tape=tape, around=watch.around, observe=watch.observe
+    )
+    results = dict(zip(model.output_names, _whole_batch(forward), strict=True))
+    updates = {
+        f"{leaf.state[local]}.new": array
+        for leaf in program.leaves
+        for local, array in tape[leaf.name].ctx.updates.items()
+        if leaf.owner not in plan.frozen
+    }
+    with graph.layer("backward", "in backward_pass"):
+        parameters = _whole_batch(engine._backward(plan, graph.xp, gradients, tape))
+    for value, name in zip(program.inputs, model.input_names, strict=True):
+        if value in gradients:
+            results[f"{name}.gradient"] = gradients[value]
+    results |= {f"{name}.gradient": array for name, array in parameters.items()}
+    return graph.model(results | updates)
+
+
+def _inputs(graph: Graph, model: Model) -> list[Traced]:
+    specs = zip(model.input_names, model.input_specs, strict=True)
+    return [graph.input(name, spec.shape, spec.dtype) for name, spec in specs]
+
+
+class _Watch:
+    """Names what layers do after them, and holds their outputs against what ``build`` said."""
+
+    def __init__(self, graph: Graph, model: Model) -> None:
+        self.graph = graph
+        self.specs = model.program.specs
+        self.layers: dict[str, tuple[Traced, ...]] = {}
+
+    def around(self, leaf: Leaf) -> Any:
+        return self.graph.layer(leaf.name, leaf.label)
+
+    def observe(self, leaf: Leaf, outputs: tuple[Any, ...]) -> None:
+        for value, output in zip(leaf.outputs, outputs, strict=True):
+            spec = self.specs[value]
+            if not isinstance(output, Traced):
+                raise TraceError(f"{leaf.label}.forward_pass returned {output!r}, which is no array of ctx.xp")
+            if not same_shape(output.shape, self.graph.shape(spec.shape)) or output.dtype != spec.dtype:
+                got = f"({', '.join(map(str, output.shape))}) {output.dtype}"
+                raise TraceError(f"{leaf.label}: build said {spec}, forward_pass gives {got}")
+        self.layers[leaf.name] = outputs
+        self.graph.entitle(leaf.name, outputs)
+
+
+def _whole_batch(coroutine: Generator[engine.Request, Any, Any]) -> Any:
+    """Run a coroutine, answering each partial sum with itself."""
+    answer: Any = None
+    while True:
+        try:
+            answer = coroutine.send(answer).partial
+        except StopIteration as stop:
+            return stop.value
