@@ -42,7 +42,7 @@ def sliced(model, x, y, sizes, loss="mean_squared_error", training=True):
         Batch((x[a : a + n],), (target[a : a + n],), (np.full(n, 1 / len(x), x.dtype),), int(a))
         for a, n in zip(starts, sizes, strict=True)
     ]
-    arrays = {**model._parameters.views(), **model._state.views()}
+    arrays = model.arrays()
     results = run_slices(plan, get_backend("numpy"), arrays, batches, [loss_of(loss)], seed=model.seed, step=model.step)
     return merge(results, get_backend("numpy").xp)
 

@@ -243,6 +243,10 @@ def test_images_in_the_wrong_order_and_integers_out_of_range():
     assert bytes_in.predict([[0, 1, 2, 255]]).dtype == np.uint8
     with pytest.raises(lm.DataError, match=r"values in \[0, 255\], got values from 0 to 256"):
         bytes_in.predict([[0, 1, 2, 256]])
+    labels = lm.Input((2,), "int64", low=0, high=5)
+    limited = lm.from_config(lm.Model(labels, Flatten()(labels)).config())
+    with pytest.raises(lm.DataError, match=r"values in \[0, 4\], got values from 1 to 5"):
+        limited.predict([[1, 5]])
     with pytest.raises(lm.DataError, match=r"convert it with .astype\('uint8'\)"):
         bytes_in.predict([[0.5, 1, 2, 3]])
 

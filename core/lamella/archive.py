@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,9 +34,11 @@ _KINDS = {"layers": Layer, "losses": Loss, "optimizers": Optimizer, "metrics": M
 
 def model_config(model: Model) -> dict[str, Any]:
     """Return a model's structure as plain data, each layer once however often it is used."""
+    from lamella.model import Sequential  # a model knows its archive
+
     program = model.program
     position: dict[int, tuple[int, int]] = {}  # node -> (call, output); inputs count as call 0
-    for k, node in enumerate(model._input_nodes):
+    for k, node in enumerate(model.input_nodes):
         position[id(node)] = (0, k)
     layers: dict[int, int] = {}
     described: list[dict[str, Any]] = []
@@ -52,17 +52,18 @@ def model_config(model: Model) -> dict[str, Any]:
         if this.name is not None:
             calls[-1]["name"] = name
     inputs = []
-    for node, spec in zip(model._input_nodes, model.input_specs, strict=True):
-        given = {"shape": list(spec.shape[1:]), "dtype": None if spec.is_float else spec.dtype}
-        inputs.append(given if node.name is None else {**given, "name": node.name})
+    for node, spec in zip(model.input_nodes, model.input_specs, strict=True):
+        given: dict[str, Any] = {"shape": list(spec.shape[1:]), "dtype": None if spec.is_float else spec.dtype}
+        options = {"name": node.name, "low": spec.low, "high": spec.high}
+        inputs.append(given | {option: value for option, value in options.items() if value is not None})
     return {
-        "class": "Sequential" if type(model).__name__ == "Sequential" else "Model",
+        "class": "Sequential" if isinstance(model, Sequential) else "Model",
         "dtype": model.dtype,
         "seed": model.seed,
         "inputs": inputs,
         "layers": described,
         "calls": calls,
-        "outputs": [list(position[id(node)]) for node in model._output_nodes],
+        "outputs": [list(position[id(node)]) for node in model.output_nodes],
         "frozen": sorted(model.frozen_layers),
     }
 
@@ -88,7 +89,7 @@ def from_config(config: Mapping[str, Any], *, backend: str = "numpy") -> Model:
 
     try:
         kind = {"Model": Model, "Sequential": Sequential}[config["class"]]
-        inputs = [Input(tuple(given["shape"]), given["dtype"], name=given.get("name")) for given in config["inputs"]]
+        inputs = [Input(**given) for given in config["inputs"]]
         layers = [_decode(described) for described in config["layers"]]
         nodes: list[tuple[Node, ...]] = [tuple(inputs)]
         for entry in config["calls"]:
@@ -128,9 +129,9 @@ def _encode(value: Any) -> Any:
         return [_encode(item) for item in value]
     if isinstance(value, dict):
         return {"dict": {name: _encode(item) for name, item in value.items()}}
-    if type(value).__name__ in ("Model", "Sequential"):
-        return {"model": model_config(value)}
-    return value
+    from lamella.model import Model  # a model knows its archive
+
+    return {"model": model_config(value)} if isinstance(value, Model) else value
 
 
 def _decode(value: Any) -> Any:
@@ -167,7 +168,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     state = model.optimizer_state
     if state is not None:
         header["optimizer"] = {"object": _encode(state.optimizer), "t": state.t}
-        tensors |= {f"slots/{name}": np.array(model._backend.asnumpy(slot)) for name, slot in state.slots.items()}
+        tensors |= {f"slots/{name}": np.array(model.device.asnumpy(slot)) for name, slot in state.slots.items()}
     try:
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -204,7 +205,7 @@ def load(path: str | os.PathLike[str], *, backend: str = "numpy") -> Model:
             value = tensors.get(f"slots/{name}")
             if value is None or value.shape != slot.shape:
                 raise DataError(f"load {path}: slot {name!r} of the optimizer is missing or of another size")
-            slot[...] = model._backend.storable(model._backend.asarray(value))
+            slot[...] = model.device.storable(model.device.asarray(value))
         model.optimizer_state = state
     return model
 
@@ -261,15 +262,17 @@ def _read(path: str | os.PathLike[str], *, any_file: bool = False) -> tuple[dict
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then rename."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    import tempfile  # it and pathlib cost a quarter of `import lamella`
+
+    folder, name = os.path.split(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
+        os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise

@@ -16,14 +16,7 @@ from lamella import __version__, errors, registry
 
 __all__ = ["LAYERS", "Command", "main"]
 
-_USER_ERRORS = (
-    errors.ArgumentError,
-    errors.DataError,
-    errors.GraphError,
-    errors.LayerError,
-    errors.NonFiniteError,
-    errors.RegistryError,
-)
+_USER_ERRORS = tuple(getattr(errors, name) for name in errors.__all__ if name.endswith("Error"))
 
 
 @dataclass(frozen=True)
@@ -48,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "lamella").startswith("lamella"):
+            raise
+        message = f"{error}; try: python -m pip install {error.name}"
     except KeyboardInterrupt:
         print("\nlamella: interrupted", file=sys.stderr)
         return 130
@@ -135,8 +132,8 @@ def _list_layers(_: argparse.Namespace) -> int:
 
     rows, console = _rows(), Console()
     if not console.is_terminal:
-        lines = [("layer", "class", "family", "distribution", "parameters", "ONNX operators"), *rows]
-        lines = [tuple(cell or "none" for cell in line) for line in lines]
+        heading = ("layer", "class", "family", "distribution", "parameters", "ONNX operators")
+        lines = [tuple(cell or "none" for cell in line) for line in (heading, *rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
         print("".join(f"\n{line}\n" for line in _broken_plugins()), end="")

@@ -20,7 +20,19 @@ from lamella.errors import LayerError
 from lamella.graph import Leaf, Program
 from lamella.protocol import Layer
 
-__all__ = ["Batch", "Plan", "StepResult", "infer", "merge", "run_slices"]
+__all__ = [
+    "Batch",
+    "Plan",
+    "Record",
+    "Request",
+    "StepResult",
+    "backward",
+    "collect_updates",
+    "forward",
+    "infer",
+    "merge",
+    "run_slices",
+]
 
 
 class Request(NamedTuple):
@@ -111,7 +123,7 @@ def infer(
     """
     plan = Plan(program, frozenset(leaf.owner for leaf in program.leaves), wants_dx=False, training=False)
     with np.errstate(all="ignore"):
-        return _finish(_forward(plan, xp, arrays, inputs, around=around, observe=observe))  # type: ignore[no-any-return]
+        return _finish(forward(plan, xp, arrays, inputs, around=around, observe=observe))  # type: ignore[no-any-return]
 
 
 def run_slices(
@@ -203,7 +215,7 @@ def _finish(coroutine: Generator[Request, Any, Any]) -> Any:
     )
 
 
-def _forward(
+def forward(
     plan: Plan,
     xp: Any,
     arrays: Mapping[str, Any],
@@ -211,7 +223,7 @@ def _forward(
     *,
     offset: int = 0,
     key: tuple[Any, ...] = (),
-    tape: dict[str, _Record] | None = None,
+    tape: dict[str, Record] | None = None,
     around: Callable[[Leaf], Any] | None = None,
     observe: Callable[[Leaf, tuple[Any, ...]], None] | None = None,
 ) -> Generator[Request, Any, tuple[Any, ...]]:
@@ -245,15 +257,20 @@ def _forward(
             observe(leaf, outputs)
         if tape is not None:
             ctx.end_forward()
-            tape[leaf.name] = _Record(ctx, tuple(a.shape for a in args), tuple(a.shape for a in outputs))
+            tape[leaf.name] = Record(ctx, tuple(a.shape for a in args), tuple(a.shape for a in outputs))
         values.update(zip(leaf.outputs, outputs, strict=True))
         for value in plan.dies_after[leaf.name]:
             values.pop(value, None)
     return tuple(values[value] for value in program.outputs)
 
 
-def _backward(
-    plan: Plan, xp: Any, gradients: dict[int, Any], tape: dict[str, _Record]
+def backward(
+    plan: Plan,
+    xp: Any,
+    gradients: dict[int, Any],
+    tape: dict[str, Record],
+    *,
+    around: Callable[[Leaf], Any] | None = None,
 ) -> Generator[Request, Any, dict[str, Any]]:
     """Run leaves backward from the gradients of the outputs; return those of parameters.
 
@@ -269,7 +286,8 @@ def _backward(
             gradients.pop(value) if value in gradients else xp.zeros(shape, dtype=ctx.dtype)
             for value, shape in zip(leaf.outputs, output_shapes, strict=True)
         )
-        outgoing = yield from _run(leaf, "backward_pass", leaf.backward_yields, ctx, incoming)
+        with nullcontext() if around is None else around(leaf):
+            outgoing = yield from _run(leaf, "backward_pass", leaf.backward_yields, ctx, incoming)
         outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
         if len(outgoing) != len(leaf.inputs):
             raise LayerError(
@@ -307,16 +325,11 @@ def _slice_step(
 ) -> Generator[Request, Any, StepResult]:
     """One slice: forward, loss, backward."""
     program, xp = plan.program, backend.xp
-    tape: dict[str, _Record] = {}
-    predictions = yield from _forward(
+    tape: dict[str, Record] = {}
+    predictions = yield from forward(
         plan, xp, arrays, batch.inputs, offset=batch.offset, key=key, tape=tape, observe=observe
     )
-    updates = {
-        leaf.state[local]: array
-        for leaf in program.leaves
-        for local, array in tape[leaf.name].ctx.updates.items()
-        if leaf.owner not in plan.frozen
-    }
+    updates = collect_updates(plan, tape)
     loss = 0.0
     gradients: dict[int, Any] = {}
     for k, value in enumerate(program.outputs):
@@ -327,12 +340,22 @@ def _slice_step(
         loss += float(np.dot(backend.asnumpy(each).astype("float64"), backend.asnumpy(batch.weights[k])))
         if program.specs[value].is_float:
             gradients[value] = losses[k].backward(ctx, batch.weights[k])
-    parameters = yield from _backward(plan, xp, gradients, tape)
+    parameters = yield from backward(plan, xp, gradients, tape)
     dx = tuple(gradients.get(value) for value in program.inputs)
     return StepResult(loss, predictions, parameters, dx, updates)
 
 
-class _Record(NamedTuple):
+def collect_updates(plan: Plan, tape: Mapping[str, Record]) -> dict[str, Any]:
+    """The new values of state arrays by full name; frozen layers keep theirs."""
+    return {
+        leaf.state[local]: array
+        for leaf in plan.program.leaves
+        for local, array in tape[leaf.name].ctx.updates.items()
+        if leaf.owner not in plan.frozen
+    }
+
+
+class Record(NamedTuple):
     """What one leaf left on the way forward."""
 
     ctx: Context

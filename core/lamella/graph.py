@@ -54,10 +54,18 @@ class Node:
         return f"<node {self.spec}, {origin}>"
 
 
-def Input(shape: Sequence[int | str] | int, dtype: str | None = None, *, name: str | None = None) -> Node:
+def Input(
+    shape: Sequence[int | str] | int,
+    dtype: str | None = None,
+    *,
+    name: str | None = None,
+    low: int | None = None,
+    high: int | None = None,
+) -> Node:
     """Begin a graph: an array with the given shape for each sample, the batch axis not counted.
 
-    ``dtype=None`` is the model's own float type. An axis given by a name, such as ``"T"``, may have any size.
+    ``dtype=None`` is the model's own float type. An axis given by a name, such as ``"T"``, may have any size. For
+    integers, ``low <= value < high`` is checked on data, and exports draw from it.
 
     >>> import lamella as lm
     >>> lm.Input((1, 28, 28)).shape
@@ -69,7 +77,7 @@ def Input(shape: Sequence[int | str] | int, dtype: str | None = None, *, name: s
         raise ArgumentError(f"Input: shape: expected a tuple of sizes without the batch axis, got {shape!r}")
     if any(size is None for size in shape):
         raise ArgumentError(f"Input: shape {tuple(shape)!r}: name an axis of unknown size, for example 'T'")
-    return Node(None, next(_serial), ArraySpec(("N", *shape), dtype or "float32"), name)
+    return Node(None, next(_serial), ArraySpec(("N", *shape), dtype or "float32", low, high), name)
 
 
 _open_group: contextvars.ContextVar[Call | None] = contextvars.ContextVar("open_group", default=None)

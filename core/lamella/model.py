@@ -61,27 +61,27 @@ class Model:
             raise ArgumentError(f"Model: dtype: expected one of {', '.join(map(repr, FLOATS))}, got {dtype!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ArgumentError(f"Model: seed: expected an int from 0 to 2**64 - 1, got {seed!r}")
-        self._input_nodes = one_or_more(inputs, "inputs")
-        self._output_nodes = one_or_more(outputs, "outputs")
-        self.program: Program = assemble(self._input_nodes, self._output_nodes, dtype)
+        self.input_nodes = one_or_more(inputs, "inputs")
+        self.output_nodes = one_or_more(outputs, "outputs")
+        self.program: Program = assemble(self.input_nodes, self.output_nodes, dtype)
         self.dtype = dtype
         self.seed = seed
         self.step = 0
-        self._backend = get_backend(backend)
+        self.device = get_backend(backend)
         self._allocate()
         held = [leaf for leaf in self.program.leaves if leaf.params or leaf.state]
         self._frozen = frozenset(leaf.owner for leaf in held if not leaf.trainable)
         self.optimizer_state: training.OptimizerState | None = None
-        draw(self._parameters, seed)
-        draw(self._state, seed)
+        draw(self.storage, seed)
+        draw(self.state_storage, seed)
         self._adopt_inner_models()
 
     def _allocate(self) -> None:
         arrays = self.program.arrays
         learned = {name: declared for name, declared in arrays.items() if declared.trainable}
         kept = {name: declared for name, declared in arrays.items() if not declared.trainable}
-        self._parameters = Storage(learned, self.dtype, self._backend)
-        self._state = Storage(kept, self.dtype, self._backend)
+        self.storage = Storage(learned, self.dtype, self.device)
+        self.state_storage = Storage(kept, self.dtype, self.device)
 
     def _adopt_inner_models(self) -> None:
         """Start with the values of models that were used as layers."""
@@ -95,17 +95,17 @@ class Model:
     @property
     def parameters(self) -> ArrayMapping:
         """The trained arrays by name, as NumPy; assign with ``model.parameters["dense_1.kernel"] = array``."""
-        return ArrayMapping(self._parameters, "parameters")
+        return ArrayMapping(self.storage, "parameters")
 
     @property
     def state(self) -> ArrayMapping:
         """The arrays that layers keep beside parameters, such as running means, by name."""
-        return ArrayMapping(self._state, "state")
+        return ArrayMapping(self.state_storage, "state")
 
     @property
     def backend(self) -> str:
         """Where the model runs: ``"numpy"``, ``"cupy"`` or ``"strict"``."""
-        return self._backend.name
+        return self.device.name
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ class Model:
 
     def __repr__(self) -> str:
         inputs, outputs = ", ".join(map(str, self.input_specs)), ", ".join(map(str, self.output_specs))
-        return f"<{type(self).__name__} {inputs} -> {outputs}, {len(self._parameters):,} parameters>"
+        return f"<{type(self).__name__} {inputs} -> {outputs}, {len(self.storage):,} parameters>"
 
     # What it does
 
@@ -148,16 +148,19 @@ class Model:
         rows = len(arrays[0])
         size = PREDICT_ROWS if batch_size is None else training.positive_batch_size(batch_size)
         parts = [
-            self._infer(tuple(array[start : start + size] for array in arrays))
-            for start in range(0, max(rows, 1), size)
+            self.infer(tuple(array[start : start + size] for array in arrays)) for start in range(0, max(rows, 1), size)
         ]
         outputs = tuple(np.concatenate(part, axis=0) for part in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _infer(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-        known = {**self._parameters.views(), **self._state.views()}
-        inputs = [self._backend.asarray(array) for array in arrays]
-        return tuple(self._backend.asnumpy(y) for y in infer(self.program, self._backend.xp, known, inputs))
+    def arrays(self) -> dict[str, Any]:
+        """Return parameters and state by full name, as layers see them on the model's backend."""
+        return {**self.storage.views(), **self.state_storage.views()}
+
+    def infer(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return all outputs for checked inputs, in one batch."""
+        inputs = [self.device.asarray(array) for array in arrays]
+        return tuple(self.device.asnumpy(y) for y in infer(self.program, self.device.xp, self.arrays(), inputs))
 
     def fit(
         self,
@@ -248,9 +251,9 @@ class Model:
     def to(self, backend: str) -> Self:
         """Move the model to a backend, ``"numpy"`` or ``"cupy"``, and return it."""
         moved = self.copy(backend=backend)
-        self._backend, self._parameters, self._state = moved._backend, moved._parameters, moved._state
+        self.device, self.storage, self.state_storage = moved.device, moved.storage, moved.state_storage
         if self.optimizer_state is not None:
-            self.optimizer_state.move(self._backend)
+            self.optimizer_state.move(self.device)
         return self
 
     def copy(self, *, dtype: str | None = None, backend: str | None = None) -> Model:
@@ -258,16 +261,16 @@ class Model:
         twin = object.__new__(type(self))
         Model.__init__(
             twin,
-            self._input_nodes,
-            self._output_nodes,
+            self.input_nodes,
+            self.output_nodes,
             dtype=dtype or self.dtype,
             seed=self.seed,
             backend=backend or self.backend,
         )
-        twin._take(self)
+        twin.copy_values(self)
         return twin
 
-    def _take(self, other: Model) -> None:
+    def copy_values(self, other: Model) -> None:
         """Copy another model's values, step and frozen layers."""
         for name, value in other.parameters.items():
             self.parameters[name] = value
@@ -279,7 +282,7 @@ class Model:
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         twin = archive.from_config(self.config())
         memo[id(self)] = twin
-        twin._take(self)
+        twin.copy_values(self)
         twin.optimizer_state = copying.deepcopy(self.optimizer_state, memo)
         return twin
 
@@ -307,18 +310,18 @@ class Model:
 
     def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
         """Run through the model's own layers on other nodes; called by the graph."""
-        if len(nodes) != len(self._input_nodes):
-            raise GraphError(f"{self!r} was called with {len(nodes)} nodes; expected {len(self._input_nodes)}")
+        if len(nodes) != len(self.input_nodes):
+            raise GraphError(f"{self!r} was called with {len(nodes)} nodes; expected {len(self.input_nodes)}")
         for node, spec, name in zip(nodes, self.input_specs, self.input_names, strict=True):
             fits = len(node.shape) == len(spec.shape) and node.spec.is_float == spec.is_float
             if not fits or any(isinstance(n, int) and n != m for n, m in zip(spec.shape, node.shape, strict=True)):
                 raise GraphError(f"{self!r} was called with {node.spec}; expected {spec} for input {name!r}")
-        known = {id(own): node for own, node in zip(self._input_nodes, nodes, strict=True)}
+        known = {id(own): node for own, node in zip(self.input_nodes, nodes, strict=True)}
         for this, name in zip(self.program.calls, self.program.call_names, strict=True):
             result = graph.call(this.layer, tuple(known[id(node)] for node in this.inputs), name)
             made = result if isinstance(result, tuple) else (result,)
             known.update((id(node), new) for node, new in zip(this.outputs, made, strict=True))
-        outputs = tuple(known[id(node)] for node in self._output_nodes)
+        outputs = tuple(known[id(node)] for node in self.output_nodes)
         return outputs[0] if len(outputs) == 1 else outputs
 
 

@@ -75,7 +75,7 @@ class OptimizerState:
         self.t = 0
         self.slots: dict[str, Any] = {}
         for name, value in optimizer.slots.items():
-            self.slots[name] = model._parameters.empty_like().flat
+            self.slots[name] = model.storage.empty_like().flat
             self.slots[name][...] = value
 
     def fits(self, optimizer: Optimizer) -> bool:
@@ -89,7 +89,7 @@ class OptimizerState:
 
     def apply(self, model: Model, gradients: Mapping[str, Any]) -> None:
         """Take one step: compute everything first, then write."""
-        storage, backend = model._parameters, model._backend
+        storage, backend = model.storage, model.device
         collected = storage.empty_like()
         for name, gradient in gradients.items():
             collected.part(name)[...] = backend.storable(gradient)
@@ -148,7 +148,7 @@ class _Data:
 
     def take(self, rows: Any) -> _Rows:
         """Some of the rows, on the backend and off it."""
-        bring = self.model._backend.asarray
+        bring = self.model.device.asarray
         count = len(self.inputs[0][rows])
         weights = tuple(None if own is None else own[rows] for own in self.weights)
         sums = tuple(float(count if own is None else own.sum()) for own in weights)
@@ -215,11 +215,9 @@ class _Meter:
 
 def _step(model: Model, plan: Plan, losses: tuple[Loss, ...], batch: Batch, observe: Any = None) -> StepResult:
     """Run one step on the whole batch; nothing in the model changes."""
-    arrays = {**model._parameters.views(), **model._state.views()}
-    results = run_slices(
-        plan, model._backend, arrays, [batch], losses, seed=model.seed, step=model.step, observe=observe
-    )
-    return merge(results, model._backend.xp)
+    arrays = model.arrays()
+    results = run_slices(plan, model.device, arrays, [batch], losses, seed=model.seed, step=model.step, observe=observe)
+    return merge(results, model.device.xp)
 
 
 def _train_step(model: Model, plan: Plan, losses: tuple[Loss, ...], optimizer: Optimizer, batch: Batch) -> StepResult:
@@ -234,7 +232,7 @@ def _train_step(model: Model, plan: Plan, losses: tuple[Loss, ...], optimizer: O
     if result.gradients:
         state.apply(model, result.gradients)
     for name, value in result.updates.items():
-        model._state.part(name)[...] = model._backend.storable(value)
+        model.state_storage.part(name)[...] = model.device.storable(value)
     model.optimizer_state = state
     model.step += 1
     return result
@@ -267,7 +265,7 @@ def _explain_non_finite(
 
 
 def _is_finite(model: Model, array: Any) -> bool:
-    values = model._backend.asnumpy(array)
+    values = model.device.asnumpy(array)
     return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
@@ -295,7 +293,7 @@ def gradients(
     data = _Data(model, x, y, losses, sample_weight)
     plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
     result = _step(model, plan, losses, data.take(slice(None)).batch)
-    asnumpy = model._backend.asnumpy
+    asnumpy = model.device.asnumpy
     given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
     dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)
     return result.loss, given, dx[0] if len(dx) == 1 else dx
@@ -315,11 +313,11 @@ def evaluate(
 def _evaluate(model: Model, losses: tuple[Loss, ...], data: _Data, meter: _Meter, batch_size: int) -> None:
     for start in range(0, data.rows, batch_size):
         rows = data.take(slice(start, start + batch_size))
-        predictions = model._infer(rows.batch.inputs)
+        predictions = model.infer(rows.batch.inputs)
         total = 0.0
         for k, loss in enumerate(losses):
             each = np.asarray(loss(predictions[k], rows.targets[k]), dtype="float64")
-            total += float(np.dot(each, model._backend.asnumpy(rows.batch.weights[k])))
+            total += float(np.dot(each, model.device.asnumpy(rows.batch.weights[k])))
         meter.add(total, predictions, rows)
 
 
@@ -394,7 +392,7 @@ def fit(
             for start in range(0, data.rows, size):
                 rows = data.take(order[start : start + size])
                 result = _train_step(model, plan, losses, optimizer, rows.batch)
-                meter.add(result.loss, tuple(map(model._backend.asnumpy, result.predictions)), rows)
+                meter.add(result.loss, tuple(map(model.device.asnumpy, result.predictions)), rows)
                 for listener in listeners:
                     listener.on_batch_end(model, len(rows.targets[0]), meter.logs())
             logs = meter.logs()

@@ -58,6 +58,7 @@ def with_moved_copies(images: Any, labels: Any) -> tuple[Any, Any]:
 def run(folder: Path) -> float:
     """Train, test, export and draw; leave everything in a folder and return the accuracy on the test digits."""
     from rich.console import Console
+    from threadpoolctl import threadpool_limits
 
     from lamella_onnx import export
 
@@ -72,16 +73,17 @@ def run(folder: Path) -> float:
     history: dict[str, list[float]] = {}
     for rate, epochs in PHASES:
         print(f"\nlearning rate {rate}")
-        fitted = model.fit(
-            *with_moved_copies(images[learn], labels[learn]),
-            loss="softmax_cross_entropy",
-            optimizer=lm.optimizers.Adam(rate),
-            metrics=["accuracy"],
-            epochs=epochs,
-            batch_size=64,
-            validation_data=(images[test], labels[test]),  # only looked at: it decides nothing
-            progress=True,
-        )
+        with threadpool_limits(1):  # matrices as small as these gain nothing from a second thread, and may wait for it
+            fitted = model.fit(
+                *with_moved_copies(images[learn], labels[learn]),
+                loss="softmax_cross_entropy",
+                optimizer=lm.optimizers.Adam(rate),
+                metrics=["accuracy"],
+                epochs=epochs,
+                batch_size=64,
+                validation_data=(images[test], labels[test]),  # only looked at: it decides nothing
+                progress=True,
+            )
         for name, values in fitted.history.items():
             history.setdefault(name, []).extend(values)
     scores = model.evaluate(images[test], labels[test], loss="softmax_cross_entropy", metrics=["accuracy"])

@@ -30,6 +30,8 @@ from lamella_onnx.trace import trace_model
 
 __all__ = ["export"]
 
+LARGEST = 2**31 - 2**22  # bytes of arrays; protobuf takes messages below 2 GiB, graph and proof included
+
 
 def export(
     model: Model,
@@ -69,6 +71,11 @@ def export(
     properties = _properties(metadata)
     if append is not None:
         model = _extended(model, append)
+    size = sum(array.nbytes for array in (*model.parameters.values(), *model.state.values()))
+    if size > LARGEST:
+        raise ArgumentError(
+            f"export: the model's arrays take {size:,} bytes; an ONNX file of one piece holds less than 2 GiB"
+        )
     given = None if samples is None else as_inputs(model.input_names, model.input_specs, samples)
     trace = trace_model(model, opset)
     proto = trace.proto
@@ -120,15 +127,12 @@ def _properties(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 def _extended(model: Model, append: Layer | Sequence[Layer]) -> Model:
     """A new model of the same layers and values, with more layers after its outputs."""
-    nodes: Any = model._output_nodes
+    nodes: Any = model.output_nodes
     for layer in [append] if isinstance(append, Layer) else append:
         if not isinstance(layer, Layer):
             raise ArgumentError(f"export: append: expected a layer or several, got {layer!r}")
         result = layer(*nodes)
         nodes = result if isinstance(result, tuple) else (result,)
-    longer = Model(model._input_nodes, nodes, dtype=model.dtype, seed=model.seed, backend=model.backend)
-    for name, array in model.parameters.items():
-        longer.parameters[name] = array
-    for name, array in model.state.items():
-        longer.state[name] = array
+    longer = Model(model.input_nodes, nodes, dtype=model.dtype, seed=model.seed, backend=model.backend)
+    longer.copy_values(model)
     return longer

@@ -74,18 +74,12 @@ def trace_step(
     plan = engine.Plan(program, model.frozen_layers, wants_dx=wants_dx, training=training)
     watch = _Watch(graph, model)
     tape: dict[str, Any] = {}
-    forward = engine._forward(
+    forward = engine.forward(
         plan, graph.xp, arrays, inputs, key=key, tape=tape, around=watch.around, observe=watch.observe
     )
     results = dict(zip(model.output_names, _whole_batch(forward), strict=True))
-    updates = {
-        f"{leaf.state[local]}.new": array
-        for leaf in program.leaves
-        for local, array in tape[leaf.name].ctx.updates.items()
-        if leaf.owner not in plan.frozen
-    }
-    with graph.layer("backward", "in backward_pass"):
-        parameters = _whole_batch(engine._backward(plan, graph.xp, gradients, tape))
+    updates = {f"{name}.new": array for name, array in engine.collect_updates(plan, tape).items()}
+    parameters = _whole_batch(engine.backward(plan, graph.xp, gradients, tape, around=watch.around))
     for value, name in zip(program.inputs, model.input_names, strict=True):
         if value in gradients:
             results[f"{name}.gradient"] = gradients[value]

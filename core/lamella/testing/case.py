@@ -116,9 +116,9 @@ class Case:
     def infer(self, dtype: str, inputs: Sequence[Any], backend: str = "numpy") -> tuple[np.ndarray[Any, Any], ...]:
         """The outputs in inference mode."""
         model = self.model(dtype, backend)
-        arrays = {**model._parameters.views(), **model._state.views()}
-        given = [model._backend.asarray(x) for x in self.cast(dtype, inputs)]
-        return tuple(map(model._backend.asnumpy, infer(model.program, model._backend.xp, arrays, given)))
+        arrays = model.arrays()
+        given = [model.device.asarray(x) for x in self.cast(dtype, inputs)]
+        return tuple(map(model.device.asnumpy, infer(model.program, model.device.xp, arrays, given)))
 
     def step(
         self,
@@ -135,7 +135,7 @@ class Case:
         results = self.slices(
             dtype, inputs, cotangents, backend=backend, training=training, wants_dx=wants_dx, slices=slices
         )
-        device = self.model(dtype, backend)._backend
+        device = self.model(dtype, backend).device
         merged = merge(results, device.xp)
         return StepResult(
             merged.loss,
@@ -158,7 +158,7 @@ class Case:
     ) -> list[StepResult]:
         """What each slice of a step gives."""
         model = self.model(dtype, backend)
-        bring = model._backend.asarray
+        bring = model.device.asarray
         inputs, cotangents = self.cast(dtype, inputs), self.cast(dtype, cotangents)
         batches, start = [], 0
         for rows in slices or (len(inputs[0]),):
@@ -173,9 +173,9 @@ class Case:
             )
             start += rows
         plan = Plan(model.program, model.frozen_layers, wants_dx=self.wants if wants_dx else False, training=training)
-        arrays = {**model._parameters.views(), **model._state.views()}
+        arrays = model.arrays()
         losses = [_Projection()] * len(model.program.outputs)
-        return run_slices(plan, model._backend, arrays, batches, losses, seed=self.seed, step=3)
+        return run_slices(plan, model.device, arrays, batches, losses, seed=self.seed, step=3)
 
     @staticmethod
     def cast(dtype: str, arrays: Sequence[Any]) -> tuple[Any, ...]:

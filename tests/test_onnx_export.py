@@ -1,0 +1,517 @@
+"""Export and verify: the file an expert would write, its proof, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import lamella as lm
+import lamella_onnx
+from lamella import cli
+from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from lamella_onnx import ParityError, ParityReport, TraceError, export, verify
+from lamella_onnx.parity import compare
+from lamella_onnx.target import installed, resolve
+from lamella_onnx.trace import trace_model, trace_step
+
+
+def cnn(**options):
+    layers = [
+        Conv2D(4, 3, padding="same", activation="relu"),
+        MaxPooling2D(2),
+        Conv2D(5, 3),
+        Activation("relu"),
+        Flatten(),
+        Dropout(0.5),
+        Dense(3),
+    ]
+    return lm.Sequential(layers, input_shape=(1, 8, 8), seed=1, **options)
+
+
+def nodes(path):
+    return [(node.op_type, node.name) for node in onnx.load(path).graph.node]
+
+
+def ort(path, *inputs):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {given.name: x for given, x in zip(session.get_inputs(), inputs, strict=True)})
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.onnx"
+
+
+# The file
+
+
+def test_a_cnn_is_what_an_expert_would_write(path):
+    model = cnn()
+    report = export(model, path, append=Activation("softmax"))
+    assert nodes(path) == [
+        ("Conv", "conv2d_1"),
+        ("Relu", "conv2d_1/activation"),
+        ("MaxPool", "max_pooling2d_1"),
+        ("Conv", "conv2d_2"),
+        ("Relu", "activation_1"),
+        ("Reshape", "flatten_1"),
+        ("MatMul", "dense_1"),
+        ("Add", "dense_1/Add"),
+        ("Softmax", "activation_2"),
+    ]
+    proto = onnx.load(path)
+    arrays = {array.name: onnx.numpy_helper.to_array(array) for array in proto.graph.initializer}
+    assert set(arrays) == {*model.parameters, "constant_0_20"}
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(arrays[name], value)
+    values = [(v.name, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]) for v in proto.graph.input]
+    assert values == [("input_1", ["N", 1, 8, 8])]
+    assert [v.name for v in proto.graph.output] == ["activation_2"]
+    assert "conv2d_2" in {v.name for v in proto.graph.value_info}
+    assert (proto.ir_version, proto.opset_import[0].version, proto.producer_name) == (10, 21, "lamella")
+    assert [row.data for row in report.agreements] == ["batch of 1", "batch of 2", "batch of 7"]
+    assert report.agrees
+    x = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype("float32")
+    logits = model.predict(x)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(ort(path, x)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", sorted({18, 19, 20, 21, installed().opset}))
+def test_every_opset_agrees(opset, path):
+    model = cnn()
+    report = export(model, path, opset=opset)
+    assert (report.opset, onnx.load(path).opset_import[0].version) == (opset, opset)
+    assert verify(path, model).agrees
+
+
+class Mixed(lm.Layer):
+    """Two inputs, integers among them, and three outputs, one of integers, one used by nobody."""
+
+    def build(self, declare, x, labels):
+        declare.parameter("table", (5, x.shape[-1]), "glorot_uniform", fan_in=5, fan_out=5)
+        declare.state("shift", (x.shape[-1],), "ones")
+        return x, labels.replace(low=None, high=None), x
+
+    def forward_pass(self, ctx, x, labels):
+        y = x + lm.primitives.take_rows(ctx, ctx.params.table, labels) - ctx.state.shift
+        return y, ctx.xp.argmax(y, axis=-1) + 0 * labels, -y
+
+
+def test_several_inputs_and_outputs_symbolic_axes_and_sharing(path):
+    x, labels = lm.Input(("T", 3), name="signal"), lm.Input(("T",), "int64", name="label")
+    labels.spec = labels.spec.replace(low=0, high=5)
+    dense = Dense(3).named("shared")
+    y, best, _ = Mixed()(dense(dense(x)), labels)
+    model = lm.Model([x, labels], [y, best])
+    report = export(model, path, metadata={"author": "me"})
+    assert {row.rule for row in report.agreements} == {"1e-05 of the largest", "equal"}
+    proto = onnx.load(path)
+    assert [v.name for v in proto.graph.input] == ["signal", "label"]
+    assert [array.name for array in proto.graph.initializer][:2] == ["shared.kernel", "shared.bias"]
+    assert [node.name for node in proto.graph.node][:4] == ["shared", "shared/Add", "shared#2", "shared#2/Add"]
+    assert {prop.key: prop.value for prop in proto.metadata_props}["author"] == "me"
+    assert [d.dim_param for d in proto.graph.input[1].type.tensor_type.shape.dim] == ["N", "T"]
+    signal, label = np.ones((4, 6, 3), "float32"), np.arange(24).reshape(4, 6) % 5
+    for got, want in zip(ort(path, signal, label), model.predict((signal, label)), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    assert verify(path, model).agrees
+
+
+def test_samples_set_the_range_and_are_compared(path):
+    model = lm.Sequential([Dense(16, activation="tanh"), Dense(4)], input_shape=(8,))
+    samples = np.random.default_rng(0).uniform(0, 255, (50, 8))
+    report = export(model, path, samples=samples)
+    assert [row.data for row in report.agreements][-1] == "50 samples"
+    proof = json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["lamella.proof"])
+    assert proof["inputs"][0]["high"] > 200
+    with pytest.raises(lm.DataError, match=r"expected \(N, 8\)"):
+        export(model, path, samples=samples[:, :3])
+
+
+def test_float64_models(path):
+    model = cnn(dtype="float64")
+    assert export(model, path).max_error < 1e-12
+
+
+def test_exports_of_equal_models_are_equal_files(path):
+    export(cnn(), path)
+    first = path.read_bytes()
+    export(cnn(), path)
+    assert path.read_bytes() == first
+
+
+def test_append_leaves_the_model_alone_and_takes_several(path):
+    model = lm.Sequential([Dense(3)], input_shape=(4,))
+    model.parameters["dense_1.bias"] = [1.0, 2.0, 3.0]
+    export(model, path, append=[Dense(2).named("head"), Activation("softmax")])
+    assert [name for _, name in nodes(path)] == ["dense_1", "dense_1/Add", "head", "head/Add", "activation_1"]
+    assert model.output_names == ("dense_1",)
+    with pytest.raises(lm.ArgumentError, match="append: expected a layer or several, got 'softmax'"):
+        export(model, path, append=["softmax"])
+
+
+def test_the_report_prints_as_a_table_and_stands_in_the_file(path):
+    report = export(cnn(), path)
+    assert isinstance(report, ParityReport)
+    lines = str(report).splitlines()
+    assert lines[0] == f"{path}: opset 21, IR 10"
+    assert sum("agrees" in line and "batch of" in line for line in lines) == 3
+    assert f"onnxruntime {onnxruntime.__version__}" in lines[-1]
+    stored = json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["lamella.report"])
+    assert stored["agreements"][0]["output"] == "dense_1"
+    with pytest.raises(lm.ArgumentError, match=r"names starting with 'lamella\.' are taken"):
+        export(cnn(), path, metadata={"lamella.proof": "mine"})
+
+
+# Refusals
+
+
+@lm.primitive
+def double(xp, x):
+    return x * 2.0
+
+
+class Double(lm.Layer):
+    def forward_pass(self, ctx, x):
+        return double(ctx, x)
+
+
+WRONG = {
+    "a factor": (lambda xp, x: xp.node("Mul", x, np.float32(2.01), shape=x.shape, dtype=x.dtype), "by 0.0"),
+    "NaN": (lambda xp, x: xp.log(-xp.abs(x)), "NaN and infinity in the same places"),
+    "an operator that is none": (lambda xp, x: xp.node("Doble", x, shape=x.shape, dtype=x.dtype), "not valid ONNX"),
+    "a rank that is none": (
+        lambda xp, x: xp.node("Unsqueeze", x, np.array([0]), shape=x.shape, dtype=x.dtype),
+        "not valid ONNX: .*rank",
+    ),
+    "what onnxruntime lacks": (lambda xp, x: xp.node("Bernoulli", x, shape=x.shape, dtype=x.dtype), "NOT_IMPLEMENTED"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_wrong_kernel_writes_nothing(fault, path, monkeypatch):
+    kernel, words = WRONG[fault]
+    monkeypatch.setitem(double.kernels, "onnx", kernel)
+    path.write_bytes(b"what was there")
+    model = lm.Sequential([Dense(3), Double().named("twice"), Dense(2)], input_shape=(4,))
+    with pytest.raises(ParityError, match=f"(?s)is not written: .*{words}") as caught:
+        export(model, path, opset=22)
+    if fault in ("a factor", "NaN"):
+        assert "twice (Double) is the first layer to differ, on the batch of 1" in str(caught.value)
+        assert "onnxruntime gives" in str(caught.value)
+        assert "Its operators: " in str(caught.value)
+    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"what was there"
+
+
+def test_a_failed_write_leaves_what_was_there(path, monkeypatch):
+    export(cnn(), path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        export(lm.Sequential([Dense(20000)], input_shape=(2,)), path)
+    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == before
+
+
+class Odd(lm.Layer):
+    def __init__(self, what):
+        self.what = what
+
+    def forward_pass(self, ctx, x):
+        if self.what == "branch" and ctx.xp.sum(x) > 0:
+            return x
+        if self.what == "loop":
+            return ctx.xp.stack([x[k, :] for k in range(x.shape[0])], axis=0)
+        if self.what == "shape":
+            return x[:, :1]
+        return ctx.xp.asarray(np.asarray(x)) if self.what == "numpy" else None
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("branch", r"odd_1 \(Odd\): the value of <traced array"),
+        ("loop", r"odd_1 \(Odd\): .*batch size is not known when a model is exported"),
+        ("shape", r"odd_1 \(Odd\): build said \(N, 3\) float32, forward_pass gives \(N, 1\) float32"),
+        ("numpy", r"odd_1 \(Odd\): .*can't become a number or a NumPy"),
+        ("nothing", r"odd_1 \(Odd\).* returned None, which is no array"),
+    ],
+)
+def test_what_cannot_be_traced_names_the_layer(what, words, path):
+    with pytest.raises(TraceError, match=words):
+        export(lm.Sequential([Odd(what)], input_shape=(3,)), path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"opset": 17}, "opset: expected 18 or newer, got 17"),
+        ({"opset": "21"}, "opset: expected 18 or newer, got '21'"),
+        ({"opset": 99}, rf"opset=99: onnxruntime=={onnxruntime.__version__} reads opsets 18 to"),
+        ({"opset": 22, "target": "onnxruntime==1.20"}, r"onnxruntime==1\.20 reads opsets 18 to 21"),
+        (
+            {"target": "onnxruntime==1.2"},
+            r"from 1\.14 to 1\.\d+, or None for the installed one, got 'onnxruntime==1\.2'",
+        ),
+        ({"target": "tensorrt"}, "expected 'onnxruntime==<version>'"),
+    ],
+)
+def test_targets_out_of_reach(options, words, path):
+    with pytest.raises(lm.ArgumentError, match=words):
+        export(cnn(), path, **options)
+    assert not path.exists()
+
+
+def test_targets_choose_opset_and_ir(path):
+    assert (resolve(None, "onnxruntime==1.16.3"), resolve(None, None), resolve(18, "onnxruntime==1.14")) == (19, 21, 18)
+    report = export(cnn(), path, target="onnxruntime==1.17")
+    assert (report.opset, report.ir) == (20, 9)
+
+
+def test_the_rule():
+    y = np.array([1.0, -3.0, np.inf], "float32")
+    assert compare(y, y, y.astype("float64")) == (0.0, 1e-5 * 3, "1e-05 of the largest")
+    off = y + np.array([1e-3, 0, 0], "float32")
+    assert compare(off, y, y.astype("float64"))[0] > 5e-4
+    error, allowed, rule = compare(off, y, y + 5e-4)
+    assert error <= allowed
+    assert rule == "4 x float32 rounding"
+    assert compare(np.array([1.0, np.nan, np.inf], "float32"), y, y)[0] == np.inf
+    assert compare(np.array([1.0, -3.0, -np.inf], "float32"), y, y)[0] == np.inf
+    assert compare(np.array([1, 2]), np.array([1, 3]), np.array([1, 3]))[:2] == (1.0, 0.0)
+    assert compare(y.astype("float64"), y, y)[0] == np.inf
+
+
+# Proofs
+
+
+def test_verify_replays_the_proof_without_the_model(path, capsys):
+    export(cnn(), path)
+    report = verify(path)
+    assert [row.data for row in report.agreements] == ["proof"]
+    assert cli.main(["verify", str(path)]) == 0
+    assert "agrees" in capsys.readouterr().out
+
+
+def change(path, edit):
+    proto = onnx.load(path)
+    edit(proto)
+    onnx.save(proto, path)
+
+
+def set_weight(proto):
+    array = onnx.numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    array.flat[0] += 0.1
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, proto.graph.initializer[0].name))
+
+
+def test_a_changed_file_is_caught(path, capsys):
+    export(cnn(), path)
+    change(path, set_weight)
+    with pytest.raises(ParityError, match=r"output 'dense_1' on the proof differs by .* file was changed"):
+        verify(path)
+    assert cli.main(["verify", str(path)]) == 1
+    assert "differs by" in capsys.readouterr().err
+
+
+def test_a_changed_model_is_caught(path):
+    model = cnn()
+    export(model, path)
+    model.parameters["dense_1.bias"] = [0.0, 1.0, 0.0]
+    assert verify(path).agrees
+    with pytest.raises(ParityError, match="on the batch of 1 differs .* file or the model was changed"):
+        verify(path, model)
+
+
+def drop_proof(proto):
+    del proto.metadata_props[:]
+
+
+def damage_proof(proto):
+    next(prop for prop in proto.metadata_props if prop.key == "lamella.proof").value = '{"seed": 0}'
+
+
+def rename_input(proto):
+    proto.graph.node[0].input[0] = proto.graph.input[0].name = "other"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (drop_proof, "carries no proof; it was not written by lamella_onnx.export"),
+        (damage_proof, "the proof is damaged .KeyError"),
+        (rename_input, r"the file's inputs are \['other'\]; the proof is for \['input_1'\]"),
+    ],
+)
+def test_files_that_prove_nothing(edit, words, path, capsys):
+    export(cnn(), path)
+    change(path, edit)
+    with pytest.raises(lm.DataError, match=words):
+        verify(path)
+    assert cli.main(["verify", str(path)]) == 2
+    assert "verify" in capsys.readouterr().err
+
+
+def test_what_is_no_onnx_file(path, capsys):
+    for content in (b"not ONNX at all", b""):
+        path.write_bytes(content)
+        with pytest.raises(lm.DataError, match="this is no ONNX file, or it is damaged"):
+            verify(path)
+    path.unlink()
+    assert cli.main(["verify", str(path)]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_a_file_of_another_model(path):
+    export(cnn(), path)
+    with pytest.raises(lm.DataError, match=r"the model's inputs are .*8.* Is this the right model"):
+        verify(path, lm.Sequential([Dense(3)], input_shape=(8,)))
+    with pytest.raises(lm.DataError, match=r"the model's outputs are \['flatten_1'\]"):
+        verify(path, lm.Sequential([Flatten()], input_shape=(1, 8, 8)))
+
+
+def test_a_long_proof_stands_beside_the_file(path):
+    model = lm.Sequential([Dense(9000)], input_shape=(2,))
+    export(model, path)
+    beside = path.with_name("model.onnx.proof")
+    assert verify(path).agrees
+    text = beside.read_text()
+    beside.write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(lm.DataError, match=r"model\.onnx\.proof is not the proof that was written with the file"):
+        verify(path)
+    beside.unlink()
+    with pytest.raises(lm.DataError, match=r"stands in .*model\.onnx\.proof, which is missing"):
+        verify(path)
+
+
+# Traces
+
+
+def test_public_names():
+    assert lamella_onnx.__all__ == ["ParityError", "ParityReport", "TraceError", "export", "verify"]
+    assert all(hasattr(lamella_onnx, name) for name in lamella_onnx.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'exports'"):
+        _ = lamella_onnx.exports
+
+
+def test_a_training_step_as_a_graph_gives_the_engines_bits():
+    model = lm.Sequential([Dense(6, activation="relu"), Dropout(0.5), Dense(2)], input_shape=(4,), seed=7)
+    proto = trace_step(model)
+    assert [v.name for v in proto.graph.input] == ["input_1", "dense_2.gradient", *model.parameters, "seed", "step"]
+    assert [v.name for v in proto.graph.output][:2] == ["dense_2", "input_1.gradient"]
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    x, y = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    prediction = model.predict(x)  # of the right shape
+    names = [v.name for v in proto.graph.output]
+    key = {"seed": np.array([7, 0], "uint32"), "step": np.array(model.step, "uint32")}
+    given = {"input_1": x, "dense_2.gradient": np.zeros_like(prediction), **model.parameters, **key}
+    first = dict(zip(names, session.run(None, given), strict=True))["dense_2"]
+    _, gradients, dx = model.gradients(x, y[:, :2], loss="mean_squared_error")
+    got = dict(zip(names, session.run(None, {**given, "dense_2.gradient": (first - y[:, :2]) / 5.0}), strict=True))
+    np.testing.assert_allclose(got["input_1.gradient"], dx, atol=1e-6)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(got[f"{name}.gradient"], gradient, atol=1e-6)
+
+
+def test_layers_that_change_nothing_leave_no_node():
+    model = lm.Sequential([Dropout(0.5), Activation("linear"), Dense(2)], input_shape=(4,))
+    assert [node.op_type for node in trace_model(model).proto.graph.node] == ["MatMul", "Add"]
+
+
+class Recurrent(lm.Layer):
+    """h_t = tanh(x_t W + h_{t-1} U) over axis 1, forwards or backwards; returns all h."""
+
+    def __init__(self, units, reverse=False):
+        self.units = units
+        self.reverse = reverse
+
+    def build(self, declare, x):
+        declare.parameter("kernel", (x.shape[-1], self.units), "glorot_uniform", fan_in=3, fan_out=3)
+        declare.parameter("recurrent_kernel", (self.units, self.units), "glorot_uniform", fan_in=3, fan_out=3)
+        return x.replace(shape=(*x.shape[:-1], self.units))
+
+    def forward_pass(self, ctx, x):
+        xp, w, u = ctx.xp, ctx.params.kernel, ctx.params.recurrent_kernel
+        begin = xp.zeros((x.shape[0], self.units), dtype=ctx.dtype)
+
+        def body(states, xs):
+            h = xp.tanh(xs[0] @ w + states[0] @ u)
+            return (h,), (h, states[0])
+
+        _, (h, before) = lm.scan(ctx, body, (begin,), (xp.permute_dims(x, (1, 0, 2)),), reverse=self.reverse)
+        ctx.save(x, h, before)
+        return xp.permute_dims(h, (1, 0, 2))
+
+    def backward_pass(self, ctx, dy):
+        (x, h, before), xp, u = ctx.saved, ctx.xp, ctx.params.recurrent_kernel
+
+        def body(states, xs):
+            dz = (xs[0] + states[0]) * (1.0 - xs[1] * xs[1])
+            return (dz @ u.T,), (dz,)
+
+        begin = xp.zeros((x.shape[0], self.units), dtype=ctx.dtype)
+        _, (dz,) = lm.scan(ctx, body, (begin,), (xp.permute_dims(dy, (1, 0, 2)), h), reverse=not self.reverse)
+        rows = xp.reshape(dz, (-1, self.units))
+        time_first = xp.permute_dims(x, (1, 0, 2))
+        ctx.grad(kernel=xp.reshape(time_first, (-1, x.shape[-1])).T @ rows)
+        ctx.grad(recurrent_kernel=xp.reshape(before, (-1, self.units)).T @ rows)
+        return xp.permute_dims(dz @ ctx.params.kernel.T, (1, 0, 2))
+
+
+class Standardize(lm.Layer):
+    """(x - mean) / sqrt(variance + 1e-3) with the whole batch's statistics in training, kept ones in inference."""
+
+    def build(self, declare, x):
+        declare.state("mean", x.shape[1:], "zeros")
+        declare.state("variance", x.shape[1:], "ones")
+        return x
+
+    def forward_pass(self, ctx, x):
+        xp = ctx.xp
+        if not (ctx.training and ctx.trainable):
+            deviation = xp.sqrt(ctx.state.variance + 1e-3)
+            ctx.save(None, deviation)
+            return (x - ctx.state.mean) / deviation
+        total, rows = yield xp.sum(x, axis=0), x.shape[0]
+        mean = total / rows
+        (squares,) = yield (xp.sum((x - mean) ** 2, axis=0),)
+        deviation = xp.sqrt(squares / rows + 1e-3)
+        ctx.update(mean=ctx.state.mean * 0.9 + mean * 0.1, variance=ctx.state.variance * 0.9 + squares / rows * 0.1)
+        y = (x - mean) / deviation
+        ctx.save(y, deviation)
+        return y
+
+    def backward_pass(self, ctx, dy):
+        (y, deviation), xp = ctx.saved, ctx.xp
+        if y is None:
+            return dy / deviation
+        first, second, rows = yield xp.sum(dy, axis=0), xp.sum(dy * y, axis=0), dy.shape[0]
+        return (dy - first / rows - y * (second / rows)) / deviation
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(Recurrent(3), ("N", "T", 2)), (Recurrent(3, True), ("N", 4, 2)), (Standardize(), ("N", 3))]
+)
+def test_layers_that_loop_and_layers_that_share_sums_obey_the_law(layer, shape, path):
+    report = lm.testing.check_layer(layer, lm.ArraySpec(shape))
+    assert {v.law: v.outcome for v in report.verdicts}["onnx"] == "holds"
+    model = lm.Sequential([layer], input_shape=shape[1:])
+    export(model, path)
+    assert verify(path, model).agrees
+    loops = [node for node in onnx.load(path).graph.node if node.op_type == "Scan"]
+    assert [len(loop.output) for loop in loops] == [2] * isinstance(layer, Recurrent)  # what training saves is left out
+
+
+def test_a_model_too_large_for_one_file_is_refused_before_tracing(path, monkeypatch):
+    monkeypatch.setattr("lamella_onnx.exporter.LARGEST", 100)
+    with pytest.raises(lm.ArgumentError, match="an ONNX file of one piece holds less than 2 GiB"):
+        export(cnn(), path)
+    assert not path.exists()
