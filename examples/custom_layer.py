@@ -1,6 +1,6 @@
 """A layer of one's own: a gate with a learned threshold for every feature, checked, trained, exported and verified.
 
-    python examples/custom_layer.py
+python examples/custom_layer.py
 """
 
 import tempfile

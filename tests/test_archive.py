@@ -112,3 +112,12 @@ def test_files_that_are_no_models_are_refused(tmp_path):
         lm.load(path)
     with pytest.raises(FileNotFoundError):
         lm.load(tmp_path / "nothing")
+
+
+def test_places_that_cannot_be_written_to_are_named(tmp_path):
+    model, _, _ = trained()
+    with pytest.raises(FileNotFoundError, match="no such folder; make it first: '.*nowhere'"):
+        model.save(tmp_path / "nowhere" / "m")
+    with pytest.raises(IsADirectoryError, match="give the name of a file"):
+        model.save(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ arguments. Loading looks names up among installed plugins; it imports and runs n
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -265,6 +266,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     import tempfile  # it and pathlib cost a quarter of `import lamella`
 
     folder, name = os.path.split(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", folder)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "is a folder; give the name of a file", os.fspath(path))
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
     try:
         with os.fdopen(handle, "wb") as file:

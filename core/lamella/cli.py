@@ -16,8 +16,6 @@ from lamella import __version__, errors, registry
 
 __all__ = ["LAYERS", "Command", "main"]
 
-_USER_ERRORS = tuple(getattr(errors, name) for name in errors.__all__ if name.endswith("Error"))
-
 
 @dataclass(frozen=True)
 class Command:
@@ -34,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
         return status
-    except _USER_ERRORS as error:
+    except errors.LamellaError as error:
         message = str(error)
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ __all__ = [
     "ArgumentError",
     "DataError",
     "GraphError",
+    "LamellaError",
     "LayerError",
     "NonFiniteError",
     "RegistryError",
@@ -16,27 +17,31 @@ __all__ = [
 ]
 
 
-class ArgumentError(ValueError):
+class LamellaError(Exception):
+    """What every error below is, beside the built-in kind that it belongs to."""
+
+
+class ArgumentError(LamellaError, ValueError):
     """A constructor argument that a layer, loss, optimizer, ... cannot use."""
 
 
-class GraphError(ValueError):
+class GraphError(LamellaError, ValueError):
     """Layers that do not fit together, found while a model is assembled."""
 
 
-class DataError(ValueError):
+class DataError(LamellaError, ValueError):
     """Arrays given to fit, evaluate, predict or gradients that do not fit the model."""
 
 
-class LayerError(RuntimeError):
+class LayerError(LamellaError, RuntimeError):
     """A layer failed, or broke the layer protocol, while a model ran."""
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(LamellaError, ArithmeticError):
     """The loss became NaN or infinite; the message names the step and the first offending layer."""
 
 
-class RegistryError(LookupError):
+class RegistryError(LamellaError, LookupError):
     """A name that no plugin gives, that several give, or whose plugin cannot be imported."""
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import itertools
 import logging
 import shutil
 import sys
@@ -70,15 +68,15 @@ def run(folder: Path) -> float:
 
     model = network()
     model.summary()
+    task: dict[str, Any] = {"loss": "softmax_cross_entropy", "metrics": ["accuracy"]}
     history: dict[str, list[float]] = {}
     for rate, epochs in PHASES:
         print(f"\nlearning rate {rate}")
         with threadpool_limits(1):  # matrices as small as these gain nothing from a second thread, and may wait for it
             fitted = model.fit(
                 *with_moved_copies(images[learn], labels[learn]),
-                loss="softmax_cross_entropy",
+                **task,
                 optimizer=lm.optimizers.Adam(rate),
-                metrics=["accuracy"],
                 epochs=epochs,
                 batch_size=64,
                 validation_data=(images[test], labels[test]),  # only looked at: it decides nothing
@@ -86,7 +84,7 @@ def run(folder: Path) -> float:
             )
         for name, values in fitted.history.items():
             history.setdefault(name, []).extend(values)
-    scores = model.evaluate(images[test], labels[test], loss="softmax_cross_entropy", metrics=["accuracy"])
+    scores = model.evaluate(images[test], labels[test], **task)
     print(f"\ntest accuracy: {100 * scores['accuracy']:.1f} %\n")
 
     model.save(folder / "digits.lamella")
@@ -94,12 +92,11 @@ def run(folder: Path) -> float:
     report = export(model, folder / "digits.onnx", samples=images[test][:32], append=softmax)
     console = Console()
     (console.print if console.is_terminal else print)(report)
-    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = zip(itertools.count(1), *history.values(), strict=False)
-        csv.writer(file).writerows([("epoch", *history), *rows])
+    rows = np.column_stack([np.arange(len(history["loss"])) + 1, *history.values()])
+    np.savetxt(folder / "history.csv", rows, "%.6g", ",", header=",".join(["epoch", *history]), comments="")
     pictures = _draw(folder, history, images[test], labels[test])
     program = "lamella" if shutil.which("lamella") else sys.argv[0] if "lamella" in sys.argv[0] else "python -m lamella"
-    print(_CLOSING.format(folder=folder, input=model.input_names[0], pictures=pictures, program=program), end="")
+    print(_CLOSING.format(folder=folder, pictures=pictures, program=program), end="")
     return scores["accuracy"]
 
 
@@ -119,7 +116,7 @@ Serve the model with NumPy and onnxruntime alone:
   import numpy, onnxruntime
   session = onnxruntime.InferenceSession("{folder}/digits.onnx")
   images = numpy.random.rand(3, 1, 8, 8).astype("float32")  # 0 to 1
-  (probabilities,) = session.run(None, {{"{input}": images}})
+  (probabilities,) = session.run(None, {{"input_1": images}})
   print(probabilities.argmax(axis=1))
 """
 
@@ -163,7 +160,7 @@ def _draw(folder: Path, history: Mapping[str, Sequence[float]], images: Any, lab
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/digits"), help="default: %(default)s")
+    parser.add_argument("--output", metavar="DIR", type=Path, default="runs/digits", help="default: %(default)s")
 
 
 def _run(arguments: argparse.Namespace) -> int:

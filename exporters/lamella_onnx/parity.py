@@ -44,7 +44,7 @@ Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, ...]
 
 
-class ParityError(RuntimeError):
+class ParityError(lamella.LamellaError, RuntimeError):
     """A graph that onnxruntime refuses, or whose results differ from the engine's."""
 
 
@@ -272,17 +272,20 @@ class ParityReport:
         from rich.table import Table
         from rich.text import Text
 
+        rules = list(dict.fromkeys(row.rule for row in self.agreements))
+        several = len(rules) > 1  # a single one is told below the table
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("output", "input", "values", "largest error", "allowed", "rule", ""):
-            table.add_column(heading, justify="right" if heading in ("values", "largest error", "allowed") else "left")
+        for heading in ("output", "input", "values", "error", "allowed", *["rule"] * several, ""):
+            table.add_column(heading, justify="right" if heading in ("values", "error", "allowed") else "left")
         for row in self.agreements:
             mark = Text("agrees", "green") if row.agrees else Text("differs", "bold red")
             numbers = (f"{row.values:,}", f"{row.error:.1e}", f"{row.allowed:.1e}")
-            table.add_row(Text(row.output), row.data, *numbers, row.rule, mark)
+            table.add_row(Text(row.output), row.data, *numbers, *[row.rule] * several, mark)
+        told = [", ".join(f"{name} {version}" for name, version in self.versions.items())]
+        if not several:
+            told.insert(0, f"allowed: {rules[0]}")
         title = Text(f"{self.path}: opset {self.opset}, IR {self.ir}", "bold")
-        return Group(
-            title, table, Text(", ".join(f"{name} {version}" for name, version in self.versions.items()), "dim")
-        )
+        return Group(title, table, *(Text(line, "dim") for line in told))
 
     def __str__(self) -> str:
         from rich.console import Console

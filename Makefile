@@ -1,0 +1,51 @@
+# Each target sets up what it needs. A fresh machine needs Python >= 3.11, git and make, nothing else.
+# Say `make PYTHON=/path/to/python3.12 ...` to choose the interpreter, `make test ARGS="-k dense"` to choose tests.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint format clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (about 15 seconds)
+	$(BIN)/lamella demo $(ARGS)
+
+test: $(VENV)/installed-test  ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-dev  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev  ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove the virtual environment and everything that was built; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The package, editable, with one extra; again whenever pyproject.toml has changed.
+$(VENV)/installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@
+
+$(BIN)/python:
+	@python=$$(for python in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	    "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \
+	        && echo "$$python" && break; \
+	done); \
+	if [ -z "$$python" ]; then \
+	    echo "make: lamella needs Python >= 3.11 with venv and pip, and found none." >&2; \
+	    echo "make: install it (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=..." >&2; \
+	    exit 1; \
+	fi; \
+	echo "$$python -m venv $(VENV)"; \
+	"$$python" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
