@@ -87,7 +87,7 @@ def test_layers_lists_broken_plugins_below(capsys):
     assert cli.main(["layers"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (
-        "plugin 'swish' of unknown 0 (nowhere.swish) could not be imported: "
+        "plugin 'swish' of unknown 0 (nowhere.swish) could not be loaded: "
         "ModuleNotFoundError: No module named 'nowhere'"
     )
 

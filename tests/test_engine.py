@@ -130,6 +130,18 @@ class Faulty(lm.Layer):
             return ctx.xp.concatenate([x])
         if self.fault == "two outputs":
             return x, x
+        if self.fault == "nothing returned":
+            return None
+        if self.fault == "other shape":
+            return x[:, :2]
+        if self.fault == "fewer rows":
+            return x[:1, :]
+        if self.fault == "other dtype":
+            return x * np.float64(2.0)
+        if self.fault == "list returned":
+            return [x]
+        if self.fault == "input overwritten":
+            x *= 2.0
         if self.fault == "updates wrong shape":
             ctx.update(seen=x)
         if self.fault == "updates nothing known":
@@ -153,6 +165,10 @@ class Faulty(lm.Layer):
             ctx.grad(scale=wrong)
         if self.fault == "no dx":
             return None
+        if self.fault == "number as dx":
+            return 0.0
+        if self.fault == "dx of other dtype":
+            return dy * np.float64(2.0)
         if self.fault == "wrong dx":
             return dy[:, :1]
         if self.fault == "two dx":
@@ -169,16 +185,23 @@ class Faulty(lm.Layer):
         ("unknown parameter", "declared scale; no 'scal'. Did you mean 'scale'"),
         ("unknown function", "xp.concatenate is not among the functions .* Use concat."),
         ("two outputs", "returned 2 arrays; build said 1"),
-        ("updates wrong shape", r"ctx.update\(seen=...\): expected the state's shape \(\), got \(2, 3\)"),
+        ("nothing returned", r"build said \(N, 3\) float32 for 2 rows, it returned None; is a return missing"),
+        ("other shape", r"build said \(N, 3\) float32 for 2 rows, it returned \(2, 2\) float32"),
+        ("fewer rows", r"it returned \(1, 3\) float32"),
+        ("other dtype", "it returned .* float64; write scalars as Python floats"),
+        ("list returned", "it returned a list"),
+        ("updates wrong shape", r"ctx.update\(seen=...\): expected the state's \(\) float32, got \(2, 3\) float32"),
         ("updates nothing known", "declared seen. Did you mean 'seen'"),
         ("draws odd rows", "axis 0 must be the 2 rows of the slice, or a multiple"),
         ("draws backward", "ctx.uniform is for forward_pass in training"),
         ("no gradient", "gave no gradient for parameter 'scale'"),
         ("unknown gradient", "the layer declared scale. Did you mean 'scale'"),
-        ("wrong gradient shape", r"expected the parameter's shape \(3,\), got \(2, 3\)"),
+        ("wrong gradient shape", r"expected the parameter's \(3,\) float32, got \(2, 3\) float32"),
         ("gradient twice", r"ctx.grad\(scale=...\) was called twice"),
-        ("no dx", r"expected the gradient of input 0, of shape \(2, 3\), got None"),
-        ("wrong dx", r"of shape \(2, 3\), got shape \(2, 1\)"),
+        ("no dx", r"expected the gradient of input 0, \(2, 3\) float32, got None; is a return missing"),
+        ("wrong dx", r"\(2, 3\) float32, got \(2, 1\) float32"),
+        ("number as dx", "got a float"),
+        ("dx of other dtype", r"expected the gradient of input 0, \(2, 3\) float32, got \(2, 3\) float64"),
         ("two dx", "returned 2 gradients for 1 inputs"),
     ],
 )
@@ -275,3 +298,37 @@ def test_activations_are_released_when_nobody_needs_them(monkeypatch):
 
     lm.Sequential([Track() for _ in range(6)], input_shape=3).predict(np.zeros((2, 3)))
     assert max(most) <= 2
+
+
+def test_layers_cannot_write_into_what_the_user_handed_in():
+    model = lm.Sequential([Faulty("input overwritten")], input_shape=3)
+    x = np.ones((2, 3), "float32")
+    with pytest.raises(lm.LayerError, match="read-only"):
+        model.predict(x)
+    assert x.sum() == 6
+
+
+class Argmax(lm.Layer):
+    """Integers out: nothing flows back."""
+
+    def build(self, declare, x):
+        return x.replace(shape=("N",), dtype="int64")
+
+    def forward_pass(self, ctx, x):
+        return ctx.xp.argmax(x, axis=-1)
+
+
+def test_outputs_without_a_loss_are_not_trained_on():
+    x = lm.Input((4,))
+    scores = Dense(3)(x)
+    model = lm.Model(x, (scores, Argmax()(scores)))
+    data, y = np.random.default_rng(0).normal(size=(9, 4)), np.arange(9) % 3
+    options = {"loss": (("softmax_cross_entropy"), None), "metrics": {"dense_1": ["accuracy"]}}
+    history = model.fit(data, (y, None), optimizer="adam", epochs=3, progress=False, **options)
+    assert history["loss"][-1] < history["loss"][0]
+    assert model.evaluate(data, (y, None), **options)["loss"] < history["loss"][0]
+    assert model.predict(data)[1].dtype == np.int64
+    with pytest.raises(lm.ArgumentError, match="for one output at least"):
+        model.gradients(data, (y, None), loss=(None, None))
+    with pytest.raises(lm.DataError, match="y of 'dense_1': nothing for SoftmaxCrossEntropy"):
+        model.gradients(data, (None, y), loss=("softmax_cross_entropy", None))

@@ -123,7 +123,7 @@ def test_several_outputs_and_an_output_that_nobody_uses():
     assert np.all(dx[:, :2] != 0)
     assert np.all(dx[:, 2:] == 0)
     both = lm.Model(x, Split()(x))
-    assert both.output_names == ("split_1_0", "split_1_1")
+    assert both.output_names == ("split_1.0", "split_1.1")
     a, b = both.predict(data)
     assert (a.shape, b.shape) == ((3, 2), (3, 3))
 
@@ -199,6 +199,17 @@ def test_summary_shows_groups_shared_and_frozen_marks_and_totals(capsys):
         assert words in text, words
 
 
+def test_summary_of_a_model_used_twice_has_one_row_for_each_use(capsys):
+    square, x = lm.Sequential([Dense(4, activation="relu")], input_shape=4), lm.Input((4,))
+    lm.Model(x, square(square(x))).summary()
+    rows = [line.split("  ")[0].strip() or line.strip().split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row.startswith("sequential_1#2")] == [
+        "sequential_1#2",
+        "sequential_1#2/dense_1 (Dense)",
+        "sequential_1#2/dense_1/activation (Activation)",
+    ]
+
+
 def test_parameters_are_numpy_copies_that_can_be_assigned():
     model = lm.Sequential([Dense(3)], input_shape=4)
     kernel = model.parameters["dense_1.kernel"]
@@ -222,7 +233,20 @@ def node(shape=(4,)):
         (lambda: Dense(3)(np.zeros((2, 4))), "called with ndarray; expected nodes .* build a model"),
         (lambda: Add()([node(), node()]), r"pass nodes one by one: layer\(a, b\)"),
         (lambda: Add()(node(), node((5,))), r"called with \(N, 4\) float32 and \(N, 5\) float32: expected two inputs"),
-        (lambda: Add()(node()), "as many nodes as its build takes specs"),
+        (lambda: Add()(node()), "1 node: missing .* 'b'; give Add.. as many nodes as its build takes"),
+        (lambda: Dense(3)(), "called with no nodes"),
+        (lambda: Dense(3)(node(), node()), "called with 2 nodes: too many .* as many nodes as its expand takes"),
+        (lambda: Dense(3)(node(), name="a/b"), "Dense: name: expected letters, digits"),
+        (lambda: lm.Input((4,), name="[x]"), "Input: name: expected letters, digits"),
+        (lambda: lm.Input(("N", 4)), "the batch axis 'N' is added in front; leave it out"),
+        (lambda: lm.Input((4,), "int64", low=9, high=5), "expected low < high, got low=9 and high=5"),
+        (lambda: lm.Sequential([Dense(3).named("")], input_shape=4), "the empty name stands for the composite's own"),
+        (lambda: lm.Sequential(Dense(3), input_shape=4), "expected a list of at least one layer"),
+        (
+            lambda: lm.Model(x := lm.Input((4,), name="a"), Dense(3)(x, name="a")),
+            "two nodes .* are called 'a'",
+        ),
+        (lambda: lm.Sequential([Dense(3, kernel_initializer=np.eye(4))], input_shape=4), "initializer: expected a reg"),
         (lambda: Conv2D(3, 3)(node((8, 8))), r"Conv2D.*called with \(N, 8, 8\) float32: .*channels"),
         (lambda: lm.Model(node(), Dense(3)(node())), "not among the inputs"),
         (lambda: lm.Model((x := node(), node()), Dense(3)(x)), "no output depends on input"),
@@ -234,7 +258,7 @@ def node(shape=(4,)):
         (lambda: lm.Sequential([Dense(3)], input_shape=(None,)), "name an axis of unknown size"),
         (lambda: lm.Sequential([Split()], input_shape=4), "has 2 outputs"),
         (lambda: lm.Sequential([Dense(3)], input_shape=4, dtype="float16"), "dtype: expected one of 'float32'"),
-        (lambda: lm.Sequential([Dense(3)], input_shape=4, seed=-1), "seed: expected an int from 0"),
+        (lambda: lm.Sequential([Dense(3)], input_shape=4, seed=-1), "seed: expected an int of at least 0, got -1"),
         (lambda: lm.Sequential([Dense(3)], input_shape=4, backend="numpi"), "Did you mean 'numpy'"),
         (lambda: lm.Sequential([Dense(3, activation="rellu")], input_shape=4), "Did you mean 'relu'"),
         (lambda: lm.Sequential([Dense(3)], input_shape=4)(node((5,))), r"called with \(N, 5\) float32; expected"),
@@ -263,3 +287,43 @@ def test_activation_objects_need_no_registration():
     square = lm.ActivationFunction(lambda xp, x: x * x, lambda xp, x, y, dy: 2.0 * x * dy)
     model = lm.Sequential([Activation(square)], input_shape=3)
     assert model.predict([[1.0, 2.0, 3.0]]).tolist() == [[1.0, 4.0, 9.0]]
+
+
+def test_layers_shared_with_an_inner_model_keep_its_values():
+    shared = Dense(4)
+    a, z = lm.Input((4,)), lm.Input((4,))
+    inner = lm.Model(a, Twice(4)(shared(a)), seed=7).freeze("twice_1")
+    model = lm.Model(z, inner(shared(z)))
+    assert len([name for name in model.parameters if name.endswith("kernel")]) == 3
+    np.testing.assert_array_equal(model.parameters["dense_1.kernel"], inner.parameters["dense_1.kernel"])
+    outer = "model_1/twice_1/dense_1"
+    np.testing.assert_array_equal(model.parameters[f"{outer}.kernel"], inner.parameters["twice_1/dense_1.kernel"])
+    assert outer in model.frozen_layers or "model_1/twice_1" in model.frozen_layers
+
+
+def test_one_composite_serves_models_of_different_sizes():
+    class Widen(lm.Layer):
+        def expand(self, x):
+            return Dense(2 * x.shape[-1])(x)
+
+    widen = Widen()
+    assert lm.Sequential([widen], input_shape=4).output_specs[0].shape == ("N", 8)
+    assert lm.Sequential([widen], input_shape=7).output_specs[0].shape == ("N", 14)
+    a, b = lm.Input((4,)), lm.Input((7,))
+    with pytest.raises(lm.GraphError, match=r"Widen\(\) is shared, but expands to Dense\(14\) here and to Dense\(8\)"):
+        lm.Model((a, b), (widen(a), widen(b)))
+
+
+def test_names_of_inputs_and_outputs_never_meet():
+    a = lm.Input((4,), name="dense_1")
+    b, c = Split()(a)
+    model = lm.Model(a, (Dense(2)(b), b, c))
+    assert model.input_names == ("dense_1",)
+    assert model.output_names == ("dense_2", "split_1.0", "split_1.1")
+
+
+def test_numpy_numbers_and_dtypes_are_taken_as_plain_ones():
+    model = lm.Sequential([Dense(np.int64(3))], input_shape=(np.int64(4),), dtype=np.float64, seed=np.int64(3))
+    assert (model.dtype, model.seed, type(model.seed)) == ("float64", 3, int)
+    assert lm.Input((np.int32(2),), np.int64).spec == lm.ArraySpec(("N", 2), "int64")
+    assert lm.from_config(model.config()).config() == model.config()

@@ -1,6 +1,8 @@
 """What a layer object is: frozen configuration, compared by value, shared by identity."""
 
 import copy
+import dataclasses
+import inspect
 import pickle
 
 import numpy as np
@@ -94,6 +96,18 @@ def test_constructors_that_cannot_be_saved_are_refused_when_the_class_is_made():
             def __init__(self, *sizes):
                 self.sizes = sizes
 
+    with pytest.raises(TypeError, match="takes a by position only"):
+
+        class Position(lm.Layer):
+            def __init__(self, a, /):
+                self.a = a
+
+    with pytest.raises(TypeError, match="takes 'expand', which would hide"):
+
+        class Hides(lm.Layer):
+            def __init__(self, expand):
+                self.factor = expand
+
     with pytest.raises(TypeError, match=r"takes 'name'.*named"):
 
         class Named(lm.Layer):
@@ -122,3 +136,17 @@ def test_memory_order_changes_nothing_that_a_layer_sees():
         model.predict(np.zeros((1, 1)))
     assert strides == [(48, 16, 4), (12, 4, 24)]
     np.testing.assert_array_equal(*(model.parameters["kernel_1.kernel"] for model in models))
+
+
+def test_signatures_are_those_of_constructors():
+    assert list(inspect.signature(Dense).parameters)[:3] == ["units", "use_bias", "activation"]
+
+    @dataclasses.dataclass(eq=False, repr=False)
+    class Shift(lm.Layer):
+        by: float = 1.0
+
+        def forward_pass(self, ctx, x):
+            return x + self.by
+
+    assert Shift(2.0).config() == {"by": 2.0}
+    assert Shift(by=3.0) != Shift()

@@ -82,7 +82,7 @@ def test_a_broken_plugin_stops_only_those_who_need_it():
     known = Registry([EntryPoint("a", plugin(layers={"mine": Mine})), broken])
     assert known.find("layers", "mine") is Mine
     with pytest.raises(lm.RegistryError, match=r"unknown name 'mien'.*Did you mean 'mine'\?\n  plugin 'bad' of zoo 0.3 "
-                       r"\(zoo.bad\) could not be imported.*ImportError: no module named 'torch'"):  # fmt: skip
+                       r"\(zoo.bad\) could not be loaded.*ImportError: no module named 'torch'"):  # fmt: skip
         known.find("layers", "mien")
     assert broken.loads == 1
     assert [p.error for p in known.plugins()] == [None, "ImportError: no module named 'torch'"]
@@ -101,6 +101,12 @@ def test_wrong_hook_results_register_nothing(given, words):
     known = Registry([EntryPoint("a", plugin(**given, optimizers={"fine": object}))])
     with pytest.raises(lm.RegistryError, match=words):
         known.find("optimizers", "fine")
+
+
+def test_a_plugin_without_hooks_says_so():
+    known = Registry([EntryPoint("a", SimpleNamespace(lamella_layers=lambda: {"mine": Mine}))])
+    with pytest.raises(lm.RegistryError, match=r"acme.a has no hooks; is @lamella.hookimpl missing"):
+        known.find("layers", "mine")
 
 
 def test_unknown_names_and_distributions_get_hints():

@@ -175,6 +175,14 @@ class Burst(lm.Layer):
         return dy
 
 
+class Steep(lm.Layer):
+    def forward_pass(self, ctx, x):
+        return x
+
+    def backward_pass(self, ctx, dy):
+        return dy * 1e38 * 1e38
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -182,14 +190,19 @@ class Burst(lm.Layer):
         ("input", "Input 'input_1' holds values that are not finite"),
         ("parameter", "dense_1.kernel is not finite since an earlier step"),
         ("loss", "Every layer's output is finite; the loss MeanSquaredError.. overflows"),
+        ("target", "The target of 'dense_2' holds values that are not finite"),
+        ("gradient", r"a gradient is not finite; .* is steep_1 \(Steep\), in its backward pass"),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_and_names_the_culprit(spoil, words):
-    layers = [Dense(3), Burst(), Dense(2)] if spoil == "layer" else [Dense(3), Dense(2)]
+    middle = {"layer": [Burst()], "gradient": [Steep()]}.get(spoil, [])
+    layers = [Dense(3), *middle, Dense(2)]
     model = lm.Sequential(layers, input_shape=4)
     x, y = np.ones((5, 4)), np.zeros((5, 2))
     if spoil == "input":
         x[2, 1] = np.nan
+    if spoil == "target":
+        y[1, 1] = np.nan
     if spoil == "loss":
         y[:] = 3e38
     if spoil == "parameter":
@@ -222,8 +235,19 @@ X, Y = classes(6)
         (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, metrics=["acuracy"]), "Did you mean 'accuracy'"),
         (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, sample_weight=[1, 2]), r"expected shape \(6,\), got \(2,\)"),
         (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, sample_weight=-Y), "at least 0"),
+        (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, sample_weight=0 * Y), "every row weighs 0"),
+        (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, sample_weight=[[1], [2, 3]]), "no rectangular array"),
+        (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, sample_weight=["a"] * 6), "expected numbers, got dtype"),
+        (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, metrics=None), "metrics: expected names or Metric objects"),
+        (lambda m: m.evaluate(X, [[0], [1, 2]], loss=CROSS_ENTROPY), "y of 'dense_2': .* no rectangular array"),
+        (lambda m: m.predict(X.astype("float64") * 1e300), "values beyond the range of float32"),
+        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", callbacks=[print]), "callbacks: expected lamella"),
+        (lambda m: m.freeze(3), "pattern: expected a name"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adm"), "Did you mean 'adam'"),
-        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", epochs=-1), "epochs: expected an int"),
+        (
+            lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", epochs=-1),
+            "epochs: expected an int of at least 0",
+        ),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", engine="torch"), "engine: expected 'numpy'"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", progress="yes"), "progress: expected 'auto'"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", validation_data=X), "validation_data: expected"),
@@ -289,3 +313,62 @@ def test_progress_shows_loss_metrics_speed_and_time_left(capsys):
     assert lines[1].startswith("epoch 2/2  loss ")
     assert "accuracy" in lines[1]
     assert "samples/s" in lines[1]
+
+
+def test_two_metrics_of_one_kind_stay_apart():
+    x, y = classes(30)
+    metrics = [lm.metrics.TopKAccuracy(k) for k in (1, 3)]
+    found = classifier().evaluate(x, y, loss=CROSS_ENTROPY, metrics=metrics)
+    alone = classifier().evaluate(x, y, loss=CROSS_ENTROPY, metrics=metrics[0])
+    assert found["top_k_accuracy"] == alone["top_k_accuracy"] < 1.0
+    assert found["top_k_accuracy_2"] == 1.0
+
+
+def test_weighted_losses_of_several_outputs_do_not_depend_on_the_batch_size():
+    x, y = classes(10)
+    a = lm.Input((4,))
+    model = lm.Model(a, (Dense(3)(a), Dense(3)(a)), dtype="float64")
+    weights = (np.arange(10.0), np.arange(10.0)[::-1] ** 2)
+    expected, _, _ = model.gradients(x, (y, y), loss=CROSS_ENTROPY, sample_weight=weights)
+    for size in (1, 3, 10):
+        found = model.evaluate(x, (y, y), loss=CROSS_ENTROPY, sample_weight=weights, batch_size=size)
+        assert found["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_targets_are_prepared_once_and_metrics_see_them_raw():
+    class Shifted(lm.losses.MeanSquaredError):
+        def prepare(self, prediction, target):
+            return super().prepare(prediction, np.asarray(target) * 2 - 1)
+
+    class Largest(lm.metrics.Metric):
+        def per_sample(self, prediction, target):
+            return target.max(axis=1)
+
+    x, y = classes(6)
+    hot = np.eye(3)[y]
+    model = classifier()
+    expected, _, _ = model.gradients(x, hot, loss=Shifted())
+    found = model.evaluate(x, hot, loss=Shifted(), metrics=[Largest()])
+    assert found["loss"] == pytest.approx(expected, rel=1e-6)
+    assert found["Largest"] == 1.0
+
+
+def test_targets_of_symbolic_axes_must_fit_the_data():
+    model = lm.Sequential([Dense(2)], input_shape=("T", 3))
+    x = np.ones((4, 5, 3))
+    for shape in ((4, 1, 2), (4, 3, 2)):
+        with pytest.raises(lm.DataError, match=r"target must have the prediction's shape \(N, 5, 2\)"):
+            model.gradients(x, np.zeros(shape), loss="mean_squared_error")
+    assert model.gradients(x, np.zeros((4, 5, 2)), loss="mean_squared_error")[0] > 0
+
+
+def test_copies_train_on():
+    x, y = classes(8)
+    one = classifier()
+    for _ in range(2):
+        one.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
+    two = one.copy()
+    for model in (one, two):
+        model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
+    for name, value in one.parameters.items():
+        np.testing.assert_array_equal(value, two.parameters[name])

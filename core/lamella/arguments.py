@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,10 +17,14 @@ def positive(value: Any, name: str, *, minimum: int = 1) -> int:
     >>> positive(10, "units")
     10
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = minimum - 1
+    if isinstance(value, bool) or whole < minimum:
         kind = "a positive int" if minimum == 1 else f"an int of at least {minimum}"
         raise ArgumentError(f"{name}: expected {kind}, got {value!r}")
-    return value
+    return whole
 
 
 def pair(value: Any, name: str, *, minimum: int = 1) -> tuple[int, int]:

@@ -19,27 +19,40 @@ class _ConfiguredType(type):
 
     def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
         super().__init__(name, bases, body)
-        own = cls.__init__ is not object.__init__  # type: ignore[misc]
-        signature = inspect.signature(cls.__init__) if own else inspect.Signature()  # type: ignore[misc]
-        arguments = list(signature.parameters.values())[1:] if own else []
+        cls._bind()
+
+    _signature: inspect.Signature
+    __signature__: inspect.Signature
+    _constructor: Any
+
+    def _bind(cls) -> None:
+        """Note the constructor's signature, and refuse one that can't be a configuration."""
+        name, cls._constructor = cls.__name__, cls.__init__  # type: ignore[misc]
+        own = cls._constructor is not object.__init__
+        signature = inspect.signature(cls._constructor) if own else inspect.Signature()
+        arguments = list(signature.parameters.values())[1:]
         for argument in arguments:
-            if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
-                raise TypeError(
-                    f"{name}.__init__ takes *{argument.name}. The arguments of a constructor are the configuration "
-                    "that is saved, so each needs a name of its own."
+            if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD, argument.POSITIONAL_ONLY):
+                kind = (
+                    str(argument) if argument.kind != argument.POSITIONAL_ONLY else f"{argument.name} by position only"
                 )
-            if argument.name in cls._reserved:
                 raise TypeError(
-                    f"{name}.__init__ takes {argument.name!r}, which is no constructor argument here. "
-                    "Use layer.named('...') and layer.frozen()."
+                    f"{name}.__init__ takes {kind}. The arguments of a constructor are the configuration that is "
+                    "saved, so each needs a name of its own."
                 )
+            hidden = next((vars(base)[argument.name] for base in cls.__mro__[1:] if argument.name in vars(base)), None)
+            if callable(hidden) or isinstance(hidden, property):
+                raise TypeError(
+                    f"{name}.__init__ takes {argument.name!r}, which would hide what its base class has under that "
+                    "name; choose another. Names and freezing come by layer.named('...') and layer.frozen()."
+                )
+        cls.__signature__ = signature.replace(parameters=arguments, return_annotation=signature.empty)
         plain = [argument.replace(annotation=argument.empty) for argument in arguments]
         cls._signature = signature.replace(parameters=plain, return_annotation=signature.empty)
 
-    _signature: inspect.Signature
-    _reserved: frozenset[str] = frozenset()
-
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls.__init__ is not cls._constructor:  # type: ignore[misc]  # a decorator, such as dataclass, made another
+            cls._bind()
         try:
             bound = cls._signature.bind(*args, **kwargs)
         except TypeError as error:

@@ -107,18 +107,7 @@ class Context:
     def grad(self, **gradients: Any) -> None:
         """Hand over this slice's own share of the gradients of parameters, by name."""
         for name, gradient in gradients.items():
-            parameter = self.params.__dict__.get(name)
-            if parameter is None:
-                known = ", ".join(self.params.__dict__) or "no parameters"
-                raise LayerError(
-                    f"{self._owner}: ctx.grad({name}=...), but the layer declared {known}."
-                    f"{did_you_mean(name, self.params.__dict__)}"
-                )
-            if gradient.shape != parameter.shape:
-                raise LayerError(
-                    f"{self._owner}: ctx.grad({name}=...): expected the parameter's shape {tuple(parameter.shape)}, "
-                    f"got {tuple(gradient.shape)}"
-                )
+            self._check("grad", "parameter", name, gradient, self.params)
             if name in self.gradients:
                 raise LayerError(f"{self._owner}: ctx.grad({name}=...) was called twice in one backward pass")
             self.gradients[name] = gradient
@@ -128,19 +117,19 @@ class Context:
         if not self.training:
             raise LayerError(f"{self._owner}: ctx.update outside training; test ctx.training first")
         for name, array in arrays.items():
-            current = self.state.__dict__.get(name)
-            if current is None:
-                known = ", ".join(self.state.__dict__) or "no state"
-                raise LayerError(
-                    f"{self._owner}: ctx.update({name}=...), but the layer declared {known}."
-                    f"{did_you_mean(name, self.state.__dict__)}"
-                )
-            if array.shape != current.shape:
-                raise LayerError(
-                    f"{self._owner}: ctx.update({name}=...): expected the state's shape {tuple(current.shape)}, "
-                    f"got {tuple(array.shape)}"
-                )
+            self._check("update", "state", name, array, self.state)
             self.updates[name] = array
+
+    def _check(self, method: str, kind: str, name: str, array: Any, declared: Arrays) -> None:
+        """Whether an array that is handed over has the shape and dtype of the one that was declared."""
+        where = f"{self._owner}: ctx.{method}({name}=...)"
+        own = declared.__dict__.get(name)
+        if own is None:
+            known = ", ".join(declared.__dict__) or "nothing of the kind"
+            raise LayerError(f"{where}, but the layer declared {known}.{did_you_mean(name, declared.__dict__)}")
+        if getattr(array, "shape", None) != own.shape or array.dtype != own.dtype:
+            got = f"{tuple(array.shape)} {array.dtype}" if hasattr(array, "shape") else repr(array)
+            raise LayerError(f"{where}: expected the {kind}'s {tuple(own.shape)} {own.dtype}, got {got}")
 
     def uniform(self, shape: tuple[Any, ...], *, per: str = "row") -> Any:
         """Draw float32 values in [0, 1), the same ones on every backend and for any slicing of the batch.

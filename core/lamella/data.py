@@ -11,7 +11,7 @@ import numpy as np
 from lamella.errors import DataError, did_you_mean
 from lamella.protocol import ArraySpec
 
-__all__ = ["as_inputs", "as_weights", "by_name", "row_count"]
+__all__ = ["as_array", "as_inputs", "as_weights", "by_name", "cast", "row_count"]
 
 
 def by_name(
@@ -48,10 +48,7 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
     where = f"input {name!r}: expected {spec}"
     if "cupy" in type(value).__module__:
         value = value.get()
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # ragged lists
-        raise DataError(f"{where}, got something that is no rectangular array: {error}") from None
+    array = as_array(value, where)
     got = f"{array.shape} {array.dtype}"
     if len(array.shape) != len(spec.shape) or any(
         isinstance(want, int) and want != have for want, have in zip(spec.shape, array.shape, strict=True)
@@ -71,7 +68,27 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
         high = min(limits.max, spec.high - 1 if spec.high is not None else limits.max)
         if array.min() < low or array.max() > high:
             raise DataError(f"{where} with values in [{low}, {high}], got values from {array.min()} to {array.max()}")
-    return array.astype(spec.dtype, copy=False)
+    return cast(array, spec.dtype, where)
+
+
+def as_array(value: Any, where: str) -> np.ndarray[Any, Any]:
+    """Return anything array-like as NumPy."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # ragged lists
+        raise DataError(f"{where}, got something that is no rectangular array: {error}") from None
+
+
+def cast(array: np.ndarray[Any, Any], dtype: str, where: str) -> np.ndarray[Any, Any]:
+    """Return an array in another dtype; numbers beyond it are an error, not infinity."""
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype, copy=False)
+    except FloatingPointError:
+        raise DataError(
+            f"{where}, got {array.dtype} values beyond the range of {dtype}; rescale the data, or make the model with "
+            "dtype='float64'"
+        ) from None
 
 
 def _fix(spec: ArraySpec, array: np.ndarray[Any, Any]) -> str:
@@ -105,11 +122,16 @@ def as_weights(names: Sequence[str], rows: int, sample_weight: Any) -> tuple[np.
         sample_weight = (sample_weight,) * len(names)
 
     def parse(name: str, value: Any) -> np.ndarray[Any, Any]:
-        weights = np.asarray(value, dtype="float64")
+        weights = as_array(value, f"sample_weight of {name!r}: expected numbers")
+        if weights.dtype.kind not in "fiub":
+            raise DataError(f"sample_weight of {name!r}: expected numbers, got dtype {weights.dtype}")
+        weights = weights.astype("float64")
         if weights.shape != (rows,):
             raise DataError(f"sample_weight of {name!r}: expected shape ({rows},), got {weights.shape}")
         if not np.isfinite(weights).all() or (weights < 0).any():
             raise DataError(f"sample_weight of {name!r}: expected finite numbers of at least 0")
+        if not weights.any():
+            raise DataError(f"sample_weight of {name!r}: every row weighs 0, so there is nothing to average")
         return weights
 
     return by_name("sample_weight", sample_weight, names, parse)

@@ -18,7 +18,7 @@ from lamella.backends import Backend
 from lamella.context import Arrays, Context
 from lamella.errors import LayerError
 from lamella.graph import Leaf, Program
-from lamella.protocol import Layer
+from lamella.protocol import ArraySpec, Layer
 
 __all__ = [
     "Batch",
@@ -44,7 +44,10 @@ class Request(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The arrays of one slice, on the backend. ``weights`` are sample weights over the weight of the whole batch."""
+    """The arrays of one slice, on the backend. ``weights`` are sample weights over the weight of the whole batch.
+
+    Targets and weights are None for outputs without a loss.
+    """
 
     inputs: tuple[Any, ...]
     targets: tuple[Any, ...]
@@ -55,11 +58,16 @@ class Batch(NamedTuple):
 class StepResult(NamedTuple):
     """What one slice, or a whole step, gives. Nothing in it has been applied to the model."""
 
-    loss: float
+    losses: tuple[float, ...]  # of each output
     predictions: tuple[Any, ...]
     gradients: dict[str, Any]
     dx: tuple[Any, ...]
     updates: dict[str, Any]
+
+    @property
+    def loss(self) -> float:
+        """The sum of the losses of all outputs."""
+        return sum(self.losses)
 
 
 class Plan:
@@ -82,8 +90,9 @@ class Plan:
         self.goes_back: set[str] = set()
         self.parameters: set[str] = set()
         for leaf in program.leaves:
-            wants = tuple(needed[value] for value in leaf.inputs)
-            learns = bool(leaf.params) and leaf.owner not in frozen
+            smooth = any(program.specs[value].is_float for value in leaf.outputs)  # integers have no gradient
+            wants = tuple(smooth and needed[value] for value in leaf.inputs)
+            learns = smooth and bool(leaf.params) and leaf.owner not in frozen
             self.wants_dx[leaf.name] = wants
             if learns:
                 self.parameters.update(leaf.params.values())
@@ -156,7 +165,7 @@ def merge(results: Sequence[StepResult], xp: Any) -> StepResult:
         return None if parts[0] is None else xp.concat(list(parts), axis=0)
 
     return StepResult(
-        loss=sum(result.loss for result in results),
+        losses=tuple(map(sum, zip(*(result.losses for result in results), strict=True))),
         predictions=tuple(map(joined, zip(*(result.predictions for result in results), strict=True))),
         gradients=gradients,
         dx=tuple(map(joined, zip(*(result.dx for result in results), strict=True))),
@@ -253,6 +262,9 @@ def forward(
             raise LayerError(
                 f"{leaf.label}.forward_pass returned {len(outputs)} arrays; build said {len(leaf.outputs)}"
             )
+        if xp.backend != "onnx":  # the tracer knows sizes by their names, and looks at them itself
+            for value, output in zip(leaf.outputs, outputs, strict=True):
+                _check_output(leaf, output, program.specs[value], args[0].shape[0], xp)
         if observe is not None:
             observe(leaf, outputs)
         if tape is not None:
@@ -271,6 +283,7 @@ def backward(
     tape: dict[str, Record],
     *,
     around: Callable[[Leaf], Any] | None = None,
+    observe: Callable[[Leaf, tuple[Any, ...]], None] | None = None,
 ) -> Generator[Request, Any, dict[str, Any]]:
     """Run leaves backward from the gradients of the outputs; return those of parameters.
 
@@ -289,6 +302,8 @@ def backward(
         with nullcontext() if around is None else around(leaf):
             outgoing = yield from _run(leaf, "backward_pass", leaf.backward_yields, ctx, incoming)
         outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
+        if observe is not None:
+            observe(leaf, (*(dx for dx in outgoing if dx is not None), *ctx.gradients.values()))
         if len(outgoing) != len(leaf.inputs):
             raise LayerError(
                 f"{leaf.label}.backward_pass returned {len(outgoing)} gradients for {len(leaf.inputs)} inputs"
@@ -296,11 +311,10 @@ def backward(
         for k, (value, dx) in enumerate(zip(leaf.inputs, outgoing, strict=True)):
             if not ctx.wants_dx[k]:
                 continue
-            if dx is None or tuple(dx.shape) != tuple(input_shapes[k]):
-                got = "None" if dx is None else f"shape {tuple(dx.shape)}"
+            if getattr(dx, "shape", None) != input_shapes[k] or dx.dtype != ctx.dtype:
                 raise LayerError(
-                    f"{leaf.label}.backward_pass: expected the gradient of input {k}, of shape "
-                    f"{tuple(input_shapes[k])}, got {got}; ctx.wants_dx[{k}] is True"
+                    f"{leaf.label}.backward_pass: expected the gradient of input {k}, {tuple(input_shapes[k])} "
+                    f"{program.dtype}, got {_kind(dx)}; ctx.wants_dx[{k}] is True"
                 )
             gradients[value] = gradients[value] + dx if value in gradients else dx
         if leaf.owner in plan.frozen:
@@ -330,19 +344,56 @@ def _slice_step(
         plan, xp, arrays, batch.inputs, offset=batch.offset, key=key, tape=tape, observe=observe
     )
     updates = collect_updates(plan, tape)
-    loss = 0.0
+    totals: list[float] = []
     gradients: dict[int, Any] = {}
-    for k, value in enumerate(program.outputs):
+    for k, (value, loss) in enumerate(zip(program.outputs, losses, strict=True)):
+        if loss is None:
+            totals.append(0.0)
+            continue
         ctx = _loss_context(program, xp, k, predictions[k], batch.offset)
-        each = losses[k].forward(ctx, predictions[k], batch.targets[k])
+        target, weights = batch.targets[k], batch.weights[k]
+        try:
+            each = loss.forward(ctx, predictions[k], target)
+            slope = loss.backward(ctx, weights) if program.specs[value].is_float else None
+        except Exception as error:
+            given = f"prediction {_kind(predictions[k])} and target {_kind(target)}"
+            raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}") from error
         if tuple(each.shape) != (predictions[k].shape[0],):
-            raise LayerError(f"{losses[k]!r}.forward must return one value per row, got shape {tuple(each.shape)}")
-        loss += float(np.dot(backend.asnumpy(each).astype("float64"), backend.asnumpy(batch.weights[k])))
-        if program.specs[value].is_float:
-            gradients[value] = losses[k].backward(ctx, batch.weights[k])
-    parameters = yield from backward(plan, xp, gradients, tape)
+            raise LayerError(f"{loss!r}.forward must return one value per row, got {_kind(each)}")
+        totals.append(float(np.dot(backend.asnumpy(each).astype("float64"), backend.asnumpy(weights))))
+        if slope is not None:
+            if getattr(slope, "shape", None) != predictions[k].shape or slope.dtype != ctx.dtype:
+                raise LayerError(
+                    f"{loss!r}.backward: expected the gradient of the prediction, {_kind(predictions[k])}, got "
+                    f"{_kind(slope)}"
+                )
+            gradients[value] = slope
+    parameters = yield from backward(plan, xp, gradients, tape, observe=observe)
     dx = tuple(gradients.get(value) for value in program.inputs)
-    return StepResult(loss, predictions, parameters, dx, updates)
+    return StepResult(tuple(totals), predictions, parameters, dx, updates)
+
+
+def _check_output(leaf: Leaf, output: Any, spec: ArraySpec, rows: int, xp: Any) -> None:
+    """Hold an output against what ``build`` said of it."""
+    shape = getattr(output, "shape", None)
+    if (
+        shape is None
+        or len(shape) != len(spec.shape)
+        or shape[0] != rows
+        or any(isinstance(want, int) and want != have for want, have in zip(spec.shape, shape, strict=True))
+        or output.dtype != getattr(xp, spec.dtype)
+    ):
+        hint = "; write scalars as Python floats" if shape is not None and "float64" in str(output.dtype) else ""
+        raise LayerError(
+            f"{leaf.label}.forward_pass: build said {spec} for {rows} rows, it returned {_kind(output)}{hint}"
+        )
+
+
+def _kind(array: Any) -> str:
+    """Shape and dtype for messages; of what is no array, the type."""
+    if array is None or not hasattr(array, "shape"):
+        return "None; is a return missing?" if array is None else f"a {type(array).__name__}"
+    return f"{tuple(array.shape)} {array.dtype}"
 
 
 def collect_updates(plan: Plan, tape: Mapping[str, Record]) -> dict[str, Any]:
@@ -402,7 +453,7 @@ def _run(leaf: Leaf, method: str, yields: bool, ctx: Context, args: tuple[Any, .
     except LayerError:
         raise
     except Exception as error:
-        shapes = " and ".join(f"{tuple(a.shape)} {a.dtype}" for a in args)
+        shapes = " and ".join(map(_kind, args))
         raise LayerError(f"{leaf.label}.{method} failed on {shapes}: {type(error).__name__}: {error}") from error
     finally:
         if yields and result is not None:

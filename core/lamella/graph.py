@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import inspect
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lamella import registry
 from lamella.errors import ArgumentError, GraphError
-from lamella.protocol import ArrayDeclaration, ArraySpec, Declare, Layer, is_generator, snake_case
+from lamella.protocol import ArrayDeclaration, ArraySpec, Declare, Layer, is_generator, snake_case, valid_name
 
 __all__ = ["Call", "Input", "Leaf", "Node", "Program", "assemble", "call"]
 
@@ -28,6 +29,10 @@ class Call:
     serial: int = dataclasses.field(default_factory=lambda: next(_serial))
     outputs: tuple[Node, ...] = ()
     inner: list[Any] = dataclasses.field(default_factory=list)  # a composite's layers, each once, in order of calls
+
+    def ordinal(self, layer: Any) -> int:
+        """The place of a layer among a composite's own."""
+        return next((k for k, known in enumerate(self.inner) if known is layer), len(self.inner))
 
     @property
     def top(self) -> Call:
@@ -77,6 +82,10 @@ def Input(
         raise ArgumentError(f"Input: shape: expected a tuple of sizes without the batch axis, got {shape!r}")
     if any(size is None for size in shape):
         raise ArgumentError(f"Input: shape {tuple(shape)!r}: name an axis of unknown size, for example 'T'")
+    if "N" in shape:
+        raise ArgumentError(f"Input: shape {tuple(shape)!r}: the batch axis 'N' is added in front; leave it out")
+    if name is not None:
+        valid_name(name, "Input: name")
     return Node(None, next(_serial), ArraySpec(("N", *shape), dtype or "float32", low, high), name)
 
 
@@ -94,13 +103,15 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
                 f"{type(layer).__name__} was called with {type(node).__name__}; expected nodes from lamella.Input or "
                 f"other layers. Likely fix: {hint}"
             )
+    if not nodes:
+        raise GraphError(f"{type(layer).__name__} was called with no nodes; expected one or more, as in layer(x)")
     parent = _open_group.get()
-    if parent is not None:
-        layer = _inner_layer(parent, layer)
+    if parent is not None and parent.ordinal(layer) == len(parent.inner):
+        parent.inner.append(layer)
     this = Call(layer, nodes, name, parent)
     token = _open_group.set(this)
     try:
-        expanded = layer.expand(*nodes)
+        expanded = _fitting(layer, nodes, layer.expand, *nodes)
     finally:
         _open_group.reset(token)
     if expanded is None:
@@ -114,25 +125,19 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
         this.outputs = expanded if isinstance(expanded, tuple) else (expanded,)
         if not all(isinstance(node, Node) for node in this.outputs):
             raise GraphError(f"{type(layer).__name__}.expand must return a node or a tuple of nodes, got {expanded!r}")
-        if layer._inner is None:
-            object.__setattr__(layer, "_inner", tuple(this.inner))
     return this.outputs[0] if len(this.outputs) == 1 else this.outputs
 
 
-def _inner_layer(parent: Call, layer: Any) -> Any:
-    """Note a composite's inner layer. When the composite is called again, its earlier inner layers are used again:
-    sharing is identity, and every expansion makes new objects."""
-    ordinal = next((k for k, (given, _) in enumerate(parent.inner) if given is layer), len(parent.inner))
-    if ordinal == len(parent.inner):
-        earlier = parent.layer._inner or ()
-        used = earlier[ordinal][1] if ordinal < len(earlier) else layer
-        if used != layer:
-            raise GraphError(
-                f"{parent.layer!r} is shared, but expands to {layer!r} here and to {used!r} where it was first "
-                "called; use two layers, or call it on nodes of equal shape"
-            )
-        parent.inner.append((layer, used))
-    return parent.inner[ordinal][1]
+def _fitting(layer: Any, given: Sequence[Any], method: Callable[..., Any], *args: Any) -> Any:
+    """Call a method that takes one argument for each input; say so where there are too many or too few."""
+    try:
+        inspect.signature(method).bind(*args)
+    except TypeError as error:
+        raise GraphError(
+            f"called with {len(given)} {'node' if len(given) == 1 else 'nodes'}: {error}; give {layer!r} as many nodes "
+            f"as its {method.__name__} takes"
+        ) from None
+    return method(*args)
 
 
 def _build(
@@ -143,11 +148,7 @@ def _build(
     where = f"{label}, called with {' and '.join(map(str, inputs)) or 'no inputs'}"
     declare = Declare(dtype)
     try:
-        result = layer.build(declare, *inputs)
-    except TypeError as error:
-        if not inputs or "positional argument" not in str(error):
-            raise
-        raise GraphError(f"{where}: {error}; give the layer as many nodes as its build takes specs") from error
+        result = _fitting(layer, inputs, layer.build, declare, *inputs)
     except ValueError as error:
         raise GraphError(f"{where}: {error}") from error
     specs = result if isinstance(result, tuple) else (result,)
@@ -194,14 +195,14 @@ class Program:
     arrays: dict[str, ArrayDeclaration]  # by full name
     calls: tuple[Call, ...]  # as written, composites whole
     call_names: tuple[str, ...]
-    inner_models: tuple[tuple[str, Any], ...]  # models used as layers, with the names that stand before their arrays
+    inner_models: tuple[Any, ...]  # models used as layers
+    owners: dict[int, str]  # id of a layer or model -> the name that stands before its arrays
     dtype: str
 
 
 def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Program:
     """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values."""
     leaves = _reachable(inputs, outputs)
-    names = _Names()
     specs: dict[int, ArraySpec] = {}
     number: dict[int, int] = {}
     input_names: list[str] = []
@@ -213,16 +214,17 @@ def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Pro
         specs[number[id(node)]] = spec.replace(dtype=dtype) if spec.is_float else spec
         taken = len([name for name in input_names if name.startswith("input_")]) + 1
         input_names.append(node.name or f"input_{taken}")
+    names = _Names(input_names)
     arrays: dict[str, ArrayDeclaration] = {}
     stateful: dict[str, str] = {}
     owners: dict[str, Layer] = {}
     program: list[Leaf] = []
     for this in leaves:
-        name, owner = names.call(this), names.layer(this)
-        if owners.setdefault(owner, this.layer) is not this.layer:
+        layer, name, owner = names.canonical(this), names.call(this), names.layer(this)
+        if owners.setdefault(owner, layer) is not layer:
             raise GraphError(f"two layers of the model are called {owner!r}; give one of them another name")
         given = [specs[number[id(node)]] for node in this.inputs]
-        built, declared = _build(this.layer, given, dtype, name)
+        built, declared = _build(layer, given, dtype, name)
         if len(built) != len(this.outputs):
             raise GraphError(f"{name}: build returned {len(built)} specs, {len(this.outputs)} when it was called")
         for node, spec in zip(this.outputs, built, strict=True):
@@ -246,19 +248,19 @@ def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Pro
                 owner=owner,
                 trainable=_trainable(this),
                 groups=names.groups(this),
-                layer=this.layer,
+                layer=layer,
                 inputs=tuple(number[id(node)] for node in this.inputs),
                 outputs=tuple(number[id(node)] for node in this.outputs),
                 params={local: f"{owner}.{local}" for local, d in declared.items() if d.trainable},
                 state={local: f"{owner}.{local}" for local, d in declared.items() if not d.trainable},
-                forward_yields=is_generator(type(this.layer).forward_pass),
-                backward_yields=is_generator(type(this.layer).backward_pass),
+                forward_yields=is_generator(type(layer).forward_pass),
+                backward_yields=is_generator(type(layer).backward_pass),
             )
         )
     tops = tuple({id(this.top): this.top for this in leaves}.values())
     _check_unique("inputs", input_names)
-    _check_unique("nodes", (leaf.name for leaf in program))
-    _check_unique("nodes", map(names.call, tops))
+    _check_unique("nodes", [*input_names, *(leaf.name for leaf in program)])
+    _check_unique("nodes", [*input_names, *map(names.call, tops)])
     return Program(
         leaves=tuple(program),
         inputs=tuple(number[id(node)] for node in inputs),
@@ -269,7 +271,8 @@ def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Pro
         arrays=arrays,
         calls=tops,
         call_names=tuple(map(names.call, tops)),
-        inner_models=tuple({names.layer(c): c.layer for leaf in leaves for c in _outer(leaf)}.items()),
+        inner_models=tuple({id(c.layer): c.layer for leaf in leaves for c in _models_around(leaf)}.values()),
+        owners=names.layers,
         dtype=dtype,
     )
 
@@ -305,25 +308,45 @@ class _Names:
     both follow the composite's, after a slash; an inner layer named "" takes the composite's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Iterable[str]) -> None:
+        self.layers: dict[int, str] = {}  # id of a layer -> the name of its arrays
         self._calls: dict[int, str] = {}
-        self._layers: dict[int, str] = {}
-        self._used: set[str] = set()
+        self._used: set[str] = set(inputs)
+        self._first: dict[int, Call] = {}  # id of a composite -> its first call
+
+    def canonical(self, this: Call) -> Any:
+        """The layer of a call. A composite makes new inner layers each time it is called; those of its first call
+        stand for all of them, so that sharing the composite shares what is inside."""
+        if this.parent is None:
+            return this.layer
+        outer = self.canonical(this.parent)
+        first = self._first.setdefault(id(outer), this.parent)
+        k = this.parent.ordinal(this.layer)
+        used = first.inner[k] if k < len(first.inner) else None
+        if used != this.layer:
+            raise GraphError(
+                f"{outer!r} is shared, but expands to {this.layer!r} here and to {used!r} where it was first called; "
+                "use two layers, or call it on nodes of equal shape"
+            )
+        return used
 
     def layer(self, this: Call) -> str:
         """The name that the arrays of a call's layer carry."""
-        if id(this.layer) not in self._layers:
+        layer = self.canonical(this)
+        if id(layer) not in self.layers:
             scope = self.layer(this.parent) if this.parent else ""
-            given = this.name if this.layer.name is None else this.layer.name
-            self._layers[id(this.layer)] = self.free(scope, _base(this.layer)) if given is None else _join(scope, given)
-        self._used.add(self._layers[id(this.layer)])
-        return self._layers[id(this.layer)]
+            given = this.name if layer.name is None else layer.name
+            if given == "" and not scope:
+                raise GraphError(f"{layer!r}: the empty name stands for the composite's own, within expand only")
+            self.layers[id(layer)] = self.free(scope, _base(layer)) if given is None else _join(scope, given)
+        self._used.add(self.layers[id(layer)])
+        return self.layers[id(layer)]
 
     def call(self, this: Call) -> str:
         """The name of a call."""
         if id(this) not in self._calls:
             scope, outer = (self.call(this.parent), self.layer(this.parent)) if this.parent else ("", "")
-            first = id(this.layer) not in self._layers
+            first = id(self.canonical(this)) not in self.layers
             own = self.layer(this)
             if this.name is not None:
                 name = _join(scope, this.name)
@@ -356,10 +379,10 @@ def _check_unique(what: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _outer(this: Call) -> Iterable[Call]:
+def _models_around(this: Call) -> Iterable[Call]:
     """The calls of models around a call, innermost last."""
     if this.parent is not None:
-        yield from _outer(this.parent)
+        yield from _models_around(this.parent)
         if not isinstance(this.parent.layer, Layer):
             yield this.parent
 
@@ -377,14 +400,14 @@ def _base(layer: Any) -> str:
 def _output_names(
     inputs: Sequence[Node], input_names: list[str], outputs: Sequence[Node], names: _Names
 ) -> tuple[str, ...]:
-    """Outputs go by the outermost layer that made them; several of one layer are numbered."""
+    """Outputs go by the outermost layer that made them; several of one layer are numbered: ``split_1.0``."""
     own: list[str] = []
     for node in outputs:
         if node.call is None:
             own.append(input_names[next(k for k, given in enumerate(inputs) if given is node)])
         else:
             own.append(names.call(node.call.top))
-    repeated = [name if own.count(name) == 1 else f"{name}_{own[:k].count(name)}" for k, name in enumerate(own)]
+    repeated = [name if own.count(name) == 1 else f"{name}.{own[:k].count(name)}" for k, name in enumerate(own)]
     if len({id(node) for node in outputs}) != len(outputs):
         raise GraphError(f"Model: the same node stands twice among the outputs {', '.join(own)}")
     return tuple(repeated)

@@ -11,6 +11,7 @@ import numpy as np
 from lamella.arguments import number
 from lamella.backends import get_backend
 from lamella.configuration import Configured
+from lamella.data import as_array
 from lamella.errors import ArgumentError, DataError
 from lamella.hookspecs import hookimpl
 from lamella.primitives import one_hot, relu, sigmoid
@@ -64,14 +65,17 @@ class Loss(Configured):
         """Return the gradient of the prediction; ``d`` (N,) is each sample's weight over the sum of weights."""
         raise NotImplementedError(f"{type(self).__name__} defines no backward")
 
-    def __call__(self, prediction: Any, target: Any) -> np.ndarray:
-        """Return the loss of each sample, (N,), of NumPy arrays."""
-        prediction = np.asarray(prediction)
-        target = self.prepare(ArraySpec(prediction.shape, str(prediction.dtype)), target)
+    def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return the loss of each sample, (N,), of NumPy arrays; the target as ``prepare`` gives it."""
         xp = get_backend("numpy").xp
         ctx: Any = SimpleNamespace(xp=xp, dtype=prediction.dtype, training=False, save=lambda *arrays: None)
         with np.errstate(all="ignore"):
             return np.asarray(self.forward(ctx, prediction, target))
+
+    def __call__(self, prediction: Any, target: Any) -> np.ndarray:
+        """Return the loss of each sample, (N,), of NumPy arrays."""
+        prediction = np.asarray(prediction)
+        return self.per_sample(prediction, self.prepare(ArraySpec(prediction.shape, str(prediction.dtype)), target))
 
 
 def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool = False) -> np.ndarray:
@@ -84,7 +88,7 @@ def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool 
     lamella.errors.DataError: mean_squared_error: target must have the prediction's shape (N, 1); got float64 (32,). \
 Use y.reshape(-1, 1).
     """
-    target = np.asarray(target)
+    target = as_array(target, f"{where}: expected targets")
     if not prediction.is_float:
         raise DataError(f"{where}: prediction must be float32 or float64, got {prediction}")
     if target.dtype.kind not in "biuf" or not _same(target.shape, prediction.shape):
@@ -115,7 +119,7 @@ def class_targets(where: str, prediction: ArraySpec, target: Any) -> np.ndarray:
     lamella.errors.DataError: accuracy: labels must be integers in [0, 3); got 3 in row 1. Does the last layer have \
 as many units as there are classes?
     """
-    target = np.asarray(target)
+    target = as_array(target, f"{where}: expected targets")
     *axes, classes = prediction.shape
     if not axes or not isinstance(classes, int) or classes < 2:
         raise DataError(

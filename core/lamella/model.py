@@ -11,12 +11,13 @@ from typing import Any, Self
 import numpy as np
 
 from lamella import archive, graph, training
+from lamella.arguments import positive
 from lamella.backends import get_backend
 from lamella.data import as_inputs
 from lamella.engine import infer
 from lamella.errors import ArgumentError, GraphError, did_you_mean
 from lamella.graph import Input, Node, Program, assemble, one_or_more
-from lamella.protocol import FLOATS, ArraySpec, Layer
+from lamella.protocol import FLOATS, ArraySpec, Layer, valid_name
 from lamella.storage import ArrayMapping, Storage, draw
 from lamella.summary import print_summary
 from lamella.training import History
@@ -46,7 +47,6 @@ class Model:
 
     name: str | None = None
     trainable = True
-    _inner: tuple[Any, ...] | None = None
 
     def __init__(
         self,
@@ -57,10 +57,13 @@ class Model:
         seed: int = 0,
         backend: str = "numpy",
     ) -> None:
+        if not isinstance(dtype, str):
+            dtype = np.dtype(dtype).name
         if dtype not in FLOATS:
             raise ArgumentError(f"Model: dtype: expected one of {', '.join(map(repr, FLOATS))}, got {dtype!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise ArgumentError(f"Model: seed: expected an int from 0 to 2**64 - 1, got {seed!r}")
+        seed = positive(seed, "seed", minimum=0)
+        if seed >= 2**64:
+            raise ArgumentError(f"seed: expected an int below 2**64, got {seed!r}")
         self.input_nodes = one_or_more(inputs, "inputs")
         self.output_nodes = one_or_more(outputs, "outputs")
         self.program: Program = assemble(self.input_nodes, self.output_nodes, dtype)
@@ -85,10 +88,16 @@ class Model:
 
     def _adopt_inner_models(self) -> None:
         """Start with the values of models that were used as layers."""
-        for owner, inner in self.program.inner_models:
-            for name, value in (*inner.parameters.items(), *inner.state.items()):
-                (self.parameters if name in inner.parameters else self.state)[f"{owner}/{name}"] = value
-            self._frozen |= {f"{owner}/{name}" for name in inner._frozen}
+        for inner in self.program.inner_models:
+            # what stands before an array's name there, and here
+            names = {
+                inner.program.owners[id(this.layer)]: self.program.owners[id(this.layer)]
+                for this in inner.program.calls
+            }
+            for mapping, own in ((inner.parameters, self.parameters), (inner.state, self.state)):
+                for name, value in mapping.items():
+                    own[_renamed(name, names)] = value
+            self._frozen |= {_renamed(name, names) for name in inner._frozen}
 
     # What it is
 
@@ -146,7 +155,7 @@ class Model:
         """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs."""
         arrays = as_inputs(self.input_names, self.input_specs, x)
         rows = len(arrays[0])
-        size = PREDICT_ROWS if batch_size is None else training.positive_batch_size(batch_size)
+        size = PREDICT_ROWS if batch_size is None else positive(batch_size, "batch_size")
         parts = [
             self.infer(tuple(array[start : start + size] for array in arrays)) for start in range(0, max(rows, 1), size)
         ]
@@ -230,6 +239,9 @@ class Model:
         return self
 
     def _matching(self, pattern: str) -> frozenset[str]:
+        if not isinstance(pattern, str):
+            raise ArgumentError(f"freeze: pattern: expected a name such as 'conv2d_*', got {pattern!r}")
+
         def names(leaf: graph.Leaf) -> list[str]:
             parts = leaf.owner.split("/")
             return ["/".join(parts[: k + 1]) for k in range(len(parts))]
@@ -252,8 +264,7 @@ class Model:
         """Move the model to a backend, ``"numpy"`` or ``"cupy"``, and return it."""
         moved = self.copy(backend=backend)
         self.device, self.storage, self.state_storage = moved.device, moved.storage, moved.state_storage
-        if self.optimizer_state is not None:
-            self.optimizer_state.move(self.device)
+        self.optimizer_state = moved.optimizer_state
         return self
 
     def copy(self, *, dtype: str | None = None, backend: str | None = None) -> Model:
@@ -268,6 +279,8 @@ class Model:
             backend=backend or self.backend,
         )
         twin.copy_values(self)
+        if self.optimizer_state is not None:
+            twin.optimizer_state = self.optimizer_state.copy(twin)
         return twin
 
     def copy_values(self, other: Model) -> None:
@@ -306,6 +319,8 @@ class Model:
 
     def __call__(self, *nodes: Node, name: str | None = None) -> Any:
         """Use the model as a layer of a larger one."""
+        if name is not None:
+            valid_name(name, "Model: name")
         return graph.call(self, nodes, name)
 
     def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
@@ -326,6 +341,12 @@ class Model:
 
 
 _gradients = training.gradients
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """A full name with the prefix that it starts with replaced; prefixes end at a slash or dot, or are the name."""
+    own = max((p for p in prefixes if name == p or name.startswith((f"{p}/", f"{p}."))), key=len)
+    return prefixes[own] + name[len(own) :]
 
 
 def _restore(config: dict[str, Any], arrays: dict[str, Any], step: int, optimizer_state: Any) -> Model:
@@ -358,8 +379,8 @@ class Sequential(Model):
         seed: int = 0,
         backend: str = "numpy",
     ) -> None:
-        if not layers:
-            raise ArgumentError("Sequential: layers: expected at least one layer, got none")
+        if not isinstance(layers, list | tuple) or not layers:
+            raise ArgumentError(f"Sequential: layers: expected a list of at least one layer, got {layers!r}")
         first = node = Input(input_shape, input_dtype)
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer | Model):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from lamella.configuration import Configured
 from lamella.errors import ArgumentError, GraphError, did_you_mean
@@ -25,8 +28,8 @@ DTYPES = (*FLOATS, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16",
 class ArraySpec:
     """The shape and dtype of an array whose number of rows is not known yet.
 
-    ``shape`` starts with the batch axis, ``"N"``; any other axis may be symbolic too, such as ``"T"``. For integer
-    arrays, ``low <= value < high`` gives the range from which checks and exports draw.
+    ``shape`` starts with the batch axis, ``"N"``; any other axis may be symbolic too, such as ``"T"``.
+    ``low <= value < high`` is the range from which checks and exports draw; integers outside of it are refused as data.
 
     >>> ArraySpec(("N", 28, 28))
     ArraySpec(('N', 28, 28), 'float32')
@@ -36,11 +39,12 @@ class ArraySpec:
 
     shape: tuple[int | str, ...]
     dtype: str = "float32"
-    low: int | None = None
-    high: int | None = None
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
-        shape = tuple(self.shape)
+        shape = tuple(size if isinstance(size, str) else _whole(size) for size in self.shape)
+        dtype = self.dtype if isinstance(self.dtype, str) else np.dtype(self.dtype).name
         for axis, size in enumerate(shape):
             symbolic = isinstance(size, str) and size.isidentifier()
             if not symbolic and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
@@ -48,12 +52,17 @@ class ArraySpec:
                     f"ArraySpec: shape[{axis}] is {size!r}; expected a size, or a name such as 'T' for an axis "
                     f"whose size is not known, in shape {shape!r}"
                 )
-        if self.dtype not in DTYPES:
+        if dtype not in DTYPES:
             raise ArgumentError(
-                f"ArraySpec: dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}."
-                f"{did_you_mean(str(self.dtype), DTYPES)}"
+                f"ArraySpec: dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}.{did_you_mean(dtype, DTYPES)}"
             )
+        limits = [limit for limit in (self.low, self.high) if limit is not None]
+        if any(isinstance(limit, bool) or not isinstance(limit, int | float) for limit in limits) or (
+            len(limits) == 2 and not limits[0] < limits[1]
+        ):
+            raise ArgumentError(f"ArraySpec: expected low < high, got low={self.low!r} and high={self.high!r}")
         object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "dtype", dtype)
 
     @property
     def is_float(self) -> bool:
@@ -70,6 +79,14 @@ class ArraySpec:
     def __repr__(self) -> str:
         limits = "".join(f", {k}={v}" for k, v in (("low", self.low), ("high", self.high)) if v is not None)
         return f"ArraySpec({self.shape!r}, {self.dtype!r}{limits})"
+
+
+def _whole(size: Any) -> Any:
+    """A size as a plain int, where it is any kind of whole number."""
+    try:
+        return size if isinstance(size, bool) else operator.index(size)
+    except TypeError:
+        return size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +146,18 @@ class Declare:
             raise GraphError(f"array name {name!r}: expected an identifier, since layers read it as ctx.params.<name>")
         if name in self.arrays:
             raise GraphError(f"array {name!r} is declared twice; give the second one another name")
-        shape = tuple(shape)
+        shape = tuple(size if isinstance(size, str) else _whole(size) for size in shape)
         for axis, size in enumerate(shape):
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
                 raise GraphError(
                     f"array {name!r} has shape {shape!r}; axis {axis} must be a known size. "
                     "An axis named by a string (the batch, or a symbolic time axis) can't size a parameter."
                 )
+        if not isinstance(initializer, str) and not callable(initializer):
+            raise GraphError(
+                f"array {name!r}: initializer: expected a registered name or a function (rng, shape, fan_in, fan_out) "
+                f"-> array, got {initializer!r}"
+            )
         memory = tuple(range(len(shape))) if memory is None else tuple(memory)
         if sorted(memory) != list(range(len(shape))):
             raise GraphError(f"array {name!r}: memory={memory!r} is no permutation of its {len(shape)} axes")
@@ -162,10 +184,8 @@ class Layer(Configured):
     array([[3., 6.]], dtype=float32)
     """
 
-    _reserved = frozenset({"name", "trainable"})
     _name: str | None = None
     _trainable = True
-    _inner: tuple[Any, ...] | None = None  # a composite's own layers, once it has been called
 
     def build(self, declare: Declare, *inputs: Any) -> ArraySpec | tuple[ArraySpec, ...]:
         """Declare parameters and state, and return the spec of the output, or of each output."""
@@ -190,6 +210,8 @@ class Layer(Configured):
         """Add the layer to a graph and return its output node, or a tuple of them."""
         from lamella.graph import call  # the graph knows layers; a layer meets the graph only here
 
+        if name is not None:
+            valid_name(name, f"{type(self).__name__}: name")
         return call(self, nodes, name)
 
     @property
@@ -204,12 +226,7 @@ class Layer(Configured):
 
     def named(self, name: str) -> Self:
         """Return a copy with a name. Within ``expand``, the empty name stands for the outer layer's own."""
-        if not isinstance(name, str) or not re.fullmatch(r"[\w\-]*", name):
-            raise ArgumentError(
-                f"{type(self).__name__}.named: expected letters, digits, '_' and '-', got {name!r}; "
-                "'/' and '.' separate groups and arrays"
-            )
-        return self._copy(name=name)
+        return self._copy(name=name if name == "" else valid_name(name, f"{type(self).__name__}.named"))
 
     def frozen(self) -> Self:
         """Return a copy whose parameters and state training leaves alone."""
@@ -244,6 +261,16 @@ def snake_case(name: str) -> str:
     """
     name = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def valid_name(name: Any, where: str) -> str:
+    """Return the name of an input, layer or node, if it is one."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w\-]+", name):
+        raise ArgumentError(
+            f"{where}: expected letters, digits, '_' and '-', got {name!r}; '/', '.' and '#' separate groups, arrays "
+            "and uses of a layer"
+        )
+    return name
 
 
 def is_generator(function: Callable[..., Any]) -> bool:

@@ -127,7 +127,7 @@ class Registry:
             given = " and ".join(f"{entry.qualified!r} (plugin {entry.plugin.name!r})" for entry in matches)
             raise RegistryError(f"{kind}: {name!r} is given by {given}; say which one you mean by its full name")
         known = [entry.name for p in asked if not p.error for entry in self._entry_list(p, kind)]
-        broken = [f"\n  {_describe(p)} could not be imported, and may give it: {p.error}" for p in asked if p.error]
+        broken = [f"\n  {_describe(p)} could not be loaded, and may give it: {p.error}" for p in asked if p.error]
         raise RegistryError(
             f"{kind}: unknown name {name!r}; expected one of {', '.join(sorted(known)) or 'none'}."
             f"{did_you_mean(plain, known)}{''.join(broken)}"
@@ -166,6 +166,11 @@ class Registry:
             module = plugin.source.load()
             self._manager.register(module, plugin.key)
             self._manager.check_pending()
+            if not self._manager.get_hookcallers(module):
+                raise TypeError(
+                    f"{plugin.module} has no hooks; is @lamella.hookimpl missing, or does the entry point name a class "
+                    "where it should name the module?"
+                )
             self._entries[plugin.key] = {kind: self._collect(plugin, module, kind) for kind in hookspecs.KINDS}
         except Exception as error:  # a stranger's module may raise anything; it is reported where it is needed
             plugin.error = f"{type(error).__name__}: {error}"

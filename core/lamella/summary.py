@@ -33,13 +33,15 @@ def print_summary(model: Model) -> None:
     for name, spec in zip(model.input_names, model.input_specs, strict=True):
         table.add_row(Text(f"{name} (Input)"), _shape(spec), "", "", spec.dtype if not spec.is_float else "")
     shown: tuple[str, ...] = ()
-    first: dict[str, str] = {}
+    first: dict[str, str] = {}  # owner -> the leaf whose row shows its parameters
+    rows: set[str] = set()
     for leaf in program.leaves:
         own = [group for group in leaf.groups if group != leaf.name]
         for depth, group in enumerate(own):
-            if shown[: depth + 1] != tuple(own[: depth + 1]) and group not in first.values():
+            if shown[: depth + 1] != tuple(own[: depth + 1]) and group not in rows:
                 table.add_row(Text("  " * depth + group, style="italic"), "", "", "", "")
         shown = tuple(own)
+        rows.add(leaf.name)
         marks = []
         count = sum(_size(program.arrays[full]) for full in (*leaf.params.values(), *leaf.state.values()))
         if first.setdefault(leaf.owner, leaf.name) != leaf.name:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lamella import registry
-from lamella.data import as_inputs, as_weights, by_name, row_count
+from lamella.arguments import positive
+from lamella.data import as_array, as_inputs, as_weights, by_name, row_count
 from lamella.engine import Batch, Plan, StepResult, merge, run_slices
 from lamella.errors import ArgumentError, DataError, NonFiniteError
 from lamella.losses import Loss
 from lamella.metrics import Metric
 from lamella.optimizers import Optimizer
+from lamella.protocol import ArraySpec
 
 if TYPE_CHECKING:
-    from lamella.backends import Backend
     from lamella.graph import Leaf
     from lamella.model import Model
 
@@ -72,6 +74,7 @@ class OptimizerState:
 
     def __init__(self, optimizer: Optimizer, model: Model) -> None:
         self.optimizer = optimizer
+        self.backend = model.device
         self.t = 0
         self.slots: dict[str, Any] = {}
         for name, value in optimizer.slots.items():
@@ -83,9 +86,14 @@ class OptimizerState:
         own, other = self.optimizer.config(), optimizer.config()
         return type(self.optimizer) is type(optimizer) and own | {"learning_rate": 0} == other | {"learning_rate": 0}
 
-    def move(self, backend: Backend) -> None:
-        """Bring the slots to another backend."""
-        self.slots = {name: backend.asarray(np.asarray(slot)) for name, slot in self.slots.items()}
+    def copy(self, model: Model) -> OptimizerState:
+        """Return the same state for a model of the same parameters, in its dtype and on its backend."""
+        twin = OptimizerState(self.optimizer, model)
+        twin.t = self.t
+        for name, slot in self.slots.items():
+            values = self.backend.asnumpy(slot).astype(model.dtype)
+            twin.slots[name][...] = model.device.storable(model.device.asarray(values))
+        return twin
 
     def apply(self, model: Model, gradients: Mapping[str, Any]) -> None:
         """Take one step: compute everything first, then write."""
@@ -108,13 +116,6 @@ class OptimizerState:
         self.t = t
 
 
-def positive_batch_size(value: Any) -> int:
-    """Return a batch size, or raise."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ArgumentError(f"batch_size: expected a positive int, got {value!r}")
-    return int(value)
-
-
 def _resolve(kind: str, base: type, value: Any) -> Any:
     """A loss, optimizer or metric, from an object, a class or a registered name."""
     if isinstance(value, str):
@@ -126,25 +127,47 @@ def _resolve(kind: str, base: type, value: Any) -> Any:
     return value
 
 
-def _losses(model: Model, loss: Any) -> tuple[Loss, ...]:
+def _losses(model: Model, loss: Any) -> tuple[Loss | None, ...]:
+    """A loss for each output, None where an output is not trained on."""
     if isinstance(loss, str | Loss | type):
         loss = (loss,) * len(model.output_names)
-    return by_name("loss", loss, model.output_names, lambda _, one: _resolve("losses", Loss, one))
+    given = by_name("loss", loss, model.output_names)
+    if all(one is None for one in given):
+        raise ArgumentError("loss: expected a name or a Loss for one output at least, got None")
+    return tuple(None if one is None else _resolve("losses", Loss, one) for one in given)
 
 
 class _Data:
     """Inputs, targets and weights of one call, checked."""
 
-    def __init__(self, model: Model, x: Any, y: Any, losses: tuple[Loss, ...], sample_weight: Any) -> None:
+    def __init__(
+        self, model: Model, x: Any, y: Any, losses: tuple[Loss | None, ...], sample_weight: Any = None
+    ) -> None:
         self.model = model
         self.inputs = as_inputs(model.input_names, model.input_specs, x)
         self.rows = row_count(self.inputs, "x")
-        targets = by_name("y", y, model.output_names)
-        specs = zip(model.output_specs, targets, losses, strict=True)
-        self.targets = tuple(loss.prepare(spec, target) for spec, target, loss in specs)
-        if (count := row_count(self.targets, "y")) != self.rows:
-            raise DataError(f"x has {self.rows} rows and y has {count}; expected equally many")
+        given = by_name("y", y, model.output_names)
+        # as the user gave them, for metrics
+        self.targets = tuple(
+            None if one is None else as_array(one, f"y of {name!r}: expected an array")
+            for one, name in zip(given, model.output_names, strict=True)
+        )
+        self.prepared = tuple(map(self._prepare, losses, self.targets, model.output_names, model.output_specs))
+        rows = [len(target) for target in self.prepared if target is not None]
+        if any(count != self.rows for count in rows):
+            raise DataError(f"x has {self.rows} rows and y has {rows[0]}; expected equally many")
         self.weights = as_weights(model.output_names, self.rows, sample_weight)
+
+    def _prepare(self, loss: Loss | None, target: Any, name: str, spec: ArraySpec) -> Any:
+        """A target as the loss takes it, held against the size that the prediction will have."""
+        if loss is None:
+            return None
+        if target is None:
+            raise DataError(f"y of {name!r}: nothing for {loss!r}; give loss=None for outputs that are not trained on")
+        sizes: dict[int | str, int] = {}
+        for own, array in zip(self.model.input_specs, self.inputs, strict=True):
+            sizes.update({n: m for n, m in zip(own.shape[1:], array.shape[1:], strict=True) if isinstance(n, str)})
+        return loss.prepare(spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape)), target)
 
     def take(self, rows: Any) -> _Rows:
         """Some of the rows, on the backend and off it."""
@@ -152,17 +175,17 @@ class _Data:
         count = len(self.inputs[0][rows])
         weights = tuple(None if own is None else own[rows] for own in self.weights)
         sums = tuple(float(count if own is None else own.sum()) for own in weights)
-        shares = (
+        shares = [
             (np.ones(count) if own is None else own) / (total or 1.0) for own, total in zip(weights, sums, strict=True)
-        )
-        targets = tuple(target[rows] for target in self.targets)
+        ]
         batch = Batch(
             inputs=tuple(bring(array[rows]) for array in self.inputs),
-            targets=tuple(map(bring, targets)),
+            targets=tuple(None if target is None else bring(target[rows]) for target in self.prepared),
             weights=tuple(bring(share.astype(self.model.dtype)) for share in shares),
             offset=0,
         )
-        return _Rows(batch, targets, weights, sum(sums) / len(sums))
+        targets = tuple(None if target is None else target[rows] for target in self.targets)
+        return _Rows(batch, targets, weights, sums)
 
 
 class _Rows(NamedTuple):
@@ -171,59 +194,75 @@ class _Rows(NamedTuple):
     batch: Batch
     targets: tuple[Any, ...]
     weights: tuple[Any, ...]  # of each output's rows, None where all weigh 1
-    total: float  # the weight of the rows, averaged over outputs
+    sums: tuple[float, ...]  # the weight of the rows, for each output
 
 
 class _Meter:
-    """Averages of the loss and sums of metrics over the batches of an epoch."""
+    """Weighted means of the losses and sums of metrics over the batches of an epoch."""
 
     def __init__(self, model: Model, metrics: Any) -> None:
         self.names = model.output_names
         if not isinstance(metrics, Mapping):
-            given = (metrics,) if isinstance(metrics, str | Metric | type) else tuple(metrics)
-            metrics = dict.fromkeys(self.names, given)
+            metrics = dict.fromkeys(self.names, _listed(metrics))
         self.metrics: list[tuple[str, int, Metric]] = []
         for output, given in metrics.items():
             if output not in self.names:
                 raise ArgumentError(f"metrics: unknown output {output!r}; expected {', '.join(self.names)}")
-            for one in (given,) if isinstance(given, str | Metric | type) else tuple(given):
+            for one in _listed(given):
                 metric = _resolve("metrics", Metric, one)
                 entry = registry.name_of("metrics", type(metric))
                 label = one if isinstance(one, str) else entry.name if entry else type(metric).__name__
-                prefix = f"{output}_" if len(self.names) > 1 else ""
-                self.metrics.append((prefix + label, self.names.index(output), metric))
+                label = f"{output}_{label}" if len(self.names) > 1 else label
+                taken = [known for known, _, _ in self.metrics]
+                number = next(n for n in itertools.count(1) if (label if n == 1 else f"{label}_{n}") not in taken)
+                self.metrics.append((label if number == 1 else f"{label}_{number}", self.names.index(output), metric))
         self.start()
 
     def start(self) -> None:
-        self.loss = self.weight = 0.0
+        self.losses = [0.0] * len(self.names)
+        self.weights = [0.0] * len(self.names)
         self.sums: dict[str, tuple[Any, ...]] = {}
 
-    def add(self, loss: float, predictions: tuple[Any, ...], rows: _Rows) -> None:
-        self.loss += loss * rows.total
-        self.weight += rows.total
+    def add(self, losses: Sequence[float], predictions: tuple[Any, ...], rows: _Rows) -> None:
+        for k, (loss, weight) in enumerate(zip(losses, rows.sums, strict=True)):
+            self.losses[k] += loss * weight
+            self.weights[k] += weight
         for label, output, metric in self.metrics:
+            if rows.targets[output] is None:
+                raise DataError(f"metrics: {label!r} needs targets for output {self.names[output]!r}; y has none")
             sums = metric.update(predictions[output], rows.targets[output], rows.weights[output])
             known = self.sums.get(label)
             self.sums[label] = sums if known is None else tuple(a + b for a, b in zip(known, sums, strict=True))
 
     def logs(self) -> dict[str, float]:
-        logs = {"loss": self.loss / self.weight if self.weight else math.nan}
+        pairs = zip(self.losses, self.weights, strict=True)
+        logs = {"loss": sum(total / weight if weight else 0.0 for total, weight in pairs)}
         for label, _, metric in self.metrics:
             logs[label] = metric.result(self.sums[label]) if label in self.sums else math.nan
         return logs
 
 
-def _step(model: Model, plan: Plan, losses: tuple[Loss, ...], batch: Batch, observe: Any = None) -> StepResult:
+def _listed(metrics: Any) -> tuple[Any, ...]:
+    if isinstance(metrics, str | Metric | type):
+        return (metrics,)
+    if not isinstance(metrics, Iterable):
+        raise ArgumentError(f"metrics: expected names or Metric objects, got {metrics!r}")
+    return tuple(metrics)
+
+
+def _step(model: Model, plan: Plan, losses: tuple[Loss | None, ...], batch: Batch, observe: Any = None) -> StepResult:
     """Run one step on the whole batch; nothing in the model changes."""
     arrays = model.arrays()
     results = run_slices(plan, model.device, arrays, [batch], losses, seed=model.seed, step=model.step, observe=observe)
     return merge(results, model.device.xp)
 
 
-def _train_step(model: Model, plan: Plan, losses: tuple[Loss, ...], optimizer: Optimizer, batch: Batch) -> StepResult:
+def _train_step(
+    model: Model, plan: Plan, losses: tuple[Loss | None, ...], optimizer: Optimizer, batch: Batch
+) -> StepResult:
     """Take one step, or raise and change nothing."""
     result = _step(model, plan, losses, batch)
-    if not math.isfinite(result.loss):
+    if not math.isfinite(result.loss) or not all(_is_finite(model, g) for g in result.gradients.values()):
         raise _explain_non_finite(model, plan, losses, batch, result.loss)
     state = model.optimizer_state
     if state is None or not state.fits(optimizer):
@@ -239,34 +278,43 @@ def _train_step(model: Model, plan: Plan, losses: tuple[Loss, ...], optimizer: O
 
 
 def _explain_non_finite(
-    model: Model, plan: Plan, losses: tuple[Loss, ...], batch: Batch, loss: float
+    model: Model, plan: Plan, losses: tuple[Loss | None, ...], batch: Batch, loss: float
 ) -> NonFiniteError:
     """Run the same step once more and look where the first value that is not finite arises."""
-    where = f"step {model.step}: the loss is {loss}; nothing of this step was kept. "
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
+    where = f"step {model.step}: {what}; nothing of this step was kept. "
     for name, value in zip(model.input_names, batch.inputs, strict=True):
         if not _is_finite(model, value):
             return NonFiniteError(f"{where}Input {name!r} holds values that are not finite; clean the data")
+    for name, value in zip(model.output_names, batch.targets, strict=True):
+        if value is not None and not _is_finite(model, value):
+            return NonFiniteError(f"{where}The target of {name!r} holds values that are not finite; clean the data")
     for name, array in (*model.parameters.items(), *model.state.items()):
         if not np.isfinite(array).all():
             return NonFiniteError(
                 f"{where}{name} is not finite since an earlier step: the update overflowed; lower the learning rate"
             )
     found: list[str] = []
+    forward: set[str] = set()
 
-    def observe(leaf: Leaf, outputs: tuple[Any, ...]) -> None:
-        if not found and not all(_is_finite(model, y) for y in outputs):
-            found.append(leaf.label)
+    def observe(leaf: Leaf, arrays: tuple[Any, ...]) -> None:
+        on_the_way_back = leaf.name in forward
+        forward.add(leaf.name)
+        if not found and not all(_is_finite(model, array) for array in arrays):
+            found.append(f"{leaf.label}, in its backward pass" if on_the_way_back else leaf.label)
 
     _step(model, plan, losses, batch, observe)
-    if found:
+    if found and math.isfinite(loss) == ("backward" in found[0]):
         return NonFiniteError(f"{where}The first layer with values that are not finite is {found[0]}")
-    names = ", ".join(repr(one) for one in losses)
+    names = ", ".join(repr(one) for one in losses if one is not None)
     return NonFiniteError(f"{where}Every layer's output is finite; the loss {names} overflows on these predictions")
 
 
 def _is_finite(model: Model, array: Any) -> bool:
     values = model.device.asnumpy(array)
-    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+    if values.dtype.kind != "f" or not values.size:
+        return True
+    return math.isfinite(values.max()) and math.isfinite(values.min())  # a NaN anywhere is both
 
 
 def train_on_batch(model: Model, x: Any, y: Any, *, loss: Any, optimizer: Any, sample_weight: Any = None) -> float:
@@ -306,19 +354,20 @@ def evaluate(
     losses = _losses(model, loss)
     data = _Data(model, x, y, losses, sample_weight)
     meter = _Meter(model, metrics)
-    _evaluate(model, losses, data, meter, positive_batch_size(batch_size))
+    _evaluate(model, losses, data, meter, positive(batch_size, "batch_size"))
     return meter.logs()
 
 
-def _evaluate(model: Model, losses: tuple[Loss, ...], data: _Data, meter: _Meter, batch_size: int) -> None:
+def _evaluate(model: Model, losses: tuple[Loss | None, ...], data: _Data, meter: _Meter, batch_size: int) -> None:
     for start in range(0, data.rows, batch_size):
-        rows = data.take(slice(start, start + batch_size))
+        part = slice(start, start + batch_size)
+        rows = data.take(part)
         predictions = model.infer(rows.batch.inputs)
-        total = 0.0
-        for k, loss in enumerate(losses):
-            each = np.asarray(loss(predictions[k], rows.targets[k]), dtype="float64")
-            total += float(np.dot(each, model.device.asnumpy(rows.batch.weights[k])))
-        meter.add(total, predictions, rows)
+        means = []
+        for loss, prediction, prepared, weights in zip(losses, predictions, data.prepared, rows.weights, strict=True):
+            each = np.zeros(1) if loss is None else loss.per_sample(prediction, prepared[part]).astype("float64")
+            means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
+        meter.add(means, predictions, rows)
 
 
 def fit(
@@ -360,24 +409,27 @@ def fit(
     """
     if engine != "numpy":
         raise ArgumentError(f"engine: expected 'numpy', the only one in this version, got {engine!r}")
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
-        raise ArgumentError(f"epochs: expected an int of at least 0, got {epochs!r}")
+    epochs = positive(epochs, "epochs", minimum=0)
     if progress not in (True, False, "auto"):
         raise ArgumentError(f"progress: expected 'auto', True or False, got {progress!r}")
-    size = positive_batch_size(batch_size)
+    size = positive(batch_size, "batch_size")
     losses = _losses(model, loss)
     optimizer = _resolve("optimizers", Optimizer, optimizer)
     data = _Data(model, x, y, losses, sample_weight)
-    meter = _Meter(model, metrics)
-    held_out, val_meter = None, _Meter(model, metrics)
+    metrics = metrics if isinstance(metrics, Mapping) else _listed(metrics)
+    meter, val_meter = _Meter(model, metrics), _Meter(model, metrics)
+    held_out = None
     if validation_data is not None:
         if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
             raise ArgumentError("validation_data: expected (x, y) or (x, y, sample_weight)")
-        held_out = _Data(model, validation_data[0], validation_data[1], losses, *([*validation_data[2:], None][:1]))
+        held_out = _Data(model, validation_data[0], validation_data[1], losses, *validation_data[2:])
     plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
     if not plan.parameters:
         raise ArgumentError("fit: no layer has parameters that are not frozen; unfreeze some, or predict only")
-    listeners = [*callbacks, *_progress(progress)]
+    listeners = [*(callbacks or ()), *_progress(progress)]
+    for listener in listeners:
+        if not isinstance(listener, Callback):
+            raise ArgumentError(f"callbacks: expected lamella.Callback objects, got {listener!r}")
     history = History()
     for listener in listeners:
         listener.on_train_begin(model, epochs, math.ceil(data.rows / size))
@@ -392,9 +444,9 @@ def fit(
             for start in range(0, data.rows, size):
                 rows = data.take(order[start : start + size])
                 result = _train_step(model, plan, losses, optimizer, rows.batch)
-                meter.add(result.loss, tuple(map(model.device.asnumpy, result.predictions)), rows)
+                meter.add(result.losses, tuple(map(model.device.asnumpy, result.predictions)), rows)
                 for listener in listeners:
-                    listener.on_batch_end(model, len(rows.targets[0]), meter.logs())
+                    listener.on_batch_end(model, len(rows.batch.inputs[0]), meter.logs())
             logs = meter.logs()
             if held_out is not None:
                 val_meter.start()

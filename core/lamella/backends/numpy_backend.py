@@ -30,7 +30,7 @@ class NumPyBackend:
         return array
 
     def asarray(self, array: Any) -> Any:
-        return np.asarray(array)
+        return self.view(np.asarray(array))  # a layer that writes into its input would write into the user's data
 
     def asnumpy(self, array: Any) -> Any:
         return np.asarray(array)
