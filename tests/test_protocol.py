@@ -76,6 +76,9 @@ def test_copy_keeps_sharing():
     [
         (lambda: Dense(), TypeError, "missing a required argument: 'units'"),
         (lambda: Dense(units=3, use_bais=True), TypeError, "Did you mean 'use_bias'"),
+        (lambda: Dense(3, name="a"), TypeError, r"A name is given by .named"),
+        (lambda: lm.Dense, AttributeError, "no attribute 'Dense'; from lamella_layers import Dense"),
+        (lambda: Dense(3, activation="ReLU"), lm.RegistryError, "Did you mean 'relu'"),
         (lambda: Dense(-1), lm.ArgumentError, "Dense: units: expected a positive int, got -1"),
         (lambda: Dense(2.5), lm.ArgumentError, "Dense: units: expected a positive int, got 2.5"),
         (lambda: Dropout(1.0), lm.ArgumentError, r"Dropout: rate: expected a fraction in \[0, 1\), got 1.0"),

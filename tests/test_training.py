@@ -147,6 +147,8 @@ def test_several_inputs_and_outputs_by_tuple_and_by_name():
     metrics = {"kind": ["accuracy"]}
     history = model.fit((x, x), (y, size), epochs=2, metrics=metrics, sample_weight=weights, progress=False, **by_tuple)
     assert set(history.history) == {"loss", "kind_accuracy"}
+    with pytest.raises(lm.DataError, match="y of 'kind': softmax_cross_entropy: labels must be integers"):
+        model.evaluate((x, x), (y + 7, size), loss=by_tuple["loss"])
     _, _, dx = model.gradients((x, x), (y, size), loss=by_tuple["loss"])
     assert [part.shape for part in dx] == [(12, 4), (12, 4)]
     assert [part.shape for part in model.predict((x, x))] == [(12, 3), (12, 1)]
@@ -242,6 +244,8 @@ X, Y = classes(6)
         (lambda m: m.evaluate(X, [[0], [1, 2]], loss=CROSS_ENTROPY), "y of 'dense_2': .* no rectangular array"),
         (lambda m: m.predict(X.astype("float64") * 1e300), "values beyond the range of float32"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", callbacks=[print]), "callbacks: expected lamella"),
+        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", callbacks=lm.Callback()), "expected a list of"),
+        (lambda m: m.evaluate(X, Y - 1, loss=CROSS_ENTROPY), "Labels count from 0"),
         (lambda m: m.freeze(3), "pattern: expected a name"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adm"), "Did you mean 'adam'"),
         (

@@ -7,6 +7,8 @@
 (ArraySpec(('N', 3), 'float32'),)
 """
 
+from typing import Any
+
 from lamella import backends, losses, metrics, optimizers, primitives, testing
 from lamella.activations import ActivationFunction
 from lamella.archive import from_config, load
@@ -66,3 +68,11 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    hint = ""
+    if name[:1].isupper():  # perhaps a layer, which lives with its plugin
+        classes = [cls for cls in layers().values() if cls.__name__ == name]
+        hint = "".join(f"; from {cls.__module__.partition('.')[0]} import {name}" for cls in classes)
+    raise AttributeError(f"module 'lamella' has no attribute {name!r}{hint}")

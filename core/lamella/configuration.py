@@ -58,6 +58,7 @@ class _ConfiguredType(type):
         except TypeError as error:
             unknown = next((k for k in kwargs if k not in cls._signature.parameters), "")
             hint = did_you_mean(unknown, cls._signature.parameters) if unknown else ""
+            hint = " A name is given by .named('...')." if unknown == "name" else hint
             raise TypeError(f"{cls.__name__}{cls._signature}: {error}.{hint}") from None
         bound.apply_defaults()
         config = {name: _freeze(value) for name, value in bound.arguments.items()}

@@ -51,5 +51,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("dnese", ["dense", "conv2d"])
     " Did you mean 'dense'?"
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    folded = {option.lower(): option for option in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    return f" Did you mean {folded[close[0]]!r}?" if close else ""

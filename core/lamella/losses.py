@@ -141,6 +141,8 @@ as many units as there are classes?
     if target.size and (target.min() < 0 or target.max() >= classes):
         wrong = np.argwhere((target < 0) | (target >= classes))[0]
         fix = "Does the last layer have as many units as there are classes?"
+        if target.min() < 0:
+            fix = "Labels count from 0; rows that should not count get sample_weight 0 and any label."
         if target.min() == 1 and target.max() == classes:
             fix = "Labels that count from 1 become right with y - 1."
         raise DataError(

@@ -146,6 +146,10 @@ class Declare:
             raise GraphError(f"array name {name!r}: expected an identifier, since layers read it as ctx.params.<name>")
         if name in self.arrays:
             raise GraphError(f"array {name!r} is declared twice; give the second one another name")
+        if not isinstance(shape, tuple | list):
+            raise GraphError(
+                f"array {name!r}: shape: expected a tuple of sizes, got {shape!r}; did you mean ({shape},)?"
+            )
         shape = tuple(size if isinstance(size, str) else _whole(size) for size in shape)
         for axis, size in enumerate(shape):
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lamella.protocol import snake_case
+
 if TYPE_CHECKING:
+    from lamella.graph import Leaf
     from lamella.model import Model
 
 __all__ = ["print_summary"]
@@ -51,7 +54,7 @@ def print_summary(model: Model) -> None:
             marks.append("frozen")
         source.update(dict.fromkeys(leaf.outputs, leaf.name))
         table.add_row(
-            Text(f"{'  ' * len(own)}{leaf.label}"),
+            Text("  " * len(own) + _title_of(leaf)),
             ", ".join(_shape(program.specs[value]) for value in leaf.outputs),
             f"{count:,}" if count else "",
             ", ".join(source[value] for value in leaf.inputs),
@@ -62,6 +65,12 @@ def print_summary(model: Model) -> None:
         console = Console(width=max(console.width, 200))
     console.print(table, highlight=False)
     console.print(_totals(model), highlight=False)
+
+
+def _title_of(leaf: Leaf) -> str:
+    """The name, and the class where the name does not tell it."""
+    kind = type(leaf.layer).__name__
+    return leaf.name if leaf.name.rpartition("/")[2].startswith(snake_case(kind)) else f"{leaf.name} ({kind})"
 
 
 def _title(model: Model) -> str:

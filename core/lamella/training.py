@@ -167,7 +167,12 @@ class _Data:
         sizes: dict[int | str, int] = {}
         for own, array in zip(self.model.input_specs, self.inputs, strict=True):
             sizes.update({n: m for n, m in zip(own.shape[1:], array.shape[1:], strict=True) if isinstance(n, str)})
-        return loss.prepare(spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape)), target)
+        try:
+            return loss.prepare(spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape)), target)
+        except DataError as error:
+            if len(self.model.output_names) == 1:
+                raise
+            raise DataError(f"y of {name!r}: {error}") from None
 
     def take(self, rows: Any) -> _Rows:
         """Some of the rows, on the backend and off it."""
@@ -426,7 +431,9 @@ def fit(
     plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
     if not plan.parameters:
         raise ArgumentError("fit: no layer has parameters that are not frozen; unfreeze some, or predict only")
-    listeners = [*(callbacks or ()), *_progress(progress)]
+    if not isinstance(callbacks, Iterable):
+        raise ArgumentError(f"callbacks: expected a list of lamella.Callback objects, got {callbacks!r}")
+    listeners = [*callbacks, *_progress(progress)]
     for listener in listeners:
         if not isinstance(listener, Callback):
             raise ArgumentError(f"callbacks: expected lamella.Callback objects, got {listener!r}")
