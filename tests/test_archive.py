@@ -1,13 +1,76 @@
 """Files: a model comes back as it was, and nothing else comes in."""
 
+import copy
+import importlib.metadata
 import json
+import math
+import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import lamella as lm
+from lamella import registry
 from lamella_layers import Conv2D, Dense, Flatten
+
+
+class Hold(lm.Layer):
+    """A layer around another one."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def expand(self, x):
+        return self.inner(x)
+
+
+class Fork(lm.Layer):
+    """A composite that gives its input back beside something new."""
+
+    def expand(self, x):
+        return x, Dense(3)(x)
+
+
+class Note(lm.Layer):
+    """A layer with an argument of any kind."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def forward_pass(self, ctx, x):
+        return x
+
+
+@lm.hookimpl
+def lamella_layers():
+    return {"hold": Hold, "fork": Fork, "note": Note}
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """This module as a plugin."""
+    module = __import__(__name__)
+    point = SimpleNamespace(name="test", value=__name__, dist=SimpleNamespace(name="acme", version="1"))
+    point.load = lambda: module
+    known = registry.Registry([*importlib.metadata.entry_points(group="lamella"), point])
+    for name in ("find", "name_of", "entries"):
+        monkeypatch.setattr(registry, name, getattr(known, name))
+
+
+def through_a_file(model, path):
+    model.save(path)
+    return lm.load(path)
+
+
+DUPLICATES = [
+    lambda model, path: lm.from_config(model.config()),
+    lambda model, path: lm.from_config(json.loads(json.dumps(model.config(), allow_nan=False))),
+    lambda model, path: copy.deepcopy(model),
+    lambda model, path: pickle.loads(pickle.dumps(model)),
+    through_a_file,
+]
 
 
 def trained():
@@ -42,6 +105,97 @@ def test_files_are_safetensors_with_names_and_no_code(tmp_path):
     json.dumps(model.config())
 
 
+def identities(model):
+    """Every layer that a model holds, in order, as a number that is the same where the object is."""
+    numbers = {}
+
+    def walk(thing):
+        yield numbers.setdefault(id(thing), len(numbers))
+        held = (
+            thing.layers.values() if isinstance(thing, lm.Model) else [thing.inner] if isinstance(thing, Hold) else []
+        )
+        for inner in held:
+            yield from walk(inner)
+
+    return [number for layer in model.layers.values() for number in walk(layer)]
+
+
+@pytest.mark.parametrize("duplicate", DUPLICATES)
+def test_layers_stay_shared_inside_composites_and_inner_models(duplicate, registered, tmp_path):
+    shared, head = Dense(4).named("shared"), Dense(2)
+    body = lm.Sequential([Dense(4), shared, Hold(shared)], input_shape=4)
+    x = lm.Input((4,))
+    y = shared(Hold(shared)(Hold(Hold(body))(body(x))))
+    model = lm.Model(x, (head(y), Hold(head)(y)))
+    twin = duplicate(model, tmp_path / "m")
+    assert twin.config() == model.config()
+    assert list(twin.parameters) == list(model.parameters)
+    assert len(twin.storage) == len(model.storage) == 20 + 20 + 10
+    assert identities(twin) == identities(model) == [0, 1, 2, 3, 2, 4, 5, 0, 1, 2, 3, 2, 6, 2, 2, 7, 8, 7]
+    assert [leaf.owner for leaf in twin.program.leaves] == [leaf.owner for leaf in model.program.leaves]
+
+
+@pytest.mark.parametrize("duplicate", DUPLICATES)
+def test_composites_that_pass_an_input_on(duplicate, registered, tmp_path):
+    x = lm.Input((4,))
+    a, b = Fork()(x)
+    c, d = Fork()(a)
+    model = lm.Model(x, (Dense(2)(c), b, d))
+    twin = duplicate(model, tmp_path / "m")
+    assert twin.config() == model.config()
+    assert twin.output_names == model.output_names
+    assert list(twin.parameters) == list(model.parameters)
+
+
+def test_composites_that_only_pass_on_vanish():
+    class Nothing(lm.Layer):
+        def expand(self, x):
+            return x
+
+    model = lm.Sequential([Nothing(), Dense(2)], input_shape=4)
+    assert list(lm.from_config(model.config()).layers) == list(model.layers) == ["dense_1"]
+
+
+def test_composites_keep_inputs_that_lead_nowhere():
+    class First(lm.Layer):
+        def expand(self, a, b):
+            return Dense(2)(a), Dense(3)(b)
+
+    x, other = lm.Input((4,)), lm.Input((4,))
+    model = lm.Model(x, First()(x, Dense(5)(x))[0])
+    twin = lm.from_config(model.config())
+    assert twin.config() == model.config()
+    assert list(twin.parameters) == list(model.parameters) == ["first_1/dense_1.kernel", "first_1/dense_1.bias"]
+    with pytest.raises(lm.GraphError, match=r"First\(\) takes <node .*, which is no input of the model"):
+        lm.Model(x, First()(x, other)[0]).config()
+
+
+@pytest.mark.parametrize("duplicate", DUPLICATES)
+@pytest.mark.parametrize(
+    "value",
+    [math.inf, -math.inf, (1, [2.5, [None]]), {1: 2, "a": {(3, 4): -math.inf}}, {"layer": 0}, {}, "\ud800",
+     Note(Dense(2)), lm.optimizers.Adam(0.5)],
+)  # fmt: skip
+def test_arguments_come_back_as_they_were(duplicate, value, registered, tmp_path):
+    model = lm.Sequential([Note(value)], input_shape=3)
+    twin = duplicate(model, tmp_path / "m")
+    assert twin.layers == model.layers
+    assert eval(repr(twin.layers["note_1"]), {**vars(lm.optimizers), **globals(), "inf": math.inf}) == Note(value)
+
+
+def test_nan_arguments_come_back(registered, tmp_path):
+    model = lm.Sequential([Note(math.nan)], input_shape=3)
+    assert math.isnan(through_a_file(model, tmp_path / "m").layers["note_1"].value)
+
+
+@pytest.mark.parametrize("value", [b"x", 1j, {1, 2}, len])
+def test_arguments_that_are_no_plain_data_live_in_process_only(value, registered, tmp_path):
+    model = lm.Sequential([Note(value)], input_shape=3)
+    assert lm.from_config(model.config()).layers == model.layers
+    with pytest.raises(lm.DataError, match="must be plain data"):
+        model.save(tmp_path / "m")
+
+
 def test_unregistered_layers_are_not_written_and_leave_nothing_behind(tmp_path):
     class Mine(lm.Layer):
         def forward_pass(self, ctx, x):
@@ -72,6 +226,26 @@ def test_loading_weights_with_a_mapping(tmp_path):
         head.load_weights(tmp_path / "w", {"dense_1.kernle": "w"})
 
 
+@pytest.mark.parametrize("code", ["BF16", "I16", "U16", "F16"])
+def test_loading_weights_changes_everything_or_nothing(tmp_path, code):
+    head = lm.Sequential([Dense(2)], input_shape=4)
+    before = head.parameters["dense_1.kernel"]
+    entries = {"dense_1.kernel": ("F32", [4, 2], bytes(32)), "dense_1.bias": (code, [2], bytes(4))}
+    header, content = {}, b""
+    for name, (dtype, shape, data) in entries.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(content), len(content) + len(data)]}
+        content += data
+    text = json.dumps(header).encode()
+    (tmp_path / "w").write_bytes(len(text).to_bytes(8, "little") + text + content)
+    if code == "BF16":
+        with pytest.raises(lm.DataError, match=r"'dense_1.bias' is of dtype BF16; 'dense_1.bias' takes BOOL, F16, F32"):
+            head.load_weights(tmp_path / "w")
+    else:
+        head.load_weights(tmp_path / "w")
+        before = np.zeros((4, 2))
+    np.testing.assert_array_equal(head.parameters["dense_1.kernel"], before)
+
+
 def edited(path, change):
     """The file with its header changed."""
     arrays, header = load_file(path), None
@@ -81,31 +255,135 @@ def edited(path, change):
     save_file(arrays, path, metadata={"lamella": json.dumps(header)})
 
 
+def layer(**changes):
+    """Change the last layer's description."""
+    return lambda h, a: h["model"]["layers"][2].update(changes)
+
+
+def argument(**changes):
+    return lambda h, a: h["model"]["layers"][2]["config"].update(changes)
+
+
+def model(**changes):
+    return lambda h, a: h["model"].update(changes)
+
+
+def optimizer(**changes):
+    return lambda h, a: h["optimizer"]["object"].update(changes)
+
+
 @pytest.mark.parametrize(
-    ("change", "error", "words"),
+    ("change", "words"),
     [
-        (lambda h, a: h.update(format=99), lm.DataError, "format 99; this version reads format 1"),
-        (lambda h, a: h["model"].pop("calls"), lm.DataError, "no configuration of a model"),
-        (lambda h, a: h["model"]["layers"][2].update(type="os:system"), lm.RegistryError, "no installed distribution"),
-        (lambda h, a: h["model"]["layers"][2].update(type="lamella:sgd"), lm.RegistryError, "unknown name"),
-        (lambda h, a: a.pop("parameters/dense_1.bias"), lm.DataError, "differ: dense_1.bias"),
-        (lambda h, a: a.update({"parameters/dense_1.bias": np.ones(3)}), lm.DataError, r"expected shape \(2,\)"),
-        (lambda h, a: a.update({"slots/m": np.ones(3)}), lm.DataError, "slot 'm' .* of another size"),
+        (lambda h, a: h.update(format=99), "format 99; this version reads format 1"),
+        (lambda h, a: h.clear(), "not one that lamella wrote"),
+        (lambda h, a: h.pop("model"), r"no configuration of a model \(KeyError: 'model'\); expected what model.save"),
+        (lambda h, a: h.update(model=[]), "no configuration of a model"),
+        (lambda h, a: h.pop("step"), "KeyError: 'step'"),
+        (lambda h, a: h.update(step="x"), "step: expected an int of at least 0, got 'x'"),
+        (lambda h, a: h.update(step=-5), "step: expected an int of at least 0, got -5"),
+        (lambda h, a: h.update(optimizer=3), "no configuration of a model"),
+        (lambda h, a: h["optimizer"].update(t=None), "t: expected an int"),
+        (optimizer(kind="losses", type="lamella:huber", config={}), "'lamella:huber' is no Optimizer"),
+        (optimizer(config={"learning_rate": "x"}), "learning_rate: expected a finite number"),
+        (lambda h, a: h["model"].pop("calls"), "KeyError: 'calls'"),
+        (layer(kind="laws", type="lamella:onnx", config={"case": 1}), "KeyError: 'laws'"),
+        (layer(kind="losses", type="lamella:huber", config={}), "'lamella:huber' is no Layer"),
+        (layer(kind="initializers", type="lamella:zeros"), "KeyError: 'initializers'"),
+        (layer(type=3), "no configuration of a model"),
+        (layer(config=[1]), "no configuration of a model"),
+        (layer(name="a/../b"), "expected letters, digits, '_' and '-', got 'a/../b'"),
+        (layer(name=[1]), "expected letters, digits, '_' and '-'"),
+        (argument(units="x"), "units: expected a positive int, got 'x'"),
+        (argument(units=10**9), r"'parameters/dense_1.kernel' has shape \(27, 2\); the model needs \(27, 1000000000\)"),
+        (argument(units=10**30), "the model needs"),
+        (argument(foo=1), "unexpected keyword argument 'foo'"),
+        (argument(activation={"layer": 2}), "expected a number below 2, got 2"),
+        (argument(kernel_initializer=3), "initializer: expected a registered name or a function"),
+        (model(frozen=["zzz"]), "no layers .*'zzz'"),
+        (model(seed=1.5), "seed: expected"),
+        (model(seed=2**64), "seed: expected"),
+        (model(dtype="int32"), "no configuration of a model"),
+        (model(dtype=[]), "no configuration of a model"),
+        (model(outputs=[[0, -1]]), "expected a number below 1, got -1"),
+        (lambda h, a: h["model"].update({"class": ["x"]}), "no configuration of a model"),
+        (lambda h, a: h["model"]["calls"][0].update(layer=-1), "expected a number below 3, got -1"),
+        (lambda h, a: h["model"]["calls"][0].update(layer=True), "expected a number below 3, got True"),
+        (lambda h, a: h["model"]["calls"][0].update(name="a.b"), "expected letters, digits"),
+        (lambda h, a: h["model"]["inputs"][0].update(name="/"), "expected letters, digits"),
+        (lambda h, a: h["model"]["inputs"][0].update(shape="abc"), "shape: expected a tuple of sizes"),
+        (lambda h, a: a.pop("parameters/dense_1.bias"), "differ: parameters/dense_1.bias"),
+        (lambda h, a: a.update(more=np.ones(3)), "differ: more"),
+        (lambda h, a: a.update({"parameters/dense_1.bias": np.ones(3)}), r"has shape \(3,\); the model needs \(2,\)"),
+        (lambda h, a: a.update({"parameters/dense_1.bias": np.ones(2)}), "is of dtype F64; the model takes F32"),
+        (lambda h, a: a.update({"slots/m": np.ones(3)}), r"'slots/m' has shape \(3,\); the model needs \(86,\)"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, change, error, words):
+def test_files_that_do_not_fit_are_refused(tmp_path, change, words):
+    trained()[0].save(tmp_path / "m")
+    edited(tmp_path / "m", change)
+    with pytest.raises(lm.DataError, match=words):
+        lm.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("os:system", "no installed distribution"), ("lamella:sgd", "unknown name"), ("acme:x", "pip install acme")],
+)
+def test_layers_that_nobody_gives_are_refused(tmp_path, name, words):
+    trained()[0].save(tmp_path / "m")
+    edited(tmp_path / "m", layer(type=name))
+    with pytest.raises(lm.RegistryError, match=words):
+        lm.load(tmp_path / "m")
+
+
+def test_inner_models_are_measured_before_they_are_made(tmp_path):
+    body = lm.Sequential([Dense(2)], input_shape=4)
+    x = lm.Input((4,))
+    outer = lm.Model(x, Dense(2)(body(x)))
+
+    def grow(header, arrays):  # a branch of the inner model that leads to no output
+        table = header["model"]["layers"]
+        table.insert(1, json.loads(json.dumps(table[0])))
+        table[1]["config"]["units"] = 10**12
+        table[2]["model"]["calls"].append({"layer": 1, "inputs": [[0, 0]]})
+        table[2]["model"]["outputs"].append([2, 0])
+        for entry, number in zip(header["model"]["calls"], (2, 3), strict=True):
+            entry["layer"] = number
+
+    outer.save(tmp_path / "m")
+    assert list(lm.load(tmp_path / "m").parameters) == list(outer.parameters)
+    edited(tmp_path / "m", grow)
+    with pytest.raises(lm.DataError, match=r"models used as layers have 5\d{12} numbers; expected about the file's 16"):
+        lm.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("config", [None, [], {}, "x", {"layers": 3}, {"layers": [], "inputs": 1}, {"layers": [[]]}])
+def test_dicts_that_are_no_models_are_refused(config):
+    with pytest.raises(lm.DataError, match=r"from_config: .* expected what model.config\(\) returns"):
+        lm.from_config(config)
+
+
+def test_a_backend_that_is_unknown_is_no_fault_of_the_file(tmp_path):
     model, _, _ = trained()
-    path = tmp_path / "m"
-    model.save(path)
-    edited(path, change)
-    with pytest.raises(error, match=words):
-        lm.load(path)
+    model.save(tmp_path / "m")
+    for make in (lambda: lm.load(tmp_path / "m", backend="numpi"), lambda: lm.from_config(model.config(), backend="")):
+        with pytest.raises(lm.ArgumentError, match="backend"):
+            make()
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(b"\x00" * 100)
     with pytest.raises(lm.DataError, match="no lamella model, or it is damaged"):
+        lm.load(path)
+    deep = '{"format":' + "[" * 99_999 + "]" * 99_999 + "}"
+    for metadata in (None, {"lamella": "{"}, {"lamella": deep}):
+        save_file({"x": np.ones(1)}, path, metadata=metadata)
+        with pytest.raises(lm.DataError, match="not one that lamella wrote"):
+            lm.load(path)
+    save_file({"x": np.ones(1)}, path, metadata={"lamella": "[]"})
+    with pytest.raises(lm.DataError, match="format None"):
         lm.load(path)
     save_file({"x": np.ones(1)}, path)
     with pytest.raises(lm.DataError, match="not one that lamella wrote"):

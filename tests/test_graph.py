@@ -336,3 +336,29 @@ def test_numpy_numbers_and_dtypes_are_taken_as_plain_ones():
     assert (model.dtype, model.seed, type(model.seed)) == ("float64", 3, int)
     assert lm.Input((np.int32(2),), np.int64).spec == lm.ArraySpec(("N", 2), "int64")
     assert lm.from_config(model.config()).config() == model.config()
+
+
+def test_one_head_of_an_inner_model_can_be_used_alone():
+    a, z = lm.Input((4,)), lm.Input((4,))
+    body = Dense(4)(a)
+    heads = lm.Model(a, (Dense(2)(body), Dense(3)(body)), seed=4).freeze("dense_3")
+    first, _ = heads(z)
+    model = lm.Model(z, first)
+    assert len(model.parameters) == 4
+    assert not model.frozen_layers
+    np.testing.assert_array_equal(model.parameters["model_1/dense_2.kernel"], heads.parameters["dense_2.kernel"])
+
+
+def test_a_composite_may_make_a_model_for_itself():
+    class Body(lm.Layer):
+        def expand(self, x):
+            return lm.Sequential([Dense(3, activation="relu"), Dense(2)], input_shape=x.shape[1:])(x)
+
+    model = lm.Sequential([Body(), Dense(1)], input_shape=4)
+    assert [n for n in model.parameters if n.endswith("kernel")] == [
+        "body_1/sequential_1/dense_1.kernel",
+        "body_1/sequential_1/dense_2.kernel",
+        "dense_1.kernel",
+    ]
+    twin = pickle.loads(pickle.dumps(lm.Sequential([Dense(2)], input_shape=3, backend="strict")))
+    assert twin.backend == "strict"

@@ -127,9 +127,9 @@ class Configured(metaclass=_ConfiguredType):
         for argument in parameters:
             value = self._config[argument.name]
             if argument.default is argument.empty and argument.kind is not argument.KEYWORD_ONLY:
-                given.append(repr(value))
+                given.append(repr(_thaw(value)))
             elif argument.default is argument.empty or value != _freeze(argument.default):
-                given.append(f"{argument.name}={value!r}")
+                given.append(f"{argument.name}={_thaw(value)!r}")
         return f"{type(self).__name__}({', '.join(given)})"
 
     def __reduce__(self) -> tuple[Any, ...]:

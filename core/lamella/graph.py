@@ -34,6 +34,13 @@ class Call:
         """The place of a layer among a composite's own."""
         return next((k for k, known in enumerate(self.inner) if known is layer), len(self.inner))
 
+    def contains(self, node: Node) -> bool:
+        """Whether a node is an input of this composite, or was made within it."""
+        this = node.call
+        while this is not None and this is not self:
+            this = this.parent
+        return this is self or any(node is known for known in self.inputs)
+
     @property
     def top(self) -> Call:
         """The outermost composite's call, or this one."""
@@ -106,6 +113,8 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
     if not nodes:
         raise GraphError(f"{type(layer).__name__} was called with no nodes; expected one or more, as in layer(x)")
     parent = _open_group.get()
+    if parent is not None and not any(parent.contains(node) for node in nodes):
+        parent = None  # the graph of a model that the composite makes for itself
     if parent is not None and parent.ordinal(layer) == len(parent.inner):
         parent.inner.append(layer)
     this = Call(layer, nodes, name, parent)

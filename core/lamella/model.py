@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copying
 import fnmatch
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,11 +92,14 @@ class Model:
             names = {
                 inner.program.owners[id(this.layer)]: self.program.owners[id(this.layer)]
                 for this in inner.program.calls
+                if id(this.layer) in self.program.owners  # else only outputs that are not used here need it
             }
             for mapping, own in ((inner.parameters, self.parameters), (inner.state, self.state)):
                 for name, value in mapping.items():
-                    own[_renamed(name, names)] = value
-            self._frozen |= {_renamed(name, names) for name in inner._frozen}
+                    if (known := _renamed(name, names)) in own:
+                        own[known] = value
+            held = {leaf.owner for leaf in self.program.leaves if leaf.params or leaf.state}
+            self._frozen |= held & {_renamed(name, names) for name in inner._frozen}
 
     # What it is
 
@@ -293,15 +295,15 @@ class Model:
         self._frozen = other._frozen
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
-        twin = archive.from_config(self.config())
-        memo[id(self)] = twin
+        twin = memo[id(self)] = archive.from_config(self.config(), backend=self.backend)
         twin.copy_values(self)
-        twin.optimizer_state = copying.deepcopy(self.optimizer_state, memo)
+        if self.optimizer_state is not None:
+            twin.optimizer_state = self.optimizer_state.copy(twin)
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arrays = {**self.parameters, **self.state}
-        return _restore, (self.config(), arrays, self.step, self.optimizer_state)
+        state = None if self.optimizer_state is None else self.optimizer_state.as_numpy()
+        return _restore, (self.config(), self.backend, {**self.parameters, **self.state}, self.step, state)
 
     # What it becomes
 
@@ -344,17 +346,18 @@ _gradients = training.gradients
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
-    """A full name with the prefix that it starts with replaced; prefixes end at a slash or dot, or are the name."""
-    own = max((p for p in prefixes if name == p or name.startswith((f"{p}/", f"{p}."))), key=len)
-    return prefixes[own] + name[len(own) :]
+    """A full name with the prefix that it starts with replaced; the empty name if there is none that it starts with."""
+    own = max((p for p in prefixes if name == p or name.startswith((f"{p}/", f"{p}."))), key=len, default="")
+    return prefixes[own] + name[len(own) :] if own else ""
 
 
-def _restore(config: dict[str, Any], arrays: dict[str, Any], step: int, optimizer_state: Any) -> Model:
-    model = archive.from_config(config)
+def _restore(config: dict[str, Any], backend: str, arrays: dict[str, Any], step: int, state: Any) -> Model:
+    model = archive.from_config(config, backend=backend)
     for name, value in arrays.items():
         (model.parameters if name in model.parameters else model.state)[name] = value
     model.step = step
-    model.optimizer_state = optimizer_state
+    if state is not None:
+        model.optimizer_state = training.OptimizerState.from_numpy(model, *state)
     return model
 
 

@@ -43,7 +43,7 @@ class ArraySpec:
     high: float | None = None
 
     def __post_init__(self) -> None:
-        shape = tuple(size if isinstance(size, str) else _whole(size) for size in self.shape)
+        shape = tuple(map(_whole, self.shape))
         dtype = self.dtype if isinstance(self.dtype, str) else np.dtype(self.dtype).name
         for axis, size in enumerate(shape):
             symbolic = isinstance(size, str) and size.isidentifier()
@@ -150,7 +150,7 @@ class Declare:
             raise GraphError(
                 f"array {name!r}: shape: expected a tuple of sizes, got {shape!r}; did you mean ({shape},)?"
             )
-        shape = tuple(size if isinstance(size, str) else _whole(size) for size in shape)
+        shape = tuple(map(_whole, shape))
         for axis, size in enumerate(shape):
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
                 raise GraphError(

@@ -86,14 +86,22 @@ class OptimizerState:
         own, other = self.optimizer.config(), optimizer.config()
         return type(self.optimizer) is type(optimizer) and own | {"learning_rate": 0} == other | {"learning_rate": 0}
 
+    def as_numpy(self) -> tuple[Optimizer, int, dict[str, Any]]:
+        """Return the optimizer, the number of steps, and the slots as NumPy."""
+        return self.optimizer, self.t, {name: np.array(self.backend.asnumpy(slot)) for name, slot in self.slots.items()}
+
+    @classmethod
+    def from_numpy(cls, model: Model, optimizer: Optimizer, t: int, slots: Mapping[str, Any]) -> OptimizerState:
+        """Return the state that `as_numpy` described, for a model of the same parameters."""
+        state = cls(optimizer, model)
+        state.t = t
+        for name, values in slots.items():
+            state.slots[name][...] = model.device.storable(model.device.asarray(values.astype(model.dtype)))
+        return state
+
     def copy(self, model: Model) -> OptimizerState:
         """Return the same state for a model of the same parameters, in its dtype and on its backend."""
-        twin = OptimizerState(self.optimizer, model)
-        twin.t = self.t
-        for name, slot in self.slots.items():
-            values = self.backend.asnumpy(slot).astype(model.dtype)
-            twin.slots[name][...] = model.device.storable(model.device.asarray(values))
-        return twin
+        return self.from_numpy(model, *self.as_numpy())
 
     def apply(self, model: Model, gradients: Mapping[str, Any]) -> None:
         """Take one step: compute everything first, then write."""
