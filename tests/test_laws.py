@@ -9,6 +9,7 @@ import pytest
 import lamella as lm
 from lamella import registry
 from lamella.testing import ConformanceError, Specimen, check_layer, check_loss, check_specimen
+from lamella.testing.case import Case
 from lamella_layers import Activation, Dense, Dropout
 
 SPECIMENS = registry.specimens()
@@ -68,6 +69,18 @@ class Affine(lm.Layer):
         if fault == "input modified":
             x *= 1.0
             x += 1e-3
+        if fault == "input modified through a view" and xp.backend == "numpy":
+            flat = xp.reshape(x, (-1,))
+            flat += 1e-3
+        if fault == "input modified in inference" and not ctx.training and xp.backend == "numpy":
+            x += 1e-3
+        if fault == "no gradient of a tiny output":
+            return 1e-7 * (x * scale + shift)
+        if fault == "gradient hidden by an offset":
+            ctx.save(x)
+            return x * scale + shift + 1e8
+        if fault == "gradient without its upper limit":
+            x = xp.minimum(x, 6.0)
         if fault == "keeps state on the side":
             CALLS.append(1)
             shift = shift + 1e-3 * len(CALLS)
@@ -75,10 +88,10 @@ class Affine(lm.Layer):
             shift = shift + 1e-3 * np.random.default_rng().random()
         if fault == "not safe in threads":
             mine = BOX["x"] = x
-            threading.Event().wait(0.02)
+            threading.Event().wait(0.02 if threading.current_thread() is not threading.main_thread() else 0.0)
             x = BOX["x"] if BOX["x"].shape == mine.shape else mine
         if fault == "later calls change results":
-            out = BOX.setdefault(x.shape, np.empty_like(x))
+            out = BOX.setdefault((x.shape, x.dtype), np.empty_like(x))
             out[...] = x * scale + shift
             ctx.save(x)
             return out
@@ -110,18 +123,32 @@ class Affine(lm.Layer):
         return x * scale + shift
 
     def backward_pass(self, ctx, dy):
-        (x,), xp, fault = ctx.saved, ctx.xp, self.fault
+        xp, fault = ctx.xp, self.fault
+        if fault == "no gradient of a tiny output":
+            ctx.grad(scale=0.0 * dy[0], shift=0.0 * dy[0])
+            return 0.0 * dy
+        (x,) = ctx.saved
         scale = xp.sum(dy * x, axis=0)
         shift = xp.sum(dy, axis=0)
         dx = dy * ctx.params.scale
         if fault == "gradient of a parameter":
             scale = 1.001 * scale
+        if fault == "float64 creeps back" and xp.backend == "numpy":
+            scale = scale * np.float64(1.0)
         if fault == "averaged over the batch":
             shift = shift / float(dy.shape[0])
         if fault == "gradient of the input":
             dx = dy
         if fault == "wrong unless contiguous" and getattr(x, "flags", None) is not None and not x.flags.c_contiguous:
             scale = 2.0 * scale
+        if fault == "wrong if contiguous" and getattr(x, "flags", None) is not None and x.flags.c_contiguous:
+            scale = 2.0 * scale
+        if fault == "wrong for many rows" and xp.backend == "numpy" and dy.shape[0] >= 8:
+            dx = 2.0 * dx
+        if fault == "wrong while frozen" and not ctx.trainable:
+            dx = dy
+        if fault == "gradient hidden by an offset":
+            dx = 0.9 * dx
         if fault == "wrong without wants_dx" and not ctx.wants_dx[0]:
             shift = 0.0 * shift
         if fault == "incoming gradient modified" and ctx.xp.backend == "numpy":
@@ -146,23 +173,32 @@ CALLS, BOX = [], {}
     ("fault", "law", "words"),
     [
         ("gradient of a parameter", "gradient", "gradient of 'scale'.*factor of 1.001"),
-        ("averaged over the batch", "gradient", "gradient of 'shift' .* batch of 3.* factor of 0.3333"),
+        ("averaged over the batch", "gradient", "gradient of 'shift' .* batch of 9.* factor of 0.1111"),
         ("gradient of the input", "gradient", "dx of input 0"),
         ("wrong unless contiguous", "gradient", "gradient of 'scale'"),
-        ("wrong without wants_dx", "gradient", "with and without ctx.wants_dx"),
+        ("wrong without wants_dx", "gradient", r"with ctx.wants_dx = \(True,\) and \(False,\)"),
+        ("wrong while frozen", "gradient", "dx of input 0 in training mode while frozen"),
+        ("wrong for many rows", "gradient", "dx of input 0 in training mode, batch of 9.* factor of 2"),
+        ("no gradient of a tiny output", "gradient", "dx of input 0 .* gives 0 along .*, a factor of 0"),
+        ("gradient hidden by an offset", "gradient", r"dx of input 0 .* a factor of 0\.(89|90)"),
+        ("gradient without its upper limit", "gradient", "dx of input 0 in inference mode"),
         ("wrong in training", "gradient", "dx of input 0 in training mode"),
         ("input modified", "purity", "was written to"),
+        ("input modified through a view", "purity", "was written to, with inputs contiguous"),
+        ("input modified in inference", "purity", "was written to"),
         ("incoming gradient modified", "purity", "was written to"),
+        ("wrong if contiguous", "purity", "gradient of 'scale': .* inputs scattered .* and with inputs contiguous"),
         ("keeps state on the side", "purity", "results of two equal calls"),
         ("global random state", "purity", "results of two equal calls"),
         ("not safe in threads", "purity", "among four threads"),
         ("later calls change results", "purity", "before and after a later call"),
-        ("float64 creeps in", "purity", "is float64 in a float32 model"),
+        ("float64 creeps in", "purity", "float64.* write scalars as Python floats"),
+        ("float64 creeps back", "purity", "scale.*float64"),
         ("cancellation", "purity", "float32 is off by .* cancellation"),
         ("overflow", "purity", "float32 is off by inf"),
-        ("samples mix", "slicing", "output 0: whole batch of 7 and slices"),
+        ("samples mix", "slicing", "output 0: whole batch of 9 and slices"),
         ("samples mix in inference", "slicing", "in inference: batch and single rows"),
-        ("divides by rows of the slice", "slicing", "whole batch of 7 and slices"),
+        ("divides by rows of the slice", "slicing", "whole batch of 9 and slices"),
         ("update from a slice", "slicing", "ctx.update got different values in different slices"),
         ("numpy behind the back", "backends", ""),
         ("method of arrays", "backends", "no attribute 'reshape'"),
@@ -183,6 +219,7 @@ def test_planted_faults_are_caught_by_their_law(fault, law, words):
 
 def test_the_sound_layer_passes_and_the_report_is_readable():
     report = check_layer(Affine(), lm.ArraySpec(("N", 4)))
+    check_layer(Affine().frozen(), lm.ArraySpec(("N", 4)))
     text = str(report)
     assert "holds    gradient" in text
     assert "largest relative error" in text
@@ -202,11 +239,15 @@ def test_wrong_kernels_are_caught():
 
     check_layer(Double(), lm.ArraySpec(("N", 3)))
     double.kernel("numpy")(lambda xp, x: np.where(x > 0, 2.0 * x, 1.9 * x))
-    with pytest.raises(ConformanceError, match="backends: output 0: NumPy and strict differ"):
+    with pytest.raises(ConformanceError, match="backends: output 0: NumPy and strict, for values about 1, differ"):
         check_layer(Double(), lm.ArraySpec(("N", 3)))
     del double.kernels["numpy"]
     double.kernel("onnx")(lambda xp, x: xp.node("Abs", x * 2.0, shape=x.shape, dtype=x.dtype))
     with pytest.raises(ConformanceError, match="onnx: "):
+        check_layer(Double(), lm.ArraySpec(("N", 3)))
+    del double.kernels["onnx"]
+    double.kernel("numpy")(lambda xp, x: 2.0 * np.minimum(x, 6.0))
+    with pytest.raises(ConformanceError, match="backends: output 0: NumPy and strict, for values about 30, differ"):
         check_layer(Double(), lm.ArraySpec(("N", 3)))
 
 
@@ -217,6 +258,95 @@ def test_wrong_losses_are_caught():
 
     with pytest.raises(ConformanceError, match=r"dx of input 0 .* a factor of 2"):
         check_loss(Wrong(), lm.ArraySpec(("N", 3)), lm.ArraySpec(("N", 3)))
+
+
+@pytest.mark.parametrize(("j", "words"), [(0, r"\(False, True\) in .* gradient of input 1"), (1, r"\(True, False\)")])
+def test_every_input_may_be_the_only_one_that_wants_a_gradient(j, words):
+    class Add(lm.Layer):
+        def build(self, declare, a, b):
+            return a
+
+        def forward_pass(self, ctx, a, b):
+            return a + b
+
+        def backward_pass(self, ctx, dy):
+            return (dy, dy) if ctx.wants_dx[j] else (None, None)
+
+    with pytest.raises(ConformanceError, match=f"gradient: with ctx.wants_dx = {words}"):
+        check_layer(Add(), lm.ArraySpec(("N", 4)), lm.ArraySpec(("N", 4)))
+
+
+class Function(lm.Layer):
+    """A function of each number by name, with its slope."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def forward_pass(self, ctx, x):
+        ctx.save(x)
+        return FUNCTIONS[self.function][0](ctx.xp, x)
+
+    def backward_pass(self, ctx, dy):
+        return dy * FUNCTIONS[self.function][1](ctx.xp, ctx.saved[0])
+
+
+FUNCTIONS = {
+    "exp": (lambda xp, x: xp.exp(x), lambda xp, x: xp.exp(x)),
+    "x**16": (lambda xp, x: x**16, lambda xp, x: 16.0 * x**15),
+    "log": (lambda xp, x: xp.log(x), lambda xp, x: 1.0 / x),
+    "floor": (lambda xp, x: xp.floor(x), lambda xp, x: 0.0 * x),
+    "offset": (lambda xp, x: 1e8 + x, lambda xp, x: xp.ones_like(x)),
+    "tiny": (lambda xp, x: 1e-9 * xp.tanh(x), lambda xp, x: 1e-9 * (1.0 - xp.tanh(x) ** 2)),
+    "one": (lambda xp, x: xp.exp(x) / xp.exp(x), lambda xp, x: 0.0 * x),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        *(("exp", {}), ("x**16", {}), ("floor", {}), ("offset", {}), ("tiny", {}), ("one", {"low": -80, "high": 80})),
+        *(("log", {"low": 1, "high": 3}), ("log", {"low": 0.5}), ("log", {"low": 0.001, "high": 255})),
+    ],
+)
+def test_sound_functions_with_limits_zero_slopes_and_steep_ones_pass(name, limits):
+    check_layer(Function(name), lm.ArraySpec(("N", 4), **limits))
+
+
+def test_draws_lie_within_limits():
+    for limits in ({"low": 2.0, "high": 3.0}, {"low": 2.0}, {"high": -1.0}, {"high": 1.0}):
+        case = Case(Specimen(Function("exp"), lm.ArraySpec(("N", 50), **limits)))
+        for x in (*case.draw(20, scale=300.0), *case.constant(2, 0.0), *case.constant(2, 1.0)):
+            assert limits.get("low", -np.inf) <= x.min()
+            assert x.max() < limits.get("high", np.inf)
+
+
+def test_outputs_of_integers_have_no_gradient_to_check():
+    class Argmax(lm.Layer):
+        def build(self, declare, x):
+            return x.replace(shape=("N",), dtype="int64")
+
+        def forward_pass(self, ctx, x):
+            return ctx.xp.argmax(x, axis=1)
+
+    class WithBackward(Argmax):
+        def backward_pass(self, ctx, dy):
+            return None
+
+    class Top(Argmax):
+        def build(self, declare, x):
+            return x, super().build(declare, x)
+
+        def forward_pass(self, ctx, x):
+            return 2.0 * x, super().forward_pass(ctx, x)
+
+        def backward_pass(self, ctx, dy, _):
+            return 2.0 * dy
+
+    for layer in (Argmax(), WithBackward()):
+        verdicts = {v.law: v for v in check_layer(layer, lm.ArraySpec(("N", 4))).verdicts}
+        assert (verdicts["gradient"].outcome, verdicts["purity"].outcome) == ("skipped", "holds")
+        assert "no output is of floats" in verdicts["gradient"].detail
+    check_layer(Top(), lm.ArraySpec(("N", 4)))
 
 
 def test_layers_of_several_inputs_with_yields_and_composites_pass():

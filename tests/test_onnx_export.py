@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
 import os
 
@@ -15,7 +17,7 @@ import lamella_onnx
 from lamella import cli
 from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 from lamella_onnx import ParityError, ParityReport, TraceError, export, verify
-from lamella_onnx.parity import compare
+from lamella_onnx.parity import compare, ranges
 from lamella_onnx.target import installed, resolve
 from lamella_onnx.trace import trace_model, trace_step
 
@@ -134,6 +136,29 @@ def test_samples_set_the_range_and_are_compared(path):
         export(model, path, samples=samples[:, :3])
 
 
+def test_ranges_of_inputs():
+    def range_of(low=None, high=None, dtype=None, samples=None):
+        x = lm.Input((3,), dtype)
+        x.spec = x.spec.replace(low=low, high=high)
+        samples = None if samples is None else (np.array([samples], x.spec.dtype),)
+        (row,) = ranges(lm.Model(x, Flatten()(x)), samples)
+        return row.low, row.high
+
+    assert range_of() == (None, None)  # drawn from [-1, 1), in the batch of 7 from [-10, 10)
+    assert range_of(high=-3) == (-4.0, -3.0)
+    assert range_of(low=5) == (5.0, 6.0)
+    assert range_of(samples=[1, 2, 4]) == (1.0, 4.0)
+    assert range_of(low=0, samples=[1, 2, 4]) == (0.0, 4.0)
+    assert range_of(dtype="int8") == (0.0, 2.0)
+    assert range_of(dtype="int8", samples=[127, 0, -128]) == (-128.0, 128.0)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float32", 3e38), ("float64", 1.7e308)])
+def test_samples_near_the_largest_number(dtype, largest, path):
+    model = lm.Sequential([Activation("relu")], input_shape=(3,), dtype=dtype)
+    assert export(model, path, samples=[[largest, -largest, 1.0]]).agrees
+
+
 def test_float64_models(path):
     model = cnn(dtype="float64")
     assert export(model, path).max_error < 1e-12
@@ -152,8 +177,34 @@ def test_append_leaves_the_model_alone_and_takes_several(path):
     export(model, path, append=[Dense(2).named("head"), Activation("softmax")])
     assert [name for _, name in nodes(path)] == ["dense_1", "dense_1/Add", "head", "head/Add", "activation_1"]
     assert model.output_names == ("dense_1",)
-    with pytest.raises(lm.ArgumentError, match="append: expected a layer or several, got 'softmax'"):
-        export(model, path, append=["softmax"])
+
+
+def test_a_model_may_be_appended(path):
+    model = lm.Sequential([Dense(2)], input_shape=(4,))
+    head = lm.Sequential([Dense(3), Activation("softmax")], input_shape=(2,))
+    head.parameters["dense_1.bias"] = [1.0, 2.0, 3.0]
+    export(model, path, append=head)
+    x = np.ones((5, 4), "float32")
+    np.testing.assert_allclose(ort(path, x)[0], head.predict(model.predict(x)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "x"}, r"export: model: expected a lamella\.Model, got 'x'"),
+        ({"model": Dense(3)}, r"got Dense\(3\); put it into lamella\.Sequential\(\[\.\.\.\], input_shape="),
+        ({"append": "softmax"}, r"append: expected a layer or several, got 'softmax'; did you mean Activation\('softm"),
+        ({"append": [Dense]}, r"append: .*; did you mean Dense\(\.\.\.\)\?"),
+        ({"append": 5}, "append: expected a layer or several, got 5"),
+        ({"metadata": ["a"]}, r"metadata: expected a dict of texts by name, got \['a'\]"),
+        ({"metadata": {"a": "\ud800"}}, r"metadata: expected texts that UTF-8 can hold, .* got 'a': '\\ud800'"),
+        ({"metadata": {"lamella.proof": "mine"}}, r"names starting with 'lamella\.' are taken"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(options, words, path):
+    with pytest.raises(lm.ArgumentError, match=words):
+        export(**{"model": cnn(), "path": path, **options})
+    assert not path.exists()
 
 
 def test_the_report_prints_as_a_table_and_stands_in_the_file(path):
@@ -163,10 +214,9 @@ def test_the_report_prints_as_a_table_and_stands_in_the_file(path):
     assert lines[0] == f"{path}: opset 21, IR 10"
     assert sum("agrees" in line and "batch of" in line for line in lines) == 3
     assert f"onnxruntime {onnxruntime.__version__}" in lines[-1]
+    assert str(report).replace(str(path), "").isascii()  # a log or pipe may take nothing else
     stored = json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["lamella.report"])
     assert stored["agreements"][0]["output"] == "dense_1"
-    with pytest.raises(lm.ArgumentError, match=r"names starting with 'lamella\.' are taken"):
-        export(cnn(), path, metadata={"lamella.proof": "mine"})
 
 
 # Refusals
@@ -194,6 +244,24 @@ WRONG = {
 }
 
 
+def test_a_kernel_that_is_wrong_for_larger_numbers_is_caught(path, monkeypatch):
+    wrong = lambda xp, x: xp.where(xp.abs(x) > 6.0, x * 2.1, x * 2.0)  # noqa: E731
+    monkeypatch.setitem(double.kernels, "onnx", wrong)
+    with pytest.raises(ParityError, match="twice .* on the batch of 7"):
+        export(lm.Sequential([Double().named("twice")], input_shape=(4,)), path)
+    with pytest.raises(lm.testing.ConformanceError, match="onnx: output 0 in inference, batch of 5, values around 30"):
+        lm.testing.check_layer(Double(), lm.ArraySpec(("N", 4)))
+
+
+def test_a_kernel_that_is_wrong_for_a_single_row_is_caught(monkeypatch):
+    def squeezed(xp, x):  # all axes of size 1, and so a batch of 1 too
+        return xp.node("Squeeze", xp.reshape(x * 2.0, (x.shape[0], 1, 4)), shape=x.shape, dtype=x.dtype)
+
+    monkeypatch.setitem(double.kernels, "onnx", squeezed)
+    with pytest.raises(lm.testing.ConformanceError, match="onnx: output 0 in inference, batch of 1"):
+        lm.testing.check_layer(Double(), lm.ArraySpec(("N", 4)))
+
+
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_wrong_kernel_writes_nothing(fault, path, monkeypatch):
     kernel, words = WRONG[fault]
@@ -210,14 +278,52 @@ def test_a_wrong_kernel_writes_nothing(fault, path, monkeypatch):
     assert path.read_bytes() == b"what was there"
 
 
-def test_a_failed_write_leaves_what_was_there(path, monkeypatch):
-    export(cnn(), path)
-    before = path.read_bytes()
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+def wide(seed=0):
+    return lm.Sequential([Dense(6000)], input_shape=(2,), seed=seed)  # its proof stands beside the file
+
+
+def files(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("old", [cnn, wide])
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failed_write_leaves_what_was_there(old, failing, path, monkeypatch):
+    export(old(), path)
+    before, replace, count = files(path.parent), os.replace, itertools.count(1)
+
+    def fail(*names):
+        if next(count) == failing:
+            raise OSError("disk full")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        export(lm.Sequential([Dense(20000)], input_shape=(2,)), path)
-    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
-    assert path.read_bytes() == before
+        export(wide(seed=5), path)
+    assert files(path.parent) == before
+    assert verify(path).agrees
+
+
+def test_a_failed_write_keeps_the_proof_that_it_shares_with_what_was_there(path, monkeypatch):
+    export(wide(), path)
+    before, replace = files(path.parent), os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: replace(a, b) if str(b).endswith(".proof") else os.stat("/nowhere"))
+    with pytest.raises(FileNotFoundError):
+        export(wide(), path, metadata={"author": "me"})
+    assert files(path.parent) == before
+
+
+def test_a_new_file_takes_the_old_ones_proof_away(path):
+    other = path.with_name("other.onnx")
+    for target in (path, other):
+        export(wide(), target)
+    export(wide(seed=5), path)
+    assert len(files(path.parent)) == 4
+    assert verify(path).agrees
+    export(cnn(), path)
+    assert sorted(name.rpartition(".")[2] for name in files(path.parent)) == ["onnx", "onnx", "proof"]
+    assert verify(path).agrees
+    assert verify(other).agrees
 
 
 class Odd(lm.Layer):
@@ -284,6 +390,8 @@ def test_the_rule():
     error, allowed, rule = compare(off, y, y + 5e-4)
     assert error <= allowed
     assert rule == "4 x float32 rounding"
+    far = np.array([0.0, 0.0, np.inf])  # what no rounding explains allows nothing
+    assert compare(far.astype("float32"), y, far)[1:] == (1e-5 * 3, "1e-05 of the largest")
     assert compare(np.array([1.0, np.nan, np.inf], "float32"), y, y)[0] == np.inf
     assert compare(np.array([1.0, -3.0, -np.inf], "float32"), y, y)[0] == np.inf
     assert compare(np.array([1, 2]), np.array([1, 3]), np.array([1, 3]))[:2] == (1.0, 0.0)
@@ -339,6 +447,61 @@ def damage_proof(proto):
     next(prop for prop in proto.metadata_props if prop.key == "lamella.proof").value = '{"seed": 0}'
 
 
+def rewrite_proof(proto, edit):
+    """Change the proof, and leave the rest."""
+    (prop,) = (prop for prop in proto.metadata_props if prop.key == "lamella.proof")
+    proof = json.loads(prop.value)
+    edit(proof)
+    prop.value = json.dumps(proof)
+
+
+TAMPERED = {
+    "a large axis": lambda p: p["inputs"][0].update(shape=["N", 10**12]),
+    "a large product": lambda p: p["inputs"][0].update(shape=["N", *"ABCDEFGHIJKL"]),
+    "a negative axis": lambda p: p["inputs"][0].update(shape=["N", -3]),
+    "no axes": lambda p: p["inputs"][0].update(shape=[]),
+    "a large batch": lambda p: p.update(batch=10**12),
+    "a large empty batch": lambda p: (p.update(batch=10**12), p["inputs"][0].update(shape=["N", 0])),
+    "an empty batch": lambda p: p.update(batch=0),
+    "a batch that is none": lambda p: p.update(batch=True),
+    "a seed that is none": lambda p: p.update(seed=None),
+    "a name that is none": lambda p: p["inputs"][0].update(name=3),
+    "an unknown dtype": lambda p: p["inputs"][0].update(dtype="object"),
+    "an unlimited range": lambda p: p["inputs"][0].update(low=-float("inf"), high=1.0),
+    "half a range": lambda p: p["inputs"][0].update(low=1.0),
+    "a range that is none": lambda p: p["inputs"][0].update(low="a", high="b"),
+    "a list for a dict": lambda p: p.update(inputs=[[1, 2]]),
+    "values of another shape": lambda p: p["outputs"][0]["exact"].update(shape=[3, 2]),
+    "values of another size": lambda p: p["outputs"][0]["value"].update(shape=[10**12]),
+    "values in no alphabet": lambda p: p["outputs"][0]["value"].update(data="?"),
+    "an output without a name": lambda p: p["outputs"][0].update(name=["a"]),
+    "a digest that is a path": lambda p: p.update(sha256="../../etc"),
+}
+
+
+@pytest.mark.parametrize("fault", TAMPERED)
+def test_a_tampered_proof_is_damaged(fault, path):
+    export(cnn(), path)
+    change(path, lambda proto: rewrite_proof(proto, TAMPERED[fault]))
+    with pytest.raises(lm.DataError, match="the proof is damaged"):
+        verify(path)
+
+
+def test_a_file_and_half_of_its_proof_changed_alike_are_caught(path):
+    def nothing(array):
+        return {**array, "data": base64.b64encode(bytes(len(base64.b64decode(array["data"])))).decode()}
+
+    def edit(proto):
+        for array in proto.graph.initializer:
+            array.raw_data = bytes(len(array.raw_data))
+        rewrite_proof(proto, lambda p: p["outputs"][0].update(exact=nothing(p["outputs"][0]["exact"])))
+
+    export(lm.Sequential([Dense(2)], input_shape=(3,)), path)
+    change(path, edit)
+    with pytest.raises(ParityError, match="differs by .* file was changed"):
+        verify(path)
+
+
 def rename_input(proto):
     proto.graph.node[0].input[0] = proto.graph.input[0].name = "other"
 
@@ -372,6 +535,8 @@ def test_what_is_no_onnx_file(path, capsys):
 
 def test_a_file_of_another_model(path):
     export(cnn(), path)
+    with pytest.raises(lm.ArgumentError, match=r"verify: model: expected a lamella\.Model, got 'x'"):
+        verify(path, model="x")
     with pytest.raises(lm.DataError, match=r"the model's inputs are .*8.* Is this the right model"):
         verify(path, lm.Sequential([Dense(3)], input_shape=(8,)))
     with pytest.raises(lm.DataError, match=r"the model's outputs are \['flatten_1'\]"):
@@ -381,14 +546,16 @@ def test_a_file_of_another_model(path):
 def test_a_long_proof_stands_beside_the_file(path):
     model = lm.Sequential([Dense(9000)], input_shape=(2,))
     export(model, path)
-    beside = path.with_name("model.onnx.proof")
+    (beside,) = path.parent.glob("model.onnx.????????.proof")
     assert verify(path).agrees
     text = beside.read_text()
     beside.write_text(text.replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(lm.DataError, match=r"model\.onnx\.proof is not the proof that was written with the file"):
+    with pytest.raises(
+        lm.DataError, match=r"model\.onnx\.\w{8}\.proof is not the proof that was written with the file"
+    ):
         verify(path)
     beside.unlink()
-    with pytest.raises(lm.DataError, match=r"stands in .*model\.onnx\.proof, which is missing"):
+    with pytest.raises(lm.DataError, match=r"stands in .*model\.onnx\.\w{8}\.proof, which is missing"):
         verify(path)
 
 
@@ -405,20 +572,46 @@ def test_public_names():
 def test_a_training_step_as_a_graph_gives_the_engines_bits():
     model = lm.Sequential([Dense(6, activation="relu"), Dropout(0.5), Dense(2)], input_shape=(4,), seed=7)
     proto = trace_step(model)
-    assert [v.name for v in proto.graph.input] == ["input_1", "dense_2.gradient", *model.parameters, "seed", "step"]
+    assert [v.name for v in proto.graph.input] == [
+        "input_1",
+        "dense_2.incoming",
+        *model.parameters,
+        "training.seed",
+        "training.step",
+    ]
     assert [v.name for v in proto.graph.output][:2] == ["dense_2", "input_1.gradient"]
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     x, y = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
     prediction = model.predict(x)  # of the right shape
     names = [v.name for v in proto.graph.output]
-    key = {"seed": np.array([7, 0], "uint32"), "step": np.array(model.step, "uint32")}
-    given = {"input_1": x, "dense_2.gradient": np.zeros_like(prediction), **model.parameters, **key}
+    key = {"training.seed": np.array([7, 0], "uint32"), "training.step": np.array(model.step, "uint32")}
+    given = {"input_1": x, "dense_2.incoming": np.zeros_like(prediction), **model.parameters, **key}
     first = dict(zip(names, session.run(None, given), strict=True))["dense_2"]
     _, gradients, dx = model.gradients(x, y[:, :2], loss="mean_squared_error")
-    got = dict(zip(names, session.run(None, {**given, "dense_2.gradient": (first - y[:, :2]) / 5.0}), strict=True))
+    got = dict(zip(names, session.run(None, {**given, "dense_2.incoming": (first - y[:, :2]) / 5.0}), strict=True))
     np.testing.assert_allclose(got["input_1.gradient"], dx, atol=1e-6)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(got[f"{name}.gradient"], gradient, atol=1e-6)
+
+
+def test_names_in_a_training_step_never_meet():
+    seed, step = lm.Input((3,), name="seed"), lm.Input((3,), name="step")
+    proto = trace_step(lm.Model([seed, step], [seed, Dense(2)(step)]))  # an input that is an output has two gradients
+    onnx.checker.check_model(proto, full_check=True)
+    names = [v.name for v in (*proto.graph.input, *proto.graph.output)]
+    assert {"seed", "training.seed", "seed.incoming", "seed.gradient"} <= set(names)
+    x = lm.Input((3,))
+    with pytest.raises(TraceError, match=r"two inputs of the graph would be called 'training\.seed'"):
+        trace_step(lm.Model(x, Seeded().named("training")(x)))
+
+
+class Seeded(lm.Layer):
+    def build(self, declare, x):
+        declare.parameter("seed", (), "zeros")
+        return x
+
+    def forward_pass(self, ctx, x):
+        return x + ctx.params.seed
 
 
 def test_layers_that_change_nothing_leave_no_node():

@@ -29,6 +29,8 @@ INPUTS = {
     "k": (("N", 3), "int64"),
     "u": (("N", 4), "uint32"),
     "w": (("N", 4), "uint16"),
+    "e": (("N", 12), "int8"),
+    "m": (("N", 12), "int64"),
     "b": (("N", 3, 4), "bool"),
     "s": (("T", "N", 2), "float32"),
 }
@@ -44,6 +46,9 @@ def draw(names: str, rows: int) -> dict[str, np.ndarray[Any, Any]]:
             values = values > 0
         elif dtype.startswith("u"):
             values = rng.integers(0, 60000, values.shape)
+        elif name in "em":  # the largest and the smallest, by numbers that divide neither
+            limits = np.iinfo(dtype)
+            values = rng.choice([limits.max, limits.min + 1, 7, -7, 3, -3], values.shape)
         elif "int" in dtype:
             values = rng.integers(-9, 10, values.shape)
         feeds[name] = values.astype(dtype)
@@ -118,6 +123,7 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "isnan and infinity": (lambda xp, x: (xp.isfinite(x / 0.0), xp.isinf(x / 0.0), xp.isnan(xp.log(x))), "x"),
     "expm1 of infinity": (lambda xp, x: (xp.expm1(x / 0.0), xp.log1p(xp.abs(x) / 0.0)), "x"),
     "clip": (lambda xp, x, i: (xp.clip(x, -0.5, 1), xp.clip(i, 0, 3), xp.clip(x, min=0.0), xp.clip(x, max=0.5)), "xi"),
+    "clip of infinity": (lambda xp, x: (xp.clip(x / 0.0, max=1.0), xp.clip(x / 0.0, min=1.0)), "x"),
     "clip by arrays": (lambda xp, x, y, w: (xp.clip(x, -xp.abs(y), xp.abs(y)), xp.clip(w, 5, 30000)), "xyw"),
     "logical_and": (lambda xp, b, x: xp.logical_and(b, x > 0.5), "bx"),
     "logical_or": (lambda xp, b, x: xp.logical_or(b, x > 0.5), "bx"),
@@ -130,6 +136,7 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     # operators
     "arithmetic": (lambda xp, x, y: (x + y, x - 1.0, 2.0 - x, x * y, 3 * x, x / y, 1.0 / x, -x, +x, abs(x)), "xy"),
     "integers": (lambda xp, i, k: (i + 3, i // 4, i % 4, 7 // (i * i + 1), -i, i - k[:, :, None], i * 2), "ik"),
+    "integers at the limits": (lambda xp, e, m: (e // -7, e // 7, m // -7, 7 // e, e // (e | 1), m % 5), "em"),
     "unsigned": (lambda xp, u: (u - 5, 0 - u, -u, u // 7, u % 7, u * 0x7FEB352D, u ^ (u >> 16), u << 3), "u"),
     "floor of floats": (lambda xp, x, y: (x // y, x % y, x // 1.5, x % 1.5, 4.0 % x), "xy"),
     "bits": (lambda xp, i, u, b: (i & 12, i | 3, i ^ 5, ~i, u | 1, b & (i > 0), b | (i > 0), b ^ (i > 0), ~b), "iub"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import itertools
 import os
 import platform
@@ -28,6 +29,7 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``lamella`` and return its exit status: 2, and a message without a traceback, for what the user can mend."""
+    _mend_streams()
     try:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
@@ -48,6 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(f"lamella: {message}", file=sys.stderr)
     return 2
+
+
+def _mend_streams() -> None:
+    """Let a stream that was closed swallow what it is given, and the others escape what their encoding lacks."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  open as long as the program runs
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:
@@ -78,7 +89,7 @@ def _run(arguments: list[str]) -> int:
 
 def _broken_plugins() -> list[str]:
     return [
-        f"plugin {plugin.name!r} of {plugin.distribution} {plugin.version} ({plugin.module}) could not be imported: "
+        f"plugin {plugin.name!r} of {plugin.distribution} {plugin.version} ({plugin.module}) could not be loaded: "
         f"{plugin.error}"
         for plugin in registry.plugins()
         if plugin.error

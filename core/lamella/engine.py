@@ -383,7 +383,8 @@ def _check_output(leaf: Leaf, output: Any, spec: ArraySpec, rows: int, xp: Any) 
         or any(isinstance(want, int) and want != have for want, have in zip(spec.shape, shape, strict=True))
         or output.dtype != getattr(xp, spec.dtype)
     ):
-        hint = "; write scalars as Python floats" if shape is not None and "float64" in str(output.dtype) else ""
+        widened = shape is not None and spec.dtype == "float32" and "float64" in str(output.dtype)
+        hint = "; write scalars as Python floats" if widened else ""
         raise LayerError(
             f"{leaf.label}.forward_pass: build said {spec} for {rows} rows, it returned {_kind(output)}{hint}"
         )

@@ -71,13 +71,13 @@ def Input(
     dtype: str | None = None,
     *,
     name: str | None = None,
-    low: int | None = None,
-    high: int | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Node:
     """Begin a graph: an array with the given shape for each sample, the batch axis not counted.
 
-    ``dtype=None`` is the model's own float type. An axis given by a name, such as ``"T"``, may have any size. For
-    integers, ``low <= value < high`` is checked on data, and exports draw from it.
+    ``dtype=None`` is the model's own float type. An axis given by a name, such as ``"T"``, may have any size. Exports
+    and checks draw from ``low <= value < high``; integers outside of it are refused as data.
 
     >>> import lamella as lm
     >>> lm.Input((1, 28, 28)).shape

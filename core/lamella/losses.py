@@ -366,6 +366,10 @@ def lamella_specimens() -> list[Specimen]:
     rows, labels = ArraySpec(("N", 5)), ArraySpec(("N",), "int64", low=0, high=5)
     steps, step_labels = ArraySpec(("N", 3, 4)), ArraySpec(("N", 3), "int64", low=0, high=4)
     many, some = ArraySpec(("N", 5), "int64", low=0, high=2), ArraySpec(("N",))
+
+    def shares(*axes: int) -> ArraySpec:
+        return ArraySpec(("N", *axes), low=0.0, high=1.0)
+
     column = (((ArraySpec(("N", 1)), some), "Use y.reshape(-1, 1)"),)
     wrong = (((rows, some), "Use y.astype('int64')"), ((ArraySpec(("N", 1)), labels), "binary_cross_entropy"))
     softmax = "https://onnx.ai/onnx/operators/onnx__SoftmaxCrossEntropyLoss.html"
@@ -376,8 +380,8 @@ def lamella_specimens() -> list[Specimen]:
         Specimen(SoftmaxCrossEntropy(), (rows, labels), docs=softmax, refuses=wrong),
         Specimen(SoftmaxCrossEntropy(), (rows, many), docs=softmax),
         Specimen(SoftmaxCrossEntropy(), (steps, step_labels), docs=softmax),
-        Specimen(CategoricalCrossEntropy(), (rows, labels), docs=keras, refuses=wrong),
-        Specimen(CategoricalCrossEntropy(), (steps, step_labels), docs=keras),
+        Specimen(CategoricalCrossEntropy(), (shares(5), labels), docs=keras, refuses=wrong),
+        Specimen(CategoricalCrossEntropy(), (shares(3, 4), step_labels), docs=keras),
         Specimen(BinaryCrossEntropy(), (rows, many), docs=binary, refuses=column),
         Specimen(MeanSquaredError(), (rows, rows), docs=f"{torch}MSELoss.html", refuses=column),
         Specimen(MeanSquaredError(), (some, some), docs=f"{torch}MSELoss.html"),

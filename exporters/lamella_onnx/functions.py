@@ -2,6 +2,10 @@
 
 Each function takes the graph first. One that is given constants only is computed by NumPy's function of the same name.
 Where onnxruntime has no kernel for a small integer type, the operator runs in a wider one between two casts.
+
+Values are NumPy's, but for a few that are onnxruntime's: ``max``, ``min``, ``argmax`` and ``argmin`` pass over NaN;
+``infinity // y`` and ``(-infinity) ** 0.5`` are infinity, not NaN; an integer divided by 0 is an error, and the
+smallest int32 or int64 divided by -1 ends the process.
 """
 
 from __future__ import annotations
@@ -350,7 +354,11 @@ def floor_divide(g: Graph, a: Any, b: Any, /) -> Any:
     a, b = _together(g, a, b)
     if a.dtype.kind == "f":
         return g.xp.floor(a / b)
-    return g.elementwise("Div", a if a.dtype.kind == "u" else a - remainder(g, a, b), b)
+    quotient: Any = g.elementwise("Div", a, b)  # towards 0
+    if a.dtype.kind == "u":
+        return quotient
+    # the remainders of both roundings differ by 0 or by b, and so nothing here leaves the dtype
+    return quotient - g.elementwise("Div", remainder(g, a, b) - g.elementwise("Mod", a, b, fmod=1), b)
 
 
 @_elementwise
@@ -363,10 +371,11 @@ def where(g: Graph, condition: Any, a: Any, b: Any, /) -> Any:
 
 @_elementwise
 def clip(g: Graph, x: Any, /, min: Any = None, max: Any = None) -> Any:
-    limits = [None if limit is None else _traced(g, limit, x) for limit in (min, max)]
-    if x.dtype.name not in _MISSING["Max"] and all(y is None or (y.shape == () and y.dtype == x.dtype) for y in limits):
-        return g.node("Clip", x, *(limits if max is not None else limits[:1]), shape=x.shape, dtype=x.dtype)
-    x = x if min is None else g.xp.maximum(x, min)
+    if min is not None and max is not None and x.dtype.name not in _MISSING["Max"]:
+        limits = [_traced(g, limit, x) for limit in (min, max)]
+        if all(y.shape == () and y.dtype == x.dtype for y in limits):
+            return g.node("Clip", x, *limits, shape=x.shape, dtype=x.dtype)
+    x = x if min is None else g.xp.maximum(x, min)  # Clip with one limit makes infinity the largest number
     return x if max is None else g.xp.minimum(x, max)
 
 

@@ -17,11 +17,11 @@ from lamella_onnx.trace import trace_model, trace_step
 
 __all__ = ["same_in_onnx"]
 
-ROWS = (2, 5)
+BATCHES = ((1, 1.0), (2, 1.0), (5, 1.0), (5, 30.0))  # rows, and how large random floats are
 
 
 def same_in_onnx(case: Case) -> str:
-    """Onnxruntime gives the engine's outputs, gradients and updates for two sizes of batch."""
+    """Onnxruntime gives the engine's outputs, gradients and updates for batches of 1, 2 and 5, and for large values."""
     model = case.model("float32")
     try:
         inference = trace_model(model).proto
@@ -54,12 +54,12 @@ def _examine_graph(case: Case, proto: onnx.ModelProto) -> None:
 def _infer(case: Case, proto: onnx.ModelProto) -> float:
     loaded = session(proto.SerializeToString())
     worst = 0.0
-    for rows in ROWS:
-        inputs = case.cast("float32", case.draw(rows))
+    for rows, scale in BATCHES:
+        inputs = case.cast("float32", case.draw(rows, scale=scale))
         feeds = dict(zip(case.model("float32").input_names, inputs, strict=True))
         results = (_run(loaded, feeds).values(), case.infer("float32", inputs), case.infer("float64", inputs))
         for k, (got, e32, e64) in enumerate(zip(*results, strict=True)):
-            worst = max(worst, _agree(f"output {k} in inference, batch of {rows}", got, e32, e64))
+            worst = max(worst, _agree(f"output {k} in inference, {_batch(rows, scale)}", got, e32, e64))
     return worst
 
 
@@ -67,16 +67,16 @@ def _step(case: Case, proto: onnx.ModelProto, training: bool) -> float:
     model, loaded = case.model("float32"), session(proto.SerializeToString())
     mode = "training" if training else "inference"
     worst = 0.0
-    for rows in ROWS:
-        inputs = case.cast("float32", case.draw(rows))
+    for rows, scale in BATCHES:
+        inputs = case.cast("float32", case.draw(rows, scale=scale))
         cotangents = case.cast("float32", case.cotangents(inputs))
         feeds = {
             **dict(zip(model.input_names, inputs, strict=True)),
-            **{f"{name}.gradient": dy for name, dy in zip(model.output_names, cotangents, strict=True)},
+            **{f"{name}.incoming": dy for name, dy in zip(model.output_names, cotangents, strict=True)},
             **model.parameters,
             **model.state,
-            "seed": np.array([case.seed & 0xFFFFFFFF, case.seed >> 32], "uint32"),
-            "step": np.array(3, "uint32"),
+            "training.seed": np.array([case.seed & 0xFFFFFFFF, case.seed >> 32], "uint32"),
+            "training.step": np.array(3, "uint32"),
         }
         got = _run(loaded, feeds)
         e32, e64 = (
@@ -85,9 +85,13 @@ def _step(case: Case, proto: onnx.ModelProto, training: bool) -> float:
         if e32.keys() != got.keys():
             raise Broken(f"the engine gives {', '.join(e32)}; the traced step {', '.join(got)}")
         for name, value in got.items():
-            what = f"{_title(name, model.input_names)} in {mode} mode, batch of {rows}"
+            what = f"{_title(name, model.input_names)} in {mode} mode, {_batch(rows, scale)}"
             worst = max(worst, _agree(what, value, e32[name], e64[name]))
     return worst
+
+
+def _batch(rows: int, scale: float) -> str:
+    return f"batch of {rows}{'' if scale == 1 else f', values around {scale:g}'}"
 
 
 def _title(name: str, inputs: tuple[str, ...]) -> str:

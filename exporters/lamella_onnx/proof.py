@@ -1,20 +1,27 @@
-"""The proof that a file carries, and its replay: inputs to draw again, and what the engine gave for them."""
+"""The proof that a file carries, and its replay: inputs to draw again, and what the engine gave for them.
+
+A proof guards against damage, and against runtimes that differ. It is no signature: who can write the file can write
+a proof to go with it.
+"""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import glob
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from lamella import DataError, Model
+from lamella import ArgumentError, DataError, Layer, Model
+from lamella.backends.namespace import DTYPE_NAMES
 from lamella_onnx.parity import (
     BATCHES,
     Agreement,
@@ -32,16 +39,34 @@ from lamella_onnx.parity import (
     versions,
 )
 
-__all__ = ["PROOF", "REPORT", "make_proof", "proof_path", "verify"]
+__all__ = ["PROOF", "REPORT", "SEED", "digest", "make_proof", "need_model", "proof_path", "proof_paths", "verify"]
 
 REPORT, PROOF = "lamella.report", "lamella.proof"
 SEED, BATCH = 0, 2
 _LARGEST_INSIDE = 64 * 1024  # a longer proof stands in a file beside the model
+_LARGEST_INPUTS = 2**31  # bytes that a proof may ask to draw
 
 
-def proof_path(path: Path) -> Path:
-    """Where a proof stands that is too long for the model's own file."""
-    return path.with_name(f"{path.name}.proof")
+def digest(proof: bytes) -> str:
+    """What tells a proof from all others."""
+    return hashlib.sha256(proof).hexdigest()
+
+
+def proof_path(path: Path, sha256: str) -> Path:
+    """Where a proof stands that is too long for the model's own file: one model's proof is never another's."""
+    return path.with_name(f"{path.name}.{sha256[:8]}.proof")
+
+
+def proof_paths(path: Path) -> list[Path]:
+    """All proofs that stand beside a file."""
+    return list(path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.proof"))
+
+
+def need_model(model: Any, where: str) -> None:
+    """Raise for what is no model."""
+    if not isinstance(model, Model):
+        fix = "; put it into lamella.Sequential([...], input_shape=...)" if isinstance(model, Layer) else ""
+        raise ArgumentError(f"{where}: model: expected a lamella.Model, got {model!r}{fix}")
 
 
 def make_proof(model: Model, exact: Model, drawn: tuple[Range, ...], seed: int) -> tuple[str, bytes | None]:
@@ -58,7 +83,7 @@ def make_proof(model: Model, exact: Model, drawn: tuple[Range, ...], seed: int) 
     )
     if len(proof) <= _LARGEST_INSIDE:
         return proof, None
-    return json.dumps({"sha256": hashlib.sha256(proof.encode()).hexdigest()}), proof.encode()
+    return json.dumps({"sha256": digest(proof.encode())}), proof.encode()
 
 
 def _packed(array: Array) -> dict[str, Any]:
@@ -66,21 +91,20 @@ def _packed(array: Array) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "shape": array.shape, "data": base64.b64encode(little.tobytes()).decode()}
 
 
-def _unpacked(packed: Mapping[str, Any]) -> Array:
-    dtype = np.dtype(packed["dtype"])
-    flat = np.frombuffer(base64.b64decode(packed["data"], validate=True), dtype.newbyteorder("<"))
-    return flat.astype(dtype).reshape(packed["shape"])
-
-
 def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityReport:
     """Run an exported file on the inputs of its proof and compare with what the engine gave then.
 
-    With a model, also compare with what the model gives now, on batches of 1, 2 and 7.
+    With a model, also compare with what the model gives now, on batches of 1, 2 and 7. That is also how to tell
+    whether the file is the model's: the proof alone finds damage and runtimes that differ, but whoever changes the
+    file on purpose can write another proof.
 
     Raises:
         ParityError: onnxruntime gives something else: the file or the model was changed, or the runtime differs.
-        DataError: no ONNX file, one without a proof, or one of a model with other inputs or outputs.
+        DataError: no ONNX file, one without a sound proof, or one of a model with other inputs or outputs.
+        ArgumentError: a model that is none.
     """
+    if model is not None:
+        need_model(model, "verify")
     path = Path(path)
     content = path.read_bytes()
     try:
@@ -89,9 +113,9 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
     except Exception as error:  # the parser's exception belongs to protobuf, not to onnx
         raise DataError(f"verify {path}: this is no ONNX file, or it is damaged ({error})") from error
     drawn, inputs, recorded = _proof(path, {prop.key: prop.value for prop in proto.metadata_props})
-    _same_names(path, "the file's inputs", [v.name for v in proto.graph.input], [row.name for row in drawn])
-    _same_names(path, "the file's outputs", [v.name for v in proto.graph.output], list(recorded))
     loaded = session(content)
+    _same_names(path, "the file's inputs", [v.name for v in loaded.get_inputs()], [row.name for row in drawn])
+    _same_names(path, "the file's outputs", [v.name for v in loaded.get_outputs()], list(recorded))
     agreements = [
         Agreement(name, "proof", got.size, *compare(got, *recorded[name]))
         for name, got in zip(recorded, run(loaded, inputs), strict=True)
@@ -119,23 +143,65 @@ def _proof(path: Path, metadata: dict[str, str]) -> tuple[tuple[Range, ...], Arr
     """What to draw, the inputs drawn, and the recorded outputs by name, in the model's dtype and in float64."""
     if PROOF not in metadata:
         raise DataError(f"verify {path}: the file carries no proof; it was not written by lamella_onnx.export")
-    text = metadata[PROOF]
     try:
-        proof = json.loads(text)
+        proof = json.loads(metadata[PROOF])
         if "sha256" in proof:
-            text = proof_path(path).read_text()
-            if hashlib.sha256(text.encode()).hexdigest() != proof["sha256"]:
-                raise DataError(f"verify {path}: {proof_path(path)} is not the proof that was written with the file")
-            proof = json.loads(text)
-        drawn = tuple(Range(**{**row, "shape": tuple(row["shape"])}) for row in proof["inputs"])
-        recorded = {row["name"]: (_unpacked(row["value"]), _unpacked(row["exact"])) for row in proof["outputs"]}
-        return drawn, draw(drawn, proof["batch"], proof["seed"]), recorded
-    except FileNotFoundError:
-        raise DataError(f"verify {path}: the proof stands in {proof_path(path)}, which is missing") from None
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+            proof = json.loads(_beside(path, proof["sha256"]))
+        drawn = tuple(map(_range, proof["inputs"]))
+        batch, seed = proof["batch"], proof["seed"]
+        _need(_is_size(batch) and batch and _is_size(seed), f"batch {batch!r}, seed {seed!r}")
+        sizes = {"N": batch}
+        size = sum(np.dtype(row.dtype).itemsize * math.prod(max(n, 1) for n in row.sized(sizes)) for row in drawn)
+        _need(size <= _LARGEST_INPUTS, f"inputs of {size:,} bytes")
+        return drawn, draw(drawn, batch, seed), dict(map(_recorded, proof["outputs"]))
+    except DataError:
+        raise
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"verify {path}: the proof is damaged ({type(error).__name__}: {error})") from error
+
+
+def _beside(path: Path, sha256: str) -> bytes:
+    """The proof that stands beside the file."""
+    _need(re.fullmatch("[0-9a-f]{64}", sha256), f"digest {sha256!r}")
+    beside = proof_path(path, sha256)
+    try:
+        content = beside.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"verify {path}: the proof stands in {beside}, which is missing") from None
+    if digest(content) != sha256:
+        raise DataError(f"verify {path}: {beside} is not the proof that was written with the file")
+    return content
+
+
+def _range(packed: dict[str, Any]) -> Range:
+    row = Range(**{**packed, "shape": tuple(packed["shape"])})
+    sizes_known = all(_is_size(n) or isinstance(n, str) for n in row.shape) and row.shape[0] == "N"
+    _need(isinstance(row.name, str) and row.dtype in DTYPE_NAMES and sizes_known, f"input {packed!r}")
+    if row.low is not None or row.high is not None:
+        _need(math.isfinite(row.low) and math.isfinite(row.high), f"input {packed!r}")  # type: ignore[arg-type]
+    return row
+
+
+def _recorded(packed: dict[str, Any]) -> tuple[str, tuple[Array, Array]]:
+    name, value, exact = packed["name"], _unpacked(packed["value"]), _unpacked(packed["exact"])
+    _need(isinstance(name, str) and value.shape == exact.shape, f"output {name!r}")
+    return name, (value, exact)
+
+
+def _unpacked(packed: dict[str, Any]) -> Array:
+    _need(packed["dtype"] in DTYPE_NAMES and all(map(_is_size, packed["shape"])), f"an array of {packed['dtype']!r}")
+    dtype = np.dtype(packed["dtype"])
+    flat = np.frombuffer(base64.b64decode(packed["data"], validate=True), dtype.newbyteorder("<"))
+    return flat.astype(dtype).reshape(packed["shape"])
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _need(sound: Any, what: str) -> None:
+    if not sound:
+        raise ValueError(what)
 
 
 def _same_names(path: Path, what: str, got: list[Any], expected: list[Any]) -> None:

@@ -52,16 +52,16 @@ def trace_step(
 ) -> onnx.ModelProto:
     """Run a model's layers forward and backward, and write both down as one graph.
 
-    Inputs: those of the model; ``<output>.gradient`` for each floating output; every array of the model by its name;
-    ``seed``, uint32 of shape (2,), low word first; and ``step``, a uint32. Outputs: those of the model;
-    ``<input>.gradient`` where asked for; ``<parameter>.gradient``, frozen layers' left out; ``<state>.new`` where a
-    layer updates it. What a layer yields is the whole batch's already.
+    Inputs: those of the model; ``<output>.incoming``, the gradient of each floating output; every array of the model
+    by its name; ``training.seed``, uint32 of shape (2,), low word first; and ``training.step``, a uint32. Outputs:
+    those of the model; ``<input>.gradient`` where asked for; ``<parameter>.gradient``, frozen layers' left out;
+    ``<state>.new`` where a layer updates it. What a layer yields is the whole batch's already.
     """
     graph = Graph(opset)
     program = model.program
     inputs = _inputs(graph, model)
     gradients = {
-        value: graph.input(f"{name}.gradient", spec.shape, spec.dtype)
+        value: graph.input(f"{name}.incoming", spec.shape, spec.dtype)
         for value, name, spec in zip(program.outputs, model.output_names, model.output_specs, strict=True)
         if spec.is_float
     }
@@ -69,8 +69,8 @@ def trace_step(
         name: graph.input(name, array.shape, str(array.dtype))
         for name, array in (*model.parameters.items(), *model.state.items())
     }
-    seed: Any = graph.input("seed", (2,), "uint32")
-    key = (seed[0], seed[1], graph.input("step", (), "uint32"))
+    seed: Any = graph.input("training.seed", (2,), "uint32")  # with a dot, as no input of a model
+    key = (seed[0], seed[1], graph.input("training.step", (), "uint32"))
     plan = engine.Plan(program, model.frozen_layers, wants_dx=wants_dx, training=training)
     watch = _Watch(graph, model)
     tape: dict[str, Any] = {}

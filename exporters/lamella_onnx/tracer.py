@@ -133,6 +133,8 @@ class Graph:
 
     def input(self, name: str, shape: Sequence[int | str], dtype: str) -> Traced:
         """Add an input. The first to have a symbol in its shape is where the graph reads that size."""
+        if name in self._inputs:
+            raise TraceError(f"two inputs of the graph would be called {name!r}; give the layer or array another name")
         self._inputs[name] = Traced(self, name, self.shape(shape), dtype)
         for axis, size in enumerate(shape):
             if isinstance(size, str):
@@ -164,7 +166,7 @@ class Graph:
         """Name the values that a layer gives after it."""
         for k, output in enumerate(outputs):
             if isinstance(output.source, str) and same_shape(output.held, output.shape):
-                self._titles.setdefault(output.source, name if len(outputs) == 1 else f"{name}:{k}")
+                self._titles.setdefault(output.source, name if len(outputs) == 1 else f"{name}.{k}")
 
     def operators(self, layer: str) -> list[str]:
         """The operators that a layer added."""

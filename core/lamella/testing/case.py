@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from lamella.engine import Batch, Plan, StepResult, infer, merge, run_slices
-from lamella.graph import Input
+from lamella.engine import Batch, Plan, StepResult, infer, run_slices
+from lamella.graph import Input, Node
 from lamella.losses import Loss
 from lamella.model import Model
 from lamella.protocol import ArraySpec, Declare, Layer
 from lamella.testing.specimen import Specimen
 
-__all__ = ["AXIS", "Case", "LossLayer"]
+__all__ = ["AXIS", "Case", "LossLayer", "contiguous", "scattered"]
 
+Array = np.ndarray[Any, Any]
 AXIS = 5  # the size that an axis with a name other than "N" gets
 
 
@@ -26,7 +28,7 @@ class LossLayer(Layer):
         self.loss = loss
 
     def build(self, declare: Declare, *inputs: ArraySpec) -> ArraySpec:
-        return inputs[0].replace(shape=("N",))
+        return inputs[0].replace(shape=("N",), low=None, high=None)
 
     def forward_pass(self, ctx: Any, *inputs: Any) -> Any:
         return self.loss.forward(ctx, *inputs)
@@ -40,7 +42,6 @@ class _Projection(Loss):
 
     def forward(self, ctx: Any, prediction: Any, target: Any) -> Any:
         ctx.save(target)
-        prediction = ctx.xp.astype(prediction, ctx.dtype)  # an output may be of integers, and then has no gradient
         if target.ndim == 1:
             return prediction * target
         return ctx.xp.sum(prediction * target, axis=tuple(range(1, target.ndim)))
@@ -55,18 +56,16 @@ class Case:
     Attributes:
         specimen: what is examined.
         layer: the layer, or the loss as a layer.
-        wants: for each input, whether there is a gradient to check.
+        specs: of the layer's inputs.
     """
 
     def __init__(self, specimen: Specimen, seed: int = 0) -> None:
         self.specimen = specimen
         self.seed = seed
-        self.wants: bool | tuple[bool, ...] = True
         self._models: dict[tuple[str, str], Model] = {}
         specs = specimen.inputs
         if isinstance(specimen.subject, Loss):
             self.layer: Any = LossLayer(specimen.subject)
-            self.wants = (True, False)
             prepared = self._prepare(_draw(specs, 2, np.random.default_rng(seed), 1.0))[1]
             kind = "float32" if prepared.dtype.kind == "f" else str(prepared.dtype)
             specs = (specs[0], ArraySpec(("N", *prepared.shape[1:]), kind))
@@ -75,10 +74,24 @@ class Case:
         self.specs = specs
         self._values: dict[str, Any] | None = None
 
+    @cached_property
+    def wants(self) -> tuple[bool, ...]:
+        """For each input, whether there is a gradient to check."""
+        smooth = any(spec.is_float for spec in self.model().output_specs)
+        return tuple(smooth and spec.is_float and self._is_free(k) for k, spec in enumerate(self.specs))
+
+    def _is_free(self, k: int) -> bool:
+        """Whether an input may take any value: all but the target of a loss."""
+        return k == 0 or not isinstance(self.layer, LossLayer)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """New inputs for a graph of the layer."""
+        return tuple(Input(s.shape[1:], None if s.is_float else s.dtype, low=s.low, high=s.high) for s in self.specs)
+
     def model(self, dtype: str = "float64", backend: str = "numpy") -> Model:
         """A model of the layer alone. Parameters are moved off their initial values, to the same float32 numbers."""
         if (dtype, backend) not in self._models:
-            nodes = tuple(Input(s.shape[1:], None if s.is_float else s.dtype) for s in self.specs)
+            nodes = self.nodes()
             model = Model(nodes, self.layer(*nodes), dtype=dtype, seed=self.seed, backend=backend)
             if self._values is None:
                 rng = np.random.default_rng([self.seed, 1])
@@ -91,15 +104,19 @@ class Case:
             self._models[dtype, backend] = model
         return self._models[dtype, backend]
 
-    def draw(self, rows: int, *, scale: float = 1.0, attempt: int = 0) -> tuple[np.ndarray[Any, Any], ...]:
-        """Random inputs, floats as float32 numbers, none of them contiguous in memory where they have two axes."""
-        rng = np.random.default_rng([self.seed, 2, rows, attempt])
-        return tuple(map(_scatter, self._prepare(_draw(self.specimen.inputs, rows, rng, scale))))
+    def draw(self, rows: int, *, scale: float = 1.0, attempt: int = 0) -> tuple[Array, ...]:
+        """Random inputs, floats as float32 numbers, scattered in memory.
 
-    def constant(self, rows: int, value: float) -> tuple[np.ndarray[Any, Any], ...]:
-        """Inputs whose floats are all one value."""
+        Floats are normal with standard deviation ``scale`` and at most 1e3 in size, or within what their spec allows:
+        uniform between two limits, on the allowed side of one.
+        """
+        rng = np.random.default_rng([self.seed, 2, rows, attempt])
+        return tuple(map(scattered, self._prepare(_draw(self.specimen.inputs, rows, rng, scale))))
+
+    def constant(self, rows: int, value: float) -> tuple[Array, ...]:
+        """Inputs whose floats are all one value, or the nearest that their spec allows."""
         return tuple(
-            np.full_like(x, value) if spec.is_float and (self.wants is True or k == 0) else x
+            _within(spec, np.full_like(x, value)) if spec.is_float and self._is_free(k) else x
             for k, (x, spec) in enumerate(zip(self.draw(rows), self.specs, strict=True))
         )
 
@@ -108,42 +125,24 @@ class Case:
             return inputs[0], self.specimen.subject.prepare(self.specimen.inputs[0], inputs[1])
         return inputs
 
-    def cotangents(self, inputs: Sequence[Any]) -> tuple[np.ndarray[Any, Any], ...]:
-        """Random incoming gradients, one for each output."""
+    def cotangents(self, inputs: Sequence[Any]) -> tuple[Array, ...]:
+        """Random incoming gradients, one for each output, scattered in memory."""
         rng = np.random.default_rng([self.seed, 3])
-        return tuple(_scatter(rng.standard_normal(y.shape).astype("float32")) for y in self.infer("float64", inputs))
+        outputs = self.infer("float64", inputs)
+        return tuple(scattered(np.asarray(rng.standard_normal(y.shape), "float32")) for y in outputs)
 
-    def infer(self, dtype: str, inputs: Sequence[Any], backend: str = "numpy") -> tuple[np.ndarray[Any, Any], ...]:
+    def infer(self, dtype: str, inputs: Sequence[Any], backend: str = "numpy") -> tuple[Array, ...]:
         """The outputs in inference mode."""
         model = self.model(dtype, backend)
         arrays = model.arrays()
-        given = [model.device.asarray(x) for x in self.cast(dtype, inputs)]
+        bring = np.copy if backend == "numpy" else model.device.asarray
+        given = [bring(x) for x in self.cast(dtype, inputs)]
         return tuple(map(model.device.asnumpy, infer(model.program, model.device.xp, arrays, given)))
 
-    def step(
-        self,
-        dtype: str,
-        inputs: Sequence[Any],
-        cotangents: Sequence[Any],
-        *,
-        backend: str = "numpy",
-        training: bool = True,
-        wants_dx: bool = True,
-        slices: Sequence[int] = (),
-    ) -> StepResult:
-        """One forward and backward pass in slices of the given numbers of rows; everything comes back as NumPy."""
-        results = self.slices(
-            dtype, inputs, cotangents, backend=backend, training=training, wants_dx=wants_dx, slices=slices
-        )
-        device = self.model(dtype, backend).device
-        merged = merge(results, device.xp)
-        return StepResult(
-            merged.loss,
-            tuple(map(device.asnumpy, merged.predictions)),
-            {name: device.asnumpy(value) for name, value in merged.gradients.items()},
-            tuple(None if dx is None else device.asnumpy(dx) for dx in merged.dx),
-            {name: device.asnumpy(value) for name, value in merged.updates.items()},
-        )
+    def step(self, dtype: str, inputs: Sequence[Any], cotangents: Sequence[Any], **how: Any) -> StepResult:
+        """One forward and backward pass over the whole batch; ``how`` as in `slices`."""
+        (result,) = self.slices(dtype, inputs, cotangents, **how)
+        return result
 
     def slices(
         self,
@@ -151,36 +150,63 @@ class Case:
         inputs: Sequence[Any],
         cotangents: Sequence[Any],
         *,
+        sizes: Sequence[int] = (),
         backend: str = "numpy",
         training: bool = True,
-        wants_dx: bool = True,
-        slices: Sequence[int] = (),
+        frozen: bool = False,
+        wants_dx: tuple[bool, ...] | None = None,
     ) -> list[StepResult]:
-        """What each slice of a step gives."""
+        """What each slice of a step gives, as NumPy; one slice where no sizes are given.
+
+        On NumPy the layer gets the very arrays that are given, writable, where they have the right dtype already.
+        ``frozen`` freezes every layer; ``wants_dx`` is by default `wants`.
+        """
         model = self.model(dtype, backend)
-        bring = model.device.asarray
+        device, program, arrays = model.device, model.program, model.arrays()
+        bring: Any = (lambda a: a) if backend == "numpy" else device.asarray
         inputs, cotangents = self.cast(dtype, inputs), self.cast(dtype, cotangents)
+        smooth = [spec.is_float for spec in model.output_specs]  # an output of integers has no gradient, so no loss
         batches, start = [], 0
-        for rows in slices or (len(inputs[0]),):
+        for rows in sizes or (len(inputs[0]),):
             part = slice(start, start + rows)
+            weights = device.asarray(np.ones(rows, dtype))
             batches.append(
                 Batch(
                     tuple(bring(x[part]) for x in inputs),
-                    tuple(bring(c[part]) for c in cotangents),
-                    tuple(bring(np.ones(rows, dtype)) for _ in cotangents),
+                    tuple(bring(c[part]) if yes else None for c, yes in zip(cotangents, smooth, strict=True)),
+                    tuple(weights if yes else None for yes in smooth),
                     start,
                 )
             )
             start += rows
-        plan = Plan(model.program, model.frozen_layers, wants_dx=self.wants if wants_dx else False, training=training)
-        arrays = model.arrays()
-        losses = [_Projection()] * len(model.program.outputs)
-        return run_slices(plan, model.device, arrays, batches, losses, seed=self.seed, step=3)
+        plan = Plan(
+            program,
+            frozenset(leaf.owner for leaf in program.leaves) if frozen else model.frozen_layers,
+            wants_dx=self.wants if wants_dx is None else wants_dx,
+            training=training,
+        )
+        losses = [_Projection() if yes else None for yes in smooth]
+        results = run_slices(plan, device, arrays, batches, losses, seed=self.seed, step=3)
+        return [
+            result._replace(
+                predictions=tuple(map(device.asnumpy, result.predictions)),
+                gradients={name: device.asnumpy(value) for name, value in result.gradients.items()},
+                dx=tuple(None if dx is None else device.asnumpy(dx) for dx in result.dx),
+                updates={name: device.asnumpy(value) for name, value in result.updates.items()},
+            )
+            for result in results
+        ]
 
     @staticmethod
     def cast(dtype: str, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        """Floats in a dtype, in the memory order they have."""
-        return tuple(a.astype(dtype, order="K", copy=False) if a.dtype.kind == "f" else a for a in arrays)
+        """Floats in a dtype, each contiguous or scattered in memory as it is."""
+
+        def convert(a: Any) -> Any:
+            if a.dtype.kind != "f" or a.dtype == dtype:
+                return a
+            return (contiguous if a.flags.c_contiguous else scattered)(a.astype(dtype))
+
+        return tuple(map(convert, arrays))
 
 
 def _draw(specs: Sequence[ArraySpec], rows: int, rng: np.random.Generator, scale: float) -> tuple[Any, ...]:
@@ -188,19 +214,44 @@ def _draw(specs: Sequence[ArraySpec], rows: int, rng: np.random.Generator, scale
     for spec in specs:
         shape = tuple(rows if n == "N" else AXIS if isinstance(n, str) else n for n in spec.shape)
         if spec.is_float:
-            drawn.append((scale * rng.standard_normal(shape)).astype("float32"))
+            drawn.append(_floats(spec, shape, rng, scale))
         elif spec.dtype == "bool":
             drawn.append(rng.integers(0, 2, shape).astype(bool))
         else:
-            low = 0 if spec.low is None else spec.low
-            high = low + 10 if spec.high is None else spec.high
+            low = 0 if spec.low is None else int(spec.low)
+            high = low + 10 if spec.high is None else int(spec.high)
             drawn.append(rng.integers(low, high, shape).astype(spec.dtype))
     return tuple(drawn)
 
 
-def _scatter(array: Any) -> np.ndarray[Any, Any]:
-    """The same values with the last axis slowest in memory, and gaps between neighbours."""
+def _floats(spec: ArraySpec, shape: tuple[int, ...], rng: np.random.Generator, scale: float) -> Array:
+    low, high = spec.low, spec.high
+    if low is not None and high is not None:
+        values = rng.uniform(low, high, shape)
+    else:
+        values = np.clip(scale * rng.standard_normal(shape), -1e3, 1e3)
+        if low is not None:
+            values = low + np.abs(values)
+        if high is not None:
+            values = high - np.abs(values)
+    return _within(spec, values.astype("float32"))
+
+
+def _within(spec: ArraySpec, values: Array) -> Array:
+    """The nearest float32 numbers for which ``low <= value < high``."""
+    low = -np.inf if spec.low is None else spec.low
+    high = np.inf if spec.high is None else np.nextafter(np.float32(spec.high), np.float32(-np.inf))
+    return np.clip(values, np.float32(low), np.float32(high))
+
+
+def contiguous(array: Any) -> Array:
+    """A copy in C order."""
+    return np.array(array, order="C")
+
+
+def scattered(array: Any) -> Array:
+    """A copy with the last axis slowest in memory, and gaps between neighbours."""
     room = np.empty((*array.shape[::-1], 2), array.dtype)
-    view: np.ndarray[Any, Any] = room[..., 0].transpose()
+    view: Array = room[..., 0].transpose()
     view[...] = array
     return view

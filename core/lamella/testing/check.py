@@ -54,6 +54,9 @@ def check_layer(layer: Layer, *input_specs: ArraySpec, seed: int = 0) -> Conform
     The laws: the backward pass is the derivative of the forward pass; passes are pure and accurate; any slicing of
     the batch gives the same; all backends agree; and, from the exporter, the layer means the same in ONNX.
 
+    Floats are drawn around zero, up to 1e3 in size. A layer that takes fewer numbers is given a spec that says so: for
+    a logarithm, ``ArraySpec(("N", 4), low=0.1, high=100.0)``.
+
     Raises:
         ConformanceError: naming every law that is broken.
 
