@@ -228,6 +228,9 @@ def double(xp, x):
 
 
 class Double(lm.Layer):
+    def backward_pass(self, ctx, dy):
+        return dy * 2.0
+
     def forward_pass(self, ctx, x):
         return double(ctx, x)
 
@@ -260,6 +263,15 @@ def test_a_kernel_that_is_wrong_for_a_single_row_is_caught(monkeypatch):
     monkeypatch.setitem(double.kernels, "onnx", squeezed)
     with pytest.raises(lm.testing.ConformanceError, match="onnx: output 0 in inference, batch of 1"):
         lm.testing.check_layer(Double(), lm.ArraySpec(("N", 4)))
+
+
+def test_a_layer_that_is_no_pure_function_is_named(path):
+    class Noisy(lm.Layer):
+        def forward_pass(self, ctx, x):
+            return x + float(np.random.default_rng().random())
+
+    with pytest.raises(ParityError, match=r"noisy_1 \(Noisy\) gives something else each time on equal inputs"):
+        export(lm.Sequential([Dense(3), Noisy()], input_shape=(4,)), path)
 
 
 @pytest.mark.parametrize("fault", WRONG)

@@ -266,8 +266,8 @@ def _refuse(value: Any) -> Any:
     if isinstance(value, type):
         raise DataError(
             f"save: class {value.__qualname__} is not registered by an installed plugin, so no other program could "
-            "find it; give it a name by an entry point in the group 'lamella' (see lamella.hookspecs), or export the model "
-            "to ONNX"
+            "find it; give it a name by an entry point in the group 'lamella' (see lamella.hookspecs), or export the "
+            "model to ONNX"
         )
     raise DataError(f"save: argument {value!r}: in a file it must be plain data, or registered by an installed plugin")
 

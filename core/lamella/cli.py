@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lamella import __version__, errors, registry
+from lamella.graph import Input
+from lamella.protocol import Layer
+from lamella.testing import Specimen
 
 __all__ = ["LAYERS", "Command", "main"]
 
@@ -120,17 +123,29 @@ class _Row(NamedTuple):
 
 def _rows() -> list[_Row]:
     operators: dict[type, dict[str, None]] = {}
-    for specimen in registry.specimens():
-        operators.setdefault(type(specimen.subject), {}).update(dict.fromkeys(specimen.operators or ()))
+    for specimen in sorted(registry.specimens(), key=_is_composite):  # composites bring the operators of other layers
+        known = operators.setdefault(type(specimen.subject), {})
+        if not known or not _is_composite(specimen):
+            known.update(dict.fromkeys(specimen.operators or ()))
     rows = []
     for entry in registry.entries("layers"):
         plugin, cls = entry.plugin, entry.object
         family = plugin.module.partition(":")[0].rpartition(".")[2]
         given = [argument.replace(annotation=argument.empty) for argument in cls._signature.parameters.values()]
-        nodes = ", ".join(operators.get(cls, {"not known": None})) or "none"
+        nodes = ", ".join(operators.get(cls, {"?": None})) or "nothing"
         origin, parameters = f"{plugin.distribution} {plugin.version}", str(inspect.Signature(given))[1:-1]
         rows.append(_Row(entry.name, cls.__name__, family, origin, parameters, nodes))
     return sorted(rows, key=lambda row: (not row.origin.startswith("lamella "), row.origin, row.family, row.layer))
+
+
+def _is_composite(specimen: Specimen) -> bool:
+    """Whether a layer is made of others, such as one with an activation."""
+    if not isinstance(specimen.subject, Layer):
+        return False
+    nodes = [Input(spec.shape[1:], None if spec.is_float else spec.dtype) for spec in specimen.inputs]
+    result = specimen.subject(*nodes)
+    call = (result if isinstance(result, tuple) else (result,))[0].call
+    return call is not None and call.parent is not None
 
 
 def _list_layers(_: argparse.Namespace) -> int:
@@ -141,7 +156,7 @@ def _list_layers(_: argparse.Namespace) -> int:
 
     rows, console = _rows(), Console()
     if not console.is_terminal:
-        heading = ("layer", "class", "family", "distribution", "parameters", "ONNX operators")
+        heading = ("layer", "class", "family", "distribution", "arguments", "ONNX operators")
         lines = [tuple(cell or "none" for cell in line) for line in (heading, *rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
@@ -149,7 +164,7 @@ def _list_layers(_: argparse.Namespace) -> int:
         return 0
     shown = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, width=min(console.width, 120))
     shown.add_column("layer", no_wrap=True)
-    shown.add_column("class and parameters", ratio=5, overflow="fold")
+    shown.add_column("class and arguments", ratio=5, overflow="fold")
     shown.add_column("ONNX operators", ratio=2, overflow="fold")
     families = [list(group) for _, group in itertools.groupby(rows, key=lambda row: (row.origin, row.family))]
     for family in families:

@@ -454,8 +454,11 @@ def _run(leaf: Leaf, method: str, yields: bool, ctx: Context, args: tuple[Any, .
     except LayerError:
         raise
     except Exception as error:
-        shapes = " and ".join(map(_kind, args))
-        raise LayerError(f"{leaf.label}.{method} failed on {shapes}: {type(error).__name__}: {error}") from error
+        hint = ""
+        if ctx.xp.backend == "strict":
+            hint = "; arrays here have only what every backend has: functions of ctx.xp, not NumPy's, and no methods"
+        where = f"{leaf.label}.{method} failed on {' and '.join(map(_kind, args))}"
+        raise LayerError(f"{where}: {type(error).__name__}: {error}{hint}") from error
     finally:
         if yields and result is not None:
             result.close()

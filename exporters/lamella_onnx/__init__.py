@@ -4,13 +4,14 @@
 >>> import lamella_onnx
 >>> from lamella_layers import Dense
 >>> model = lm.Sequential([Dense(3)], input_shape=(4,))
->>> path = getfixture("tmp_path") / "model.onnx"
->>> lamella_onnx.export(model, path).agrees, lamella_onnx.verify(path).agrees
+>>> lamella_onnx.export(model, "model.onnx").agrees, lamella_onnx.verify("model.onnx").agrees
 (True, True)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from lamella.errors import did_you_mean
 
 if TYPE_CHECKING:
     from lamella_onnx.dim import TraceError
@@ -31,5 +32,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -69,7 +69,7 @@ def export(
     >>> import lamella as lm
     >>> from lamella_layers import Activation, Dense
     >>> model = lm.Sequential([Dense(3)], input_shape=(4,))
-    >>> report = export(model, getfixture("tmp_path") / "model.onnx", append=Activation("softmax"))
+    >>> report = export(model, "model.onnx", append=Activation("softmax"))
     >>> report.agrees, report.opset
     (True, 21)
     """

@@ -206,6 +206,9 @@ def blame(trace: Trace, model: Model, exact: Model, inputs: Arrays, data: str) -
     names = [output.name for output in proto.graph.output]
     got = dict(zip(names, run(session(proto.SerializeToString()), inputs), strict=True))
     own, precise = (_inner(twin, inputs) for twin in (model, exact))
+    impure = _impure(model, inputs, own)
+    if impure:
+        return impure
     for leaf in model.program.leaves:
         for k, (e32, e64) in enumerate(zip(own[leaf.name], precise[leaf.name], strict=True)):
             value = got[f"{leaf.name}:{k}"]
@@ -220,6 +223,15 @@ def blame(trace: Trace, model: Model, exact: Model, inputs: Arrays, data: str) -
         f"the outputs differ on the {data}, though every layer agrees once its output is shown: it is onnxruntime's "
         "optimizer that makes something else of them"
     )
+
+
+def _impure(model: Model, inputs: Arrays, before: Mapping[str, Arrays]) -> str:
+    """The first layer that gives something else when run again, if there is one."""
+    again = _inner(model, inputs)
+    for leaf in model.program.leaves:
+        if any(a.tobytes() != b.tobytes() for a, b in zip(before[leaf.name], again[leaf.name], strict=True)):
+            return f"{leaf.label} gives something else each time on equal inputs; a layer must be a pure function"
+    return ""
 
 
 def _place(got: Array, expected: Array) -> str:
@@ -251,7 +263,7 @@ def versions() -> dict[str, str]:
     return {module.__name__: module.__version__ for module in modules}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ParityReport:
     """What onnxruntime and the engine agreed on. ``print(report)`` shows a table.
 
@@ -287,6 +299,10 @@ class ParityReport:
         from rich import box  # half a second of imports that an export does not need
 
         return self._table(box.SIMPLE_HEAD)
+
+    def __repr__(self) -> str:
+        verdict = "agrees" if self.agrees else "differs"
+        return f"<ParityReport of {self.path}: onnxruntime {verdict}, largest error {self.max_error:.1e}>"
 
     def __str__(self) -> str:
         from rich import box

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
@@ -17,10 +18,25 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from lamella.backends import NAMESPACE
 from lamella_onnx.dim import Dim, Size, TraceError, broadcast, same_shape
 
 __all__ = ["Graph", "Traced"]
 
+_OPERATORS = {
+    "add": operator.add,
+    "divide": operator.truediv,
+    "equal": operator.eq,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "matmul": operator.matmul,
+    "multiply": operator.mul,
+    "not_equal": operator.ne,
+    "power": operator.pow,
+    "subtract": operator.sub,
+}
 _LARGEST_REPEATED = 1024  # constants of more elements are repeated by the graph, not in the file
 _INLINE = 4  # constants of up to so many elements carry their values in their names
 
@@ -35,7 +51,6 @@ class Traced:
     """
 
     __slots__ = ("dtype", "graph", "held", "shape", "source")
-    __array_ufunc__ = None  # NumPy arrays leave operators to us
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
@@ -71,6 +86,17 @@ class Traced:
             f"the value of {self!r} is not known when a model is exported, so it can't become a number or a NumPy "
             "array, decide an 'if' or be looped over; use xp.where, lamella.scan and the functions of ctx.xp"
         )
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **_: Any) -> Any:
+        """NumPy arrays leave operators to us; its functions can't work here."""
+        if method == "__call__" and ufunc.__name__ in _OPERATORS and len(inputs) == 2:
+            left, right = (x if isinstance(x, Traced) else self.graph.constant(x) for x in inputs)
+            return _OPERATORS[ufunc.__name__](left, right)
+        raise TraceError(f"numpy.{ufunc.__name__} was called on {self!r}; use ctx.xp.{ufunc.__name__}")
+
+    def __getattr__(self, name: str) -> Any:
+        hint = f"; use ctx.xp.{name}(x, ...)" if name in NAMESPACE else ""
+        raise AttributeError(f"arrays of ctx.xp have no {name!r}{hint}")
 
     __bool__ = __int__ = __float__ = __index__ = __iter__ = __len__ = __array__ = __contains__ = _no_value
 

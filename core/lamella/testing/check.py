@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from lamella import registry
-from lamella.errors import ArgumentError
+from lamella.errors import ArgumentError, LayerError
 from lamella.losses import Loss
 from lamella.protocol import ArraySpec, Layer
 from lamella.testing.case import Case
@@ -25,7 +25,7 @@ class Verdict:
     detail: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ConformanceReport:
     """What every law says of a layer; prints as a table."""
 
@@ -37,6 +37,8 @@ class ConformanceReport:
         lines = [f"  {v.outcome:<7}  {v.law:<{width}}  {v.detail}" for v in self.verdicts]
         return "\n".join([self.subject, *lines])
 
+    __repr__ = __str__
+
 
 class ConformanceError(AssertionError):
     """A layer breaks one law or more; the message names every one. ``report`` holds all verdicts."""
@@ -45,7 +47,10 @@ class ConformanceError(AssertionError):
         self.report = report
         broken = [verdict for verdict in report.verdicts if verdict.outcome == "broken"]
         lines = [f"  {verdict.law}: {verdict.detail}" for verdict in broken]
-        super().__init__("\n".join([f"{report.subject} breaks {len(broken)} of {len(report.verdicts)} laws", *lines]))
+        what = f"breaks {len(broken)} of {len(report.verdicts)} laws"
+        if broken[0].law == "runs":
+            what, lines = "fails, so no law was examined", [f"  {broken[0].detail}"]
+        super().__init__("\n".join([f"{report.subject} {what}", *lines]))
 
 
 def check_layer(layer: Layer, *input_specs: ArraySpec, seed: int = 0) -> ConformanceReport:
@@ -87,6 +92,12 @@ def check_specimen(specimen: Specimen, *, seed: int = 0) -> ConformanceReport:
     laws: dict[str, Any] = {**LAWS, **{entry.name: entry.object for entry in registry.entries("laws")}}
     case = Case(specimen, seed)
     case.model()  # a layer that can't be built is an error of its own, not a broken law
+    subject = f"{specimen.subject!r} on {', '.join(map(str, specimen.inputs))}"
+    try:
+        inputs = case.draw(3)
+        case.step("float64", inputs, case.cotangents(inputs))
+    except LayerError as error:
+        raise ConformanceError(ConformanceReport(subject, (Verdict("runs", "broken", str(error)),))) from error
     verdicts = []
     for name, law in laws.items():
         try:
@@ -97,8 +108,7 @@ def check_specimen(specimen: Specimen, *, seed: int = 0) -> ConformanceReport:
             verdicts.append(Verdict(name, "broken", str(fault)))
         except Exception as error:  # the layer's own code may raise anything; the other laws still have their say
             verdicts.append(Verdict(name, "broken", f"{type(error).__name__}: {error}"))
-    specs = ", ".join(map(str, specimen.inputs))
-    report = ConformanceReport(f"{specimen.subject!r} on {specs}", tuple(verdicts))
+    report = ConformanceReport(subject, tuple(verdicts))
     if any(verdict.outcome == "broken" for verdict in verdicts):
         raise ConformanceError(report)
     return report

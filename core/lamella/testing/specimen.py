@@ -43,4 +43,9 @@ class Specimen:
         if self.gradient == "surrogate" and not self.reason:
             raise ArgumentError("Specimen: gradient='surrogate' needs a reason")
         inputs = (self.inputs,) if isinstance(self.inputs, ArraySpec) else tuple(self.inputs)
+        for spec in inputs:
+            if not isinstance(spec, ArraySpec) or spec.shape[:1] != ("N",):
+                raise ArgumentError(
+                    f"inputs: expected specs such as lamella.ArraySpec(('N', 4)), the batch axis first, got {spec!r}"
+                )
         object.__setattr__(self, "inputs", inputs)
