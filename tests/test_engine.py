@@ -1,11 +1,13 @@
 """The engine: coroutines and sums over the batch, what a context gives, and errors that say where."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 import lamella as lm
 from lamella.backends import get_backend
-from lamella.engine import Batch, Plan, merge, run_slices
+from lamella.engine import Batch, Gradients, Plan, cut, run_step
 from lamella_layers import Dense, Dropout
 
 
@@ -33,18 +35,14 @@ class Center(lm.Layer):
         return dy - total / n
 
 
-def sliced(model, x, y, sizes, loss="mean_squared_error", training=True):
-    """One step in slices of the given sizes, on one thread."""
-    plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
+def sliced(model, x, y, sizes, loss="mean_squared_error", threads=1):
+    """One step in slices of the given sizes."""
+    plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=True)
     target = loss_of(loss).prepare(model.output_specs[0], y)
-    starts = np.cumsum([0, *sizes])[:-1]
-    batches = [
-        Batch((x[a : a + n],), (target[a : a + n],), (np.full(n, 1 / len(x), x.dtype),), int(a))
-        for a, n in zip(starts, sizes, strict=True)
-    ]
-    arrays = model.arrays()
-    results = run_slices(plan, get_backend("numpy"), arrays, batches, [loss_of(loss)], seed=model.seed, step=model.step)
-    return merge(results, get_backend("numpy").xp)
+    batch = Batch((x,), (target,), (np.full(len(x), 1 / len(x), x.dtype),), 0)
+    buffers = [Gradients(model.storage.empty_like()) for _ in range(threads)]
+    where = {"seed": model.seed, "step": model.step}
+    return run_step(plan, get_backend("numpy"), model.arrays(), cut(batch, sizes), [loss_of(loss)], buffers, **where)
 
 
 def loss_of(name):
@@ -56,8 +54,8 @@ def test_sums_over_the_batch_are_the_same_for_every_slicing():
     x = np.random.default_rng(0).normal(size=(7, 4))
     y = np.random.default_rng(1).normal(size=(7, 2))
     loss, gradients, dx = model.gradients(x, y, loss="mean_squared_error")
-    for sizes in ((7,), (3, 4), (1, 5, 1), (1,) * 7):
-        step = sliced(model, x, y, sizes)
+    for sizes, threads in product([(7,), (3, 4), (1, 5, 1), (1,) * 7], (1, 2, 3)):
+        step = sliced(model, x, y, sizes, threads=threads)
         assert step.loss == pytest.approx(loss, rel=1e-12)
         np.testing.assert_allclose(step.dx[0], dx, rtol=1e-10, atol=1e-14)
         for name, gradient in gradients.items():
@@ -179,7 +177,7 @@ class Faulty(lm.Layer):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("raises", r"faulty_1 \(Faulty\).forward_pass failed on \(2, 3\) float32: ZeroDivisionError: oops"),
+        ("raises", r"faulty_1 \(Faulty\).forward_pass failed on \(2, 3\) float32, rows 0:2: ZeroDivisionError: oops"),
         ("writes", "read-only"),
         ("saves twice", "ctx.save was called twice"),
         ("unknown parameter", "declared scale; no 'scal'. Did you mean 'scale'"),

@@ -29,6 +29,7 @@ from lamella.model import Model, Sequential
 from lamella.primitives import primitive, scan
 from lamella.protocol import ArraySpec, Declare, Layer
 from lamella.registry import layer, layers
+from lamella.threads import set_threads
 from lamella.training import Callback, History
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "primitive",
     "primitives",
     "scan",
+    "set_threads",
     "testing",
 ]
 

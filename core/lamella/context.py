@@ -93,6 +93,11 @@ class Context:
         self._call = 0
         self._forward = True
 
+    @property
+    def rows(self) -> str:
+        """Which rows of the batch this slice has, as ``first:end``; for messages."""
+        return f"{self._offset}:{self._offset + self._rows}"
+
     def save(self, *arrays: Any) -> None:
         """Keep arrays for the backward pass, which finds them in ``ctx.saved``. References, not copies.
 

@@ -7,10 +7,12 @@ back in, in the order of the slices.
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,20 +21,30 @@ from lamella.context import Arrays, Context
 from lamella.errors import LayerError
 from lamella.graph import Leaf, Program
 from lamella.protocol import ArraySpec, Layer
+from lamella.storage import Storage
+from lamella.threads import run_lanes, single_threaded_blas
 
 __all__ = [
     "Batch",
+    "Gradients",
     "Plan",
     "Record",
     "Request",
     "StepResult",
     "backward",
     "collect_updates",
+    "cut",
     "forward",
     "infer",
-    "merge",
-    "run_slices",
+    "run_step",
+    "slice_rows",
 ]
+
+
+T = TypeVar("T")
+
+SLICE_BYTES = 1 << 20  # what the largest layer of a slice may read and write
+INLINE_WORK = 1 << 21  # multiplications below which a step is one slice on the calling thread
 
 
 class Request(NamedTuple):
@@ -41,6 +53,7 @@ class Request(NamedTuple):
     leaf: Leaf
     phase: str
     partial: tuple[Any, ...]
+    training: bool
 
 
 class Batch(NamedTuple):
@@ -60,7 +73,7 @@ class StepResult(NamedTuple):
 
     losses: tuple[float, ...]  # of each output
     predictions: tuple[Any, ...]
-    gradients: dict[str, Any]
+    gradients: Mapping[str, Any]  # of parameters, by full name
     dx: tuple[Any, ...]
     updates: dict[str, Any]
 
@@ -68,6 +81,22 @@ class StepResult(NamedTuple):
     def loss(self) -> float:
         """The sum of the losses of all outputs."""
         return sum(self.losses)
+
+
+def cut(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+    """Cut a batch into slices of the given numbers of rows."""
+
+    def some(arrays: tuple[Any, ...], rows: slice) -> tuple[Any, ...]:
+        return tuple(None if array is None else array[rows, ...] for array in arrays)
+
+    slices, start = [], 0
+    for size in sizes:
+        rows = slice(start, start + size)
+        slices.append(
+            Batch(some(batch.inputs, rows), some(batch.targets, rows), some(batch.weights, rows), batch.offset + start)
+        )
+        start += size
+    return slices
 
 
 class Plan:
@@ -116,81 +145,188 @@ class Plan:
             self.dies_after[name].append(value)
 
 
+def slice_rows(program: Program, rows: int, threads: int) -> list[int]:
+    """How many rows each slice of a batch takes: a pure function of graph, rows and threads.
+
+    One slice for steps so small that threads cost more than they give; else as many equal ones as make the largest
+    layer's arrays fit a core's cache, a multiple of the threads, but not so few rows that the gradients of dense
+    layers, which every slice computes whole, cost more than the rest.
+    """
+    itemsize = 4 if program.dtype == "float32" else 8
+    sizes = {value: _elements(spec) * itemsize for value, spec in program.specs.items()}
+    largest = max((sum(sizes[v] for v in (*leaf.inputs, *leaf.outputs)) for leaf in program.leaves), default=1)
+    work = sum(_work(program, leaf) for leaf in program.leaves)
+    if (threads == 1 and rows * largest <= SLICE_BYTES) or work * rows < INLINE_WORK:
+        return [rows]
+    wide = max((math.prod(d.shape) for d in program.arrays.values() if len(d.shape) == 2), default=0)
+    least = min(64, max(1, wide // 4096))
+    size = max(least, SLICE_BYTES // max(1, largest), 1)
+    count = max(1, min(rows // max(1, least), math.ceil(rows / size)))
+    count = min(rows, math.ceil(count / threads) * threads)
+    return [rows * (k + 1) // count - rows * k // count for k in range(count)]
+
+
+def _elements(spec: Any) -> int:
+    return math.prod(size if isinstance(size, int) else 16 for size in spec.shape[1:])
+
+
+def _work(program: Program, leaf: Leaf) -> int:
+    """Multiplications that a row costs, roughly: every weight is used once for each output position."""
+    outputs = sum(_elements(program.specs[value]) for value in leaf.outputs)
+    reach = max((math.prod(program.arrays[full].shape[1:]) for full in leaf.params.values()), default=1)
+    return outputs * max(1, reach)
+
+
 def infer(
     program: Program,
     xp: Any,
     arrays: Mapping[str, Any],
     inputs: Sequence[Any],
     *,
+    sizes: Sequence[int] = (),
+    threads: int = 1,
     around: Callable[[Leaf], Any] | None = None,
     observe: Callable[[Leaf, tuple[Any, ...]], None] | None = None,
 ) -> tuple[Any, ...]:
     """Run forward in inference mode on any namespace, the exporter's tracer included.
 
-    ``arrays`` gives every array by its full name. ``around(leaf)`` is a context manager to run a leaf in;
-    ``observe(leaf, outputs)`` sees what each leaf returned.
+    ``arrays`` gives every array by its full name; ``sizes`` cuts the inputs into slices for several threads.
+    ``around(leaf)`` is a context manager to run a leaf in; ``observe(leaf, outputs)`` sees what each leaf returned.
     """
     plan = Plan(program, frozenset(leaf.owner for leaf in program.leaves), wants_dx=False, training=False)
-    with np.errstate(all="ignore"):
-        return _finish(forward(plan, xp, arrays, inputs, around=around, observe=observe))  # type: ignore[no-any-return]
+    if len(sizes) < 2:
+        (results,) = _rounds([forward(plan, xp, arrays, inputs, around=around, observe=observe)], 1)
+        return results
+    slices = cut(Batch(tuple(inputs), (), (), 0), sizes)
+    with single_threaded_blas():
+        parts = _rounds([forward(plan, xp, arrays, part.inputs) for part in slices], min(threads, len(slices)))
+    return tuple(xp.concat(list(part), axis=0) for part in zip(*parts, strict=True))
 
 
-def run_slices(
+class Gradients(Mapping[str, Any]):
+    """Gradients of parameters by full name, added up in one flat buffer as slices hand them over."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.storage.part(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.storage.declarations if name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def add(self, name: str, gradient: Any) -> None:
+        """Add one slice's share."""
+        part, share = self.storage.part(name), self.storage.backend.storable(gradient)
+        if name in self.names:
+            part += share
+        else:
+            part[...] = share
+            self.names.add(name)
+
+    def join(self, others: Iterable[Gradients]) -> None:
+        """Add what other buffers hold, in their order."""
+        for other in others:
+            for run in self.storage.runs(other.names):
+                self.storage.flat[run] += other.storage.flat[run]
+
+
+def run_step(
     plan: Plan,
     backend: Backend,
     arrays: Mapping[str, Any],
-    slices: Iterable[Batch],
+    slices: Sequence[Batch],
     losses: Sequence[Any],
+    buffers: Sequence[Gradients],
     *,
     seed: int,
     step: int,
     observe: Callable[[Leaf, tuple[Any, ...]], None] | None = None,
-) -> list[StepResult]:
-    """Run forward, loss and backward over the slices of a batch; return what each slice gives."""
+) -> StepResult:
+    """Run forward, loss and backward over the slices of a batch, and put together what they give.
+
+    Slice i runs on thread i modulo the number of buffers, and its gradients go into that thread's buffer; at the end
+    the first buffer holds the sum of all. The order of every sum follows from the slices alone.
+    """
     key = (seed & 0xFFFFFFFF, seed >> 32, step)
-    with np.errstate(all="ignore"):
-        return _rounds([_slice_step(plan, backend, arrays, batch, losses, key, observe) for batch in slices])
+    buffers = buffers[: len(slices)]
+    for buffer in buffers:
+        buffer.names.clear()
+    coroutines = [
+        _slice_step(plan, backend, arrays, batch, losses, key, buffers[k % len(buffers)], observe)
+        for k, batch in enumerate(slices)
+    ]
+    with nullcontext() if len(buffers) == 1 else single_threaded_blas():
+        results = _rounds(coroutines, len(buffers))
+    buffers[0].join(buffers[1:])
+    return _merge(results, backend, buffers[0])
 
 
-def merge(results: Sequence[StepResult], xp: Any) -> StepResult:
-    """Add up what the slices of a batch gave, in their order."""
-    if len(results) == 1:
-        return results[0]
-    gradients = dict(results[0].gradients)
-    for result in results[1:]:
-        for name, gradient in result.gradients.items():
-            gradients[name] = gradients[name] + gradient
+def _merge(results: Sequence[StepResult], backend: Backend, gradients: Gradients) -> StepResult:
+    """What the slices of a batch gave, in their order."""
+    first, *rest = results
+    if not rest:
+        return first
+    for name, value in first.updates.items():
+        own = backend.asnumpy(value)
+        if any(not np.array_equal(own, backend.asnumpy(other.updates[name]), equal_nan=True) for other in rest):
+            raise LayerError(
+                f"{name}: ctx.update got different values in different slices; make it a function of totals, as in "
+                "total = yield partial"
+            )
 
     def joined(parts: tuple[Any, ...]) -> Any:
-        return None if parts[0] is None else xp.concat(list(parts), axis=0)
+        return None if parts[0] is None else backend.xp.concat(list(parts), axis=0)
 
     return StepResult(
         losses=tuple(map(sum, zip(*(result.losses for result in results), strict=True))),
         predictions=tuple(map(joined, zip(*(result.predictions for result in results), strict=True))),
         gradients=gradients,
         dx=tuple(map(joined, zip(*(result.dx for result in results), strict=True))),
-        updates=results[0].updates,  # functions of totals: equal in all slices
+        updates=first.updates,
     )
 
 
-def _rounds(slices: list[Generator[Request, Any, StepResult]]) -> list[StepResult]:
-    """Run every slice to its next yield or its end, add up what they yielded, and go on with the sums."""
-    answers: list[Any] = [None] * len(slices)
-    results: list[StepResult] = []
+def _rounds(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> list[T]:
+    """Run every slice to its next yield or its end, add up what they yielded, and go on with the sums.
+
+    If one fails, the others stop before their next part; the error of the first slice that failed is raised once
+    nothing runs any more.
+    """
+    results: dict[int, T] = {}
+    requests: list[Request | None] = [None] * len(coroutines)
+    failures: dict[int, BaseException] = {}
+    total: Any = None
+
+    def lane(first: int) -> None:
+        with np.errstate(all="ignore"):
+            for k in range(first, len(coroutines), threads):
+                if failures:
+                    return
+                try:
+                    requests[k] = coroutines[k].send(total)
+                except StopIteration as stop:
+                    results[k], requests[k] = stop.value, None
+                except BaseException as failure:  # raised again below, once every thread has stopped
+                    failures[k] = failure
+
     try:
         while True:
-            requests: list[Request] = []
-            for coroutine, answer in zip(slices, answers, strict=True):
-                try:
-                    requests.append(coroutine.send(answer))
-                except StopIteration as stop:
-                    results.append(stop.value)
-            if not requests:
-                return results
-            total = _total(requests, len(slices))
-            answers = [total] * len(slices)
+            run_lanes([partial(lane, first) for first in range(threads)])
+            if failures:
+                raise failures[min(failures)]
+            asked = [request for request in requests if request is not None]
+            if not asked:
+                return [results[k] for k in range(len(coroutines))]
+            total = _total(asked, len(coroutines))
     finally:
-        for coroutine in slices:
+        for coroutine in coroutines:
             coroutine.close()
 
 
@@ -198,6 +334,10 @@ def _total(requests: list[Request], slices: int) -> tuple[Any, ...]:
     """Sum what all slices yielded, in the order of the slices; they must have yielded alike."""
     first = requests[0]
     where = f"{first.leaf.label}.{first.phase}"
+    if not first.training:
+        raise LayerError(
+            f"{where} yielded in inference, where a sum over the batch has no meaning; yield only if ctx.training"
+        )
     if len(requests) != slices:
         raise LayerError(f"{where}: {len(requests)} of {slices} slices yielded; each must yield equally often")
     total = first.partial
@@ -209,19 +349,6 @@ def _total(requests: list[Request], slices: int) -> tuple[Any, ...]:
             raise LayerError(f"{where}: slice {k} yielded shapes {own}, slice 0 {shapes}; they must be equal")
         total = tuple(a + b for a, b in zip(total, request.partial, strict=True))
     return total
-
-
-def _finish(coroutine: Generator[Request, Any, Any]) -> Any:
-    """Run a coroutine of which nothing may be asked."""
-    try:
-        request = next(coroutine)
-    except StopIteration as stop:
-        return stop.value
-    coroutine.close()
-    raise LayerError(
-        f"{request.leaf.label}.{request.phase} yielded in inference, where a sum over the batch has no meaning; "
-        "yield only if ctx.training"
-    )
 
 
 def forward(
@@ -281,16 +408,16 @@ def backward(
     xp: Any,
     gradients: dict[int, Any],
     tape: dict[str, Record],
+    add: Callable[[str, Any], None],
     *,
     around: Callable[[Leaf], Any] | None = None,
     observe: Callable[[Leaf, tuple[Any, ...]], None] | None = None,
-) -> Generator[Request, Any, dict[str, Any]]:
-    """Run leaves backward from the gradients of the outputs; return those of parameters.
+) -> Generator[Request, Any, None]:
+    """Run leaves backward from the gradients of the outputs; hand those of parameters to ``add``.
 
     ``gradients`` holds, by value, what has arrived so far, and at the end what the inputs got.
     """
     program = plan.program
-    totals: dict[str, Any] = {}
     for leaf in reversed(program.leaves):
         if leaf.name not in plan.goes_back:
             continue
@@ -324,8 +451,7 @@ def backward(
                 raise LayerError(
                     f"{leaf.label}.backward_pass gave no gradient for parameter {local!r}; call ctx.grad({local}=...)"
                 )
-            totals[full] = totals[full] + ctx.gradients[local] if full in totals else ctx.gradients[local]
-    return totals
+            add(full, ctx.gradients[local])
 
 
 def _slice_step(
@@ -335,6 +461,7 @@ def _slice_step(
     batch: Batch,
     losses: Sequence[Any],
     key: tuple[Any, ...],
+    buffer: Gradients,
     observe: Callable[[Leaf, tuple[Any, ...]], None] | None,
 ) -> Generator[Request, Any, StepResult]:
     """One slice: forward, loss, backward."""
@@ -368,9 +495,9 @@ def _slice_step(
                     f"{_kind(slope)}"
                 )
             gradients[value] = slope
-    parameters = yield from backward(plan, xp, gradients, tape, observe=observe)
+    yield from backward(plan, xp, gradients, tape, buffer.add, observe=observe)
     dx = tuple(gradients.get(value) for value in program.inputs)
-    return StepResult(tuple(totals), predictions, parameters, dx, updates)
+    return StepResult(tuple(totals), predictions, buffer, dx, updates)
 
 
 def _check_output(leaf: Leaf, output: Any, spec: ArraySpec, rows: int, xp: Any) -> None:
@@ -450,14 +577,14 @@ def _run(leaf: Leaf, method: str, yields: bool, ctx: Context, args: tuple[Any, .
                 raise LayerError(
                     f"{leaf.label}.{method} yielded {type(partial).__name__}; expected a tuple of arrays or sizes"
                 )
-            total = yield Request(leaf, method, partial)
+            total = yield Request(leaf, method, partial, ctx.training)
     except LayerError:
         raise
     except Exception as error:
         hint = ""
         if ctx.xp.backend == "strict":
             hint = "; arrays here have only what every backend has: functions of ctx.xp, not NumPy's, and no methods"
-        where = f"{leaf.label}.{method} failed on {' and '.join(map(_kind, args))}"
+        where = f"{leaf.label}.{method} failed on {' and '.join(map(_kind, args))}, rows {ctx.rows}"
         raise LayerError(f"{where}: {type(error).__name__}: {error}{hint}") from error
     finally:
         if yields and result is not None:

@@ -13,17 +13,18 @@ from lamella import archive, graph, training
 from lamella.arguments import positive
 from lamella.backends import get_backend
 from lamella.data import as_inputs
-from lamella.engine import infer
+from lamella.engine import Gradients, infer, slice_rows
 from lamella.errors import ArgumentError, GraphError, did_you_mean
 from lamella.graph import Input, Node, Program, assemble, one_or_more
 from lamella.protocol import FLOATS, ArraySpec, Layer, valid_name
 from lamella.storage import ArrayMapping, Storage, draw
 from lamella.summary import print_summary
+from lamella.threads import thread_count
 from lamella.training import History
 
 __all__ = ["Model", "Sequential"]
 
-PREDICT_ROWS = 256  # rows that predict and evaluate run at a time, unless told otherwise
+EVALUATE_ROWS = 1024  # rows that evaluate takes at a time, unless told otherwise
 
 
 class Model:
@@ -84,6 +85,7 @@ class Model:
         kept = {name: declared for name, declared in arrays.items() if not declared.trainable}
         self.storage = Storage(learned, self.dtype, self.device)
         self.state_storage = Storage(kept, self.dtype, self.device)
+        self._buffers: list[Gradients] = []
 
     def _adopt_inner_models(self) -> None:
         """Start with the values of models that were used as layers."""
@@ -154,10 +156,13 @@ class Model:
     # What it does
 
     def predict(self, x: Any, batch_size: int | None = None) -> Any:
-        """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs."""
+        """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs.
+
+        On NumPy the rows run in slices small enough for the cache; ``batch_size`` bounds what a GPU holds at a time.
+        """
         arrays = as_inputs(self.input_names, self.input_specs, x)
         rows = len(arrays[0])
-        size = PREDICT_ROWS if batch_size is None else positive(batch_size, "batch_size")
+        size = positive(batch_size, "batch_size") if batch_size is not None else max(rows, 1)
         parts = [
             self.infer(tuple(array[start : start + size] for array in arrays)) for start in range(0, max(rows, 1), size)
         ]
@@ -168,10 +173,19 @@ class Model:
         """Return parameters and state by full name, as layers see them on the model's backend."""
         return {**self.storage.views(), **self.state_storage.views()}
 
+    def gradient_buffers(self, count: int) -> list[Gradients]:
+        """Return buffers for the gradients of parameters, which later calls give again."""
+        while len(self._buffers) < count:
+            self._buffers.append(Gradients(self.storage.empty_like()))
+        return self._buffers[:count]
+
     def infer(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return all outputs for checked inputs, in one batch."""
         inputs = [self.device.asarray(array) for array in arrays]
-        return tuple(self.device.asnumpy(y) for y in infer(self.program, self.device.xp, self.arrays(), inputs))
+        rows, threads = len(arrays[0]), thread_count()
+        sizes = slice_rows(self.program, rows, threads) if self.backend == "numpy" else ()
+        outputs = infer(self.program, self.device.xp, self.arrays(), inputs, sizes=sizes, threads=threads)
+        return tuple(map(self.device.asnumpy, outputs))
 
     def fit(
         self,
@@ -216,7 +230,7 @@ class Model:
         self, x: Any, y: Any, *, loss: Any, metrics: Any = (), sample_weight: Any = None, batch_size: int | None = None
     ) -> dict[str, float]:
         """Return the weighted mean loss and the metrics, by name, in inference mode."""
-        size = PREDICT_ROWS if batch_size is None else batch_size
+        size = EVALUATE_ROWS if batch_size is None else batch_size
         return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, batch_size=size)
 
     def gradients(
@@ -266,6 +280,7 @@ class Model:
         """Move the model to a backend, ``"numpy"`` or ``"cupy"``, and return it."""
         moved = self.copy(backend=backend)
         self.device, self.storage, self.state_storage = moved.device, moved.storage, moved.state_storage
+        self._buffers = []
         self.optimizer_state = moved.optimizer_state
         return self
 

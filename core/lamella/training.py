@@ -12,12 +12,13 @@ import numpy as np
 from lamella import registry
 from lamella.arguments import positive
 from lamella.data import as_array, as_inputs, as_weights, by_name, row_count
-from lamella.engine import Batch, Plan, StepResult, merge, run_slices
+from lamella.engine import Batch, Gradients, Plan, StepResult, cut, run_step, slice_rows
 from lamella.errors import ArgumentError, DataError, NonFiniteError
 from lamella.losses import Loss
 from lamella.metrics import Metric
 from lamella.optimizers import Optimizer
 from lamella.protocol import ArraySpec
+from lamella.threads import thread_count
 
 if TYPE_CHECKING:
     from lamella.graph import Leaf
@@ -103,20 +104,15 @@ class OptimizerState:
         """Return the same state for a model of the same parameters, in its dtype and on its backend."""
         return self.from_numpy(model, *self.as_numpy())
 
-    def apply(self, model: Model, gradients: Mapping[str, Any]) -> None:
+    def apply(self, model: Model, gradients: Gradients) -> None:
         """Take one step: compute everything first, then write."""
         storage, backend = model.storage, model.device
-        collected = storage.empty_like()
-        for name, gradient in gradients.items():
-            collected.part(name)[...] = backend.storable(gradient)
         t = self.t + 1
         written: list[tuple[Any, Any]] = []
-        for run in storage.runs(set(gradients)):
+        for run in storage.runs(gradients.names):
             slots = {name: backend.view(slot[run]) for name, slot in self.slots.items()}
-            p, new = self.optimizer.update(
-                backend.xp, backend.view(storage.flat[run]), backend.view(collected.flat[run]), slots,
-                self.optimizer.learning_rate, t,
-            )  # fmt: skip
+            p, g = backend.view(storage.flat[run]), backend.view(gradients.storage.flat[run])
+            p, new = self.optimizer.update(backend.xp, p, g, slots, self.optimizer.learning_rate, t)
             written.append((storage.flat[run], p))
             written.extend((self.slots[name][run], value) for name, value in new.items())
         for target, value in written:
@@ -263,26 +259,34 @@ def _listed(metrics: Any) -> tuple[Any, ...]:
     return tuple(metrics)
 
 
-def _step(model: Model, plan: Plan, losses: tuple[Loss | None, ...], batch: Batch, observe: Any = None) -> StepResult:
-    """Run one step on the whole batch; nothing in the model changes."""
-    arrays = model.arrays()
-    results = run_slices(plan, model.device, arrays, [batch], losses, seed=model.seed, step=model.step, observe=observe)
-    return merge(results, model.device.xp)
+def _step(
+    model: Model, plan: Plan, losses: tuple[Loss | None, ...], batch: Batch, observe: Any = None
+) -> tuple[StepResult, Gradients]:
+    """Run one step on a whole batch; the gradients come in a buffer of the model's, and nothing else changes."""
+    rows = batch.inputs[0].shape[0]
+    sliced = model.backend == "numpy"  # a GPU wants the whole batch at once
+    threads = thread_count() if sliced else 1
+    sizes = slice_rows(model.program, rows, threads) if sliced else [rows]
+    buffers = model.gradient_buffers(min(threads, len(sizes)))
+    where = {"seed": model.seed, "step": model.step}
+    slices = cut(batch, sizes)
+    result = run_step(plan, model.device, model.arrays(), slices, losses, buffers, **where, observe=observe)
+    return result, buffers[0]
 
 
 def _train_step(
     model: Model, plan: Plan, losses: tuple[Loss | None, ...], optimizer: Optimizer, batch: Batch
 ) -> StepResult:
     """Take one step, or raise and change nothing."""
-    result = _step(model, plan, losses, batch)
-    if not math.isfinite(result.loss) or not all(_is_finite(model, g) for g in result.gradients.values()):
+    result, gradients = _step(model, plan, losses, batch)
+    runs = gradients.storage.runs(gradients.names)
+    if not math.isfinite(result.loss) or not all(_is_finite(model, gradients.storage.flat[run]) for run in runs):
         raise _explain_non_finite(model, plan, losses, batch, result.loss)
     state = model.optimizer_state
     if state is None or not state.fits(optimizer):
         state = OptimizerState(optimizer, model)
     state.optimizer = optimizer
-    if result.gradients:
-        state.apply(model, result.gradients)
+    state.apply(model, gradients)
     for name, value in result.updates.items():
         model.state_storage.part(name)[...] = model.device.storable(value)
     model.optimizer_state = state
@@ -353,9 +357,9 @@ def gradients(
     losses = _losses(model, loss)
     data = _Data(model, x, y, losses, sample_weight)
     plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
-    result = _step(model, plan, losses, data.take(slice(None)).batch)
+    result, buffer = _step(model, plan, losses, data.take(slice(None)).batch)
     asnumpy = model.device.asnumpy
-    given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
+    given = {name: buffer.storage.numpy(name) for name in buffer}
     dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)
     return result.loss, given, dx[0] if len(dx) == 1 else dx
 

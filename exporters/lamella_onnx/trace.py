@@ -79,7 +79,12 @@ def trace_step(
     )
     results = dict(zip(model.output_names, _whole_batch(forward), strict=True))
     updates = {f"{name}.new": array for name, array in engine.collect_updates(plan, tape).items()}
-    parameters = _whole_batch(engine.backward(plan, graph.xp, gradients, tape, around=watch.around))
+    parameters: dict[str, Any] = {}
+
+    def add(name: str, gradient: Any) -> None:
+        parameters[name] = parameters[name] + gradient if name in parameters else gradient
+
+    _whole_batch(engine.backward(plan, graph.xp, gradients, tape, add, around=watch.around))
     for value, name in zip(program.inputs, model.input_names, strict=True):
         if value in gradients:
             results[f"{name}.gradient"] = gradients[value]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lamella.engine import Batch, Plan, StepResult, infer, run_slices
+from lamella.engine import Batch, Gradients, Plan, StepResult, cut, infer, run_step
 from lamella.graph import Input, Node
 from lamella.losses import Loss
 from lamella.model import Model
@@ -139,12 +139,7 @@ class Case:
         given = [bring(x) for x in self.cast(dtype, inputs)]
         return tuple(map(model.device.asnumpy, infer(model.program, model.device.xp, arrays, given)))
 
-    def step(self, dtype: str, inputs: Sequence[Any], cotangents: Sequence[Any], **how: Any) -> StepResult:
-        """One forward and backward pass over the whole batch; ``how`` as in `slices`."""
-        (result,) = self.slices(dtype, inputs, cotangents, **how)
-        return result
-
-    def slices(
+    def step(
         self,
         dtype: str,
         inputs: Sequence[Any],
@@ -155,47 +150,40 @@ class Case:
         training: bool = True,
         frozen: bool = False,
         wants_dx: tuple[bool, ...] | None = None,
-    ) -> list[StepResult]:
-        """What each slice of a step gives, as NumPy; one slice where no sizes are given.
+    ) -> StepResult:
+        """What one step gives, as NumPy: in slices of the given sizes, or whole.
 
         On NumPy the layer gets the very arrays that are given, writable, where they have the right dtype already.
         ``frozen`` freezes every layer; ``wants_dx`` is by default `wants`.
         """
         model = self.model(dtype, backend)
-        device, program, arrays = model.device, model.program, model.arrays()
+        device, program = model.device, model.program
         bring: Any = (lambda a: a) if backend == "numpy" else device.asarray
         inputs, cotangents = self.cast(dtype, inputs), self.cast(dtype, cotangents)
         smooth = [spec.is_float for spec in model.output_specs]  # an output of integers has no gradient, so no loss
-        batches, start = [], 0
-        for rows in sizes or (len(inputs[0]),):
-            part = slice(start, start + rows)
-            weights = device.asarray(np.ones(rows, dtype))
-            batches.append(
-                Batch(
-                    tuple(bring(x[part]) for x in inputs),
-                    tuple(bring(c[part]) if yes else None for c, yes in zip(cotangents, smooth, strict=True)),
-                    tuple(weights if yes else None for yes in smooth),
-                    start,
-                )
-            )
-            start += rows
+        weights = device.asarray(np.ones(len(inputs[0]), dtype))
+        batch = Batch(
+            tuple(map(bring, inputs)),
+            tuple(bring(c) if yes else None for c, yes in zip(cotangents, smooth, strict=True)),
+            tuple(weights if yes else None for yes in smooth),
+            0,
+        )
         plan = Plan(
             program,
             frozenset(leaf.owner for leaf in program.leaves) if frozen else model.frozen_layers,
             wants_dx=self.wants if wants_dx is None else wants_dx,
             training=training,
         )
+        slices = cut(batch, sizes or [len(inputs[0])])
         losses = [_Projection() if yes else None for yes in smooth]
-        results = run_slices(plan, device, arrays, batches, losses, seed=self.seed, step=3)
-        return [
-            result._replace(
-                predictions=tuple(map(device.asnumpy, result.predictions)),
-                gradients={name: device.asnumpy(value) for name, value in result.gradients.items()},
-                dx=tuple(None if dx is None else device.asnumpy(dx) for dx in result.dx),
-                updates={name: device.asnumpy(value) for name, value in result.updates.items()},
-            )
-            for result in results
-        ]
+        buffer = Gradients(model.storage.empty_like())
+        result = run_step(plan, device, model.arrays(), slices, losses, [buffer], seed=self.seed, step=3)
+        return result._replace(
+            predictions=tuple(map(device.asnumpy, result.predictions)),
+            gradients={name: device.asnumpy(value) for name, value in result.gradients.items()},
+            dx=tuple(None if dx is None else device.asnumpy(dx) for dx in result.dx),
+            updates={name: device.asnumpy(value) for name, value in result.updates.items()},
+        )
 
     @staticmethod
     def cast(dtype: str, arrays: Sequence[Any]) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ class _Mode(NamedTuple):
     name: str
     rows: int
     scale: float
-    how: dict[str, bool]
+    how: dict[str, Any]
 
 
 MODES = (

@@ -1,0 +1,127 @@
+"""The cores that lamella uses: how many, a pool of threads, and BLAS kept to one thread while they work."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from lamella.errors import ArgumentError
+
+__all__ = ["available_cores", "run_lanes", "set_threads", "single_threaded_blas", "thread_count"]
+
+_lock = threading.Lock()
+_chosen: int | None = None
+_pool: ThreadPoolExecutor | None = None
+_limiter: Any = None
+_limit_users = 0
+_blas: Any = None
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: its affinity, and no more than a container's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, _quota()))
+
+
+def _quota() -> int:
+    """The cores that a Linux control group grants, rounded up; no limit where there is none."""
+    cores = math.inf
+    with contextlib.suppress(OSError, ValueError):  # version 2
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):  # version 1
+        root = Path("/sys/fs/cgroup/cpu")
+        limit = int((root / "cpu.cfs_quota_us").read_text())
+        if limit > 0:
+            cores = min(cores, limit / int((root / "cpu.cfs_period_us").read_text()))
+    return 1_000_000 if cores == math.inf else max(1, math.ceil(cores))
+
+
+def set_threads(count: int | None) -> None:
+    """Set how many threads training and prediction use; None, the default, stands for all cores there are.
+
+    >>> import lamella as lm
+    >>> lm.set_threads(1)
+    >>> lm.set_threads(None)
+    """
+    global _chosen, _pool
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ArgumentError(f"set_threads: expected a positive int or None, got {count!r}")
+    with _lock:
+        _chosen = count
+        if _pool is not None:
+            _pool.shutdown(wait=False)
+            _pool = None
+
+
+def thread_count() -> int:
+    """Return how many threads a step uses."""
+    global _chosen
+    if _chosen is None:
+        _chosen = available_cores()
+    return _chosen
+
+
+def run_lanes(lanes: Sequence[Callable[[], None]]) -> None:
+    """Run functions at the same time, the first on this thread, and return when all are done.
+
+    They must not raise. If this thread is interrupted, the others are waited for first.
+    """
+    futures: list[Future[None]] = []
+    if len(lanes) > 1:
+        with _lock:
+            pool = _kept_pool(len(lanes) - 1)
+            futures = [pool.submit(lane) for lane in lanes[1:]]
+    interruption: BaseException | None = None
+    try:
+        lanes[0]()
+    except BaseException as error:
+        interruption = error
+    while pending := [future for future in futures if not future.done()]:
+        try:
+            wait(pending)
+        except BaseException as error:  # Ctrl-C; nobody may go on while lanes still run
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    for future in futures:
+        future.result()
+
+
+def _kept_pool(size: int) -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None or _pool._max_workers < size:
+        _pool = ThreadPoolExecutor(size, thread_name_prefix="lamella")
+    return _pool
+
+
+@contextlib.contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Hold BLAS to one thread in the whole process, until the last of those who asked is done."""
+    global _limiter, _limit_users, _blas
+    with _lock:
+        if _blas is None:
+            from threadpoolctl import ThreadpoolController  # finding the libraries takes a millisecond
+
+            _blas = ThreadpoolController()
+        if _limit_users == 0:
+            _limiter = _blas.limit(limits=1, user_api="blas")
+        _limit_users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _limit_users -= 1
+            if _limit_users == 0:
+                _limiter.restore_original_limits()
+                _limiter = None

@@ -1,0 +1,229 @@
+"""Slices over threads: the same results however the batch is cut, and nothing left behind when something fails."""
+
+import _thread
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+import lamella as lm
+from lamella import threads
+from lamella.engine import slice_rows
+from lamella_layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+
+CROSS_ENTROPY = "softmax_cross_entropy"
+
+
+@pytest.fixture(autouse=True)
+def default_threads():
+    yield
+    lm.set_threads(None)
+
+
+@pytest.fixture
+def many_slices(monkeypatch):
+    """Slices of a few rows even for small models."""
+    monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1 << 12)
+    monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
+
+
+class Center(lm.Layer):
+    """Subtracts the mean over the batch."""
+
+    def build(self, declare, x):
+        declare.state("mean", x.shape[1:], "zeros")
+        return x
+
+    def forward_pass(self, ctx, x):
+        if not ctx.training:
+            return x - ctx.state.mean
+        n, total = yield x.shape[0], ctx.xp.sum(x, axis=0)
+        ctx.save(n)
+        ctx.update(mean=0.5 * ctx.state.mean + 0.5 * (total / n))
+        return x - total / n
+
+    def backward_pass(self, ctx, dy):
+        if not ctx.training:
+            return dy
+        (n,) = ctx.saved
+        (total,) = yield (ctx.xp.sum(dy, axis=0),)
+        return dy - total / n
+
+
+def network(*, coupled=False, dtype="float64", seed=0):
+    middle = [Center()] if coupled else []
+    layers = [Conv2D(4, 3, activation="relu"), MaxPooling2D(), *middle, Flatten(), Dropout(0.3), Dense(3)]
+    return lm.Sequential(layers, input_shape=(2, 8, 8), dtype=dtype, seed=seed)
+
+
+def images(rows, dtype="float64"):
+    rng = np.random.default_rng(rows)
+    return rng.normal(size=(rows, 2, 8, 8)).astype(dtype), np.arange(rows) % 3
+
+
+def trained(count, **options):
+    lm.set_threads(count)
+    model = network(**options)
+    x, y = images(53)
+    weights = np.linspace(0.5, 2.0, 53)
+    model.fit(
+        x, y, loss=CROSS_ENTROPY, optimizer="adam", epochs=2, batch_size=20, sample_weight=weights, progress=False
+    )
+    return {**model.parameters, **model.state}
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_any_number_of_threads_trains_the_same_model(coupled, monkeypatch):
+    whole = trained(1, coupled=coupled)
+    monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1 << 12)
+    monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
+    assert len(slice_rows(network().program, 20, 3)) > 3
+    for count in (1, 2, 3):
+        for name, value in trained(count, coupled=coupled).items():
+            np.testing.assert_allclose(value, whole[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.usefixtures("many_slices")
+@pytest.mark.parametrize("coupled", [False, True])
+def test_equal_settings_give_equal_bits(coupled):
+    first, second = (trained(2, coupled=coupled, dtype="float32") for _ in range(2))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+
+
+def test_slices_follow_from_graph_rows_and_threads_alone():
+    program = network().program
+    for rows in (1, 2, 7, 64, 1000):
+        for count in (1, 2, 4):
+            sizes = slice_rows(program, rows, count)
+            assert sum(sizes) == rows
+            assert max(sizes) - min(sizes) <= 1
+            assert sizes == slice_rows(network(seed=9).program, rows, count)
+    big = lm.Sequential([Conv2D(32, 3, padding="same")], input_shape=(16, 64, 64)).program
+    assert len(slice_rows(big, 64, 2)) % 2 == 0
+    assert len(slice_rows(big, 64, 2)) > 2
+    tiny = lm.Sequential([Dense(4)], input_shape=8).program
+    assert slice_rows(tiny, 32, 8) == [32]
+
+
+@pytest.mark.usefixtures("many_slices")
+@pytest.mark.parametrize("error", [ValueError, MemoryError])
+def test_a_failure_in_a_thread_leaves_nothing_behind(error):
+    class Fails(lm.Layer):
+        def forward_pass(self, ctx, x):
+            if ctx.training and not ctx.rows.startswith("0:") and BROKEN:
+                raise error("no more")
+            return x
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    BROKEN = [True]
+    lm.set_threads(2)
+    model = lm.Sequential([Flatten(), Dense(4), Center(), Fails(), Dense(3)], input_shape=(2, 8, 8))
+    before = {**model.parameters, **model.state}
+    x, y = images(30)
+    alive = threading.active_count()
+    with pytest.raises(
+        lm.LayerError, match=rf"fails_1 \(Fails\).forward_pass failed on .*rows \d+:\d+: {error.__name__}"
+    ):
+        model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
+    for name, value in {**model.parameters, **model.state}.items():
+        np.testing.assert_array_equal(value, before[name])
+    assert (model.step, model.optimizer_state) == (0, None)
+    assert threading.active_count() <= alive + 1  # the kept worker
+    BROKEN.clear()
+    assert model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam") > 0
+
+
+@pytest.mark.usefixtures("many_slices")
+def test_ctrl_c_in_the_middle_of_a_step_leaves_the_model_usable():
+    class Slow(lm.Layer):
+        def forward_pass(self, ctx, x):
+            if PATIENCE:
+                threading.Timer(0.02, _thread.interrupt_main).start()
+                PATIENCE.clear()
+                time.sleep(0.2)
+            return x
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    PATIENCE = [True]
+    lm.set_threads(2)
+    model = lm.Sequential([Flatten(), Slow(), Dense(3)], input_shape=(2, 8, 8))
+    x, y = images(30)
+    with pytest.raises(KeyboardInterrupt):
+        model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
+    assert model.step == 0
+    assert not threads._limit_users
+    assert model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam") > 0
+
+
+@pytest.mark.usefixtures("many_slices")
+def test_two_models_at_once_do_not_disturb_each_other():
+    limits = {info["filepath"]: info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+    lm.set_threads(2)
+    x, y = images(40)
+
+    def train(model):
+        model.fit(x, y, loss=CROSS_ENTROPY, optimizer="adam", epochs=3, batch_size=16, progress=False)
+
+    alone = [network(seed=seed, coupled=seed == 1) for seed in (0, 1)]
+    for model in alone:
+        train(model)
+    together = [network(seed=seed, coupled=seed == 1) for seed in (0, 1)]
+    workers = [threading.Thread(target=train, args=(model,)) for model in together]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for one, other in zip(alone, together, strict=True):
+        for name, value in one.parameters.items():
+            np.testing.assert_array_equal(value, other.parameters[name])
+    after = {info["filepath"]: info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+    assert after == limits
+
+
+def test_memory_does_not_grow_with_the_batch():
+    layers = [Conv2D(16, 3, padding="same", activation="relu"), Conv2D(16, 3, padding="same", activation="relu")]
+    model = lm.Sequential([*layers, MaxPooling2D(4), Flatten(), Dense(10)], input_shape=(3, 32, 32))
+    lm.set_threads(2)
+    peaks = {}
+    for rows in (64, 1024):
+        x, y = np.zeros((rows, 3, 32, 32), "float32"), np.arange(rows) % 10
+        model.train_on_batch(x[:8], y[:8], loss=CROSS_ENTROPY, optimizer="sgd")
+        tracemalloc.start()
+        model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="sgd")
+        peaks[rows] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    one_layer = 1024 * 16 * 32 * 32 * 4  # bytes of one activation of the whole batch
+    print(f"peak of a step: {peaks[64] / 1e6:.1f} MB at batch 64, {peaks[1024] / 1e6:.1f} MB at batch 1024")
+    assert peaks[1024] < 2 * peaks[64] < one_layer
+
+
+@pytest.mark.usefixtures("many_slices")
+def test_prediction_runs_over_threads_too():
+    model = network(coupled=True)
+    x, _ = images(50)
+    lm.set_threads(1)
+    alone = model.predict(x)
+    for count, size in ((2, None), (3, 7)):
+        lm.set_threads(count)
+        np.testing.assert_allclose(model.predict(x, batch_size=size), alone, rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "two"])
+def test_set_threads_takes_positive_ints(count):
+    with pytest.raises(lm.ArgumentError, match="set_threads: expected a positive int or None"):
+        lm.set_threads(count)
+
+
+def test_threads_default_to_the_cores_there_are():
+    lm.set_threads(None)
+    assert threads.thread_count() == threads.available_cores() >= 1
+    lm.set_threads(3)
+    assert threads.thread_count() == 3
