@@ -3,6 +3,7 @@
 from lamella_layers.activation import Activation
 from lamella_layers.convolution import Conv2D
 from lamella_layers.dense import Dense
+from lamella_layers.normalization import BatchNormalization
 from lamella_layers.pooling import AveragePooling2D, MaxPooling2D
 from lamella_layers.regularization import Dropout
 from lamella_layers.reshaping import Flatten, Reshape
@@ -10,6 +11,7 @@ from lamella_layers.reshaping import Flatten, Reshape
 __all__ = [
     "Activation",
     "AveragePooling2D",
+    "BatchNormalization",
     "Conv2D",
     "Dense",
     "Dropout",

@@ -1,0 +1,294 @@
+"""Batch normalization: against the textbook's formulas written out, far from 0, in slices, frozen, and in ONNX."""
+
+import numpy as np
+import onnx
+import pytest
+
+import lamella as lm
+from lamella.engine import Batch, Plan, merge, run_slices
+from lamella_layers import Activation, BatchNormalization, Conv2D, Dense, Flatten, normalization
+from lamella_layers.normalization import (
+    batch_normalization,
+    batch_normalization_dx,
+    channel_affine,
+    channel_moments,
+    channel_products,
+)
+from lamella_onnx import export
+
+NUMPY, STRICT = lm.backends.get_backend("numpy"), lm.backends.get_backend("strict")
+SHAPES = [(7, 5), (7, 3, 5), (7, 5, 3, 2)]
+
+
+class Given(lm.losses.Loss):
+    """The target is the gradient of the prediction."""
+
+    def forward(self, ctx, prediction, target):
+        ctx.save(target)
+        return ctx.xp.sum(prediction * target, axis=tuple(range(1, target.ndim)))
+
+    def backward(self, ctx, d):
+        return ctx.saved[0]
+
+
+def model_of(x, layer=None, **options):
+    """A model of the layer alone, with parameters and state that are not trivial."""
+    model = lm.Sequential([BatchNormalization(0.9) if layer is None else layer], input_shape=x.shape[1:], **options)
+    rng = np.random.default_rng(1)
+    for arrays in (model.parameters, model.state):
+        for name, value in arrays.items():
+            arrays[name] = value + rng.uniform(0.2, 0.9, value.shape)
+    return model
+
+
+def step(model, x, dy, sizes=None, *, training=True, weights=None):
+    """One step in slices of the given sizes, with ``dy`` as the gradient of the output; names without the layer's."""
+    backend = model.device
+    starts = np.cumsum([0, *(sizes or (len(x),))])
+    weights = np.ones(len(x), x.dtype) if weights is None else weights
+    batches = [
+        Batch(*((backend.asarray(array[a:b]),) for array in (x, dy, weights)), int(a))
+        for a, b in zip(starts[:-1], starts[1:], strict=True)
+    ]
+    plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
+    result = merge(run_slices(plan, backend, model.arrays(), batches, [Given()], seed=0, step=0), backend.xp)
+    arrays = {"y": result.predictions[0], "dx": result.dx[0], **result.gradients, **result.updates}
+    return {name.rpartition(".")[2]: backend.asnumpy(array) for name, array in arrays.items()}
+
+
+def own(model):
+    return {name.rpartition(".")[2]: array for name, array in (*model.parameters.items(), *model.state.items())}
+
+
+def by_channel(x):
+    """Views of each channel, whatever their place."""
+    return np.moveaxis(x, 1 if x.ndim == 4 else -1, 0)
+
+
+def written_out(x, dy, arrays, *, batch, momentum=0.9, epsilon=1e-3):
+    """What a step gives, channel by channel, with the statistics of the batch or the kept ones."""
+    y, dx = np.empty_like(x), np.empty_like(x)
+    result = {name: np.empty(len(by_channel(x))) for name in ("gamma", "beta", "mean", "variance")}
+    for c, (values, d) in enumerate(zip(by_channel(x), by_channel(dy), strict=True)):
+        gamma, beta, mean, variance = (arrays[name][c] for name in result)
+        if batch:
+            mean = sum(values.flat) / values.size
+            variance = sum((value - mean) ** 2 for value in values.flat) / values.size
+            for name, value in (("mean", mean), ("variance", variance)):
+                result[name][c] = momentum * arrays[name][c] + (1 - momentum) * value
+        deviation = np.sqrt(variance + epsilon)
+        unit = (values - mean) / deviation
+        by_channel(y)[c] = gamma * unit + beta
+        result["gamma"][c], result["beta"][c] = np.sum(d * unit), np.sum(d)
+        by_channel(dx)[c] = gamma / deviation * (d - batch * (np.mean(d) + unit * np.mean(d * unit)))
+    if not batch:
+        del result["mean"], result["variance"]
+    return {"y": y, "dx": dx, **result}
+
+
+def drawn(shape, seed=0, dtype="float64"):
+    rng = np.random.default_rng(seed)
+    return (3.0 * rng.normal(size=shape) + 2.0).astype(dtype), rng.normal(size=shape).astype(dtype)
+
+
+def agree(given, expected, tolerance):
+    assert given.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(given[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+def test_training_is_the_textbook_written_out(shape, backend):
+    x, dy = drawn(shape)
+    model = model_of(x, dtype="float64", backend=backend)
+    agree(step(model, x, dy), written_out(x, dy, own(model), batch=True), 1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+def test_inference_is_affine_with_the_kept_statistics(shape, backend):
+    x, dy = drawn(shape)
+    model = model_of(x, dtype="float64", backend=backend)
+    expected = written_out(x, dy, own(model), batch=False)
+    agree(step(model, x, dy, training=False), expected, 1e-12)
+    np.testing.assert_allclose(model.predict(x), expected["y"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_frozen_is_inference_without_gradients_of_parameters(shape):
+    x, dy = drawn(shape)
+    expected = written_out(x, dy, own(model_of(x, dtype="float64")), batch=False)
+    for model in (
+        model_of(x, BatchNormalization(0.9).frozen(), dtype="float64"),
+        model_of(x, dtype="float64").freeze("batch_normalization_1"),
+    ):
+        agree(step(model, x, dy, (3, 4)), {name: expected[name] for name in ("y", "dx")}, 1e-12)
+
+
+def test_running_averages_follow_two_steps_and_rest_elsewhere():
+    (first, y), (second, _) = drawn((9, 4, 3, 3)), drawn((5, 4, 3, 3), 1)
+    model = lm.Sequential([BatchNormalization(momentum=0.75)], input_shape=first.shape[1:], dtype="float64")
+    mean, variance = np.zeros(4), np.ones(4)
+    for x in (first, second):
+        model.train_on_batch(x, y[: len(x)], loss="mean_squared_error", optimizer="sgd")
+        mean = 0.75 * mean + 0.25 * x.mean((0, 2, 3))
+        variance = 0.75 * variance + 0.25 * x.var((0, 2, 3))  # biased, as in Keras and ONNX
+    for change in (
+        lambda: model.predict(first),
+        lambda: model.gradients(first, y, loss="mean_squared_error"),
+        lambda: model.freeze("*").train_on_batch(first, y, loss="mean_squared_error", optimizer="sgd"),
+    ):
+        change()
+        np.testing.assert_allclose(own(model)["mean"], mean, rtol=1e-12)
+        np.testing.assert_allclose(own(model)["variance"], variance, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(31, 5), (31, 3, 5), (31, 5, 3, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_slices_give_what_the_whole_batch_gives(shape, dtype):
+    x, dy = drawn(shape, dtype=dtype)
+    model = model_of(x, dtype=dtype)
+    whole = step(model, x, dy)
+    for sizes in ((1, 30), (17, 3, 11), (1,) * 31):
+        agree(step(model, x, dy, sizes), whole, 1e-12 if dtype == "float64" else 5e-6)
+
+
+def test_weights_of_samples_weigh_the_loss_and_not_the_statistics():
+    x, dy = drawn((6, 3, 2, 2))
+    model = model_of(x, dtype="float64")
+    plain, weighted = step(model, x, dy), step(model, x, dy, weights=np.array([0.0, 5.0, 0.0, 1.0, 0.0, 0.1]))
+    for name in ("y", "mean", "variance"):
+        np.testing.assert_array_equal(plain[name], weighted[name])
+
+
+@pytest.mark.parametrize("shape", [(4000, 3), (400, 10, 3), (16, 3, 40, 20)])
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+@pytest.mark.parametrize("sliced", [False, True])
+def test_the_variance_survives_a_mean_of_ten_thousand_deviations(shape, backend, sliced):
+    rng = np.random.default_rng(3)
+    x, dy = (1e4 + rng.normal(size=shape)).astype("float32"), rng.normal(size=shape).astype("float32")
+    sizes = (1, shape[0] // 3, shape[0] - 1 - shape[0] // 3) if sliced else None
+    exact = model_of(x, BatchNormalization(momentum=0.0), dtype="float64")
+    given = step(model_of(x, BatchNormalization(momentum=0.0), backend=backend), x, dy, sizes)
+    expected = written_out(x.astype("float64"), dy.astype("float64"), own(exact), batch=True, momentum=0.0)
+    np.testing.assert_allclose(given["variance"], expected["variance"], rtol=1e-5)
+    np.testing.assert_allclose(given["mean"], expected["mean"], rtol=1e-7)
+    for name in ("y", "dx", "gamma", "beta"):
+        scale = np.max(np.abs(expected[name]))
+        np.testing.assert_allclose(given[name], expected[name], atol=5e-6 * scale, rtol=0, err_msg=name)
+
+
+def test_the_variance_survives_many_equal_numbers_and_first_rows_far_from_the_others():
+    n = 1 << 18
+    two = np.where(np.arange(n) % 3 == 0, 0.1, 0.3).astype("float32")  # every sum rounds the same way
+    far = np.where(np.arange(n) < 1024, 1e4, 0.1 * (np.arange(n) % 2)).astype("float32")
+    x = np.stack([two, far], axis=1)
+    mean, squares = channel_moments(NUMPY.xp, x)
+    np.testing.assert_allclose(mean, x.mean(0, dtype="float64"), rtol=1e-6)
+    np.testing.assert_allclose(squares / n, x.astype("float64").var(0), rtol=1e-5)
+
+
+def test_constant_channels_give_beta_and_finite_gradients():
+    for shape in ((5, 3), (1, 3), (2, 3, 4, 4)):
+        x, dy = np.full(shape, 1e4 / 3, "float32"), drawn(shape, dtype="float32")[1]
+        model = model_of(x)
+        given = step(model, x, dy)
+        np.testing.assert_allclose(by_channel(given["y"]).reshape(3, -1).T - own(model)["beta"], 0.0, atol=1e-6)
+        np.testing.assert_allclose(given["gamma"], 0.0, atol=1e-4)
+        assert np.isfinite(given["dx"]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+def test_everything_has_the_dtype_of_the_model(dtype, training, backend):
+    for shape in SHAPES:
+        x, dy = drawn(shape, dtype=dtype)
+        given = step(model_of(x, dtype=dtype, backend=backend), x, dy, (3, 4), training=training)
+        assert {str(array.dtype) for array in given.values()} == {dtype}
+
+
+def test_kernels_agree_with_their_references_in_any_memory_order(monkeypatch):
+    seed = int(np.random.default_rng().integers(1 << 30))
+    print(f"seed {seed}")
+    rng, xp = np.random.default_rng(seed), NUMPY.xp
+
+    def any_order(array):
+        wide = np.repeat(array, 2, axis=-1)[..., ::2] if rng.integers(2) else array
+        order = rng.permutation(array.ndim)
+        return np.ascontiguousarray(wide.transpose(order)).transpose(np.argsort(order))
+
+    for _ in range(60):
+        monkeypatch.setattr(normalization, "_TILE_BYTES", int(rng.choice([1, 300, 1 << 19])))
+        monkeypatch.setattr(normalization, "_TILE_ROWS", int(rng.choice([1, 7, 1024])))
+        shape = tuple(map(int, rng.integers(1, 7, rng.integers(2, 5))))
+        x, dy = any_order(5.0 + rng.normal(size=shape)), any_order(rng.normal(size=shape))
+        kept = x.copy(), dy.copy()
+        a, b, c, d = rng.uniform(0.5, 2.0, (4, len(by_channel(x))))
+        for primitive, arguments, options in (
+            (channel_moments, (x,), {}),
+            (channel_affine, (x, a), {}),
+            (channel_affine, (x, a, b), {"center": c}),
+            (channel_products, (dy, x, c), {}),
+            (batch_normalization, (x, a, b, c, d), {"epsilon": 1e-3}),
+            (batch_normalization_dx, (dy, x, a, b, c, d), {}),
+        ):
+            fast, slow = primitive(xp, *arguments, **options), primitive.reference(xp, *arguments, **options)
+            np.testing.assert_allclose(fast, slow, rtol=1e-10, atol=1e-10, err_msg=f"{primitive}, {shape}")
+        np.testing.assert_array_equal(x, kept[0])
+        np.testing.assert_array_equal(dy, kept[1])
+
+
+def test_images_come_out_with_channels_last_in_memory():
+    for x in (np.ones((4, 5, 8, 6)), np.ones((4, 8, 6, 5)).transpose(0, 3, 1, 2)):
+        given = step(model_of(x, dtype="float64"), x, x)
+        inference = step(model_of(x, dtype="float64"), x, x, training=False)
+        for image in (given["y"], given["dx"], inference["y"], inference["dx"]):
+            assert image.strides[1] == image.itemsize
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 5, 4)])
+def test_export_is_one_node_that_onnxruntime_agrees_with(shape, tmp_path):
+    rng = np.random.default_rng(0)
+    before = [Conv2D(4, 3, activation="relu")] if len(shape) == 3 else [Dense(4)]
+    layers = [*before, BatchNormalization(momentum=0.5), Activation("relu"), Flatten(), Dense(2)]
+    layers.insert(0, BatchNormalization(momentum=0.5))
+    model = lm.Sequential(layers, input_shape=shape)
+    x, y = rng.uniform(0, 255, (20, *shape)).astype("float32"), rng.integers(0, 2, 20)
+    model.fit(x, y, loss="softmax_cross_entropy", optimizer="adam", epochs=3, progress=False)
+    export(model, tmp_path / "model.onnx", samples=x)
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    assert [node.op_type for node in nodes].count("BatchNormalization") == 2
+    assert not {"Sub", "Mul", "Div", "Sqrt"} & {node.op_type for node in nodes}
+
+
+def test_export_of_float64_and_of_data_far_from_0(tmp_path):
+    x = (1e4 + 3.0 * np.random.default_rng(0).normal(size=(30, 4))).astype("float32")
+    for dtype in ("float32", "float64"):
+        model = lm.Sequential([BatchNormalization(momentum=0.0), Dense(2)], input_shape=4, dtype=dtype)
+        model.train_on_batch(x, np.zeros((30, 2)), loss="mean_squared_error", optimizer="sgd")
+        export(model, tmp_path / f"{dtype}.onnx", samples=x)
+    nodes = onnx.load(tmp_path / "float64.onnx").graph.node
+    assert "BatchNormalization" not in [node.op_type for node in nodes]
+
+
+def test_it_says_what_it_refuses():
+    for shape, dtype, words in (
+        ((), None, r"expected floats \(N, channels\), \(N, time, channels\) or \(N, channels, height, width\)"),
+        ((3, 4, 5, 6), None, r"got \(N, 3, 4, 5, 6\) float32. Likely fix: Reshape"),
+        ((4, "F"), None, "known number of channels"),
+        (("C", 4, 4), None, "known number of channels"),
+        ((4,), "int64", r"x.astype\('float32'\)"),
+    ):
+        with pytest.raises(lm.GraphError, match=words):
+            BatchNormalization()(lm.Input(shape, dtype))
+    with pytest.raises(lm.ArgumentError, match=r"BatchNormalization: momentum: expected a fraction in \[0, 1\), got 1"):
+        BatchNormalization(momentum=1.0)
+    with pytest.raises(lm.ArgumentError, match=r"BatchNormalization: epsilon: expected a number above 0, got 0"):
+        BatchNormalization(epsilon=0)
+    with pytest.raises(lm.ArgumentError, match=r"BatchNormalization: epsilon: expected a number of at least 0"):
+        BatchNormalization(epsilon=-1e-3)
+    with pytest.raises(lm.GraphError, match="state"):  # its running averages have one place
+        layer, x = BatchNormalization(), lm.Input((3,))
+        lm.Model(x, layer(layer(x)))
