@@ -22,7 +22,7 @@ from lamella.errors import LayerError
 from lamella.graph import Leaf, Program
 from lamella.protocol import ArraySpec, Layer
 from lamella.storage import Storage
-from lamella.threads import run_lanes, single_threaded_blas
+from lamella.threads import blas_for, run_lanes
 
 __all__ = [
     "Batch",
@@ -148,21 +148,21 @@ class Plan:
 def slice_rows(program: Program, rows: int, threads: int) -> list[int]:
     """How many rows each slice of a batch takes: a pure function of graph, rows and threads.
 
-    One slice for steps so small that threads cost more than they give; else as many equal ones as make the largest
-    layer's arrays fit a core's cache, a multiple of the threads, but not so few rows that the gradients of dense
-    layers, which every slice computes whole, cost more than the rest.
+    One slice for steps so small that threads cost more than they give. Else a multiple of the threads, of slices whose
+    largest layer fits a core's cache, but not of so few rows that the gradients of dense layers, which every slice
+    computes whole, cost more than the rest. Where layers share sums over the batch, every slice waits with all of its
+    activations, and there is one for each thread.
     """
+    if _work(program) * rows < INLINE_WORK:
+        return [rows]
     itemsize = 4 if program.dtype == "float32" else 8
     sizes = {value: _elements(spec) * itemsize for value, spec in program.specs.items()}
-    largest = max((sum(sizes[v] for v in (*leaf.inputs, *leaf.outputs)) for leaf in program.leaves), default=1)
-    work = sum(_work(program, leaf) for leaf in program.leaves)
-    if (threads == 1 and rows * largest <= SLICE_BYTES) or work * rows < INLINE_WORK:
-        return [rows]
-    wide = max((math.prod(d.shape) for d in program.arrays.values() if len(d.shape) == 2), default=0)
-    least = min(64, max(1, wide // 4096))
-    size = max(least, SLICE_BYTES // max(1, largest), 1)
-    count = max(1, min(rows // max(1, least), math.ceil(rows / size)))
-    count = min(rows, math.ceil(count / threads) * threads)
+    largest = max(sum(sizes[value] for value in (*leaf.inputs, *leaf.outputs)) for leaf in program.leaves)
+    widest = max((math.prod(array.shape) for array in program.arrays.values() if len(array.shape) == 2), default=0)
+    size = max(SLICE_BYTES // max(1, largest), min(256, widest // 4096), 1)
+    if any(leaf.forward_yields or leaf.backward_yields for leaf in program.leaves):
+        size = rows
+    count = min(rows, math.ceil(math.ceil(rows / size) / threads) * threads)
     return [rows * (k + 1) // count - rows * k // count for k in range(count)]
 
 
@@ -170,11 +170,13 @@ def _elements(spec: Any) -> int:
     return math.prod(size if isinstance(size, int) else 16 for size in spec.shape[1:])
 
 
-def _work(program: Program, leaf: Leaf) -> int:
+def _work(program: Program) -> int:
     """Multiplications that a row costs, roughly: every weight is used once for each output position."""
-    outputs = sum(_elements(program.specs[value]) for value in leaf.outputs)
-    reach = max((math.prod(program.arrays[full].shape[1:]) for full in leaf.params.values()), default=1)
-    return outputs * max(1, reach)
+    work = 0
+    for leaf in program.leaves:
+        reach = max((math.prod(program.arrays[full].shape[1:]) for full in leaf.params.values()), default=1)
+        work += max(1, reach) * sum(_elements(program.specs[value]) for value in leaf.outputs)
+    return work
 
 
 def infer(
@@ -198,7 +200,7 @@ def infer(
         (results,) = _rounds([forward(plan, xp, arrays, inputs, around=around, observe=observe)], 1)
         return results
     slices = cut(Batch(tuple(inputs), (), (), 0), sizes)
-    with single_threaded_blas():
+    with blas_for(min(threads, len(slices))):
         parts = _rounds([forward(plan, xp, arrays, part.inputs) for part in slices], min(threads, len(slices)))
     return tuple(xp.concat(list(part), axis=0) for part in zip(*parts, strict=True))
 
@@ -262,7 +264,7 @@ def run_step(
         _slice_step(plan, backend, arrays, batch, losses, key, buffers[k % len(buffers)], observe)
         for k, batch in enumerate(slices)
     ]
-    with nullcontext() if len(buffers) == 1 else single_threaded_blas():
+    with blas_for(len(buffers)):
         results = _rounds(coroutines, len(buffers))
     buffers[0].join(buffers[1:])
     return _merge(results, backend, buffers[0])

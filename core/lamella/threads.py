@@ -13,7 +13,7 @@ from typing import Any
 
 from lamella.errors import ArgumentError
 
-__all__ = ["available_cores", "run_lanes", "set_threads", "single_threaded_blas", "thread_count"]
+__all__ = ["available_cores", "blas_for", "run_lanes", "set_threads", "thread_count"]
 
 _lock = threading.Lock()
 _chosen: int | None = None
@@ -106,9 +106,15 @@ def _kept_pool(size: int) -> ThreadPoolExecutor:
 
 
 @contextlib.contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """Hold BLAS to one thread in the whole process, until the last of those who asked is done."""
+def blas_for(lanes: int) -> Iterator[None]:
+    """Let BLAS use all threads where there is one lane, and one thread where lanes share the cores.
+
+    BLAS is held to one thread in the whole process, until the last of those who asked is done.
+    """
     global _limiter, _limit_users, _blas
+    if lanes == 1 and thread_count() > 1:
+        yield
+        return
     with _lock:
         if _blas is None:
             from threadpoolctl import ThreadpoolController  # finding the libraries takes a millisecond

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,13 +19,16 @@ from lamella.losses import Loss
 from lamella.metrics import Metric
 from lamella.optimizers import Optimizer
 from lamella.protocol import ArraySpec
-from lamella.threads import thread_count
+from lamella.threads import run_lanes, thread_count
 
 if TYPE_CHECKING:
     from lamella.graph import Leaf
     from lamella.model import Model
 
 __all__ = ["Callback", "History", "OptimizerState", "evaluate", "fit", "gradients", "train_on_batch"]
+
+
+PIECE = 1 << 15  # numbers of the flat buffers that an optimizer updates at a time, to stay in a core's cache
 
 
 class History:
@@ -105,19 +109,46 @@ class OptimizerState:
         return self.from_numpy(model, *self.as_numpy())
 
     def apply(self, model: Model, gradients: Gradients) -> None:
-        """Take one step: compute everything first, then write."""
+        """Take one step.
+
+        On NumPy, buffers that a cache does not hold are updated piece by piece by other threads, while this one waits:
+        Ctrl-C reaches it only, so that no update stays half done.
+        """
+        storage = model.storage
+        runs = list(storage.runs(gradients.names))
+        if model.backend != "numpy" or sum(run.stop - run.start for run in runs) <= PIECE:
+            self._update(model, gradients, runs)
+        else:
+            pieces = [slice(k, min(k + PIECE, run.stop)) for run in runs for k in range(run.start, run.stop, PIECE)]
+            count = thread_count()
+            errors: list[BaseException] = []
+
+            def lane(first: int) -> None:
+                try:
+                    for piece in pieces[len(pieces) * first // count : len(pieces) * (first + 1) // count]:
+                        self._update(model, gradients, [piece])
+                except BaseException as error:
+                    errors.append(error)
+
+            run_lanes([lambda: None, *(partial(lane, first) for first in range(count))])
+            if errors:
+                raise errors[0]
+        self.t += 1
+
+    def _update(self, model: Model, gradients: Gradients, runs: Sequence[slice]) -> None:
+        """Update some pieces of the flat buffers: compute everything first, then write."""
         storage, backend = model.storage, model.device
-        t = self.t + 1
         written: list[tuple[Any, Any]] = []
-        for run in storage.runs(gradients.names):
-            slots = {name: backend.view(slot[run]) for name, slot in self.slots.items()}
-            p, g = backend.view(storage.flat[run]), backend.view(gradients.storage.flat[run])
-            p, new = self.optimizer.update(backend.xp, p, g, slots, self.optimizer.learning_rate, t)
-            written.append((storage.flat[run], p))
-            written.extend((self.slots[name][run], value) for name, value in new.items())
+        with np.errstate(all="ignore"):
+            for run in runs:
+                slots = {name: backend.view(slot[run]) for name, slot in self.slots.items()}
+                p, g = backend.view(storage.flat[run]), backend.view(gradients.storage.flat[run])
+                rate = self.optimizer.learning_rate
+                p, new = self.optimizer.update(backend.xp, p, g, slots, rate, self.t + 1)
+                written.append((storage.flat[run], p))
+                written.extend((self.slots[name][run], value) for name, value in new.items())
         for target, value in written:
             target[...] = backend.storable(value)
-        self.t = t
 
 
 def _resolve(kind: str, base: type, value: Any) -> Any:
