@@ -40,12 +40,14 @@ def pair(value: Any, name: str, *, minimum: int = 1) -> tuple[int, int]:
     return positive(value[0], name, minimum=minimum), positive(value[1], name, minimum=minimum)
 
 
-def number(value: Any, name: str, *, minimum: float | None = None) -> float:
-    """Return ``value`` as a finite float that is at least ``minimum``."""
+def number(value: Any, name: str, *, minimum: float | None = None, above: float | None = None) -> float:
+    """Return ``value`` as a finite float that is at least ``minimum``, and more than ``above``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
         raise ArgumentError(f"{name}: expected a finite number, got {value!r}")
     if minimum is not None and value < minimum:
         raise ArgumentError(f"{name}: expected a number of at least {minimum:g}, got {value!r}")
+    if above is not None and value <= above:
+        raise ArgumentError(f"{name}: expected a number above {above:g}, got {value!r}")
     return float(value)
 
 

@@ -48,6 +48,12 @@ def lamella_optimizers() -> dict[str, type]:
 
 
 @hookspec
+def lamella_schedules() -> dict[str, type]:
+    """Learning-rate schedules: subclasses of `lamella.schedules.Schedule`."""
+    return {}
+
+
+@hookspec
 def lamella_initializers() -> dict[str, Any]:
     """Initializers: functions ``(rng, shape, fan_in, fan_out) -> array``."""
     return {}
@@ -82,6 +88,7 @@ KINDS: tuple[str, ...] = (
     "activations",
     "losses",
     "optimizers",
+    "schedules",
     "initializers",
     "metrics",
     "commands",

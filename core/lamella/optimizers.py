@@ -1,4 +1,7 @@
-"""Optimizers: how a parameter moves along its gradient. The formulas and defaults are those of PyTorch 2."""
+"""Optimizers: how a parameter moves along its gradient. The formulas and defaults are those of PyTorch 2.
+
+Every ``learning_rate`` is a number or a `lamella.schedules.Schedule`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from lamella.arguments import fraction, number
 from lamella.configuration import Configured
 from lamella.errors import ArgumentError
 from lamella.hookspecs import hookimpl
+from lamella.schedules import Schedule, number_or_schedule
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop"]
 
@@ -23,18 +27,18 @@ class Optimizer(Configured):
     Being elementwise, the rule gives the same for a parameter, a piece of one, or all of them end to end in a buffer.
 
     Attributes:
-        learning_rate: the step size that the engine passes to ``update`` as ``lr``.
+        learning_rate: the step size that the engine passes to ``update`` as ``lr``, or a `Schedule` that gives it.
         slots: the name of each array that the engine keeps beside a parameter, and the value it starts with.
 
     >>> import lamella as lm
     >>> class SignSGD(lm.optimizers.Optimizer):
-    ...     def __init__(self, learning_rate: float = 0.01):
+    ...     def __init__(self, learning_rate: float | Schedule = 0.01):
     ...         self.learning_rate = learning_rate
     ...     def update(self, xp, p, g, slots, lr, t):
     ...         return p - lr * xp.sign(g), {}
     """
 
-    learning_rate: float
+    learning_rate: float | Schedule
     slots: Mapping[str, float] = MappingProxyType({})
 
     def update(self, xp: Any, p: Any, g: Any, slots: Slots, lr: Any, t: Any) -> tuple[Any, Slots]:
@@ -63,8 +67,8 @@ class SGD(Optimizer):
     (array([-1.]), {})
     """
 
-    def __init__(self, learning_rate: float = 0.01, momentum: float = 0.0, nesterov: bool = False):
-        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+    def __init__(self, learning_rate: float | Schedule = 0.01, momentum: float = 0.0, nesterov: bool = False):
+        self.learning_rate = number_or_schedule(learning_rate, "learning_rate")
         self.momentum = fraction(momentum, "momentum")
         self.nesterov = bool(nesterov)
         self.slots = {"velocity": 0.0} if self.momentum else {}
@@ -100,8 +104,10 @@ class Adam(Optimizer):
 
     slots = MappingProxyType({"m": 0.0, "v": 0.0})
 
-    def __init__(self, learning_rate: float = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8):
-        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+    def __init__(
+        self, learning_rate: float | Schedule = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8
+    ):
+        self.learning_rate = number_or_schedule(learning_rate, "learning_rate")
         self.beta_1 = fraction(beta_1, "beta_1")
         self.beta_2 = fraction(beta_2, "beta_2")
         self.epsilon = number(epsilon, "epsilon", minimum=0.0)
@@ -130,13 +136,13 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        learning_rate: float = 0.001,
+        learning_rate: float | Schedule = 0.001,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
     ):
-        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+        self.learning_rate = number_or_schedule(learning_rate, "learning_rate")
         self.beta_1 = fraction(beta_1, "beta_1")
         self.beta_2 = fraction(beta_2, "beta_2")
         self.epsilon = number(epsilon, "epsilon", minimum=0.0)
@@ -168,13 +174,13 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        learning_rate: float = 0.01,
+        learning_rate: float | Schedule = 0.01,
         rho: float = 0.99,
         momentum: float = 0.0,
         epsilon: float = 1e-8,
         centered: bool = False,
     ):
-        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+        self.learning_rate = number_or_schedule(learning_rate, "learning_rate")
         self.rho = fraction(rho, "rho")
         self.momentum = fraction(momentum, "momentum")
         self.epsilon = number(epsilon, "epsilon", minimum=0.0)
@@ -210,8 +216,10 @@ class Adagrad(Optimizer):
     array([0.4])
     """
 
-    def __init__(self, learning_rate: float = 0.01, initial_accumulator_value: float = 0.0, epsilon: float = 1e-10):
-        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+    def __init__(
+        self, learning_rate: float | Schedule = 0.01, initial_accumulator_value: float = 0.0, epsilon: float = 1e-10
+    ):
+        self.learning_rate = number_or_schedule(learning_rate, "learning_rate")
         self.initial_accumulator_value = number(initial_accumulator_value, "initial_accumulator_value", minimum=0.0)
         self.epsilon = number(epsilon, "epsilon", minimum=0.0)
         self.slots = {"sum": self.initial_accumulator_value}
@@ -240,8 +248,8 @@ class Adadelta(Optimizer):
 
     slots = MappingProxyType({"v": 0.0, "u": 0.0})
 
-    def __init__(self, learning_rate: float = 1.0, rho: float = 0.9, epsilon: float = 1e-6):
-        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+    def __init__(self, learning_rate: float | Schedule = 1.0, rho: float = 0.9, epsilon: float = 1e-6):
+        self.learning_rate = number_or_schedule(learning_rate, "learning_rate")
         self.rho = fraction(rho, "rho")
         self.epsilon = number(epsilon, "epsilon", minimum=0.0)
 
