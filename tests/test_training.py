@@ -1,6 +1,7 @@
 """Training: fit, evaluate, predict and single steps, and the errors that data meets."""
 
 import io
+import itertools
 import math
 
 import numpy as np
@@ -297,9 +298,11 @@ def test_callbacks_are_called_in_order():
         def on_train_end(self, model):
             calls.append("end")
 
-    with pytest.raises(KeyboardInterrupt):
-        classifier().fit(*classes(5), loss=CROSS_ENTROPY, optimizer="sgd", epochs=3, batch_size=4, callbacks=[Log()])
+    history = classifier().fit(
+        *classes(5), loss=CROSS_ENTROPY, optimizer="sgd", epochs=3, batch_size=4, callbacks=[Log()]
+    )
     assert calls == ["begin 3 2", *["batch 4", "batch 1", "epoch 0"], *["batch 4", "batch 1", "epoch 1"], "end"]
+    assert (history.interrupted, history.stopped, history.epochs) == (True, "interrupted", 2)
 
 
 def test_progress_shows_loss_metrics_speed_and_time_left(capsys):
@@ -376,3 +379,154 @@ def test_copies_train_on():
         model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
     for name, value in one.parameters.items():
         np.testing.assert_array_equal(value, two.parameters[name])
+
+
+def batches(x, y, size, *weight):
+    return [(x[k : k + size], y[k : k + size], *(w[k : k + size] for w in weight)) for k in range(0, len(x), size)]
+
+
+class Loader:
+    """What torch.utils.data.DataLoader looks like: a length, and lists of batches anew at each iter."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __iter__(self):
+        return (list(part) for part in self.parts)
+
+
+@pytest.mark.parametrize("kind", ["list", "function", "loader", "iterator"])
+def test_batches_of_an_iterable_are_those_of_arrays(kind):
+    x, y = classes(20)
+    weight = np.arange(20.0)
+    parts = batches(x, y, 8, weight)
+    task = {"loss": CROSS_ENTROPY, "optimizer": "adam", "epochs": 2, "metrics": ["accuracy"], "progress": False}
+    arrays, stream = classifier(), classifier()
+    one = arrays.fit(x, y, batch_size=8, shuffle=False, sample_weight=weight, validation_data=(x, y, weight), **task)
+    sources = {"list": parts, "function": lambda: iter(parts), "loader": Loader(parts), "iterator": iter(parts * 2)}
+    steps = {"steps_per_epoch": 3} if kind == "iterator" else {}
+    two = stream.fit(sources[kind], validation_data=parts, **steps, **task)
+    assert list(one.history) == list(two.history)
+    for name, values in one.history.items():
+        assert values == pytest.approx(two[name])
+    for name, value in arrays.parameters.items():
+        np.testing.assert_array_equal(value, stream.parameters[name])
+    found = stream.evaluate(parts, loss=CROSS_ENTROPY)
+    assert found["loss"] == pytest.approx(two["val_loss"][-1])
+
+
+def test_steps_per_epoch_goes_on_where_the_last_epoch_stopped():
+    x, y = classes(12)
+    seen = []
+
+    def endless():
+        while True:
+            for part in batches(x, y, 4):
+                seen.append(float(part[0][0, 0]))
+                yield part
+
+    model, firsts = classifier(), [float(part[0][0, 0]) for part in batches(x, y, 4)]
+    task = {"loss": CROSS_ENTROPY, "optimizer": "sgd", "epochs": 2, "steps_per_epoch": 2, "progress": False}
+    model.fit(endless, **task)
+    assert seen == [*firsts, firsts[0]]
+    seen.clear()
+    model.fit(lambda: itertools.islice(endless(), 3), **task)  # ends after three, and starts again
+    assert seen == [*firsts, firsts[0]]
+    assert model.step == 8
+
+
+def test_progress_without_a_known_length():
+    x, y = classes(12)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120, color_system=None)
+    options = {"loss": CROSS_ENTROPY, "optimizer": "sgd", "epochs": 2, "progress": False}
+    classifier().fit(lambda: iter(batches(x, y, 4)), callbacks=[Progress(console)], **options)
+    assert "batch 1  loss" in screen.getvalue()
+    assert "left" in screen.getvalue()  # from the second epoch on it is known
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        (X, {}, "x: expected batches, .* got ndarray; arrays need y"),
+        ((X, X, X, X), {}, "x: every batch must be .* got ndarray; arrays need y"),
+        ([(X,)], {}, "got 1 entries"),
+        (3, {}, "x: expected batches"),
+        (lambda: 3, {}, "x: the function gave int; expected an iterable of batches"),
+        ([], {}, "x: there are no more batches. An iterator runs out once"),
+        (iter([(X, Y)]), {"epochs": 2}, "x: there are no more batches"),
+        (iter([(X, Y)]), {"steps_per_epoch": 2}, "x: there are no more batches"),
+        ([(X, Y)], {"sample_weight": Y}, "sample_weight: expected None for batches"),
+        ([(X, Y)], {"steps_per_epoch": 0}, "steps_per_epoch: expected a positive int"),
+        ([(X, Y)], {"validation_data": iter([(X, Y)]), "epochs": 2}, "validation_data: there are no more batches"),
+        ([(X, Y)], {"validation_data": (X,)}, r"validation_data: expected \(x, y\)"),
+        ([(X, Y)], {"validation_data": 3}, r"validation_data: expected \(x, y\), .*, or batches of these, got int"),
+        ([(X, Y + 1)], {}, "labels must be integers in .*y - 1"),
+    ],
+)
+def test_batches_that_are_none_are_named(data, options, words):
+    with pytest.raises((lm.DataError, lm.ArgumentError), match=words):
+        classifier().fit(data, loss=CROSS_ENTROPY, optimizer="adam", progress=False, **options)
+
+
+def test_steps_per_epoch_is_for_iterables():
+    with pytest.raises(lm.ArgumentError, match="steps_per_epoch: expected None for arrays"):
+        classifier().fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", steps_per_epoch=2)
+
+
+def test_class_weights_multiply_sample_weights():
+    x, y = classes(9)
+    own = np.arange(9.0)
+    factors = np.array([1.0, 3.0, 0.5])[y]  # class 0 is not named
+    task = {"loss": CROSS_ENTROPY, "optimizer": lm.optimizers.SGD(0.1)}
+    weight = {1: 3.0, 2: 0.5}
+    for labels in (y, np.eye(3)[y]):
+        for given, expected in ((None, factors), (own, own * factors)):
+            one, two = classifier(dtype="float64"), classifier(dtype="float64")
+            first = one.train_on_batch(x, labels, sample_weight=given, class_weight=weight, **task)
+            assert first == pytest.approx(two.train_on_batch(x, labels, sample_weight=expected, **task))
+            np.testing.assert_allclose(one.parameters["dense_1.kernel"], two.parameters["dense_1.kernel"], rtol=1e-12)
+    stream = classifier(dtype="float64").fit(batches(x, y, 9), class_weight=weight, progress=False, **task)
+    arrays = classifier(dtype="float64").fit(x, y, class_weight=weight, shuffle=False, progress=False, **task)
+    assert stream["loss"] == pytest.approx(arrays["loss"])
+    yes_no = lm.Sequential([Dense(1)], input_shape=4)
+    options = {"loss": "binary_cross_entropy", "optimizer": "sgd"}
+    loss = yes_no.copy().train_on_batch(x, (y > 0)[:, None], class_weight={0: 9.0}, **options)
+    assert loss == pytest.approx(
+        yes_no.train_on_batch(x, (y > 0)[:, None], sample_weight=np.where(y > 0, 1, 9), **options)
+    )
+
+
+def test_class_weights_of_several_outputs():
+    x, y = classes(9)
+    a = lm.Input((4,))
+    model = lm.Model(a, (Dense(3).named("kind")(a), Dense(1).named("size")(a)), dtype="float64")
+    task = {"loss": {"kind": CROSS_ENTROPY, "size": "huber"}, "optimizer": "sgd"}
+    targets = {"kind": y, "size": x[:, :1]}
+    first = model.copy().train_on_batch(x, targets, class_weight={"kind": {1: 3.0}}, **task)
+    weights = {"kind": np.where(y == 1, 3.0, 1.0), "size": np.ones(9)}
+    assert first == pytest.approx(model.train_on_batch(x, targets, sample_weight=weights, **task))
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        ([1, 2], "class_weight: expected a dict such as"),
+        ({1: -1.0}, "class_weight: weight of 1: expected a number of at least 0"),
+        ({"cat": 1.0}, "class_weight: label: expected an int of at least 0, got 'cat'"),
+        ({"dense_2": {1: 1.0}, "dense": {1: 1.0}}, "class_weight: unknown output 'dense'; expected dense_2"),
+    ],
+)
+def test_bad_class_weights_are_named(weight, words):
+    with pytest.raises(lm.ArgumentError, match=words):
+        classifier().train_on_batch(X, Y, loss=CROSS_ENTROPY, optimizer="sgd", class_weight=weight)
+
+
+def test_class_weights_need_classes():
+    with pytest.raises(lm.DataError, match=r"class_weight: y of 'dense_1' must hold integer labels \(N,\) or one-hot"):
+        lm.Sequential([Dense(2)], input_shape=4).train_on_batch(
+            X, X[:, :2], loss="mean_squared_error", optimizer="sgd", class_weight={1: 2.0}
+        )

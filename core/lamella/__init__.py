@@ -9,9 +9,10 @@
 
 from typing import Any
 
-from lamella import backends, losses, metrics, optimizers, primitives, testing
+from lamella import backends, callbacks, losses, metrics, optimizers, primitives, regularization, schedules, testing
 from lamella.activations import ActivationFunction
 from lamella.archive import from_config, load
+from lamella.callbacks import Callback, StopTraining
 from lamella.configuration import Configured
 from lamella.context import Context
 from lamella.errors import (
@@ -24,13 +25,13 @@ from lamella.errors import (
     RegistryError,
 )
 from lamella.graph import Input, Node
+from lamella.history import History
 from lamella.hookspecs import hookimpl
 from lamella.model import Model, Sequential
 from lamella.primitives import primitive, scan
 from lamella.protocol import ArraySpec, Declare, Layer
 from lamella.registry import layer, layers
 from lamella.threads import set_threads
-from lamella.training import Callback, History
 
 __all__ = [
     "ActivationFunction",
@@ -52,8 +53,10 @@ __all__ = [
     "NonFiniteError",
     "RegistryError",
     "Sequential",
+    "StopTraining",
     "__version__",
     "backends",
+    "callbacks",
     "from_config",
     "hookimpl",
     "layer",
@@ -64,7 +67,9 @@ __all__ = [
     "optimizers",
     "primitive",
     "primitives",
+    "regularization",
     "scan",
+    "schedules",
     "set_threads",
     "testing",
 ]

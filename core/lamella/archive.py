@@ -19,7 +19,7 @@ import numpy as np
 
 from lamella import registry
 from lamella.activations import ActivationFunction
-from lamella.arguments import positive
+from lamella.arguments import number, positive
 from lamella.backends import get_backend
 from lamella.configuration import Configured
 from lamella.errors import DataError, GraphError, RegistryError, did_you_mean
@@ -28,6 +28,7 @@ from lamella.losses import Loss
 from lamella.metrics import Metric
 from lamella.optimizers import Optimizer
 from lamella.protocol import Layer
+from lamella.schedules import Schedule
 
 if TYPE_CHECKING:
     from lamella.model import Model
@@ -35,7 +36,13 @@ if TYPE_CHECKING:
 __all__ = ["from_config", "load", "load_weights", "model_config", "save"]
 
 FORMAT = 1
-_KINDS: dict[str, type[Configured]] = {"layers": Layer, "losses": Loss, "optimizers": Optimizer, "metrics": Metric}
+_KINDS: dict[str, type[Configured]] = {
+    "layers": Layer,
+    "losses": Loss,
+    "optimizers": Optimizer,
+    "schedules": Schedule,
+    "metrics": Metric,
+}
 _FLOATS = {"float32": "F32", "float64": "F64"}  # as safetensors calls them
 _NUMBERS = {"F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"}
 
@@ -255,8 +262,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     header: dict[str, Any] = {"format": FORMAT, "model": model.config(), "step": model.step}
     state = model.optimizer_state
     if state is not None:
-        header["optimizer"] = {"object": _Writer().configured(state.optimizer), "t": state.t}
-        tensors |= {f"slots/{name}": slot for name, slot in state.as_numpy()[2].items()}
+        optimizer, progress, slots = state.as_numpy()
+        header["optimizer"] = {"object": _Writer().configured(optimizer), **progress}
+        tensors |= {f"slots/{name}": slot for name, slot in slots.items()}
     text = json.dumps(header, allow_nan=False, default=_refuse)
     write_atomically(path, to_bytes(tensors, metadata={"lamella": text}))
 
@@ -286,10 +294,13 @@ def load(path: str | os.PathLike[str], *, backend: str = "numpy") -> Model:
     with _opened(where, path) as file, _refusing(where, "what model.save() writes"):
         header = _header(where, file)
         reader = _Reader(header["model"])
-        step, t, optimizer = positive(header["step"], "step", minimum=0), 0, None
+        step, optimizer = positive(header["step"], "step", minimum=0), None
+        progress: dict[str, Any] = {}
         if "optimizer" in header:
             optimizer = reader.configured(header["optimizer"]["object"], Optimizer)
-            t = positive(header["optimizer"]["t"], "t", minimum=0)
+            progress["t"] = positive(header["optimizer"]["t"], "t", minimum=0)
+            progress["began"] = positive(header["optimizer"].get("began", 0), "began", minimum=0)
+            progress["scale"] = number(header["optimizer"].get("scale", 1.0), "scale", minimum=0.0)
         arrays = reader.model.program.arrays
         places = {name: f"{'parameters' if one.trainable else 'state'}/{name}" for name, one in arrays.items()}
         wanted = {places[name]: one.shape for name, one in arrays.items()}
@@ -306,7 +317,7 @@ def load(path: str | os.PathLike[str], *, backend: str = "numpy") -> Model:
     model.step = step
     if optimizer:
         slots = {name: tensors[f"slots/{name}"] for name in optimizer.slots}
-        model.optimizer_state = OptimizerState.from_numpy(model, optimizer, t, slots)
+        model.optimizer_state = OptimizerState.from_numpy(model, optimizer, progress, slots)
     return model
 
 

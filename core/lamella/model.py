@@ -12,15 +12,17 @@ import numpy as np
 from lamella import archive, graph, training
 from lamella.arguments import positive
 from lamella.backends import get_backend
+from lamella.callbacks import Callback
 from lamella.data import as_inputs
 from lamella.engine import Gradients, infer, slice_rows
 from lamella.errors import ArgumentError, GraphError, did_you_mean
 from lamella.graph import Input, Node, Program, assemble, one_or_more
+from lamella.history import History
 from lamella.protocol import FLOATS, ArraySpec, Layer, valid_name
+from lamella.regularization import Constraint, Penalty
 from lamella.storage import ArrayMapping, Storage, draw
 from lamella.summary import print_summary
 from lamella.threads import thread_count
-from lamella.training import History
 
 __all__ = ["Model", "Sequential"]
 
@@ -190,21 +192,27 @@ class Model:
     def fit(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         *,
         loss: Any,
         optimizer: Any,
         epochs: int = 1,
         batch_size: int = 32,
-        validation_data: tuple[Any, ...] | None = None,
+        validation_data: Any = None,
         metrics: Any = (),
-        callbacks: Iterable[training.Callback] = (),
+        callbacks: Iterable[Callback] = (),
         shuffle: bool = True,
         sample_weight: Any = None,
+        class_weight: Mapping[Any, Any] | None = None,
+        steps_per_epoch: int | None = None,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        penalties: Mapping[str, Penalty] | None = None,
+        constraints: Mapping[str, Constraint] | None = None,
         progress: bool | str = "auto",
         engine: str = "numpy",
     ) -> History:
-        """Train for a number of passes over the data; see `lamella.training.fit`."""
+        """Train for a number of passes over arrays, or over an iterable of batches; see `lamella.training.fit`."""
         return training.fit(
             self,
             x,
@@ -218,18 +226,56 @@ class Model:
             callbacks=callbacks,
             shuffle=shuffle,
             sample_weight=sample_weight,
+            class_weight=class_weight,
+            steps_per_epoch=steps_per_epoch,
+            clip_value=clip_value,
+            clip_norm=clip_norm,
+            penalties=penalties,
+            constraints=constraints,
             progress=progress,
             engine=engine,
         )
 
-    def train_on_batch(self, x: Any, y: Any, *, loss: Any, optimizer: Any, sample_weight: Any = None) -> float:
-        """Take one training step on all rows given, and return the loss before it."""
-        return training.train_on_batch(self, x, y, loss=loss, optimizer=optimizer, sample_weight=sample_weight)
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        loss: Any,
+        optimizer: Any,
+        sample_weight: Any = None,
+        class_weight: Mapping[Any, Any] | None = None,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        penalties: Mapping[str, Penalty] | None = None,
+        constraints: Mapping[str, Constraint] | None = None,
+    ) -> float:
+        """Take one training step on all rows given, and return the loss before it, penalties included."""
+        return training.train_on_batch(
+            self,
+            x,
+            y,
+            loss=loss,
+            optimizer=optimizer,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+            clip_value=clip_value,
+            clip_norm=clip_norm,
+            penalties=penalties,
+            constraints=constraints,
+        )
 
     def evaluate(
-        self, x: Any, y: Any, *, loss: Any, metrics: Any = (), sample_weight: Any = None, batch_size: int | None = None
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        loss: Any,
+        metrics: Any = (),
+        sample_weight: Any = None,
+        batch_size: int | None = None,
     ) -> dict[str, float]:
-        """Return the weighted mean loss and the metrics, by name, in inference mode."""
+        """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`."""
         size = EVALUATE_ROWS if batch_size is None else batch_size
         return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, batch_size=size)
 

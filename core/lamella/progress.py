@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from lamella.training import Callback
+from lamella.callbacks import Callback
 
 if TYPE_CHECKING:
     from lamella.model import Model
@@ -32,9 +32,10 @@ def _duration(seconds: float) -> str:
 
 
 def _numbers(logs: Mapping[str, float]) -> str:
-    return "  ".join(
-        f"{name} {value:.4f}" if abs(value) < 1e4 else f"{name} {value:.3e}" for name, value in logs.items()
-    )
+    def text(value: float) -> str:
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
+
+    return "  ".join(f"{name} {text(value)}" for name, value in logs.items())
 
 
 class Progress(Callback):
@@ -43,8 +44,8 @@ class Progress(Callback):
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
 
-    def on_train_begin(self, model: Model, epochs: int, batches: int) -> None:
-        self.epochs, self.batches, self.epoch = epochs, batches, 0
+    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+        self.epochs, self.batches, self.epoch = epochs, batches, 0  # None: as many as the first epoch turns out to have
         self.done = 0  # batches of all epochs
         self.began = time.perf_counter()
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
@@ -60,25 +61,30 @@ class Progress(Callback):
         self.done += 1
         self.rows += rows
         now = time.perf_counter()
-        if not self.live.is_started or (now - self.shown < 0.1 and self.batch < self.batches):
+        if not self.live.is_started or (now - self.shown < 0.1 and self.batch != self.batches):
             return
         self.shown = now
-        left = (now - self.began) / self.done * (self.epochs * self.batches - self.done)
-        numbers, tail = f"  {_numbers(logs)}", f"  {self._speed(now)}  {_duration(left)} left"
-        width = max(6, min(_WIDTH, self.console.width - len(self._label() + numbers + tail)))
-        filled = width * self.batch // self.batches
-        line = Text.assemble(
-            self._label(),
-            ("━" * filled, "green"),
-            ("━" * (width - filled), "bright_black"),
-            numbers,
-            (tail, "bright_black"),
-        )
+        numbers, tail = f"  {_numbers(logs)}", f"  {self._speed(now)}"
+        if self.batches is None:
+            line = Text.assemble(self._label(), f"batch {self.batch}", numbers, (tail, "bright_black"))
+        else:
+            left = (now - self.began) / self.done * max(0, self.epochs * self.batches - self.done)
+            tail += f"  {_duration(left)} left"
+            width = max(6, min(_WIDTH, self.console.width - len(self._label() + numbers + tail)))
+            filled = min(width, width * self.batch // self.batches)
+            line = Text.assemble(
+                self._label(),
+                ("━" * filled, "green"),
+                ("━" * (width - filled), "bright_black"),
+                numbers,
+                (tail, "bright_black"),
+            )
         line.no_wrap, line.overflow = True, "ellipsis"
         self.live.update(line, refresh=True)
 
     def on_epoch_end(self, model: Model, epoch: int, logs: Mapping[str, float]) -> None:
         now = time.perf_counter()
+        self.batches = self.batches or self.batch
         line = Text(f"{self._label()}{_numbers(logs)}")
         tail = f"  {self._speed(now)}  {now - self.epoch_began:.1f} s"
         if not self.console.is_terminal or len(line) + len(tail) <= self.console.width:

@@ -4,83 +4,55 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lamella import registry
 from lamella.arguments import positive
-from lamella.data import as_array, as_inputs, as_weights, by_name, row_count
+from lamella.batches import ArrayBatches, Data, Rows, StreamBatches, batches_of, held_out
+from lamella.callbacks import Callback, StopTraining
+from lamella.data import by_name
 from lamella.engine import Batch, Gradients, Plan, StepResult, cut, run_step, slice_rows
 from lamella.errors import ArgumentError, DataError, NonFiniteError
+from lamella.history import History
+from lamella.interruption import Interruption
 from lamella.losses import Loss
 from lamella.metrics import Metric
 from lamella.optimizers import Optimizer
-from lamella.protocol import ArraySpec
+from lamella.regularization import Regularization
+from lamella.schedules import learning_rate_at
 from lamella.threads import run_lanes, thread_count
 
 if TYPE_CHECKING:
     from lamella.graph import Leaf
     from lamella.model import Model
 
-__all__ = ["Callback", "History", "OptimizerState", "evaluate", "fit", "gradients", "train_on_batch"]
+__all__ = ["OptimizerState", "evaluate", "fit", "gradients", "train_on_batch"]
 
+Batches = ArrayBatches | StreamBatches
 
 PIECE = 1 << 15  # numbers of the flat buffers that an optimizer updates at a time, to stay in a core's cache
 
 
-class History:
-    """What `fit` measured: one number for each epoch, by name, as in ``history["val_loss"][-1]``."""
-
-    def __init__(self) -> None:
-        self.history: dict[str, list[float]] = {}
-
-    def add(self, logs: Mapping[str, float]) -> None:
-        """Append the numbers of one epoch."""
-        for name, value in logs.items():
-            self.history.setdefault(name, []).append(value)
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs were finished."""
-        return max(map(len, self.history.values()), default=0)
-
-    def __getitem__(self, name: str) -> list[float]:
-        return self.history[name]
-
-    def __repr__(self) -> str:
-        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
-        return f"<History of {self.epochs} epochs: {last}>"
-
-
-class Callback:
-    """Called by `fit` as training goes on; override what you need."""
-
-    def on_train_begin(self, model: Model, epochs: int, batches: int) -> None:
-        """Before the first epoch."""
-
-    def on_epoch_begin(self, model: Model, epoch: int) -> None:
-        """Before an epoch; epochs count from 0."""
-
-    def on_batch_end(self, model: Model, rows: int, logs: Mapping[str, float]) -> None:
-        """After each step, with the averages of the epoch so far."""
-
-    def on_epoch_end(self, model: Model, epoch: int, logs: Mapping[str, float]) -> None:
-        """After an epoch and its validation."""
-
-    def on_train_end(self, model: Model) -> None:
-        """After the last epoch, or when training stops for another reason."""
-
-
 class OptimizerState:
-    """What an optimizer remembers between steps: how many there were, and its slots, flat as the parameters are."""
+    """What an optimizer remembers between steps: how many there were, and its slots, flat as the parameters are.
+
+    Attributes:
+        t: the number of steps so far.
+        slots: the optimizer's arrays.
+        scale: what every learning rate is multiplied with; callbacks change it.
+        began: how many steps were taken before the first with this learning rate, from where its schedule counts.
+    """
 
     def __init__(self, optimizer: Optimizer, model: Model) -> None:
         self.optimizer = optimizer
         self.backend = model.device
         self.t = 0
+        self.scale = 1.0
+        self.began = 0
         self.slots: dict[str, Any] = {}
         for name, value in optimizer.slots.items():
             self.slots[name] = model.storage.empty_like().flat
@@ -91,15 +63,28 @@ class OptimizerState:
         own, other = self.optimizer.config(), optimizer.config()
         return type(self.optimizer) is type(optimizer) and own | {"learning_rate": 0} == other | {"learning_rate": 0}
 
-    def as_numpy(self) -> tuple[Optimizer, int, dict[str, Any]]:
-        """Return the optimizer, the number of steps, and the slots as NumPy."""
-        return self.optimizer, self.t, {name: np.array(self.backend.asnumpy(slot)) for name, slot in self.slots.items()}
+    def go_on_with(self, optimizer: Optimizer) -> None:
+        """Take the next steps with an optimizer that fits; another learning rate starts anew, unscaled."""
+        if optimizer.learning_rate != self.optimizer.learning_rate:
+            self.scale, self.began = 1.0, self.t
+        self.optimizer = optimizer
+
+    def learning_rate(self, t: int) -> float:
+        """Return the learning rate of step ``t``, such as ``state.t`` for the last step."""
+        return self.scale * learning_rate_at(self.optimizer.learning_rate, t - self.began)
+
+    def as_numpy(self) -> tuple[Optimizer, dict[str, Any], dict[str, Any]]:
+        """Return the optimizer, the numbers beside it by name, and the slots as NumPy."""
+        slots = {name: np.array(self.backend.asnumpy(slot)) for name, slot in self.slots.items()}
+        return self.optimizer, {"t": self.t, "began": self.began, "scale": self.scale}, slots
 
     @classmethod
-    def from_numpy(cls, model: Model, optimizer: Optimizer, t: int, slots: Mapping[str, Any]) -> OptimizerState:
+    def from_numpy(
+        cls, model: Model, optimizer: Optimizer, progress: Mapping[str, Any], slots: Mapping[str, Any]
+    ) -> OptimizerState:
         """Return the state that `as_numpy` described, for a model of the same parameters."""
         state = cls(optimizer, model)
-        state.t = t
+        state.t, state.began, state.scale = progress["t"], progress["began"], progress["scale"]
         for name, values in slots.items():
             state.slots[name][...] = model.device.storable(model.device.asarray(values.astype(model.dtype)))
         return state
@@ -114,10 +99,10 @@ class OptimizerState:
         On NumPy, buffers that a cache does not hold are updated piece by piece by other threads, while this one waits:
         Ctrl-C reaches it only, so that no update stays half done.
         """
-        storage = model.storage
+        storage, rate = model.storage, self.learning_rate(self.t + 1)
         runs = list(storage.runs(gradients.names))
         if model.backend != "numpy" or sum(run.stop - run.start for run in runs) <= PIECE:
-            self._update(model, gradients, runs)
+            self._update(model, gradients, runs, rate)
         else:
             pieces = [slice(k, min(k + PIECE, run.stop)) for run in runs for k in range(run.start, run.stop, PIECE)]
             count = thread_count()
@@ -126,7 +111,7 @@ class OptimizerState:
             def lane(first: int) -> None:
                 try:
                     for piece in pieces[len(pieces) * first // count : len(pieces) * (first + 1) // count]:
-                        self._update(model, gradients, [piece])
+                        self._update(model, gradients, [piece], rate)
                 except BaseException as error:
                     errors.append(error)
 
@@ -135,7 +120,7 @@ class OptimizerState:
                 raise errors[0]
         self.t += 1
 
-    def _update(self, model: Model, gradients: Gradients, runs: Sequence[slice]) -> None:
+    def _update(self, model: Model, gradients: Gradients, runs: Sequence[slice], rate: float) -> None:
         """Update some pieces of the flat buffers: compute everything first, then write."""
         storage, backend = model.storage, model.device
         written: list[tuple[Any, Any]] = []
@@ -143,7 +128,6 @@ class OptimizerState:
             for run in runs:
                 slots = {name: backend.view(slot[run]) for name, slot in self.slots.items()}
                 p, g = backend.view(storage.flat[run]), backend.view(gradients.storage.flat[run])
-                rate = self.optimizer.learning_rate
                 p, new = self.optimizer.update(backend.xp, p, g, slots, rate, self.t + 1)
                 written.append((storage.flat[run], p))
                 written.extend((self.slots[name][run], value) for name, value in new.items())
@@ -172,71 +156,6 @@ def _losses(model: Model, loss: Any) -> tuple[Loss | None, ...]:
     return tuple(None if one is None else _resolve("losses", Loss, one) for one in given)
 
 
-class _Data:
-    """Inputs, targets and weights of one call, checked."""
-
-    def __init__(
-        self, model: Model, x: Any, y: Any, losses: tuple[Loss | None, ...], sample_weight: Any = None
-    ) -> None:
-        self.model = model
-        self.inputs = as_inputs(model.input_names, model.input_specs, x)
-        self.rows = row_count(self.inputs, "x")
-        given = by_name("y", y, model.output_names)
-        # as the user gave them, for metrics
-        self.targets = tuple(
-            None if one is None else as_array(one, f"y of {name!r}: expected an array")
-            for one, name in zip(given, model.output_names, strict=True)
-        )
-        self.prepared = tuple(map(self._prepare, losses, self.targets, model.output_names, model.output_specs))
-        rows = [len(target) for target in self.prepared if target is not None]
-        if any(count != self.rows for count in rows):
-            raise DataError(f"x has {self.rows} rows and y has {rows[0]}; expected equally many")
-        self.weights = as_weights(model.output_names, self.rows, sample_weight)
-
-    def _prepare(self, loss: Loss | None, target: Any, name: str, spec: ArraySpec) -> Any:
-        """A target as the loss takes it, held against the size that the prediction will have."""
-        if loss is None:
-            return None
-        if target is None:
-            raise DataError(f"y of {name!r}: nothing for {loss!r}; give loss=None for outputs that are not trained on")
-        sizes: dict[int | str, int] = {}
-        for own, array in zip(self.model.input_specs, self.inputs, strict=True):
-            sizes.update({n: m for n, m in zip(own.shape[1:], array.shape[1:], strict=True) if isinstance(n, str)})
-        try:
-            return loss.prepare(spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape)), target)
-        except DataError as error:
-            if len(self.model.output_names) == 1:
-                raise
-            raise DataError(f"y of {name!r}: {error}") from None
-
-    def take(self, rows: Any) -> _Rows:
-        """Some of the rows, on the backend and off it."""
-        bring = self.model.device.asarray
-        count = len(self.inputs[0][rows])
-        weights = tuple(None if own is None else own[rows] for own in self.weights)
-        sums = tuple(float(count if own is None else own.sum()) for own in weights)
-        shares = [
-            (np.ones(count) if own is None else own) / (total or 1.0) for own, total in zip(weights, sums, strict=True)
-        ]
-        batch = Batch(
-            inputs=tuple(bring(array[rows]) for array in self.inputs),
-            targets=tuple(None if target is None else bring(target[rows]) for target in self.prepared),
-            weights=tuple(bring(share.astype(self.model.dtype)) for share in shares),
-            offset=0,
-        )
-        targets = tuple(None if target is None else target[rows] for target in self.targets)
-        return _Rows(batch, targets, weights, sums)
-
-
-class _Rows(NamedTuple):
-    """Some rows of the data: as the engine takes them, and what metrics want."""
-
-    batch: Batch
-    targets: tuple[Any, ...]
-    weights: tuple[Any, ...]  # of each output's rows, None where all weigh 1
-    sums: tuple[float, ...]  # the weight of the rows, for each output
-
-
 class _Meter:
     """Weighted means of the losses and sums of metrics over the batches of an epoch."""
 
@@ -261,9 +180,12 @@ class _Meter:
     def start(self) -> None:
         self.losses = [0.0] * len(self.names)
         self.weights = [0.0] * len(self.names)
+        self.penalty, self.rows = 0.0, 0
         self.sums: dict[str, tuple[Any, ...]] = {}
 
-    def add(self, losses: Sequence[float], predictions: tuple[Any, ...], rows: _Rows) -> None:
+    def add(self, losses: Sequence[float], penalty: float, predictions: tuple[Any, ...], rows: Rows) -> None:
+        self.penalty += penalty * rows.size
+        self.rows += rows.size
         for k, (loss, weight) in enumerate(zip(losses, rows.sums, strict=True)):
             self.losses[k] += loss * weight
             self.weights[k] += weight
@@ -277,6 +199,8 @@ class _Meter:
     def logs(self) -> dict[str, float]:
         pairs = zip(self.losses, self.weights, strict=True)
         logs = {"loss": sum(total / weight if weight else 0.0 for total, weight in pairs)}
+        if self.penalty:
+            logs["loss"] += self.penalty / self.rows
         for label, _, metric in self.metrics:
             logs[label] = metric.result(self.sums[label]) if label in self.sums else math.nan
         return logs
@@ -306,7 +230,12 @@ def _step(
 
 
 def _train_step(
-    model: Model, plan: Plan, losses: tuple[Loss | None, ...], optimizer: Optimizer, batch: Batch
+    model: Model,
+    plan: Plan,
+    losses: tuple[Loss | None, ...],
+    optimizer: Optimizer,
+    rules: Regularization,
+    batch: Batch,
 ) -> StepResult:
     """Take one step, or raise and change nothing."""
     result, gradients = _step(model, plan, losses, batch)
@@ -316,8 +245,10 @@ def _train_step(
     state = model.optimizer_state
     if state is None or not state.fits(optimizer):
         state = OptimizerState(optimizer, model)
-    state.optimizer = optimizer
+    state.go_on_with(optimizer)
+    rules.shape(model, gradients)
     state.apply(model, gradients)
+    rules.constrain(model)
     for name, value in result.updates.items():
         model.state_storage.part(name)[...] = model.device.storable(value)
     model.optimizer_state = state
@@ -365,10 +296,21 @@ def _is_finite(model: Model, array: Any) -> bool:
     return math.isfinite(values.max()) and math.isfinite(values.min())  # a NaN anywhere is both
 
 
-def train_on_batch(model: Model, x: Any, y: Any, *, loss: Any, optimizer: Any, sample_weight: Any = None) -> float:
-    """Take one training step on all rows given, and return the loss before it.
+def train_on_batch(
+    model: Model,
+    x: Any,
+    y: Any,
+    *,
+    loss: Any,
+    optimizer: Any,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    **rules: Any,
+) -> float:
+    """Take one training step on all rows given, and return the loss before it, penalties included.
 
-    Steps of equal optimizers, or of ones that differ in the learning rate only, go on from each other.
+    Steps of equal optimizers, or of ones that differ in the learning rate only, go on from each other. The arguments
+    are those of `fit`; ``rules`` are ``clip_value``, ``clip_norm``, ``penalties`` and ``constraints``.
 
     Raises:
         DataError: arrays that do not fit the model or the loss.
@@ -376,9 +318,11 @@ def train_on_batch(model: Model, x: Any, y: Any, *, loss: Any, optimizer: Any, s
     """
     losses = _losses(model, loss)
     optimizer = _resolve("optimizers", Optimizer, optimizer)
-    data = _Data(model, x, y, losses, sample_weight)
+    data = Data(model, x, y, losses, sample_weight, class_weight)
+    regularization = Regularization(model, **rules)
     plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
-    return _train_step(model, plan, losses, optimizer, data.take(slice(None)).batch).loss
+    penalty = regularization.penalty(model)
+    return _train_step(model, plan, losses, optimizer, regularization, data.take(slice(None)).batch).loss + penalty
 
 
 def gradients(
@@ -386,7 +330,7 @@ def gradients(
 ) -> tuple[float, dict[str, Any], Any]:
     """See `lamella.Model.gradients`."""
     losses = _losses(model, loss)
-    data = _Data(model, x, y, losses, sample_weight)
+    data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
     result, buffer = _step(model, plan, losses, data.take(slice(None)).batch)
     asnumpy = model.device.asnumpy
@@ -400,56 +344,72 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the weighted mean loss and the metrics, by name, in inference mode."""
     losses = _losses(model, loss)
-    data = _Data(model, x, y, losses, sample_weight)
+    size = positive(batch_size, "batch_size")
+    data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
     meter = _Meter(model, metrics)
-    _evaluate(model, losses, data, meter, positive(batch_size, "batch_size"))
+    _evaluate(model, losses, data, meter)
     return meter.logs()
 
 
-def _evaluate(model: Model, losses: tuple[Loss | None, ...], data: _Data, meter: _Meter, batch_size: int) -> None:
-    for start in range(0, data.rows, batch_size):
-        part = slice(start, start + batch_size)
-        rows = data.take(part)
+def _evaluate(model: Model, losses: tuple[Loss | None, ...], data: Batches, meter: _Meter, penalty: float = 0) -> None:
+    for rows in data.epoch():
         predictions = model.infer(rows.batch.inputs)
         means = []
-        for loss, prediction, prepared, weights in zip(losses, predictions, data.prepared, rows.weights, strict=True):
-            each = np.zeros(1) if loss is None else loss.per_sample(prediction, prepared[part]).astype("float64")
+        for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
+            each = np.zeros(1) if loss is None else loss.per_sample(prediction, target).astype("float64")
             means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
-        meter.add(means, predictions, rows)
+        meter.add(means, penalty, predictions, rows)
 
 
 def fit(
     model: Model,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     loss: Any,
     optimizer: Any,
     epochs: int = 1,
     batch_size: int = 32,
-    validation_data: tuple[Any, ...] | None = None,
+    validation_data: Any = None,
     metrics: Any = (),
     callbacks: Iterable[Callback] = (),
     shuffle: bool = True,
     sample_weight: Any = None,
+    class_weight: Mapping[Any, Any] | None = None,
+    steps_per_epoch: int | None = None,
     progress: bool | str = "auto",
     engine: str = "numpy",
+    **rules: Any,
 ) -> History:
     """Train for a number of passes over the data.
 
+    Ctrl-C ends training after the step in progress: the model stays usable, and the history so far is returned. A
+    second Ctrl-C interrupts at once.
+
     Arguments:
         x, y: arrays with one row for each sample; tuples or dicts by name where the model has several inputs or
-            outputs.
+            outputs. Without ``y``, ``x`` is an iterable of batches ``(x, y)`` or ``(x, y, sample_weight)``, or a
+            function that makes one for each epoch, such as a generator function.
         loss: a registered name or a `Loss`, for each output.
         optimizer: a registered name or an `Optimizer`.
-        epochs, batch_size: how often to pass over the data, and how many rows a step takes.
-        validation_data: ``(x, y)`` or ``(x, y, sample_weight)``, evaluated after every epoch as ``val_loss``, ...
+        epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
+            of their own.
+        validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these, evaluated after every epoch as
+            ``val_loss``, ...
         metrics: names or `Metric` objects; those of training are of the model as it was at each step.
-        callbacks: `Callback` objects.
+        callbacks: `Callback` objects, such as those of `lamella.callbacks`.
         shuffle: whether every epoch has an order of its own, which follows from the model's seed and step.
         sample_weight: how much each row counts, (N,).
+        class_weight: how much the rows of a label count, as in ``{0: 1.0, 1: 5.0}``, or one such dict for each of
+            some outputs by name; labels that are not named count 1. Multiplies sample weights.
+        steps_per_epoch: how many batches of an iterable make an epoch, for those without an end.
         progress: ``"auto"`` shows a live line on a terminal and nothing elsewhere, True always, False never.
         engine: what computes; ``"numpy"`` stands for the model's own backend.
+        clip_value: hold every entry of the gradients between ``-clip_value`` and ``clip_value``.
+        clip_norm: scale the gradients down where the norm of all together is larger.
+        penalties: what parameters add to the loss (``val_loss`` too) and its gradient, by patterns of their names, as
+            in ``{"*.kernel": lm.regularization.L2(1e-4)}``.
+        constraints: bounds of parameters after each step, as in ``{"dense_*.kernel": lm.regularization.MaxNorm(3)}``.
 
     Raises:
         DataError: arrays that do not fit the model or the loss.
@@ -463,52 +423,90 @@ def fit(
     size = positive(batch_size, "batch_size")
     losses = _losses(model, loss)
     optimizer = _resolve("optimizers", Optimizer, optimizer)
-    data = _Data(model, x, y, losses, sample_weight)
+    weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
+    data = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
     metrics = metrics if isinstance(metrics, Mapping) else _listed(metrics)
     meter, val_meter = _Meter(model, metrics), _Meter(model, metrics)
-    held_out = None
-    if validation_data is not None:
-        if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
-            raise ArgumentError("validation_data: expected (x, y) or (x, y, sample_weight)")
-        held_out = _Data(model, validation_data[0], validation_data[1], losses, *validation_data[2:])
+    checked = None if validation_data is None else held_out(model, validation_data, losses, max(size, 256))
     plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
     if not plan.parameters:
         raise ArgumentError("fit: no layer has parameters that are not frozen; unfreeze some, or predict only")
-    if not isinstance(callbacks, Iterable):
-        raise ArgumentError(f"callbacks: expected a list of lamella.Callback objects, got {callbacks!r}")
-    listeners = [*callbacks, *_progress(progress)]
-    for listener in listeners:
-        if not isinstance(listener, Callback):
-            raise ArgumentError(f"callbacks: expected lamella.Callback objects, got {listener!r}")
+    regularization = Regularization(model, **rules)
+    listeners = _Listeners(callbacks, progress)
     history = History()
-    for listener in listeners:
-        listener.on_train_begin(model, epochs, math.ceil(data.rows / size))
-    try:
-        for epoch in range(epochs):
-            meter.start()
-            for listener in listeners:
-                listener.on_epoch_begin(model, epoch)
-            order = np.arange(data.rows)
-            if shuffle:
-                np.random.default_rng([model.seed & 0xFFFFFFFF, model.seed >> 32, model.step]).shuffle(order)
-            for start in range(0, data.rows, size):
-                rows = data.take(order[start : start + size])
-                result = _train_step(model, plan, losses, optimizer, rows.batch)
-                meter.add(result.losses, tuple(map(model.device.asnumpy, result.predictions)), rows)
-                for listener in listeners:
-                    listener.on_batch_end(model, len(rows.batch.inputs[0]), meter.logs())
-            logs = meter.logs()
-            if held_out is not None:
-                val_meter.start()
-                _evaluate(model, losses, held_out, val_meter, max(size, 256))
-                logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
-            history.add(logs)
-            for listener in listeners:
-                listener.on_epoch_end(model, epoch, logs)
-    finally:
-        for listener in listeners:
-            listener.on_train_end(model)
+
+    def epoch_of_steps() -> None:
+        for rows in data.epoch():
+            penalty = regularization.penalty(model)
+            result = _train_step(model, plan, losses, optimizer, regularization, rows.batch)
+            meter.add(result.losses, penalty, tuple(map(model.device.asnumpy, result.predictions)), rows)
+            listeners.tell("on_batch_end", model, rows.size, meter.logs())
+            interruption.check()
+            if listeners.stopped:
+                return
+
+    with Interruption() as interruption:
+        try:
+            listeners.begin(model, epochs, data.length)
+            for epoch in range(epochs):
+                if not listeners.stopped:
+                    listeners.tell("on_epoch_begin", model, epoch)
+                if listeners.stopped:
+                    break
+                meter.start()
+                epoch_of_steps()
+                logs = meter.logs()
+                if checked is not None:
+                    val_meter.start()
+                    _evaluate(model, losses, checked, val_meter, regularization.penalty(model))
+                    logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
+                try:
+                    listeners.tell("on_epoch_end", model, epoch, logs)
+                finally:
+                    history.add(logs)
+                interruption.check()
+            history.stopped = listeners.stopped
+        except KeyboardInterrupt:
+            if interruption.insisted:
+                raise
+            history.stopped, history.interrupted = "interrupted", True
+        finally:
+            listeners.end(model)
+    history.interrupted |= interruption.asked
     return history
+
+
+class _Listeners:
+    """Callbacks in their order, and whether one of them asked to stop."""
+
+    def __init__(self, callbacks: Any, progress: bool | str) -> None:
+        if not isinstance(callbacks, Iterable):
+            raise ArgumentError(f"callbacks: expected a list of lamella.Callback objects, got {callbacks!r}")
+        self.callbacks: list[Callback] = [*callbacks, *_progress(progress)]
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise ArgumentError(f"callbacks: expected lamella.Callback objects, got {callback!r}")
+        self.begun: list[Callback] = []
+        self.stopped: str | None = None
+
+    def begin(self, model: Model, epochs: int, batches: int | None) -> None:
+        for callback in self.callbacks:
+            self._call(callback.on_train_begin, model, epochs, batches)
+            self.begun.append(callback)
+
+    def tell(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            self._call(getattr(callback, event), *arguments)
+
+    def end(self, model: Model) -> None:
+        for callback in self.begun:
+            self._call(callback.on_train_end, model)
+
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        try:
+            method(*arguments)
+        except StopTraining as stop:
+            self.stopped = self.stopped or str(stop) or "stopped by a callback"
 
 
 def _progress(progress: bool | str) -> list[Callback]:

@@ -1,0 +1,265 @@
+"""From data to the batches of an epoch: arrays that are cut up, or iterables that bring batches of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lamella.arguments import number, positive
+from lamella.data import as_array, as_inputs, as_weights, by_name, row_count
+from lamella.engine import Batch
+from lamella.errors import ArgumentError, DataError
+from lamella.losses import Loss
+from lamella.protocol import ArraySpec
+
+if TYPE_CHECKING:
+    from lamella.model import Model
+
+__all__ = ["ArrayBatches", "Data", "Rows", "StreamBatches", "batches_of", "held_out"]
+
+
+class Rows(NamedTuple):
+    """Some rows of the data: as the engine takes them, and what metrics want."""
+
+    batch: Batch
+    prepared: tuple[Any, ...]  # targets as the losses take them, as NumPy
+    targets: tuple[Any, ...]  # as the user gave them
+    weights: tuple[Any, ...]  # of each output's rows, None where all weigh 1
+    sums: tuple[float, ...]  # the weight of the rows, for each output
+    size: int
+
+
+class Data:
+    """Inputs, targets and weights of one call, checked."""
+
+    def __init__(
+        self,
+        model: Model,
+        x: Any,
+        y: Any,
+        losses: tuple[Loss | None, ...],
+        sample_weight: Any = None,
+        class_weight: Any = None,
+    ) -> None:
+        self.model = model
+        self.inputs = as_inputs(model.input_names, model.input_specs, x)
+        self.rows = row_count(self.inputs, "x")
+        given = by_name("y", y, model.output_names)
+        # as the user gave them, for metrics
+        self.targets = tuple(
+            None if one is None else as_array(one, f"y of {name!r}: expected an array")
+            for one, name in zip(given, model.output_names, strict=True)
+        )
+        self.prepared = tuple(map(self._prepare, losses, self.targets, model.output_names, model.output_specs))
+        rows = [len(target) for target in self.prepared if target is not None]
+        if any(count != self.rows for count in rows):
+            raise DataError(f"x has {self.rows} rows and y has {rows[0]}; expected equally many")
+        self.weights = as_weights(model.output_names, self.rows, sample_weight)
+        if class_weight is not None:
+            self.weights = self._with_class_weights(class_weight)
+
+    def _prepare(self, loss: Loss | None, target: Any, name: str, spec: ArraySpec) -> Any:
+        """A target as the loss takes it, held against the size that the prediction will have."""
+        if loss is None:
+            return None
+        if target is None:
+            raise DataError(f"y of {name!r}: nothing for {loss!r}; give loss=None for outputs that are not trained on")
+        sizes: dict[int | str, int] = {}
+        for own, array in zip(self.model.input_specs, self.inputs, strict=True):
+            sizes.update({n: m for n, m in zip(own.shape[1:], array.shape[1:], strict=True) if isinstance(n, str)})
+        try:
+            return loss.prepare(spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape)), target)
+        except DataError as error:
+            if len(self.model.output_names) == 1:
+                raise
+            raise DataError(f"y of {name!r}: {error}") from None
+
+    def _with_class_weights(self, class_weight: Any) -> tuple[Any, ...]:
+        """The rows' weights, each times that of the row's class."""
+        names = self.model.output_names
+        if not isinstance(class_weight, Mapping):
+            raise ArgumentError(f"class_weight: expected a dict such as {{0: 1.0, 1: 5.0}}, got {class_weight!r}")
+        of_outputs = class_weight if set(class_weight) & set(names) else dict.fromkeys(names, class_weight)
+        if unknown := [name for name in of_outputs if name not in names]:
+            raise ArgumentError(f"class_weight: unknown output {unknown[0]!r}; expected {', '.join(names)}")
+        weights = list(self.weights)
+        for k, name in enumerate(names):
+            target = self.targets[k]
+            if target is None or name not in of_outputs:
+                continue
+            labels = _labels(name, target)
+            factors = np.ones(self.rows)
+            for label, weight in of_outputs[name].items():
+                factors[labels == positive(label, "class_weight: label", minimum=0)] = number(
+                    weight, f"class_weight: weight of {label}", minimum=0.0
+                )
+            given = weights[k]
+            weights[k] = factors if given is None else given * factors
+        return tuple(weights)
+
+    def take(self, rows: Any) -> Rows:
+        """Some of the rows, on the backend and off it."""
+        bring = self.model.device.asarray
+        count = len(self.inputs[0][rows])
+        weights = tuple(None if own is None else own[rows] for own in self.weights)
+        sums = tuple(float(count if own is None else own.sum()) for own in weights)
+        shares = [
+            (np.ones(count) if own is None else own) / (total or 1.0) for own, total in zip(weights, sums, strict=True)
+        ]
+        prepared = tuple(None if target is None else target[rows] for target in self.prepared)
+        batch = Batch(
+            inputs=tuple(bring(array[rows]) for array in self.inputs),
+            targets=tuple(None if target is None else bring(target) for target in prepared),
+            weights=tuple(bring(share.astype(self.model.dtype)) for share in shares),
+            offset=0,
+        )
+        targets = tuple(None if target is None else target[rows] for target in self.targets)
+        return Rows(batch, prepared, targets, weights, sums, count)
+
+
+def _labels(name: str, target: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """One integer label for each row, from labels (N,) or (N, 1), or from one-hot rows (N, C)."""
+    if target.ndim == 2 and target.shape[1] > 1 and np.all((target == 0) | (target == 1)):
+        return np.asarray(np.argmax(target, axis=1))
+    if target.ndim in (1, 2) and target.size == len(target) and np.all(target == np.floor(target)):
+        return target.reshape(-1)
+    raise DataError(
+        f"class_weight: y of {name!r} must hold integer labels (N,) or one-hot rows (N, classes); got {target.dtype} "
+        f"{target.shape}. Use sample_weight for other weights"
+    )
+
+
+class ArrayBatches:
+    """Arrays, cut into batches of equal size but for the last, in the order of a shuffle if asked for."""
+
+    def __init__(self, data: Data, size: int, *, shuffle: bool = False) -> None:
+        self.data, self.size, self.shuffle = data, size, shuffle
+
+    @property
+    def length(self) -> int:
+        """How many batches an epoch has."""
+        return -(-self.data.rows // self.size)
+
+    def epoch(self) -> Iterator[Rows]:
+        """The batches of one epoch; the order follows from the model's seed and step."""
+        model, rows = self.data.model, self.data.rows
+        order = np.arange(rows)
+        if self.shuffle:
+            np.random.default_rng([model.seed & 0xFFFFFFFF, model.seed >> 32, model.step]).shuffle(order)
+        for start in range(0, rows, self.size):
+            part = slice(start, start + self.size)
+            yield self.data.take(order[part] if self.shuffle else part)
+
+
+class StreamBatches:
+    """An iterable, or a function that makes one, of batches ``(x, y)`` or ``(x, y, sample_weight)``.
+
+    Without ``steps`` every epoch runs through it once, from its start. With ``steps`` an epoch takes that many
+    batches, where the last one stopped; at its end, what can start again does so.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        source: Any,
+        losses: tuple[Loss | None, ...],
+        *,
+        what: str = "x",
+        steps: int | None = None,
+        class_weight: Any = None,
+    ) -> None:
+        self.model, self.source, self.losses, self.what = model, source, losses, what
+        self.steps, self.class_weight = steps, class_weight
+        self._running: Iterator[Any] | None = None
+        if isinstance(source, np.ndarray | Mapping | str) or not (callable(source) or isinstance(source, Iterable)):
+            raise DataError(
+                f"{what}: expected batches, as an iterable of (x, y) or a function that makes one, got "
+                f"{type(source).__name__}; arrays need y"
+            )
+
+    @property
+    def length(self) -> int | None:
+        """How many batches an epoch has, if that can be known."""
+        return self.steps or (len(self.source) if isinstance(self.source, Sized) else None)
+
+    def epoch(self) -> Iterator[Rows]:
+        """The batches of one epoch."""
+        if self.steps is None:
+            empty = True
+            for batch in self._start():
+                empty = False
+                yield self._rows(batch)
+            if empty:
+                raise self._ended()
+        for _ in range(self.steps or 0):
+            yield self._next()
+
+    def _start(self) -> Iterable[Any]:
+        made = self.source() if callable(self.source) else self.source
+        if not isinstance(made, Iterable):
+            raise DataError(f"{self.what}: the function gave {type(made).__name__}; expected an iterable of batches")
+        return made
+
+    def _next(self) -> Rows:
+        for _ in range(2):  # at the end, start again
+            if self._running is None:
+                self._running = iter(self._start())
+            for batch in self._running:
+                return self._rows(batch)
+            self._running = None
+        raise self._ended()
+
+    def _ended(self) -> DataError:
+        return DataError(
+            f"{self.what}: there are no more batches. An iterator runs out once; give something that can start again, "
+            "such as a list or a generator function"
+        )
+
+    def _rows(self, batch: Any) -> Rows:
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            got = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
+            raise DataError(
+                f"{self.what}: every batch must be (x, y) or (x, y, sample_weight), got {got}; arrays need y"
+            )
+        x, y, *rest = batch
+        weight = rest[0] if rest else None
+        return Data(self.model, x, y, self.losses, weight, self.class_weight).take(slice(None))
+
+
+def batches_of(
+    model: Model,
+    x: Any,
+    y: Any,
+    losses: tuple[Loss | None, ...],
+    *,
+    size: int,
+    shuffle: bool = False,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+    steps: int | None = None,
+) -> ArrayBatches | StreamBatches:
+    """Arrays where there are targets, else an iterable of batches."""
+    if y is not None:
+        if steps is not None:
+            raise ArgumentError("steps_per_epoch: expected None for arrays, which end; it is for iterables of batches")
+        return ArrayBatches(Data(model, x, y, losses, sample_weight, class_weight), size, shuffle=shuffle)
+    if sample_weight is not None:
+        raise ArgumentError("sample_weight: expected None for batches, which bring theirs as (x, y, sample_weight)")
+    steps = None if steps is None else positive(steps, "steps_per_epoch")
+    return StreamBatches(model, x, losses, steps=steps, class_weight=class_weight)
+
+
+def held_out(model: Model, data: Any, losses: tuple[Loss | None, ...], size: int) -> ArrayBatches | StreamBatches:
+    """Validation data: a tuple of arrays, or batches."""
+    if isinstance(data, list) and data and not isinstance(data[0], tuple | list):
+        data = tuple(data)
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        x, y, *weight = data
+        return ArrayBatches(Data(model, x, y, losses, *weight), size)
+    if isinstance(data, tuple | np.ndarray | Mapping | str) or not (callable(data) or isinstance(data, Iterable)):
+        raise ArgumentError(
+            f"validation_data: expected (x, y), (x, y, sample_weight), or batches of these, got {type(data).__name__}"
+        )
+    return StreamBatches(model, data, losses, what="validation_data")

@@ -1,0 +1,390 @@
+"""Callbacks: what happens beside training, between its steps and epochs.
+
+>>> import lamella as lm
+>>> from lamella.datasets import digits
+>>> from lamella_layers import Dense, Flatten
+>>> images, labels = digits()
+>>> model = lm.Sequential([Flatten(), Dense(10)], input_shape=(1, 8, 8))
+>>> stop = lm.callbacks.EarlyStopping("loss", patience=2, min_delta=0.05)
+>>> task = {"loss": "softmax_cross_entropy", "optimizer": lm.optimizers.Adam(0.01)}
+>>> history = model.fit(images / 16, labels, **task, epochs=100, callbacks=[stop])
+>>> history.epochs < 100, history.stopped
+(True, 'loss has not improved for 2 epochs')
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lamella.arguments import choice, number, positive
+from lamella.errors import ArgumentError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from lamella.model import Model
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
+    "LearningRateMonitor",
+    "ReduceOnPlateau",
+    "StopTraining",
+    "TensorBoardLogger",
+    "larger_is_better",
+]
+
+
+class StopTraining(Exception):
+    """Raise it in a callback to end training: ``raise lm.StopTraining("good enough")``.
+
+    Every other callback still hears of the same event. After a step, the epoch ends there: it is validated, and
+    ``on_epoch_end`` follows. ``fit`` returns its history, which has the reason in ``history.stopped``.
+    """
+
+
+class Callback:
+    """Called by `fit` as training goes on; override what you need. Callbacks are called in their order.
+
+    Any of these may raise `StopTraining`. Every other error ends training too, and goes on to the caller of `fit`.
+
+    >>> import lamella as lm
+    >>> class GoodEnough(lm.Callback):
+    ...     def on_epoch_end(self, model, epoch, logs):
+    ...         if logs["loss"] < 0.1:
+    ...             raise lm.StopTraining("good enough")
+    """
+
+    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+        """Before the first epoch; ``batches`` is how many an epoch has, None if the data does not say."""
+
+    def on_epoch_begin(self, model: Model, epoch: int) -> None:
+        """Before an epoch; epochs count from 0."""
+
+    def on_batch_end(self, model: Model, rows: int, logs: Mapping[str, float]) -> None:
+        """After each step, with the averages of the epoch so far."""
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+        """After an epoch and its validation; numbers added to ``logs`` go to later callbacks and to the history."""
+
+    def on_train_end(self, model: Model) -> None:
+        """After the last epoch, or when training stops for another reason, errors and Ctrl-C included."""
+
+
+class EarlyStopping(Callback):
+    """Ends training when a number has not improved for some epochs, and takes the best epoch's values back.
+
+    Arguments:
+        monitor: the name of the number in the logs.
+        patience: after how many epochs in a row without improvement training ends.
+        min_delta: by how much a number must be better than the best so far to count.
+        mode: "min", "max", or "auto": the latter where the name speaks of accuracy, precision, recall, auc, f1 or r2.
+        restore_best: whether the model ends with parameters and state of its best epoch, however training ends.
+
+    Attributes:
+        best, best_epoch: the best number so far, and the epoch that gave it, counted from 0; None before.
+
+    Raises:
+        ArgumentError: the logs have no such number.
+
+    Source: https://keras.io/api/callbacks/early_stopping/; Prechelt, Early Stopping - But When? (1998).
+
+    >>> EarlyStopping("val_accuracy").larger
+    True
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best: bool = True,
+    ) -> None:
+        self.monitor, self.larger = monitor, _larger(monitor, mode)
+        self.patience = positive(patience, "EarlyStopping: patience")
+        self.min_delta = number(min_delta, "EarlyStopping: min_delta", minimum=0.0)
+        self.restore_best = bool(restore_best)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self._values: tuple[dict[str, Any], dict[str, Any]] | None = None
+
+    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+        self._forget()
+        self._waited = 0
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+        value = _monitored("EarlyStopping", self.monitor, logs)
+        if _is_better(value, self.best, self.larger, self.min_delta):
+            self.best, self.best_epoch, self._waited = value, epoch, 0
+            if self.restore_best:
+                self._values = dict(model.parameters), dict(model.state)
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            epochs = f"{self.patience} epochs" if self.patience > 1 else "an epoch"
+            raise StopTraining(f"{self.monitor} has not improved for {epochs}")
+
+    def on_train_end(self, model: Model) -> None:
+        if self._values is not None:
+            for mapping, values in zip((model.parameters, model.state), self._values, strict=True):
+                for name, value in values.items():
+                    mapping[name] = value
+        self._values = None
+
+
+class ReduceOnPlateau(Callback):
+    """Lowers the learning rate when a number has not improved for some epochs.
+
+    It multiplies ``model.optimizer_state.scale``, with which every rate that the optimizer asks for is multiplied, a
+    schedule's too. The scale is saved with the model, and is 1 again for an optimizer with another learning rate.
+
+    Arguments:
+        monitor, mode: as in `EarlyStopping`.
+        factor: what is left of the rate, in (0, 1).
+        patience: after how many epochs in a row without improvement the rate falls.
+        min_delta: by how much a number must be better than the best so far to count.
+        cooldown: how many epochs after a fall do not count.
+        min_learning_rate: what this takes the rate down to at most; a schedule may lead further down.
+
+    Source: https://keras.io/api/callbacks/reduce_lr_on_plateau/
+
+    >>> ReduceOnPlateau(factor=0.5, patience=3).factor
+    0.5
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        factor: float = 0.1,
+        patience: int = 10,
+        min_delta: float = 1e-4,
+        mode: str = "auto",
+        cooldown: int = 0,
+        min_learning_rate: float = 0.0,
+    ) -> None:
+        self.monitor, self.larger = monitor, _larger(monitor, mode)
+        self.factor = number(factor, "ReduceOnPlateau: factor", above=0.0)
+        if self.factor >= 1.0:
+            raise ArgumentError(f"ReduceOnPlateau: factor: expected a number below 1, got {factor!r}")
+        self.patience = positive(patience, "ReduceOnPlateau: patience")
+        self.min_delta = number(min_delta, "ReduceOnPlateau: min_delta", minimum=0.0)
+        self.cooldown = positive(cooldown, "ReduceOnPlateau: cooldown", minimum=0)
+        self.min_learning_rate = number(min_learning_rate, "ReduceOnPlateau: min_learning_rate", minimum=0.0)
+
+    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+        self._best: float | None = None
+        self._waited = self._cooling = 0
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+        value = _monitored("ReduceOnPlateau", self.monitor, logs)
+        if _is_better(value, self._best, self.larger, self.min_delta):
+            self._best, self._waited = value, 0
+        elif not self._cooling:
+            self._waited += 1
+        self._cooling = max(0, self._cooling - 1)
+        state = model.optimizer_state
+        if self._waited >= self.patience and state is not None:
+            self._waited, self._cooling = 0, self.cooldown
+            rate = state.learning_rate(state.t + 1)
+            if rate > self.min_learning_rate:
+                state.scale *= max(self.factor, self.min_learning_rate / rate)
+
+
+class LearningRateMonitor(Callback):
+    """Adds the learning rate of the epoch's last step to the logs, as ``learning_rate``. Put it before loggers."""
+
+    def on_epoch_begin(self, model: Model, epoch: int) -> None:
+        self._rate = math.nan
+
+    def on_batch_end(self, model: Model, rows: int, logs: Mapping[str, float]) -> None:
+        state = model.optimizer_state
+        if state is not None and state.t:
+            self._rate = state.learning_rate(state.t)
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+        logs["learning_rate"] = self._rate
+
+
+class Checkpoint(Callback):
+    """Saves the model after every epoch, whole or not at all: training goes on from the file after `load`.
+
+    Arguments:
+        path: the file; fields in braces are filled in, ``{epoch}`` counted from 1 and every number of the logs, as in
+            ``"digits-{epoch:03}-{val_loss:.4f}.lamella"``.
+        monitor, mode: as in `EarlyStopping`; they matter for ``save_best_only``.
+        save_best_only: whether to save only when the number is better than all before, those of earlier trainings
+            with this object included.
+
+    Raises:
+        ArgumentError: the logs have no such number.
+
+    Source: https://keras.io/api/callbacks/model_checkpoint/
+
+    >>> Checkpoint("digits.lamella", save_best_only=True).monitor
+    'val_loss'
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        monitor: str = "val_loss",
+        mode: str = "auto",
+        save_best_only: bool = False,
+    ) -> None:
+        self.path, self.monitor, self.larger = os.fspath(path), monitor, _larger(monitor, mode)
+        self.save_best_only = bool(save_best_only)
+        self._best: float | None = None
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+        if self.save_best_only:
+            value = _monitored("Checkpoint", self.monitor, logs)
+            if not _is_better(value, self._best, self.larger, 0.0):
+                return
+            self._best = value
+        try:
+            path = self.path.format(epoch=epoch + 1, **logs)
+        except (LookupError, ValueError) as error:
+            raise ArgumentError(
+                f"Checkpoint: path: {self.path!r} can't be filled in ({type(error).__name__}: {error}); "
+                f"there are {', '.join(('epoch', *logs))}"
+            ) from None
+        model.save(path)
+
+
+class CSVLogger(Callback):
+    """Writes one line for each epoch, counted from 1, to a file; what was there before stays above.
+
+    Arguments:
+        path: the file.
+        append: whether lines come after those that are there; False starts the file anew.
+        separator: what stands between columns.
+
+    Raises:
+        DataError: the file is there and has other columns.
+
+    >>> CSVLogger("training.csv", append=False).path
+    'training.csv'
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = True, separator: str = ",") -> None:
+        self.path, self.append, self.separator = os.fspath(path), bool(append), separator
+        self._file: TextIO | None = None
+
+    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+        self._file = open(self.path, "a+" if self.append else "w+", newline="")  # noqa: SIM115  # until training ends
+        self._columns: list[str] = []
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+        import csv  # `import lamella` does without
+
+        assert self._file is not None
+        writer = csv.writer(self._file, delimiter=self.separator, lineterminator="\n")
+        if not self._columns:
+            self._columns = ["epoch", *logs]
+            self._file.seek(0)
+            there = next(csv.reader(self._file, delimiter=self.separator), None)
+            if there is None:
+                writer.writerow(self._columns)
+            elif there != self._columns:
+                raise DataError(
+                    f"CSVLogger: {self.path} has the columns {', '.join(there)}; this training has "
+                    f"{', '.join(self._columns)}. Give another path, or append=False to start anew"
+                )
+        numbers = {"epoch": epoch + 1, **logs}
+        writer.writerow([numbers.get(name, "") for name in self._columns])
+        self._file.flush()
+
+    def on_train_end(self, model: Model) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+class TensorBoardLogger(Callback):
+    """Writes the numbers of each epoch, counted from 1, for TensorBoard, as ``loss/training``, ``loss/validation``.
+
+    Needs one of the packages tensorboardX, tensorboard or torch.
+
+    Arguments:
+        folder: where TensorBoard looks: ``tensorboard --logdir folder``. Each training has a file of its own in it.
+
+    Raises:
+        ImportError: none of these packages is installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = os.fspath(folder)
+        self._open = _tensorboard_writer()
+        self._writer: Any = None
+
+    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+        self._writer = self._open(self.folder)
+
+    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+        for name, value in logs.items():
+            plain = name.removeprefix("val_")
+            self._writer.add_scalar(f"{plain}/{'training' if plain == name else 'validation'}", value, epoch + 1)
+        self._writer.flush()
+
+    def on_train_end(self, model: Model) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
+
+
+def _tensorboard_writer() -> Callable[[str], Any]:
+    """The first class that writes event files among the packages that can."""
+    import importlib
+
+    for module, name in (
+        ("tensorboardX", "SummaryWriter"),
+        ("tensorboard.summary", "Writer"),
+        ("torch.utils.tensorboard", "SummaryWriter"),
+    ):
+        try:
+            writer: Callable[[str], Any] = getattr(importlib.import_module(module), name)
+        except ImportError:
+            continue
+        return writer
+    raise ImportError("TensorBoardLogger needs a package that writes its files: pip install tensorboardX")
+
+
+def larger_is_better(name: str) -> bool:
+    """Whether a number is of the kind that should grow, by its name.
+
+    >>> larger_is_better("val_top_k_accuracy"), larger_is_better("val_loss")
+    (True, False)
+    """
+    return not {"accuracy", "precision", "recall", "auc", "f1", "r2"}.isdisjoint(name.lower().split("_"))
+
+
+def _larger(monitor: str, mode: str) -> bool:
+    if not isinstance(monitor, str):
+        raise ArgumentError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
+    return larger_is_better(monitor) if choice(mode, "mode", ("auto", "min", "max")) == "auto" else mode == "max"
+
+
+def _monitored(where: str, monitor: str, logs: Mapping[str, float]) -> float:
+    if monitor not in logs:
+        hint = did_you_mean(monitor, logs)
+        if monitor.startswith("val_") and not any(name.startswith("val_") for name in logs):
+            hint = " Give fit validation_data."
+        raise ArgumentError(f"{where}: monitor: no {monitor!r} in this training; there are {', '.join(logs)}.{hint}")
+    return logs[monitor]
+
+
+def _is_better(value: float, best: float | None, larger: bool, min_delta: float) -> bool:
+    """Whether a number beats the best so far; NaN never does."""
+    if math.isnan(value) or best is None:
+        return best is None and not math.isnan(value)
+    return value > best + min_delta if larger else value < best - min_delta

@@ -1,0 +1,120 @@
+"""What training measured: numbers for each epoch, ready for a data frame or a picture."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lamella.callbacks import larger_is_better
+from lamella.errors import DataError
+
+__all__ = ["History"]
+
+_TRAINING, _VALIDATION, _TEXT, _FRAME = "#9aa5b1", "#0b6e99", "#333f48", "#c3ccd4"
+
+
+class History:
+    """What `fit` measured: one number for each epoch, by name, as in ``history["val_loss"][-1]``.
+
+    ``history.history`` is a dict of lists of equal length: ``pandas.DataFrame(history.history)`` takes it as it is.
+
+    Attributes:
+        history: the numbers by name, one for each epoch that came to its end.
+        stopped: why training ended before its last epoch, or None.
+        interrupted: whether it was by Ctrl-C.
+
+    >>> history = History()
+    >>> history.add({"loss": 0.5, "accuracy": 0.8})
+    >>> history
+    <History of 1 epoch: loss=0.5, accuracy=0.8>
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+        self.stopped: str | None = None
+        self.interrupted = False
+
+    def add(self, logs: Mapping[str, float]) -> None:
+        """Append the numbers of one epoch; NaN stands where a name has none."""
+        before = self.epochs
+        for name in dict.fromkeys((*self.history, *logs)):
+            self.history.setdefault(name, [math.nan] * before).append(float(logs.get(name, math.nan)))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were finished."""
+        return max(map(len, self.history.values()), default=0)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw every curve, those of training and validation together; return a matplotlib figure.
+
+        A notebook shows the figure; ``path`` writes it to a file, as PNG, SVG or PDF by the path's ending. A ring marks
+        the best epoch in validation. Needs matplotlib: ``pip install 'lamella[plot]'``.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            DataError: there is no epoch to draw.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:  # an optional dependency
+            raise ImportError("history.plot needs matplotlib: pip install 'lamella[plot]'") from error
+
+        if not self.epochs:
+            raise DataError("history.plot: no epoch was finished, so there is nothing to draw")
+        names = list(dict.fromkeys(name.removeprefix("val_") for name in self.history))
+        columns = min(len(names), 3)
+        rows = math.ceil(len(names) / columns)
+        figure = Figure(figsize=(0.6 + 4.0 * columns, 0.3 + 3.0 * rows), layout="constrained")
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes, name in zip(panels, names, strict=False):
+            _draw(axes, name, self.history.get(name), self.history.get(f"val_{name}"))
+        for axes in panels[max(0, len(names) - columns) : len(names)]:
+            axes.set_xlabel("epoch", color=_TEXT)
+        for axes in panels[len(names) :]:
+            axes.remove()
+        if any(name.startswith("val_") for name in self.history):
+            panels[0].legend(frameon=False, labelcolor=_TEXT)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def __getitem__(self, name: str) -> list[float]:
+        return self.history[name]
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
+        count = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        return f"<History of {count}: {last}{f'; {self.stopped}' if self.stopped else ''}>"
+
+
+def _draw(axes: Any, name: str, trained: Sequence[float] | None, validated: Sequence[float] | None) -> None:
+    """One panel: the curves of a name, and a ring with the value at the best epoch of validation."""
+    from matplotlib.ticker import MaxNLocator
+
+    values = [value for value in (*(trained or ()), *(validated or ())) if math.isfinite(value)]
+    for label, curve in (("training", trained), ("validation", validated)):
+        if curve:
+            color = _TRAINING if validated and curve is trained else _VALIDATION
+            marker = "o" if len(curve) < 31 else ""
+            axes.plot(range(1, len(curve) + 1), curve, color=color, marker=marker, ms=3, lw=1.6, label=label)
+    larger = larger_is_better(name)
+    if finite := [(value if larger else -value, -k) for k, value in enumerate(validated or ()) if math.isfinite(value)]:
+        best = -max(finite)[1]
+        assert validated is not None
+        axes.plot(best + 1, validated[best], "o", color=_VALIDATION, mfc="white", mew=1.6, ms=8)
+        axes.annotate(
+            f"{validated[best]:.3g}", (best + 1, validated[best]), xytext=(0, -9 if larger else 9),
+            textcoords="offset points", ha="center", va="top" if larger else "bottom", color=_VALIDATION, fontsize=9,
+        )  # fmt: skip
+    if name == "learning_rate" and values and 0 < 5 * min(values) < max(values):
+        axes.set_yscale("log")
+    axes.set_title(name.replace("_", " "), loc="left", color=_TEXT, fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.margins(x=0.04, y=0.14)
+    axes.grid(alpha=0.25, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FRAME)
+    axes.tick_params(which="both", color=_FRAME, labelcolor=_TEXT, labelsize=9)
