@@ -28,7 +28,9 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     assert cli.main(["verify", "digits.onnx"]) == 0
 
 
-@pytest.mark.parametrize("kind", ["activations", "losses", "optimizers", "metrics", "initializers", "layers"])
+@pytest.mark.parametrize(
+    "kind", ["activations", "losses", "optimizers", "schedules", "metrics", "initializers", "layers"]
+)
 def test_tables_name_what_is_registered(kind):
     (row,) = re.findall(rf"^\| {kind} \| (.*) \|$", TEXT, re.MULTILINE)
     told = set(re.findall(r"`(\w+)`", row))
