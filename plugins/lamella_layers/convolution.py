@@ -17,7 +17,7 @@ from lamella.primitives import pad
 from lamella_layers.activation import Activation
 from lamella_layers.windows import Padding, Windows, fold, image_shape, padding_argument, unfold
 
-__all__ = ["Conv2D", "conv2d", "conv2d_dw", "conv2d_dx"]
+__all__ = ["Conv2D", "conv2d", "conv2d_dw", "conv2d_dx", "sum_pixels"]
 
 
 class Conv2D(lm.Layer):
@@ -115,7 +115,7 @@ class Conv2D(lm.Layer):
         if ctx.trainable:
             ctx.grad(kernel=conv2d_dw(ctx, x, dy, windows, groups=self.groups))
             if self.use_bias:
-                ctx.grad(bias=ctx.xp.sum(dy, axis=(0, 2, 3)))
+                ctx.grad(bias=sum_pixels(ctx, dy))
         return conv2d_dx(ctx, dy, ctx.params.kernel, windows, groups=self.groups) if ctx.wants_dx[0] else None
 
     def _windows(self, x: Any) -> Windows:
@@ -154,6 +154,12 @@ def conv2d_dw(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) ->
     """The gradient of `conv2d` for the kernel: the sum over all windows of what they saw times what they gave."""
     columns = xp.permute_dims(_im2col(xp, x, windows, groups), (0, 2, 1))
     return _kernel(xp, columns @ _rows(xp, dy, groups), windows)
+
+
+@lm.primitive
+def sum_pixels(xp: Any, dy: Any) -> Any:
+    """The gradient of `conv2d` for the bias: (N, F, h, w) -> (F,)."""
+    return xp.sum(dy, axis=(0, 2, 3))
 
 
 def _im2col(xp: Any, x: Any, windows: Windows, groups: int) -> Any:
@@ -298,6 +304,12 @@ def _(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) -> Any:
     for tile, columns in _columns(xp, x, windows, groups):
         total += np.matmul(columns.transpose(0, 2, 1), _by_group(dy[tile], groups))
     return _kernel(xp, total, windows)
+
+
+@sum_pixels.kernel("numpy")
+def _(xp: Any, dy: Any) -> Any:
+    rows = dy.transpose(0, 2, 3, 1).reshape(-1, dy.shape[1])  # a view where channels are last in memory
+    return np.ones(len(rows), dy.dtype) @ rows
 
 
 @lm.hookimpl

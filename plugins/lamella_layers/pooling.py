@@ -152,15 +152,19 @@ def _(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
     dx = np.empty((x.shape[0], *x.shape[2:], x.shape[1]), dy.dtype).transpose(0, 3, 1, 2)
     images = max(1, _CHUNK_BYTES // (math.prod(x.shape[1:]) * dx.itemsize))
 
-    def claims(some: slice) -> Iterator[Any]:
+    def hits(some: slice) -> Iterator[Any]:
         free = np.ones_like(y[some], dtype=bool)
         for cell in unfold(xp, x[some], windows, value=math.nan):
             hit = (cell == y[some]) & free
             free ^= hit
-            yield dy[some] * hit
+            yield hit
 
     for some in (slice(first, first + images) for first in range(0, x.shape[0], images)):
-        dx[some] = fold(xp, claims(some), windows)
+        if windows.tiles:  # every pixel lies in one window: nothing adds up
+            for hit, (rows, columns) in zip(hits(some), windows.cells(), strict=True):
+                np.multiply(dy[some], hit, out=dx[some, :, rows, columns])
+        else:
+            dx[some] = fold(xp, (dy[some] * hit for hit in hits(some)), windows)
     return dx
 
 

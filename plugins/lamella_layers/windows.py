@@ -119,6 +119,12 @@ class Windows:
         """Whether every window is one pixel, and every pixel a window."""
         return self.size == self.strides == (1, 1) and self.padded == self.image
 
+    @functools.cached_property
+    def tiles(self) -> bool:
+        """Whether every pixel lies in exactly one window."""
+        covered = tuple(n * k for n, k in zip(self.grid, self.size, strict=True))
+        return self.size == self.strides and self.dilations == (1, 1) and covered == self.image == self.padded
+
     def cells(self, first: int = 0, last: int | None = None) -> list[tuple[slice, slice]]:
         """For each cell of the window, row by row, where it lies on the padded image in all windows.
 
