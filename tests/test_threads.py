@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 import lamella as lm
 from lamella import threads
 from lamella.engine import slice_rows
-from lamella_layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from lamella_layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 CROSS_ENTROPY = "softmax_cross_entropy"
 
@@ -84,6 +84,45 @@ def test_any_number_of_threads_trains_the_same_model(coupled, monkeypatch):
     for count in (1, 2, 3):
         for name, value in trained(count, coupled=coupled).items():
             np.testing.assert_allclose(value, whole[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+class Add(lm.Layer):
+    def build(self, declare, a, b):
+        return a
+
+    def forward_pass(self, ctx, a, b):
+        return a + b
+
+    def backward_pass(self, ctx, dy):
+        return dy, dy
+
+
+@pytest.mark.parametrize("sum_over_batch", [False, True])
+def test_graphs_with_shared_layers_and_several_outputs_are_exact_too(sum_over_batch, monkeypatch):
+    shared = Dense(6, activation="tanh")
+    a, b = lm.Input((5,)), lm.Input((5,))
+    h = Add()(shared(a), Dropout(0.4)(shared(b)))
+    h = BatchNormalization(momentum=0.5)(h) if sum_over_batch else h
+    model = lm.Model((a, b), (Dense(3)(h), Dense(2)(h), h), dtype="float64", seed=4)
+    rng = np.random.default_rng(5)
+    x = tuple(rng.normal(size=(2, 31, 5)))
+    y = (np.arange(31) % 3, rng.normal(size=(31, 2)), rng.normal(size=(31, 6)))
+    weights = (rng.random(31), None, rng.random(31))
+    options = {"loss": (CROSS_ENTROPY, "huber", "mean_squared_error")}
+    options["sample_weight"] = tuple(np.ones(31) if w is None else w for w in weights)
+    lm.set_threads(1)
+    loss, gradients, dx = model.gradients(x, y, **options)
+    monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1 << 9)
+    monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
+    for count in (2, 3, 5):
+        lm.set_threads(count)
+        assert len(slice_rows(model.program, 31, count)) >= count
+        sliced, others, parts = model.gradients(x, y, **options)
+        assert sliced == pytest.approx(loss, rel=1e-12)
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(others[name], gradient, rtol=1e-9, atol=1e-13)
+        for one, other in zip(dx, parts, strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.usefixtures("many_slices")

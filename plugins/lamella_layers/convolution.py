@@ -5,6 +5,8 @@ N batch, C channels, H W image, F filters, G groups, k = kh * kw cells of a wind
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -234,6 +236,18 @@ def _tiles(n: int, windows: Windows, bytes_per_window: int) -> list[Tile]:
     ]
 
 
+_kept = threading.local()
+
+
+def _workspace(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array for the columns of one tile, in memory that this thread keeps and uses for every tile."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    held = getattr(_kept, "memory", None)
+    if held is None or held.size < size:
+        held = _kept.memory = np.empty(size, "uint8")
+    return held[:size].view(dtype).reshape(shape)
+
+
 def _columns(xp: Any, x: Any, windows: Windows, groups: int) -> Iterator[tuple[Tile, Any]]:
     """`_im2col` of one tile after another, in a buffer that is used again."""
     pixels = pad(xp, x, ((0, 0), (0, 0), *windows.pads)).transpose(0, 2, 3, 1)
@@ -247,11 +261,9 @@ def _columns(xp: Any, x: Any, windows: Windows, groups: int) -> Iterator[tuple[T
     # copy along the longer run of numbers: a row of a window, or else a row of the output
     window_by_window = kw * depth >= _SHORT_RUN
     order = (3, 0, 1, 2, 4, 5, 6) if window_by_window else (3, 4, 5, 6, 0, 1, 2)
-    buffer = np.empty(0, x.dtype)
     for tile in _tiles(n, windows, kh * kw * c * x.itemsize):
         patch = patches[tile].transpose(order)
-        buffer = buffer if buffer.size >= patch.size else np.empty(patch.size, x.dtype)
-        columns = buffer[: patch.size].reshape(patch.shape)
+        columns = _workspace(patch.shape, x.dtype)
         columns[...] = patch
         if window_by_window:
             yield tile, columns.reshape(groups, -1, kh * kw * depth)
@@ -287,7 +299,7 @@ def _(xp: Any, dy: Any, kernel: Any, windows: Windows, *, groups: int = 1) -> An
     for tile in _tiles(n, windows, kh * kw * groups * depth * dy.itemsize):
         images, rows = tile
         part = _by_group(dy[tile], groups)
-        cells = np.empty((kh * kw, part.shape[1], groups, depth), dy.dtype)
+        cells = _workspace((kh * kw, part.shape[1], groups, depth), dy.dtype)
         np.matmul(part, matrix, out=cells.transpose(0, 2, 1, 3))
         # (k, N*h*w, G, C/G) -> (k, N, h, w, C)
         cells = cells.reshape(kh * kw, -1, rows.stop - rows.start, w, groups * depth)
