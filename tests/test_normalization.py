@@ -293,3 +293,13 @@ def test_it_says_what_it_refuses():
     layer, x = BatchNormalization(), lm.Input((3,))
     with pytest.raises(lm.GraphError, match="state"):  # its running averages have one place
         lm.Model(x, layer(layer(x)))
+
+
+def test_statistics_that_overflow_are_not_kept():
+    model = lm.Sequential([BatchNormalization(), Dense(2)], input_shape=3)
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    x[0, 0] = 1e20
+    with pytest.raises(lm.NonFiniteError, match="new value of batch_normalization_1.variance is not finite"):
+        model.train_on_batch(x, np.zeros((8, 2)), loss="mean_squared_error", optimizer="sgd")
+    assert np.all(model.state["batch_normalization_1.variance"] == 1.0)
+    assert model.step == 0

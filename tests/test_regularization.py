@@ -191,3 +191,20 @@ def test_rules_are_configuration():
     assert repr(MaxNorm(3.0, axis=1)) == "MaxNorm(limit=3.0, axis=1)"
     with pytest.raises(lm.ArgumentError, match="MaxNorm: limit: expected a number above 0"):
         MaxNorm(0)
+
+
+def test_a_penalty_without_a_finite_gradient_stops_before_the_step():
+    class Group(lm.regularization.Penalty):
+        def value(self, xp, p):
+            return xp.sqrt(xp.sum(p * p))
+
+        def gradient(self, xp, p):
+            return p / xp.sqrt(xp.sum(p * p))  # 0 / 0 for a bias that starts at 0
+
+    model = lm.Sequential([Dense(2)], input_shape=3)
+    with pytest.raises(lm.NonFiniteError, match=r"a penalty makes the gradient of dense_1.bias not finite"):
+        model.train_on_batch(
+            np.ones((4, 3)), np.zeros((4, 2)), loss="mean_squared_error", optimizer="sgd", penalties={"*": Group()}
+        )
+    assert model.step == 0
+    assert np.all(model.parameters["dense_1.bias"] == 0)

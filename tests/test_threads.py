@@ -1,6 +1,9 @@
 """Slices over threads: the same results however the batch is cut, and nothing left behind when something fails."""
 
 import _thread
+import os
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -253,6 +256,84 @@ def test_prediction_runs_over_threads_too():
     for count, size in ((2, None), (3, 7)):
         lm.set_threads(count)
         np.testing.assert_allclose(model.predict(x, batch_size=size), alone, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("many_slices")
+def test_gradients_may_be_asked_for_in_several_threads():
+    lm.set_threads(2)
+    model = network()
+    x, y = images(30)
+    expected = {k: model.gradients(k * x, y, loss=CROSS_ENTROPY)[1] for k in (1, 2)}
+    wrong = []
+
+    def ask(k):
+        for _ in range(10):
+            found = model.gradients(k * x, y, loss=CROSS_ENTROPY)[1]
+            wrong.extend(name for name, value in found.items() if not np.array_equal(value, expected[k][name]))
+
+    workers = [threading.Thread(target=ask, args=(k,)) for k in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def in_a_new_process(code):
+    """Run code that would hang if it were wrong."""
+    text = "import numpy as np, os, threading, lamella as lm\nfrom lamella import engine\n"
+    text += "from lamella_layers import Dense\n"
+    text += "engine.INLINE_WORK, engine.SLICE_BYTES = 0, 1 << 10\nlm.set_threads(2)\nx = np.ones((64, 32))\n"
+    text += "model = lm.Sequential([Dense(32), Dense(8)], input_shape=32)\nmodel.predict(x)\n"
+    return subprocess.run([sys.executable, "-c", text + code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_predicts():
+    code = """
+child = os.fork()
+if child == 0:
+    model.predict(x)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert in_a_new_process(code).stdout.strip() == "7"
+
+
+def test_a_layer_may_predict_with_another_model():
+    code = """
+class Teach(lm.Layer):
+    def forward_pass(self, ctx, y):
+        model.predict(x)
+        return y
+
+print(lm.Sequential([Dense(8), Teach()], input_shape=32).predict(x).shape)
+"""
+    assert in_a_new_process(code).stdout.strip() == "(64, 8)"
+
+
+def test_training_in_a_thread_goes_on_while_the_program_ends():
+    code = """
+def train():
+    model.fit(x, np.zeros((64, 8)), loss="mean_squared_error", optimizer="sgd", epochs=30, batch_size=8, progress=False)
+    print("done", model.step)
+
+threading.Thread(target=train).start()
+"""
+    done = in_a_new_process(code)
+    assert (done.stdout.strip(), done.stderr) == ("done 240", "")
+
+
+def test_one_thread_means_one_thread_of_blas_too():
+    class Spy(lm.Layer):
+        def forward_pass(self, ctx, x):
+            seen.append({info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"})
+            return x
+
+    seen = []
+    lm.set_threads(1)
+    lm.Sequential([Dense(4), Spy()], input_shape=3).predict(np.ones((2, 3)))
+    assert seen == [{1}]
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "two"])

@@ -197,7 +197,8 @@ def infer(
     """
     plan = Plan(program, frozenset(leaf.owner for leaf in program.leaves), wants_dx=False, training=False)
     if len(sizes) < 2:
-        (results,) = _rounds([forward(plan, xp, arrays, inputs, around=around, observe=observe)], 1)
+        with blas_for(1):
+            (results,) = _rounds([forward(plan, xp, arrays, inputs, around=around, observe=observe)], 1)
         return results
     slices = cut(Batch(tuple(inputs), (), (), 0), sizes)
     with blas_for(min(threads, len(slices))):

@@ -87,7 +87,7 @@ class Model:
         kept = {name: declared for name, declared in arrays.items() if not declared.trainable}
         self.storage = Storage(learned, self.dtype, self.device)
         self.state_storage = Storage(kept, self.dtype, self.device)
-        self._buffers: list[Gradients] = []
+        self.gradient_buffers: list[Gradients] = []  # of training steps, one for each thread
 
     def _adopt_inner_models(self) -> None:
         """Start with the values of models that were used as layers."""
@@ -174,12 +174,6 @@ class Model:
     def arrays(self) -> dict[str, Any]:
         """Return parameters and state by full name, as layers see them on the model's backend."""
         return {**self.storage.views(), **self.state_storage.views()}
-
-    def gradient_buffers(self, count: int) -> list[Gradients]:
-        """Return buffers for the gradients of parameters, which later calls give again."""
-        while len(self._buffers) < count:
-            self._buffers.append(Gradients(self.storage.empty_like()))
-        return self._buffers[:count]
 
     def infer(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return all outputs for checked inputs, in one batch."""
@@ -326,7 +320,7 @@ class Model:
         """Move the model to a backend, ``"numpy"`` or ``"cupy"``, and return it."""
         moved = self.copy(backend=backend)
         self.device, self.storage, self.state_storage = moved.device, moved.storage, moved.state_storage
-        self._buffers = []
+        self.gradient_buffers = []
         self.optimizer_state = moved.optimizer_state
         return self
 

@@ -174,7 +174,9 @@ class Regularization:
         self.constraints: list[tuple[str, Constraint]] = _matched(model, "constraints", constraints, Constraint)
         xp, views = model.device.xp, model.storage.views()
         for name, penalty in self.penalties:
-            _check(f"penalties: {penalty!r}.gradient", name, penalty.gradient(xp, views[name]), views[name])
+            with np.errstate(all="ignore"):  # what is not finite is found in the step
+                trial = penalty.gradient(xp, views[name])
+            _check(f"penalties: {penalty!r}.gradient", name, trial, views[name])
         for name, constraint in self.constraints:
             _check(f"constraints: {constraint!r}", name, constraint.apply(xp, views[name]), views[name])
 
@@ -186,7 +188,7 @@ class Regularization:
         """
         total, xp = 0.0, model.device.xp
         for name, penalty in self.penalties:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), np.errstate(all="ignore"):
                 value = float(penalty.value(xp, model.storage.views()[name]))
             if not math.isfinite(value):
                 raise NonFiniteError(f"step {model.step}: {penalty!r} of {name} is {value}; lower the learning rate")

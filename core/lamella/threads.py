@@ -18,9 +18,10 @@ __all__ = ["available_cores", "blas_for", "run_lanes", "set_threads", "thread_co
 _lock = threading.Lock()
 _chosen: int | None = None
 _pool: ThreadPoolExecutor | None = None
-_limiter: Any = None
 _limit_users = 0
-_blas: Any = None
+_blas: Any = None  # the BLAS libraries of this process, found once
+_blas_threads: dict[str, int] = {}  # how many threads each had before it was held to one
+_worker = threading.local()
 
 
 def available_cores() -> int:
@@ -75,16 +76,22 @@ def thread_count() -> int:
 def run_lanes(lanes: Sequence[Callable[[], None]]) -> None:
     """Run functions at the same time, the first on this thread, and return when all are done.
 
-    They must not raise. If this thread is interrupted, the others are waited for first.
+    They must not raise. If this thread is interrupted, the others are waited for first. Within a lane that runs on
+    another thread, and while the interpreter ends, lanes run one after the other.
     """
+    if len(lanes) == 1 or getattr(_worker, "busy", False):
+        for lane in lanes:
+            lane()
+        return
     futures: list[Future[None]] = []
-    if len(lanes) > 1:
-        with _lock:
-            pool = _kept_pool(len(lanes) - 1)
-            futures = [pool.submit(lane) for lane in lanes[1:]]
     interruption: BaseException | None = None
     try:
-        lanes[0]()
+        with _lock, contextlib.suppress(RuntimeError):  # the interpreter ends, and takes no more work
+            pool = _kept_pool(len(lanes) - 1)
+            for lane in lanes[1:]:
+                futures.append(pool.submit(_as_worker, lane))
+        for lane in (lanes[0], *lanes[1 + len(futures) :]):
+            lane()
     except BaseException as error:
         interruption = error
     while pending := [future for future in futures if not future.done()]:
@@ -98,11 +105,26 @@ def run_lanes(lanes: Sequence[Callable[[], None]]) -> None:
         future.result()
 
 
+def _as_worker(lane: Callable[[], None]) -> None:
+    _worker.busy = True
+    lane()
+
+
 def _kept_pool(size: int) -> ThreadPoolExecutor:
     global _pool
     if _pool is None or _pool._max_workers < size:
         _pool = ThreadPoolExecutor(size, thread_name_prefix="lamella")
     return _pool
+
+
+def _start_again() -> None:
+    """In a forked child: the threads stayed behind, and locks may be held by them."""
+    global _lock, _pool, _limit_users
+    _lock, _pool, _limit_users = threading.Lock(), None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_again)
 
 
 @contextlib.contextmanager
@@ -111,23 +133,30 @@ def blas_for(lanes: int) -> Iterator[None]:
 
     BLAS is held to one thread in the whole process, until the last of those who asked is done.
     """
-    global _limiter, _limit_users, _blas
+    global _limit_users, _blas
     if lanes == 1 and thread_count() > 1:
         yield
         return
-    with _lock:
-        if _blas is None:
-            from threadpoolctl import ThreadpoolController  # finding the libraries takes a millisecond
-
-            _blas = ThreadpoolController()
-        if _limit_users == 0:
-            _limiter = _blas.limit(limits=1, user_api="blas")
-        _limit_users += 1
+    entered = False
     try:
+        with _lock:
+            if _blas is None:
+                from threadpoolctl import ThreadpoolController  # finding the libraries takes a millisecond
+
+                _blas = ThreadpoolController().select(user_api="blas").lib_controllers
+            _limit_users += 1
+            entered = True
+            if _limit_users == 1:
+                for library in _blas:
+                    own = library.get_num_threads()
+                    if own != 1:  # else it is 1 for somebody else's reasons, or held by us still
+                        _blas_threads[library.filepath] = own
+                    library.set_num_threads(1)
         yield
     finally:
-        with _lock:
-            _limit_users -= 1
-            if _limit_users == 0:
-                _limiter.restore_original_limits()
-                _limiter = None
+        if entered:
+            with _lock:
+                _limit_users -= 1
+                if _limit_users == 0:
+                    for library in _blas:
+                        library.set_num_threads(_blas_threads.get(library.filepath, 1))

@@ -93,12 +93,13 @@ class OptimizerState:
         """Return the same state for a model of the same parameters, in its dtype and on its backend."""
         return self.from_numpy(model, *self.as_numpy())
 
-    def apply(self, model: Model, gradients: Gradients) -> None:
-        """Take one step.
+    def apply(self, model: Model, gradients: Gradients) -> KeyboardInterrupt | None:
+        """Take one step; return what to raise once everything else of the step is done.
 
         On NumPy, buffers that a cache does not hold are updated piece by piece by other threads, while this one waits:
-        Ctrl-C reaches it only, so that no update stays half done.
+        Ctrl-C reaches it only, and finds the update whole.
         """
+        interruption: KeyboardInterrupt | None = None
         storage, rate = model.storage, self.learning_rate(self.t + 1)
         runs = list(storage.runs(gradients.names))
         if model.backend != "numpy" or sum(run.stop - run.start for run in runs) <= PIECE:
@@ -115,10 +116,14 @@ class OptimizerState:
                 except BaseException as error:
                     errors.append(error)
 
-            run_lanes([lambda: None, *(partial(lane, first) for first in range(count))])
+            try:
+                run_lanes([lambda: None, *(partial(lane, first) for first in range(count))])
+            except KeyboardInterrupt as error:  # comes when every piece is written
+                interruption = error
             if errors:
                 raise errors[0]
         self.t += 1
+        return interruption
 
     def _update(self, model: Model, gradients: Gradients, runs: Sequence[slice], rate: float) -> None:
         """Update some pieces of the flat buffers: compute everything first, then write."""
@@ -215,14 +220,23 @@ def _listed(metrics: Any) -> tuple[Any, ...]:
 
 
 def _step(
-    model: Model, plan: Plan, losses: tuple[Loss | None, ...], batch: Batch, observe: Any = None
+    model: Model,
+    plan: Plan,
+    losses: tuple[Loss | None, ...],
+    batch: Batch,
+    observe: Any = None,
+    *,
+    kept: list[Gradients] | None = None,
 ) -> tuple[StepResult, Gradients]:
-    """Run one step on a whole batch; the gradients come in a buffer of the model's, and nothing else changes."""
+    """Run one step on a whole batch, with gradients in new buffers or kept ones; nothing in the model changes."""
     rows = batch.inputs[0].shape[0]
     sliced = model.backend == "numpy"  # a GPU wants the whole batch at once
     threads = thread_count() if sliced else 1
     sizes = slice_rows(model.program, rows, threads) if sliced else [rows]
-    buffers = model.gradient_buffers(min(threads, len(sizes)))
+    buffers = [] if kept is None else kept
+    while len(buffers) < min(threads, len(sizes)):
+        buffers.append(Gradients(model.storage.empty_like()))
+    buffers = buffers[: min(threads, len(sizes))]
     where = {"seed": model.seed, "step": model.step}
     slices = cut(batch, sizes)
     result = run_step(plan, model.device, model.arrays(), slices, losses, buffers, **where, observe=observe)
@@ -238,22 +252,41 @@ def _train_step(
     batch: Batch,
 ) -> StepResult:
     """Take one step, or raise and change nothing."""
-    result, gradients = _step(model, plan, losses, batch)
-    runs = gradients.storage.runs(gradients.names)
-    if not math.isfinite(result.loss) or not all(_is_finite(model, gradients.storage.flat[run]) for run in runs):
+    result, gradients = _step(model, plan, losses, batch, kept=model.gradient_buffers)
+    if not math.isfinite(result.loss) or not _are_finite(model, gradients):
         raise _explain_non_finite(model, plan, losses, batch, result.loss)
+    for name, value in result.updates.items():
+        if not _is_finite(model, value):
+            raise NonFiniteError(
+                f"step {model.step}: the new value of {name} is not finite; nothing of this "
+                "step was kept. Rescale the data"
+            )
+    with np.errstate(all="ignore"):
+        rules.shape(model, gradients)
+    if not _are_finite(model, gradients):
+        name = next(name for name, value in gradients.items() if not _is_finite(model, value))
+        raise NonFiniteError(
+            f"step {model.step}: a penalty makes the gradient of {name} not finite; nothing of this step was kept"
+        )
     state = model.optimizer_state
     if state is None or not state.fits(optimizer):
         state = OptimizerState(optimizer, model)
     state.go_on_with(optimizer)
-    rules.shape(model, gradients)
-    state.apply(model, gradients)
+    interruption = state.apply(model, gradients)
     rules.constrain(model)
     for name, value in result.updates.items():
         model.state_storage.part(name)[...] = model.device.storable(value)
     model.optimizer_state = state
     model.step += 1
+    if interruption is not None:
+        raise interruption
     return result
+
+
+def _are_finite(model: Model, gradients: Gradients) -> bool:
+    """Whether every gradient of a step is finite."""
+    storage = gradients.storage
+    return all(_is_finite(model, storage.flat[run]) for run in storage.runs(gradients.names))
 
 
 def _explain_non_finite(
