@@ -188,7 +188,7 @@ class Regularization:
         """
         total, xp = 0.0, model.device.xp
         for name, penalty in self.penalties:
-            with np.errstate(all="ignore"), np.errstate(all="ignore"):
+            with np.errstate(all="ignore"):
                 value = float(penalty.value(xp, model.storage.views()[name]))
             if not math.isfinite(value):
                 raise NonFiniteError(f"step {model.step}: {penalty!r} of {name} is {value}; lower the learning rate")
