@@ -153,30 +153,14 @@ def slice_rows(program: Program, rows: int, threads: int) -> list[int]:
     computes whole, cost more than the rest. Where layers share sums over the batch, every slice waits with all of its
     activations, and there is one for each thread.
     """
-    if _work(program) * rows < INLINE_WORK:
+    cost = program.cost
+    if cost.work * rows < INLINE_WORK:
         return [rows]
-    itemsize = 4 if program.dtype == "float32" else 8
-    sizes = {value: _elements(spec) * itemsize for value, spec in program.specs.items()}
-    largest = max(sum(sizes[value] for value in (*leaf.inputs, *leaf.outputs)) for leaf in program.leaves)
-    widest = max((math.prod(array.shape) for array in program.arrays.values() if len(array.shape) == 2), default=0)
-    size = max(SLICE_BYTES // max(1, largest), min(256, widest // 4096), 1)
-    if any(leaf.forward_yields or leaf.backward_yields for leaf in program.leaves):
+    size = max(SLICE_BYTES // max(1, cost.largest), min(256, cost.widest // 4096), 1)
+    if cost.coupled:
         size = rows
     count = min(rows, math.ceil(math.ceil(rows / size) / threads) * threads)
     return [rows * (k + 1) // count - rows * k // count for k in range(count)]
-
-
-def _elements(spec: Any) -> int:
-    return math.prod(size if isinstance(size, int) else 16 for size in spec.shape[1:])
-
-
-def _work(program: Program) -> int:
-    """Multiplications that a row costs, roughly: every weight is used once for each output position."""
-    work = 0
-    for leaf in program.leaves:
-        reach = max((math.prod(program.arrays[full].shape[1:]) for full in leaf.params.values()), default=1)
-        work += max(1, reach) * sum(_elements(program.specs[value]) for value in leaf.outputs)
-    return work
 
 
 def infer(

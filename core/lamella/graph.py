@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamella import registry
 from lamella.errors import ArgumentError, GraphError
@@ -191,6 +193,15 @@ class Leaf:
         return f"{self.name} ({type(self.layer).__name__})"
 
 
+class Cost(NamedTuple):
+    """What decides how a program's batches are cut."""
+
+    work: int  # multiplications that a row costs, roughly: every weight is used once for each output position
+    largest: int  # bytes that the largest layer reads and writes for a row
+    widest: int  # numbers in the largest matrix of weights
+    coupled: bool  # whether layers share sums over the batch
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A graph made ready to run: leaves in topological order over numbered values."""
@@ -207,6 +218,23 @@ class Program:
     inner_models: tuple[Any, ...]  # models used as layers
     owners: dict[int, str]  # id of a layer or model -> the name that stands before its arrays
     dtype: str
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """What a row costs, once for all steps; an axis of unknown size counts as 16."""
+        itemsize = 4 if self.dtype == "float32" else 8
+        sizes = {
+            value: math.prod(n if isinstance(n, int) else 16 for n in spec.shape[1:])
+            for value, spec in self.specs.items()
+        }
+        work = largest = 0
+        for leaf in self.leaves:
+            reach = max((math.prod(self.arrays[full].shape[1:]) for full in leaf.params.values()), default=1)
+            work += max(1, reach) * sum(sizes[value] for value in leaf.outputs)
+            largest = max(largest, itemsize * sum(sizes[value] for value in (*leaf.inputs, *leaf.outputs)))
+        matrices = (math.prod(array.shape) for array in self.arrays.values() if len(array.shape) == 2)
+        coupled = any(leaf.forward_yields or leaf.backward_yields for leaf in self.leaves)
+        return Cost(work, largest, max(matrices, default=0), coupled)
 
 
 def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Program:

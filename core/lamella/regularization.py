@@ -195,6 +195,11 @@ class Regularization:
             total += value
         return total
 
+    @property
+    def shapes_gradients(self) -> bool:
+        """Whether `shape` has anything to do."""
+        return bool(self.penalties) or self.clip_value is not None or self.clip_norm is not None
+
     def shape(self, model: Model, gradients: Gradients) -> None:
         """Add the gradients of penalties, then clip."""
         add_penalties(self.penalties, model.storage, gradients)

@@ -261,13 +261,14 @@ def _train_step(
                 f"step {model.step}: the new value of {name} is not finite; nothing of this "
                 "step was kept. Rescale the data"
             )
-    with np.errstate(all="ignore"):
-        rules.shape(model, gradients)
-    if not _are_finite(model, gradients):
-        name = next(name for name, value in gradients.items() if not _is_finite(model, value))
-        raise NonFiniteError(
-            f"step {model.step}: a penalty makes the gradient of {name} not finite; nothing of this step was kept"
-        )
+    if rules.shapes_gradients:
+        with np.errstate(all="ignore"):
+            rules.shape(model, gradients)
+        if not _are_finite(model, gradients):
+            name = next(name for name, value in gradients.items() if not _is_finite(model, value))
+            raise NonFiniteError(
+                f"step {model.step}: a penalty makes the gradient of {name} not finite; nothing of this step was kept"
+            )
     state = model.optimizer_state
     if state is None or not state.fits(optimizer):
         state = OptimizerState(optimizer, model)
