@@ -4,35 +4,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+from sample_layers import Center
 
 import lamella as lm
 from lamella.backends import get_backend
 from lamella.engine import Batch, Gradients, Plan, cut, run_step
 from lamella_layers import Dense, Dropout
-
-
-class Center(lm.Layer):
-    """Subtracts the mean over the batch: two sums forward, one backward, and a running mean."""
-
-    def build(self, declare, x):
-        declare.state("mean", x.shape[1:], "zeros")
-        return x
-
-    def forward_pass(self, ctx, x):
-        if not ctx.training:
-            return x - ctx.state.mean
-        n, total = yield x.shape[0], ctx.xp.sum(x, axis=0)
-        mean = total / n
-        ctx.save(n)
-        ctx.update(mean=0.5 * ctx.state.mean + 0.5 * mean)
-        return x - mean
-
-    def backward_pass(self, ctx, dy):
-        if not ctx.training:
-            return dy
-        (n,) = ctx.saved
-        (total,) = yield (ctx.xp.sum(dy, axis=0),)
-        return dy - total / n
 
 
 def sliced(model, x, y, sizes, loss="mean_squared_error", threads=1):

@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from sample_layers import Add, Center
 from threadpoolctl import threadpool_info
 
 import lamella as lm
@@ -31,29 +32,6 @@ def many_slices(monkeypatch):
     """Slices of a few rows even for small models."""
     monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1 << 12)
     monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
-
-
-class Center(lm.Layer):
-    """Subtracts the mean over the batch."""
-
-    def build(self, declare, x):
-        declare.state("mean", x.shape[1:], "zeros")
-        return x
-
-    def forward_pass(self, ctx, x):
-        if not ctx.training:
-            return x - ctx.state.mean
-        n, total = yield x.shape[0], ctx.xp.sum(x, axis=0)
-        ctx.save(n)
-        ctx.update(mean=0.5 * ctx.state.mean + 0.5 * (total / n))
-        return x - total / n
-
-    def backward_pass(self, ctx, dy):
-        if not ctx.training:
-            return dy
-        (n,) = ctx.saved
-        (total,) = yield (ctx.xp.sum(dy, axis=0),)
-        return dy - total / n
 
 
 def network(*, coupled=False, dtype="float64", seed=0):
@@ -87,17 +65,6 @@ def test_any_number_of_threads_trains_the_same_model(coupled, monkeypatch):
     for count in (1, 2, 3):
         for name, value in trained(count, coupled=coupled).items():
             np.testing.assert_allclose(value, whole[name], rtol=1e-9, atol=1e-12, err_msg=name)
-
-
-class Add(lm.Layer):
-    def build(self, declare, a, b):
-        return a
-
-    def forward_pass(self, ctx, a, b):
-        return a + b
-
-    def backward_pass(self, ctx, dy):
-        return dy, dy
 
 
 @pytest.mark.parametrize("sum_over_batch", [False, True])

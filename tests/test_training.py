@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from rich.console import Console
+from sample_layers import Add
 
 import lamella as lm
 from lamella.progress import Progress
@@ -124,16 +125,6 @@ def test_steps_of_one_optimizer_go_on_from_each_other():
 
 
 def test_several_inputs_and_outputs_by_tuple_and_by_name():
-    class Add(lm.Layer):
-        def build(self, declare, a, b):
-            return a
-
-        def forward_pass(self, ctx, a, b):
-            return a + b
-
-        def backward_pass(self, ctx, dy):
-            return dy, dy
-
     a, b = lm.Input((4,), name="a"), lm.Input((4,), name="b")
     h = Add()(Dense(4)(a), b)
     model = lm.Model((a, b), (Dense(3).named("kind")(h), Dense(1).named("size")(h)))
