@@ -125,6 +125,8 @@ def test_mode_follows_from_the_name():
         (lambda: EarlyStopping(mode="maximum"), "mode: expected one of 'auto', 'min', 'max'"),
         (lambda: EarlyStopping(3), "monitor: expected a name such as 'val_loss', got 3"),
         (lambda: ReduceOnPlateau(factor=1.0), "ReduceOnPlateau: factor: expected a number below 1, got 1.0"),
+        (lambda: CSVLogger("x.csv", separator=";;"), "CSVLogger: separator: expected one character .*, got ';;'"),
+        (lambda: Checkpoint("m-{epoch.x}.lamella"), "Checkpoint: path: .* can't be filled in .AttributeError"),
         (lambda: Checkpoint("m-{acc}.lamella"), "Checkpoint: path: .* can't be filled in .*; there are epoch, loss"),
     ],
 )
@@ -171,6 +173,39 @@ def test_errors_of_callbacks_go_on_after_the_end_was_told():
     assert events.seen[-1] == ("end",)
 
 
+def test_everyone_hears_of_the_end_even_if_some_fail_there():
+    class Fail(lm.Callback):
+        def on_train_end(self, model):
+            raise RuntimeError("disk full")
+
+    events = Events()
+    with pytest.raises(RuntimeError, match="disk full"):
+        fit(Fail(), events)
+    assert events.seen[-1] == ("end",)
+
+
+def test_logs_are_numbers():
+    class Note(lm.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            logs["note"] = "fine"
+
+    with pytest.raises(lm.ArgumentError, match=r"Note.on_epoch_end: logs\['note'\]: expected a number, got 'fine'"):
+        fit(Note())
+
+
+def test_layers_may_be_frozen_and_unfrozen_between_epochs():
+    class Thaw(lm.Callback):
+        def on_epoch_begin(self, model, epoch):
+            kernels.append(model.parameters["dense_1.kernel"])
+            (model.freeze if epoch < 2 else model.unfreeze)("dense_1")
+
+    kernels: list[np.ndarray] = []
+    model = lm.Sequential([Dense(5), Dense(2)], input_shape=data(4)[0].shape[1:])
+    fit(Thaw(), model=model, epochs=3, penalties={"*.kernel": lm.regularization.L2(0.1)})
+    np.testing.assert_array_equal(kernels[0], kernels[2])
+    assert not np.array_equal(kernels[2], model.parameters["dense_1.kernel"])
+
+
 # Ctrl-C
 
 
@@ -194,6 +229,21 @@ def test_ctrl_c_ends_training_after_the_step_and_the_model_goes_on():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not fit(model=model, epochs=1).interrupted
     assert model.step == 8
+
+
+def test_ctrl_c_ends_validation_after_a_batch():
+    seen = []
+
+    def validation():
+        for k in range(100):
+            seen.append(k)
+            if k == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield data(4)
+
+    history = fit(epochs=3, validation_data=validation)
+    assert history.interrupted
+    assert seen == [0, 1, 2]
 
 
 def test_a_second_ctrl_c_interrupts_at_once():

@@ -201,6 +201,8 @@ def test_unequal_yields_and_yields_in_inference_are_named():
                 yield (x if self.fault == "shape" else ctx.xp.sum(x, axis=0),)
             if self.fault == "no tuple":
                 yield x
+            if self.fault == "nothing":
+                yield (None,)
             if self.fault == "shape" and x.shape[0] == 1:
                 yield (ctx.xp.sum(x, axis=0),)
             return x
@@ -218,8 +220,20 @@ def test_unequal_yields_and_yields_in_inference_are_named():
         run("shape", (2, 1))
     with pytest.raises(lm.LayerError, match="yielded ndarray; expected a tuple"):
         run("no tuple", (2,))
+    with pytest.raises(lm.LayerError, match="yielded a tuple with None; expected arrays or sizes"):
+        run("nothing", (2,))
     with pytest.raises(lm.LayerError, match="yielded in inference"):
         lm.Sequential([Uneven("inference")], input_shape=2).predict(np.ones((2, 2)))
+
+
+def test_losses_that_return_nothing_are_named():
+    class Silent(lm.losses.MeanSquaredError):
+        def forward(self, ctx, prediction, target):
+            super().forward(ctx, prediction, target)
+
+    model = lm.Sequential([Dense(3)], input_shape=3)
+    with pytest.raises(lm.LayerError, match=r"Silent\(\).forward must return one value per row, got None"):
+        model.train_on_batch(np.ones((2, 3)), np.zeros((2, 3)), loss=Silent(), optimizer="sgd")
 
 
 def test_a_layer_without_backward_predicts_but_does_not_train():

@@ -146,6 +146,11 @@ class Wide(Penalty):
         return xp.astype(p, xp.float32)
 
 
+class Number(Penalty):
+    def gradient(self, xp, p):
+        return 0.5
+
+
 class Flat(Constraint):
     def apply(self, xp, p):
         return xp.sum(p, axis=0)
@@ -167,6 +172,11 @@ class Flat(Constraint):
         (
             {"penalties": {"*": Wide()}},
             r"Wide\(\).gradient gives float32 \(4, 5\) for dense_1.kernel of float64",
+        ),
+        ({"penalties": {"*": Number()}}, r"Number\(\).gradient gives float for dense_1.kernel of float64 \(4, 5\)"),
+        (
+            {"constraints": {"*.kernel": MaxNorm(axis=5)}},
+            r"MaxNorm\(.*\) fails on dense_1.kernel of float64 \(4, 5\): AxisError",
         ),
         ({"constraints": {"*": Flat()}}, r"constraints: Flat\(\) gives float64 \(5,\) for dense_1.kernel"),
     ],

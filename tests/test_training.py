@@ -455,6 +455,9 @@ def test_progress_without_a_known_length():
         ([(X, Y)], {"validation_data": iter([(X, Y)]), "epochs": 2}, "validation_data: there are no more batches"),
         ([(X, Y)], {"validation_data": (X,)}, r"validation_data: expected \(x, y\)"),
         ([(X, Y)], {"validation_data": 3}, r"validation_data: expected \(x, y\), .*, or batches of these, got int"),
+        ([(X, Y)], {"validation_data": []}, "validation_data: expected batches, got none"),
+        ([(X, Y)], {"validation_data": (X, Y), "validation_steps": 2}, "validation_steps: expected None for arrays"),
+        ([(X, Y)], {"validation_steps": 2}, "validation_steps: expected None without validation_data"),
         ([(X, Y + 1)], {}, "labels must be integers in .*y - 1"),
     ],
 )
@@ -466,6 +469,21 @@ def test_batches_that_are_none_are_named(data, options, words):
 def test_steps_per_epoch_is_for_iterables():
     with pytest.raises(lm.ArgumentError, match="steps_per_epoch: expected None for arrays"):
         classifier().fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", steps_per_epoch=2)
+
+
+def test_endless_validation_data_starts_anew_after_every_epoch():
+    drawn = []
+
+    def endless():
+        for k in itertools.count():
+            drawn.append(k)
+            yield X, Y
+
+    task = {"loss": CROSS_ENTROPY, "optimizer": "adam", "progress": False}
+    history = classifier().fit(X, Y, validation_data=endless, validation_steps=2, epochs=3, **task)
+    assert drawn == [0, 1] * 3
+    whole = classifier().fit(X, Y, validation_data=(X, Y), epochs=3, **task)
+    assert history["val_loss"] == pytest.approx(whole["val_loss"])
 
 
 def test_class_weights_multiply_sample_weights():
@@ -509,6 +527,8 @@ def test_class_weights_of_several_outputs():
         ({1: -1.0}, "class_weight: weight of 1: expected a number of at least 0"),
         ({"cat": 1.0}, "class_weight: label: expected an int of at least 0, got 'cat'"),
         ({"dense_2": {1: 1.0}, "dense": {1: 1.0}}, "class_weight: unknown output 'dense'; expected dense_2"),
+        ({"dense_2": 1.0}, "class_weight: of 'dense_2': expected a dict such as .*, got 1.0"),
+        ({7: 1.0}, "class_weight: label 7: expected 0 to 2, the classes of 'dense_2'"),
     ],
 )
 def test_bad_class_weights_are_named(weight, words):
@@ -521,3 +541,16 @@ def test_class_weights_need_classes():
         lm.Sequential([Dense(2)], input_shape=4).train_on_batch(
             X, X[:, :2], loss="mean_squared_error", optimizer="sgd", class_weight={1: 2.0}
         )
+
+
+def test_class_weights_are_not_for_rows_with_several_labels():
+    several = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    with pytest.raises(lm.DataError, match="class_weight: y of 'dense_1' must hold"):
+        lm.Sequential([Dense(3)], input_shape=4).train_on_batch(
+            X[:3], several, loss="binary_cross_entropy", optimizer="sgd", class_weight={1: 2.0}
+        )
+
+
+def test_class_weights_that_are_all_zero_are_named():
+    with pytest.raises(lm.DataError, match="class_weight: every row weighs 0"):
+        classifier().fit(X, Y, loss=CROSS_ENTROPY, optimizer="sgd", class_weight={0: 0.0, 1: 0.0, 2: 0.0})

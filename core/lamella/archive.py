@@ -287,7 +287,7 @@ def load(path: str | os.PathLike[str], *, backend: str = "numpy") -> Model:
         DataError: a file that is no model, is damaged, or holds arrays of other sizes than its layers have.
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
     """
-    from lamella.training import OptimizerState
+    from lamella.step import OptimizerState
 
     where = f"load {path}"
     get_backend(backend)  # an unknown one is no fault of the file

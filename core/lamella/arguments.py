@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from lamella.errors import ArgumentError, did_you_mean
 
@@ -40,10 +43,18 @@ def pair(value: Any, name: str, *, minimum: int = 1) -> tuple[int, int]:
     return positive(value[0], name, minimum=minimum), positive(value[1], name, minimum=minimum)
 
 
-def number(value: Any, name: str, *, minimum: float | None = None, above: float | None = None) -> float:
-    """Return ``value`` as a finite float that is at least ``minimum``, and more than ``above``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
-        raise ArgumentError(f"{name}: expected a finite number, got {value!r}")
+def number(
+    value: Any, name: str, *, minimum: float | None = None, above: float | None = None, finite: bool = True
+) -> float:
+    """Return ``value`` as a float that is at least ``minimum``, more than ``above``, and finite unless told otherwise.
+
+    >>> import numpy as np
+    >>> number(np.float32(0.5), "rate"), number(3, "limit", above=0.0)
+    (0.5, 3.0)
+    """
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not real or (finite and not math.isfinite(value)):
+        raise ArgumentError(f"{name}: expected a {'finite ' if finite else ''}number, got {value!r}")
     if minimum is not None and value < minimum:
         raise ArgumentError(f"{name}: expected a number of at least {minimum:g}, got {value!r}")
     if above is not None and value <= above:

@@ -86,15 +86,23 @@ class Data:
             raise ArgumentError(f"class_weight: unknown output {unknown[0]!r}; expected {', '.join(names)}")
         weights = list(self.weights)
         for k, name in enumerate(names):
-            target = self.targets[k]
-            if target is None or name not in of_outputs:
+            target, of_labels = self.targets[k], of_outputs.get(name)
+            if target is None or of_labels is None:
                 continue
-            labels = _labels(name, target)
-            factors = np.ones(self.rows)
-            for label, weight in of_outputs[name].items():
-                factors[labels == positive(label, "class_weight: label", minimum=0)] = number(
-                    weight, f"class_weight: weight of {label}", minimum=0.0
+            if not isinstance(of_labels, Mapping):
+                raise ArgumentError(
+                    f"class_weight: of {name!r}: expected a dict such as {{0: 1.0, 1: 5.0}}, got {of_labels!r}"
                 )
+            labels = _labels(name, target)
+            classes = self.model.output_specs[k].shape[-1]
+            factors = np.ones(self.rows)
+            for label, weight in of_labels.items():
+                own = positive(label, "class_weight: label", minimum=0)
+                if isinstance(classes, int) and own >= classes > 1:
+                    raise ArgumentError(
+                        f"class_weight: label {own}: expected 0 to {classes - 1}, the classes of {name!r}"
+                    )
+                factors[labels == own] = number(weight, f"class_weight: weight of {label}", minimum=0.0)
             given = weights[k]
             weights[k] = factors if given is None else given * factors
         return tuple(weights)
@@ -121,7 +129,8 @@ class Data:
 
 def _labels(name: str, target: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """One integer label for each row, from labels (N,) or (N, 1), or from one-hot rows (N, C)."""
-    if target.ndim == 2 and target.shape[1] > 1 and np.all((target == 0) | (target == 1)):
+    one_hot = target.ndim == 2 and target.shape[1] > 1 and target.dtype.kind in "biuf"
+    if one_hot and np.all((target == 0) | (target == 1)) and np.all(target.sum(axis=1) == 1):
         return np.asarray(np.argmax(target, axis=1))
     if target.ndim in (1, 2) and target.size == len(target) and np.all(target == np.floor(target)):
         return target.reshape(-1)
@@ -136,6 +145,8 @@ class ArrayBatches:
 
     def __init__(self, data: Data, size: int, *, shuffle: bool = False) -> None:
         self.data, self.size, self.shuffle = data, size, shuffle
+        if any(weights is not None and not weights.any() for weights in data.weights):
+            raise DataError("class_weight: every row weighs 0, so there is nothing to average")
 
     @property
     def length(self) -> int:
@@ -157,7 +168,7 @@ class StreamBatches:
     """An iterable, or a function that makes one, of batches ``(x, y)`` or ``(x, y, sample_weight)``.
 
     Without ``steps`` every epoch runs through it once, from its start. With ``steps`` an epoch takes that many
-    batches, where the last one stopped; at its end, what can start again does so.
+    batches, where the last one stopped, or ``anew`` from the start; at its end, what can start again does so.
     """
 
     def __init__(
@@ -168,10 +179,11 @@ class StreamBatches:
         *,
         what: str = "x",
         steps: int | None = None,
+        anew: bool = False,
         class_weight: Any = None,
     ) -> None:
         self.model, self.source, self.losses, self.what = model, source, losses, what
-        self.steps, self.class_weight = steps, class_weight
+        self.steps, self.anew, self.class_weight = steps, anew, class_weight
         self._running: Iterator[Any] | None = None
         if isinstance(source, np.ndarray | Mapping | str) or not (callable(source) or isinstance(source, Iterable)):
             raise DataError(
@@ -193,6 +205,8 @@ class StreamBatches:
                 yield self._rows(batch)
             if empty:
                 raise self._ended()
+        if self.anew:
+            self._running = None
         for _ in range(self.steps or 0):
             yield self._next()
 
@@ -251,15 +265,22 @@ def batches_of(
     return StreamBatches(model, x, losses, steps=steps, class_weight=class_weight)
 
 
-def held_out(model: Model, data: Any, losses: tuple[Loss | None, ...], size: int) -> ArrayBatches | StreamBatches:
+def held_out(
+    model: Model, data: Any, losses: tuple[Loss | None, ...], size: int, *, steps: int | None = None
+) -> ArrayBatches | StreamBatches:
     """Validation data: a tuple of arrays, or batches."""
     if isinstance(data, list) and data and not isinstance(data[0], tuple | list):
         data = tuple(data)
     if isinstance(data, tuple) and len(data) in (2, 3):
+        if steps is not None:
+            raise ArgumentError("validation_steps: expected None for arrays, which end; it is for iterables of batches")
         x, y, *weight = data
         return ArrayBatches(Data(model, x, y, losses, *weight), size)
     if isinstance(data, tuple | np.ndarray | Mapping | str) or not (callable(data) or isinstance(data, Iterable)):
         raise ArgumentError(
             f"validation_data: expected (x, y), (x, y, sample_weight), or batches of these, got {type(data).__name__}"
         )
-    return StreamBatches(model, data, losses, what="validation_data")
+    if isinstance(data, Sized) and not len(data):
+        raise ArgumentError("validation_data: expected batches, got none")
+    steps = None if steps is None else positive(steps, "validation_steps")
+    return StreamBatches(model, data, losses, what="validation_data", steps=steps, anew=True)

@@ -253,7 +253,7 @@ class Checkpoint(Callback):
             self._best = value
         try:
             path = self.path.format(epoch=epoch + 1, **logs)
-        except (LookupError, ValueError) as error:
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise ArgumentError(
                 f"Checkpoint: path: {self.path!r} can't be filled in ({type(error).__name__}: {error}); "
                 f"there are {', '.join(('epoch', *logs))}"
@@ -277,6 +277,8 @@ class CSVLogger(Callback):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = True, separator: str = ",") -> None:
+        if not isinstance(separator, str) or len(separator) != 1 or separator in '"\r\n':
+            raise ArgumentError(f"CSVLogger: separator: expected one character such as ',' or ';', got {separator!r}")
         self.path, self.append, self.separator = os.fspath(path), bool(append), separator
         self._file: TextIO | None = None
 

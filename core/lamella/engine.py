@@ -20,6 +20,7 @@ from lamella.backends import Backend
 from lamella.context import Arrays, Context
 from lamella.errors import LayerError
 from lamella.graph import Leaf, Program
+from lamella.interruption import Interruption
 from lamella.protocol import ArraySpec, Layer
 from lamella.storage import Storage
 from lamella.threads import blas_for, run_lanes
@@ -181,12 +182,10 @@ def infer(
     """
     plan = Plan(program, frozenset(leaf.owner for leaf in program.leaves), wants_dx=False, training=False)
     if len(sizes) < 2:
-        with blas_for(1):
-            (results,) = _rounds([forward(plan, xp, arrays, inputs, around=around, observe=observe)], 1)
+        (results,) = _rounds([forward(plan, xp, arrays, inputs, around=around, observe=observe)], 1)
         return results
     slices = cut(Batch(tuple(inputs), (), (), 0), sizes)
-    with blas_for(min(threads, len(slices))):
-        parts = _rounds([forward(plan, xp, arrays, part.inputs) for part in slices], min(threads, len(slices)))
+    parts = _rounds([forward(plan, xp, arrays, part.inputs) for part in slices], min(threads, len(slices)))
     return tuple(xp.concat(list(part), axis=0) for part in zip(*parts, strict=True))
 
 
@@ -249,8 +248,7 @@ def run_step(
         _slice_step(plan, backend, arrays, batch, losses, key, buffers[k % len(buffers)], observe)
         for k, batch in enumerate(slices)
     ]
-    with blas_for(len(buffers)):
-        results = _rounds(coroutines, len(buffers))
+    results = _rounds(coroutines, len(buffers))
     buffers[0].join(buffers[1:])
     return _merge(results, backend, buffers[0])
 
@@ -283,9 +281,17 @@ def _merge(results: Sequence[StepResult], backend: Backend, gradients: Gradients
 def _rounds(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> list[T]:
     """Run every slice to its next yield or its end, add up what they yielded, and go on with the sums.
 
-    If one fails, the others stop before their next part; the error of the first slice that failed is raised once
-    nothing runs any more.
+    If one fails, or Ctrl-C is pressed, the others stop before their next part; the error of the first slice that
+    failed is raised once nothing runs any more.
     """
+    interruption = Interruption()
+    with interruption if threads > 1 else nullcontext(), blas_for(threads):
+        results = _run_rounds(coroutines, threads, interruption)
+    interruption.check()
+    return results
+
+
+def _run_rounds(coroutines: Sequence[Generator[Request, Any, T]], threads: int, interruption: Interruption) -> list[T]:
     results: dict[int, T] = {}
     requests: list[Request | None] = [None] * len(coroutines)
     failures: dict[int, BaseException] = {}
@@ -294,7 +300,7 @@ def _rounds(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> l
     def lane(first: int) -> None:
         with np.errstate(all="ignore"):
             for k in range(first, len(coroutines), threads):
-                if failures:
+                if failures or interruption.asked:
                     return
                 try:
                     requests[k] = coroutines[k].send(total)
@@ -308,6 +314,7 @@ def _rounds(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> l
             run_lanes([partial(lane, first) for first in range(threads)])
             if failures:
                 raise failures[min(failures)]
+            interruption.check()
             asked = [request for request in requests if request is not None]
             if not asked:
                 return [results[k] for k in range(len(coroutines))]
@@ -472,7 +479,7 @@ def _slice_step(
         except Exception as error:
             given = f"prediction {_kind(predictions[k])} and target {_kind(target)}"
             raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}") from error
-        if tuple(each.shape) != (predictions[k].shape[0],):
+        if getattr(each, "shape", None) != (predictions[k].shape[0],):
             raise LayerError(f"{loss!r}.forward must return one value per row, got {_kind(each)}")
         totals.append(float(np.dot(backend.asnumpy(each).astype("float64"), backend.asnumpy(weights))))
         if slope is not None:
@@ -564,6 +571,8 @@ def _run(leaf: Leaf, method: str, yields: bool, ctx: Context, args: tuple[Any, .
                 raise LayerError(
                     f"{leaf.label}.{method} yielded {type(partial).__name__}; expected a tuple of arrays or sizes"
                 )
+            if odd := [part for part in partial if part is None or isinstance(part, str | list | tuple | Mapping)]:
+                raise LayerError(f"{leaf.label}.{method} yielded a tuple with {odd[0]!r}; expected arrays or sizes")
             total = yield Request(leaf, method, partial, ctx.training)
     except LayerError:
         raise

@@ -1,13 +1,15 @@
-"""Ctrl-C while a model trains: the first lets the step in progress end, the second interrupts at once."""
+"""Ctrl-C while a model works: it waits for a point where nothing is half done, and a second one interrupts at once."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["Interruption"]
+__all__ = ["Interruption", "held"]
 
 
 class Interruption:
@@ -33,11 +35,32 @@ class Interruption:
         self.asked = True
 
     def __enter__(self) -> Self:
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if _handler() is signal.default_int_handler:
             self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Hold Ctrl-C back altogether for a moment, so that what stands inside happens whole; after that it comes."""
+    before = _handler()
+    if not callable(before):
+        yield
+        return
+    asked: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _handler() -> Any:
+    """What handles Ctrl-C; None where it does not come, beside the main thread."""
+    return signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -12,21 +12,17 @@ import numpy as np
 from lamella import archive, graph, training
 from lamella.arguments import positive
 from lamella.backends import get_backend
-from lamella.callbacks import Callback
 from lamella.data import as_inputs
 from lamella.engine import Gradients, infer, slice_rows
 from lamella.errors import ArgumentError, GraphError, did_you_mean
 from lamella.graph import Input, Node, Program, assemble, one_or_more
-from lamella.history import History
 from lamella.protocol import FLOATS, ArraySpec, Layer, valid_name
-from lamella.regularization import Constraint, Penalty
+from lamella.step import OptimizerState
 from lamella.storage import ArrayMapping, Storage, draw
 from lamella.summary import print_summary
 from lamella.threads import thread_count
 
 __all__ = ["Model", "Sequential"]
-
-EVALUATE_ROWS = 1024  # rows that evaluate takes at a time, unless told otherwise
 
 
 class Model:
@@ -76,7 +72,7 @@ class Model:
         self._allocate()
         held = [leaf for leaf in self.program.leaves if leaf.params or leaf.state]
         self._frozen = frozenset(leaf.owner for leaf in held if not leaf.trainable)
-        self.optimizer_state: training.OptimizerState | None = None
+        self.optimizer_state: OptimizerState | None = None
         draw(self.storage, seed)
         draw(self.state_storage, seed)
         self._adopt_inner_models()
@@ -183,104 +179,10 @@ class Model:
         outputs = infer(self.program, self.device.xp, self.arrays(), inputs, sizes=sizes, threads=threads)
         return tuple(map(self.device.asnumpy, outputs))
 
-    def fit(
-        self,
-        x: Any,
-        y: Any = None,
-        *,
-        loss: Any,
-        optimizer: Any,
-        epochs: int = 1,
-        batch_size: int = 32,
-        validation_data: Any = None,
-        metrics: Any = (),
-        callbacks: Iterable[Callback] = (),
-        shuffle: bool = True,
-        sample_weight: Any = None,
-        class_weight: Mapping[Any, Any] | None = None,
-        steps_per_epoch: int | None = None,
-        clip_value: float | None = None,
-        clip_norm: float | None = None,
-        penalties: Mapping[str, Penalty] | None = None,
-        constraints: Mapping[str, Constraint] | None = None,
-        progress: bool | str = "auto",
-        engine: str = "numpy",
-    ) -> History:
-        """Train for a number of passes over arrays, or over an iterable of batches; see `lamella.training.fit`."""
-        return training.fit(
-            self,
-            x,
-            y,
-            loss=loss,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            validation_data=validation_data,
-            metrics=metrics,
-            callbacks=callbacks,
-            shuffle=shuffle,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-            steps_per_epoch=steps_per_epoch,
-            clip_value=clip_value,
-            clip_norm=clip_norm,
-            penalties=penalties,
-            constraints=constraints,
-            progress=progress,
-            engine=engine,
-        )
-
-    def train_on_batch(
-        self,
-        x: Any,
-        y: Any,
-        *,
-        loss: Any,
-        optimizer: Any,
-        sample_weight: Any = None,
-        class_weight: Mapping[Any, Any] | None = None,
-        clip_value: float | None = None,
-        clip_norm: float | None = None,
-        penalties: Mapping[str, Penalty] | None = None,
-        constraints: Mapping[str, Constraint] | None = None,
-    ) -> float:
-        """Take one training step on all rows given, and return the loss before it, penalties included."""
-        return training.train_on_batch(
-            self,
-            x,
-            y,
-            loss=loss,
-            optimizer=optimizer,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-            clip_value=clip_value,
-            clip_norm=clip_norm,
-            penalties=penalties,
-            constraints=constraints,
-        )
-
-    def evaluate(
-        self,
-        x: Any,
-        y: Any = None,
-        *,
-        loss: Any,
-        metrics: Any = (),
-        sample_weight: Any = None,
-        batch_size: int | None = None,
-    ) -> dict[str, float]:
-        """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`."""
-        size = EVALUATE_ROWS if batch_size is None else batch_size
-        return training.evaluate(self, x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, batch_size=size)
-
-    def gradients(
-        self, x: Any, y: Any, *, loss: Any, training: bool = True, sample_weight: Any = None
-    ) -> tuple[float, dict[str, Any], Any]:
-        """Return the loss, its gradient for each trainable parameter, and for the input (a tuple for several).
-
-        Changes nothing in the model. The gradient of an integer input is None.
-        """
-        return _gradients(self, x, y, loss=loss, training=training, sample_weight=sample_weight)
+    fit = training.fit
+    train_on_batch = training.train_on_batch
+    evaluate = training.evaluate
+    gradients = training.gradients
 
     # What can be changed
 
@@ -412,7 +314,7 @@ def _restore(config: dict[str, Any], backend: str, arrays: dict[str, Any], step:
         (model.parameters if name in model.parameters else model.state)[name] = value
     model.step = step
     if state is not None:
-        model.optimizer_state = training.OptimizerState.from_numpy(model, *state)
+        model.optimizer_state = OptimizerState.from_numpy(model, *state)
     return model
 
 

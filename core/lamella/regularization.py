@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,11 +175,9 @@ class Regularization:
         self.constraints: list[tuple[str, Constraint]] = _matched(model, "constraints", constraints, Constraint)
         xp, views = model.device.xp, model.storage.views()
         for name, penalty in self.penalties:
-            with np.errstate(all="ignore"):  # what is not finite is found in the step
-                trial = penalty.gradient(xp, views[name])
-            _check(f"penalties: {penalty!r}.gradient", name, trial, views[name])
+            _try(f"penalties: {penalty!r}.gradient", name, partial(penalty.gradient, xp), views[name])
         for name, constraint in self.constraints:
-            _check(f"constraints: {constraint!r}", name, constraint.apply(xp, views[name]), views[name])
+            _try(f"constraints: {constraint!r}", name, partial(constraint.apply, xp), views[name])
 
     def penalty(self, model: Model) -> float:
         """Return what the parameters add to the loss as they are now.
@@ -247,7 +246,10 @@ def constrain(constraints: Iterable[tuple[str, Constraint]], parameters: Storage
     """Put parameters back into their bounds."""
     backend = parameters.backend
     for name, constraint in constraints:
-        parameters.part(name)[...] = backend.storable(constraint.apply(backend.xp, parameters.views()[name]))
+        own = parameters.views()[name]
+        bound = constraint.apply(backend.xp, own)
+        _check(f"constraints: {constraint!r}", name, bound, own)
+        parameters.part(name)[...] = backend.storable(bound)
 
 
 def _matched(model: Model, what: str, rules: Any, kind: type) -> list[tuple[str, Any]]:
@@ -275,6 +277,19 @@ def _matched(model: Model, what: str, rules: Any, kind: type) -> list[tuple[str,
     return found
 
 
+def _try(what: str, name: str, rule: Callable[[Any], Any], own: Any) -> None:
+    """Find out early whether a rule gives an array like the parameter."""
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is found in the step
+            got = rule(own)
+    except Exception as error:
+        raise ArgumentError(
+            f"{what} fails on {name} of {own.dtype} {tuple(own.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    _check(what, name, got, own)
+
+
 def _check(what: str, name: str, got: Any, own: Any) -> None:
-    if got.shape != own.shape or got.dtype != own.dtype:
-        raise ArgumentError(f"{what} gives {got.dtype} {got.shape} for {name} of {own.dtype} {own.shape}")
+    if getattr(got, "shape", None) != own.shape or got.dtype != own.dtype:
+        kind = f"{got.dtype} {got.shape}" if hasattr(got, "shape") else type(got).__name__
+        raise ArgumentError(f"{what} gives {kind} for {name} of {own.dtype} {tuple(own.shape)}")
