@@ -47,6 +47,10 @@ T = TypeVar("T")
 SLICE_BYTES = 1 << 20  # what the largest layer of a slice may read and write
 INLINE_WORK = 1 << 21  # multiplications below which a step is one slice on the calling thread
 
+# The memory of freed arrays should stay with the process: the next slice needs as much. glibc gives it back to the
+# system, to take it again page by page, unless it has seen a block of nearly its limit of 32 MB come and go.
+np.empty((1 << 25) - (1 << 16), "uint8")
+
 
 class Request(NamedTuple):
     """What a slice yields: "sum this over the whole batch"."""
