@@ -43,9 +43,23 @@ class Note(lm.Layer):
         return x
 
 
+class Renamed(lm.Layer):
+    """A layer whose argument was called ``factor`` in version 0."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    @classmethod
+    def migrate(cls, config, version):
+        return {"scale": config["factor"]} if version == "0" else config
+
+    def forward_pass(self, ctx, x):
+        return x * self.scale
+
+
 @lm.hookimpl
 def lamella_layers():
-    return {"hold": Hold, "fork": Fork, "note": Note}
+    return {"hold": Hold, "fork": Fork, "note": Note, "renamed": Renamed}
 
 
 @pytest.fixture
@@ -118,6 +132,21 @@ def identities(model):
             yield from walk(inner)
 
     return [number for layer in model.layers.values() for number in walk(layer)]
+
+
+def test_another_version_loads_with_a_note_and_may_migrate(registered, tmp_path):
+    model = lm.Sequential([Renamed(3.0), Dense(1)], input_shape=2)
+    config = model.config()
+    described = config["layers"][0]
+    assert (described["type"], described["version"]) == ("acme:renamed", "1")
+    lm.from_config(config)  # equal versions: no warning, which would be an error here
+    described.update(version="0", config={"factor": 3.0})
+    with pytest.warns(lm.VersionWarning, match="from_config: written with acme 0; 1 is installed.*acme==0"):
+        assert lm.from_config(config).layers["renamed_1"] == Renamed(3.0)
+    model.save(tmp_path / "m")
+    edited(tmp_path / "m", lambda h, a: h["model"]["layers"][0].update(version="0", config={"factor": 3.0}))
+    with pytest.warns(lm.VersionWarning, match="load .*written with acme 0"):
+        np.testing.assert_array_equal(lm.load(tmp_path / "m").predict(np.ones((1, 2))), model.predict(np.ones((1, 2))))
 
 
 @pytest.mark.parametrize("duplicate", DUPLICATES)

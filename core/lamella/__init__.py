@@ -23,6 +23,7 @@ from lamella.errors import (
     LayerError,
     NonFiniteError,
     RegistryError,
+    VersionWarning,
 )
 from lamella.graph import Input, Node
 from lamella.history import History
@@ -54,6 +55,7 @@ __all__ = [
     "RegistryError",
     "Sequential",
     "StopTraining",
+    "VersionWarning",
     "__version__",
     "backends",
     "callbacks",

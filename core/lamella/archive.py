@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from lamella.activations import ActivationFunction
 from lamella.arguments import number, positive
 from lamella.backends import get_backend
 from lamella.configuration import Configured
-from lamella.errors import DataError, GraphError, RegistryError, did_you_mean
+from lamella.errors import DataError, GraphError, RegistryError, VersionWarning, did_you_mean
 from lamella.graph import Call, Input, Node, assemble
 from lamella.losses import Loss
 from lamella.metrics import Metric
@@ -72,7 +73,10 @@ def from_config(config: Mapping[str, Any], *, backend: str = "numpy") -> Model:
     """
     get_backend(backend)  # an unknown one is no fault of the configuration
     with _refusing("from_config", "what model.config() returns"):
-        return _Reader(config).allocate(backend)
+        reader = _Reader(config)
+        model = reader.allocate(backend)
+    reader.note_versions("from_config")
+    return model
 
 
 @contextlib.contextmanager
@@ -174,6 +178,7 @@ class _Reader:
     """Makes layers and models of their descriptions. Models get their arrays last, in `allocate`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        self.versions: dict[str, tuple[str, str]] = {}  # distribution -> its version then and now, where they differ
         self.layers: list[Any] = []
         self.models: list[tuple[Model, frozenset[str]]] = []  # with frozen layers; each after those that it holds
         for described in config["layers"]:
@@ -191,6 +196,16 @@ class _Reader:
             model._frozen = frozen
         return self.model
 
+    def note_versions(self, where: str) -> None:
+        """Warn of every distribution that has another version now."""
+        for distribution, (then, now) in self.versions.items():
+            warnings.warn(
+                f"{where}: written with {distribution} {then}; {now} is installed. If results differ, install "
+                f"{distribution}=={then}",
+                VersionWarning,
+                stacklevel=3,
+            )
+
     def configured(self, described: Mapping[str, Any], base: type[Configured] = Configured) -> Any:
         """An object of a registered class, which must be of the kind that is wanted."""
         expected, found = _KINDS[described["kind"]], described["type"]
@@ -198,7 +213,12 @@ class _Reader:
             found = registry.find(described["kind"], found)
         if not isinstance(found, type) or not issubclass(found, expected) or not issubclass(found, base):
             raise TypeError(f"{described['type']!r} is no {base.__name__}")
-        made = found(**{argument: self._value(item) for argument, item in described["config"].items()})
+        arguments = {argument: self._value(item) for argument, item in described["config"].items()}
+        entry, version = registry.name_of(described["kind"], found), described["version"]
+        if entry is not None and version not in (None, entry.plugin.version):
+            self.versions[entry.plugin.distribution] = str(version), entry.plugin.version
+            arguments = found.migrate(arguments, str(version))
+        made = found(**arguments)
         if isinstance(made, Layer):
             made = made if described["name"] is None else made.named(described["name"])
             made = made if described["trainable"] else made.frozen()
@@ -286,6 +306,9 @@ def load(path: str | os.PathLike[str], *, backend: str = "numpy") -> Model:
     Raises:
         DataError: a file that is no model, is damaged, or holds arrays of other sizes than its layers have.
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
+
+    Where a distribution has another version than the one that wrote the file, its classes may `migrate` their
+    arguments, and a `VersionWarning` says so.
     """
     from lamella.step import OptimizerState
 
@@ -318,6 +341,7 @@ def load(path: str | os.PathLike[str], *, backend: str = "numpy") -> Model:
     if optimizer:
         slots = {name: tensors[f"slots/{name}"] for name in optimizer.slots}
         model.optimizer_state = OptimizerState.from_numpy(model, optimizer, progress, slots)
+    reader.note_versions(where)
     return model
 
 

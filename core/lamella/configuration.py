@@ -97,6 +97,14 @@ class Configured(metaclass=_ConfiguredType):
         """Return a new object of the same class with some constructor arguments changed."""
         return type(self)(**{**self.config(), **changes})
 
+    @classmethod
+    def migrate(cls, config: dict[str, Any], version: str) -> dict[str, Any]:
+        """Return today's constructor arguments for those in a file that another version of the distribution wrote.
+
+        A plugin that renames an argument overrides this, so that models saved before still load.
+        """
+        return config
+
     def __setattr__(self, name: str, value: Any) -> None:
         if self._is_frozen:
             raise AttributeError(

@@ -13,6 +13,7 @@ __all__ = [
     "LayerError",
     "NonFiniteError",
     "RegistryError",
+    "VersionWarning",
     "did_you_mean",
 ]
 
@@ -43,6 +44,10 @@ class NonFiniteError(LamellaError, ArithmeticError):
 
 class RegistryError(LamellaError, LookupError):
     """A name that no plugin gives, that several give, or whose plugin cannot be imported."""
+
+
+class VersionWarning(UserWarning):
+    """A file was written with another version of a distribution than the one installed."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
