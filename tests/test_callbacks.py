@@ -106,6 +106,34 @@ def test_early_stopping_takes_the_best_values_back_however_training_ends():
     assert not np.array_equal(model.parameters["dense_1.kernel"], kept.parameters["dense_1.kernel"])
 
 
+def test_metrics_of_ones_own_are_logged_in_lower_case_and_may_grow():
+    class BalancedAccuracy(lm.metrics.Metric):
+        def per_sample(self, prediction, target):
+            return np.ones(len(target))
+
+    history = fit(metrics=BalancedAccuracy(), epochs=3)
+    assert history["balanced_accuracy"] == [1.0] * 3
+    assert EarlyStopping("val_balanced_accuracy").larger
+    assert EarlyStopping("val_F1Score").larger
+
+
+def test_events_that_do_not_exist_are_named():
+    class Keras(lm.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            """Called by others under this name."""
+
+    words = "Keras.on_train_batch_end would never be called; events are .* Did you mean 'on_train_end'"
+    with pytest.raises(lm.ArgumentError, match=words):
+        fit(Keras())
+
+
+def test_a_folder_that_is_not_there_is_named_before_training(tmp_path):
+    model = network()
+    with pytest.raises(FileNotFoundError, match="Checkpoint: no such folder"):
+        fit(Checkpoint(tmp_path / "no" / "m.lamella"), model=model)
+    assert model.step == 0
+
+
 def test_mode_follows_from_the_name():
     assert EarlyStopping("val_accuracy").larger
     assert EarlyStopping("digit_top_k_accuracy").larger
@@ -354,11 +382,12 @@ def test_csv_lines_come_epoch_by_epoch_and_append(tmp_path):
 
 
 def test_tensorboard_gets_every_number(tmp_path, monkeypatch):
-    written = []
+    written, suffixes = [], set()
 
     class SummaryWriter:
-        def __init__(self, folder):
+        def __init__(self, folder, filename_suffix):
             written.append(folder)
+            suffixes.add(filename_suffix)
 
         def add_scalar(self, *arguments):
             written.append(arguments)
@@ -377,6 +406,8 @@ def test_tensorboard_gets_every_number(tmp_path, monkeypatch):
         ("loss/validation", history["val_loss"][0], 1),
         "closed",
     ]
+    fit(TensorBoardLogger(tmp_path), epochs=1)
+    assert len(suffixes) == 2  # files of trainings that begin within one second
 
 
 def test_packages_that_are_not_there_are_named(tmp_path, monkeypatch):

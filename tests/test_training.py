@@ -138,7 +138,7 @@ def test_several_inputs_and_outputs_by_tuple_and_by_name():
     weights = {"kind": np.ones(12), "size": np.ones(12)}
     metrics = {"kind": ["accuracy"]}
     history = model.fit((x, x), (y, size), epochs=2, metrics=metrics, sample_weight=weights, progress=False, **by_tuple)
-    assert set(history.history) == {"loss", "kind_accuracy"}
+    assert set(history.history) == {"loss", "kind_loss", "size_loss", "kind_accuracy"}
     with pytest.raises(lm.DataError, match="y of 'kind': softmax_cross_entropy: labels must be integers"):
         model.evaluate((x, x), (y + 7, size), loss=by_tuple["loss"])
     _, _, dx = model.gradients((x, x), (y, size), loss=by_tuple["loss"])
@@ -348,7 +348,7 @@ def test_targets_are_prepared_once_and_metrics_see_them_raw():
     expected, _, _ = model.gradients(x, hot, loss=Shifted())
     found = model.evaluate(x, hot, loss=Shifted(), metrics=[Largest()])
     assert found["loss"] == pytest.approx(expected, rel=1e-6)
-    assert found["Largest"] == 1.0
+    assert found["largest"] == 1.0
 
 
 def test_targets_of_symbolic_axes_must_fit_the_data():
@@ -447,7 +447,8 @@ def test_progress_without_a_known_length():
         ([(X,)], {}, "got 1 entries"),
         (3, {}, "x: expected batches"),
         (lambda: 3, {}, "x: the function gave int; expected an iterable of batches"),
-        ([], {}, "x: there are no more batches. An iterator runs out once"),
+        ([], {}, "x: expected batches, got none"),
+        (lambda: iter([]), {}, "x: there are no more batches. An iterator runs out once"),
         (iter([(X, Y)]), {"epochs": 2}, "x: there are no more batches"),
         (iter([(X, Y)]), {"steps_per_epoch": 2}, "x: there are no more batches"),
         ([(X, Y)], {"sample_weight": Y}, "sample_weight: expected None for batches"),
@@ -541,6 +542,33 @@ def test_class_weights_need_classes():
         lm.Sequential([Dense(2)], input_shape=4).train_on_batch(
             X, X[:, :2], loss="mean_squared_error", optimizer="sgd", class_weight={1: 2.0}
         )
+
+
+def test_losses_of_several_outputs_add_up_by_their_weights():
+    x, y = classes(9)
+    a = lm.Input((4,))
+    model = lm.Model(a, (Dense(3).named("kind")(a), Dense(1).named("size")(a)), dtype="float64")
+    targets = {"kind": y, "size": x[:, :1]}
+    plain = {"kind": CROSS_ENTROPY, "size": "huber"}
+    weighted = plain | {"size": lm.losses.Weighted("huber", 0.25)}
+    first, second = (model.evaluate(x, targets, loss=loss) for loss in (plain, weighted))
+    assert first["loss"] == pytest.approx(first["kind_loss"] + first["size_loss"])
+    assert second["loss"] == pytest.approx(first["kind_loss"] + 0.25 * first["size_loss"])
+    one, other = (model.gradients(x, targets, loss=loss)[1] for loss in (plain, weighted))
+    np.testing.assert_allclose(other["size.kernel"], 0.25 * one["size.kernel"])
+    np.testing.assert_array_equal(other["kind.kernel"], one["kind.kernel"])
+    with pytest.raises(lm.ArgumentError, match="Weighted: loss: expected a name or a Loss, got 3"):
+        lm.losses.Weighted(3, 0.5)
+
+
+def test_a_schedule_that_an_earlier_training_used_up_is_told():
+    model = classifier()
+    task = {"loss": CROSS_ENTROPY, "optimizer": lm.optimizers.Adam(lm.schedules.Cosine(0.1, steps=4))}
+    model.fit(X, Y, batch_size=len(X), epochs=4, progress=False, **task)
+    with pytest.warns(UserWarning, match="fit: the learning rate is 0 from step 4 on, .*optimizer_state = None"):
+        model.fit(X, Y, batch_size=len(X), progress=False, **task)
+    model.optimizer_state = None
+    model.fit(X, Y, progress=False, **task)  # a warning would be an error here
 
 
 def test_class_weights_are_not_for_rows_with_several_labels():

@@ -185,6 +185,8 @@ class StreamBatches:
         self.model, self.source, self.losses, self.what = model, source, losses, what
         self.steps, self.anew, self.class_weight = steps, anew, class_weight
         self._running: Iterator[Any] | None = None
+        if isinstance(source, Sized) and not isinstance(source, np.ndarray) and not len(source):
+            raise DataError(f"{what}: expected batches, got none")
         if isinstance(source, np.ndarray | Mapping | str) or not (callable(source) or isinstance(source, Iterable)):
             raise DataError(
                 f"{what}: expected batches, as an iterable of (x, y) or a function that makes one, got "
@@ -280,7 +282,5 @@ def held_out(
         raise ArgumentError(
             f"validation_data: expected (x, y), (x, y, sample_weight), or batches of these, got {type(data).__name__}"
         )
-    if isinstance(data, Sized) and not len(data):
-        raise ArgumentError("validation_data: expected batches, got none")
     steps = None if steps is None else positive(steps, "validation_steps")
     return StreamBatches(model, data, losses, what="validation_data", steps=steps, anew=True)

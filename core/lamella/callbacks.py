@@ -14,13 +14,16 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lamella.arguments import choice, number, positive
 from lamella.errors import ArgumentError, DataError, did_you_mean
+from lamella.protocol import snake_case
 
 if TYPE_CHECKING:
     from lamella.model import Model
@@ -38,11 +41,16 @@ __all__ = [
 ]
 
 
+_LARGER_IS_BETTER = frozenset(
+    ("accuracy", "acc", "precision", "recall", "auc", "auroc", "f1", "r2", "iou", "dice", "score", "kappa")
+)
+
+
 class StopTraining(Exception):
     """Raise it in a callback to end training: ``raise lm.StopTraining("good enough")``.
 
     Every other callback still hears of the same event. After a step, the epoch ends there: it is validated, and
-    ``on_epoch_end`` follows. ``fit`` returns its history, which has the reason in ``history.stopped``.
+    ``on_epoch_end`` follows, so it counts in the history, which has the reason in ``history.stopped``.
     """
 
 
@@ -81,7 +89,8 @@ class EarlyStopping(Callback):
         monitor: the name of the number in the logs.
         patience: after how many epochs in a row without improvement training ends.
         min_delta: by how much a number must be better than the best so far to count.
-        mode: "min", "max", or "auto": the latter where the name speaks of accuracy, precision, recall, auc, f1 or r2.
+        mode: "min", "max", or "auto": "max" where the name has a word such as accuracy, precision, recall, auc, f1,
+            iou, r2 or score, else "min".
         restore_best: whether the model ends with parameters and state of its best epoch, however training ends.
 
     Attributes:
@@ -245,6 +254,11 @@ class Checkpoint(Callback):
         self.save_best_only = bool(save_best_only)
         self._best: float | None = None
 
+    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+        folder = os.path.dirname(self.path) or "."
+        if "{" not in folder and not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, "Checkpoint: no such folder; make it first", folder)
+
     def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
         if self.save_best_only:
             value = _monitored("Checkpoint", self.monitor, logs)
@@ -330,7 +344,8 @@ class TensorBoardLogger(Callback):
         self._writer: Any = None
 
     def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
-        self._writer = self._open(self.folder)
+        # the packages tell files apart by second, machine and process: not enough for two short trainings
+        self._writer = self._open(self.folder, filename_suffix=f".{time.time_ns() % 10**9:09}")
 
     def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
         for name, value in logs.items():
@@ -344,7 +359,7 @@ class TensorBoardLogger(Callback):
         self._writer = None
 
 
-def _tensorboard_writer() -> Callable[[str], Any]:
+def _tensorboard_writer() -> Callable[..., Any]:
     """The first class that writes event files among the packages that can."""
     import importlib
 
@@ -354,7 +369,7 @@ def _tensorboard_writer() -> Callable[[str], Any]:
         ("torch.utils.tensorboard", "SummaryWriter"),
     ):
         try:
-            writer: Callable[[str], Any] = getattr(importlib.import_module(module), name)
+            writer: Callable[..., Any] = getattr(importlib.import_module(module), name)
         except ImportError:
             continue
         return writer
@@ -364,10 +379,10 @@ def _tensorboard_writer() -> Callable[[str], Any]:
 def larger_is_better(name: str) -> bool:
     """Whether a number is of the kind that should grow, by its name.
 
-    >>> larger_is_better("val_top_k_accuracy"), larger_is_better("val_loss")
-    (True, False)
+    >>> larger_is_better("val_top_k_accuracy"), larger_is_better("val_F1Score"), larger_is_better("val_loss")
+    (True, True, False)
     """
-    return not {"accuracy", "precision", "recall", "auc", "f1", "r2"}.isdisjoint(name.lower().split("_"))
+    return not _LARGER_IS_BETTER.isdisjoint(snake_case(name).split("_"))
 
 
 def _larger(monitor: str, mode: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ class History:
     ``history.history`` is a dict of lists of equal length: ``pandas.DataFrame(history.history)`` takes it as it is.
 
     Attributes:
-        history: the numbers by name, one for each epoch that came to its end.
+        history: the numbers by name, one for each epoch that ended: as planned, or early as a callback asked.
         stopped: why training ended before its last epoch, or None.
         interrupted: whether it was by Ctrl-C.
 
@@ -108,8 +109,10 @@ def _draw(axes: Any, name: str, trained: Sequence[float] | None, validated: Sequ
         axes.annotate(
             f"{validated[best]:.3g}", (best + 1, validated[best]), xytext=(0, -9 if larger else 9),
             textcoords="offset points", ha="center", va="top" if larger else "bottom", color=_VALIDATION, fontsize=9,
+            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.85},
         )  # fmt: skip
-    if name == "learning_rate" and values and 0 < 5 * min(values) < max(values):
+    falls = all(a >= b for a, b in itertools.pairwise(values))
+    if name == "learning_rate" and values and falls and 0 < 5 * min(values) < max(values):
         axes.set_yscale("log")
     axes.set_title(name.replace("_", " "), loc="left", color=_TEXT, fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

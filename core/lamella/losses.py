@@ -29,6 +29,7 @@ __all__ = [
     "MeanAbsoluteError",
     "MeanSquaredError",
     "SoftmaxCrossEntropy",
+    "Weighted",
     "class_targets",
     "value_targets",
 ]
@@ -349,6 +350,37 @@ def _text(shape: tuple[int | str, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
+class Weighted(Loss):
+    """Another loss times a number, which is how losses of several outputs get their shares of the sum.
+
+    Arguments:
+        loss: a registered name or a `Loss`.
+        weight: the number, of at least 0.
+
+    Source: ``loss_weights`` in https://keras.io/api/models/model_training_apis/
+
+    >>> Weighted("mean_squared_error", 0.5)(np.array([[1.0, 3.0]]), [[1, 1]])
+    array([1.])
+    """
+
+    def __init__(self, loss: str | Loss, weight: float):
+        from lamella import registry  # which knows the losses
+
+        self.loss = registry.find("losses", loss)() if isinstance(loss, str) else loss
+        if not isinstance(self.loss, Loss):
+            raise ArgumentError(f"loss: expected a name or a Loss, got {loss!r}")
+        self.weight = number(weight, "weight", minimum=0.0)
+
+    def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
+        return self.loss.prepare(prediction, target)
+
+    def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
+        return self.loss.forward(ctx, prediction, target) * self.weight
+
+    def backward(self, ctx: Context, d: Any) -> Any:
+        return self.loss.backward(ctx, d * self.weight)
+
+
 @hookimpl
 def lamella_losses() -> dict[str, type]:
     return {
@@ -358,6 +390,7 @@ def lamella_losses() -> dict[str, type]:
         "mean_squared_error": MeanSquaredError,
         "mean_absolute_error": MeanAbsoluteError,
         "huber": Huber,
+        "weighted": Weighted,
     }
 
 
@@ -388,4 +421,5 @@ def lamella_specimens() -> list[Specimen]:
         Specimen(MeanAbsoluteError(), (rows, rows), docs=f"{torch}L1Loss.html", refuses=column),
         Specimen(Huber(), (steps, steps), docs=f"{torch}HuberLoss.html", refuses=column),
         Specimen(Huber(delta=0.25), (rows, rows), docs=f"{torch}HuberLoss.html"),
+        Specimen(Weighted("huber", 0.3), (rows, rows), docs="https://keras.io/api/models/model_training_apis/"),
     ]

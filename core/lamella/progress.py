@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "is_terminal"]
 
-_WIDTH = 24
+_WIDTH, _LEAST = 24, 6  # of the bar
 
 
 def is_terminal() -> bool:
@@ -64,16 +64,19 @@ class Progress(Callback):
         if not self.live.is_started or (now - self.shown < 0.1 and self.batch != self.batches):
             return
         self.shown = now
-        numbers, tail = f"  {_numbers(logs)}", f"  {self._speed(now)}"
+        label, tail = self._label(), f"  {self._speed(now)}"
         if self.batches is None:
-            line = Text.assemble(self._label(), f"batch {self.batch}", numbers, (tail, "bright_black"))
+            label += f"batch {self.batch}"
+            numbers = self._fitting(logs, len(label + tail))
+            line = Text.assemble(label, numbers, (tail, "bright_black"))
         else:
             left = (now - self.began) / self.done * max(0, self.epochs * self.batches - self.done)
             tail += f"  {_duration(left)} left"
-            width = max(6, min(_WIDTH, self.console.width - len(self._label() + numbers + tail)))
+            numbers = self._fitting(logs, len(label + tail) + _LEAST)
+            width = max(_LEAST, min(_WIDTH, self.console.width - len(label + numbers + tail)))
             filled = min(width, width * self.batch // self.batches)
             line = Text.assemble(
-                self._label(),
+                label,
                 ("━" * filled, "green"),
                 ("━" * (width - filled), "bright_black"),
                 numbers,
@@ -94,6 +97,16 @@ class Progress(Callback):
     def on_train_end(self, model: Model) -> None:
         if self.live.is_started:
             self.live.stop()
+
+    def say(self, reason: str) -> None:
+        """Print why training ended."""
+        self.console.print(Text(f"stopped: {reason}"), highlight=False, soft_wrap=True)
+
+    def _fitting(self, logs: Mapping[str, float], taken: int) -> str:
+        """As many of the numbers as the console has room for beside so many characters; the loss comes first."""
+        text = f"  {_numbers(logs)}"
+        room = max(len(f"  {_numbers(dict([*logs.items()][:1]))}"), self.console.width - taken)
+        return text if len(text) <= room else f"{text[: room - 1].rstrip()}…"
 
     def _label(self) -> str:
         return f"epoch {self.epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  "

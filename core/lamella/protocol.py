@@ -260,10 +260,10 @@ def _rebuild(cls: type[Layer], config: dict[str, Any], name: str | None, trainab
 def snake_case(name: str) -> str:
     """Return the default registry name of a class.
 
-    >>> snake_case("MaxPooling2D"), snake_case("Conv2D"), snake_case("RNN")
-    ('max_pooling2d', 'conv2d', 'rnn')
+    >>> snake_case("MaxPooling2D"), snake_case("RMSNormalization"), snake_case("F1Score")
+    ('max_pooling2d', 'rms_normalization', 'f1_score')
     """
-    name = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", name)
+    name = re.sub(r"(?<=[^_])(?=[A-Z][a-z0-9])", "_", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,19 @@ from lamella.batches import ArrayBatches, Data, Rows, StreamBatches, batches_of,
 from lamella.callbacks import Callback, StopTraining
 from lamella.data import by_name
 from lamella.engine import Plan
-from lamella.errors import ArgumentError, DataError
+from lamella.errors import ArgumentError, DataError, did_you_mean
 from lamella.history import History
 from lamella.interruption import Interruption
 from lamella.losses import Loss
 from lamella.metrics import Metric
 from lamella.optimizers import Optimizer
+from lamella.protocol import snake_case
 from lamella.regularization import Constraint, Penalty, Regularization
 from lamella.step import compute_step, take_step
 
 if TYPE_CHECKING:
     from lamella.model import Model
+    from lamella.progress import Progress
 
 __all__ = ["evaluate", "fit", "gradients", "train_on_batch"]
 
@@ -42,7 +45,8 @@ def _resolve(kind: str, base: type, value: Any) -> Any:
     if isinstance(value, type) and issubclass(value, base):
         value = value()
     if not isinstance(value, base):
-        raise ArgumentError(f"{base.__name__.lower()}: expected a name or a {base.__name__}, got {value!r}")
+        article = "an" if base is Optimizer else "a"
+        raise ArgumentError(f"{base.__name__.lower()}: expected a name or {article} {base.__name__}, got {value!r}")
     return value
 
 
@@ -70,7 +74,7 @@ class _Meter:
             for one in _listed(given):
                 metric = _resolve("metrics", Metric, one)
                 entry = registry.name_of("metrics", type(metric))
-                label = one if isinstance(one, str) else entry.name if entry else type(metric).__name__
+                label = one if isinstance(one, str) else entry.name if entry else snake_case(type(metric).__name__)
                 label = f"{output}_{label}" if len(self.names) > 1 else label
                 taken = [known for known, _, _ in self.metrics]
                 number = next(n for n in itertools.count(1) if (label if n == 1 else f"{label}_{n}") not in taken)
@@ -101,6 +105,10 @@ class _Meter:
         logs = {"loss": sum(total / weight if weight else 0.0 for total, weight in pairs)}
         if self.penalty:
             logs["loss"] += self.penalty / self.rows
+        if len(self.names) > 1:
+            for name, total, weight in zip(self.names, self.losses, self.weights, strict=True):
+                if weight:
+                    logs[f"{name}_loss"] = total / weight
         for label, _, metric in self.metrics:
             logs[label] = metric.result(self.sums[label]) if label in self.sums else math.nan
         return logs
@@ -238,13 +246,16 @@ def fit(
         x, y: arrays with one row for each sample; tuples or dicts by name where the model has several inputs or
             outputs. Without ``y``, ``x`` is an iterable of batches ``(x, y)`` or ``(x, y, sample_weight)``, or a
             function that makes one for each epoch, such as a generator function.
-        loss: a registered name or a `Loss`, for each output.
-        optimizer: a registered name or an `Optimizer`.
+        loss: a registered name or a `Loss`; a tuple, or a dict by name, for several outputs. Their losses are added up:
+            ``lm.losses.Weighted`` makes one count more or less.
+        optimizer: a registered name or an `Optimizer`. A model goes on where steps with an equal one stopped, with its
+            slots and its place in the schedule; ``model.optimizer_state = None`` starts anew.
         epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
             of their own.
         validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these, evaluated after every epoch as
             ``val_loss``, ...
-        metrics: names or `Metric` objects; those of training are of the model as it was at each step.
+        metrics: names or `Metric` objects for every output, or dicts of these by output. Those of training are of the
+            model as it was at each step, and sample and class weights count in them.
         callbacks: `Callback` objects, such as those of `lamella.callbacks`.
         shuffle: whether every epoch has an order of its own, which follows from the model's seed and step.
         sample_weight: how much each row counts, (N,).
@@ -288,6 +299,7 @@ def fit(
     plan, rules = _what_learns(model, bounds)
     listeners = _Listeners(callbacks, progress)
     history = History()
+    _warn_of_rate_zero(model, optimizer)
 
     def epoch_of_steps() -> None:
         nonlocal plan, rules
@@ -313,11 +325,11 @@ def fit(
                 meter.start()
                 epoch_of_steps()
                 logs = meter.logs()
-                if checked is not None:
-                    val_meter.start()
-                    _evaluate(model, losses, checked, val_meter, rules.penalty(model), interruption.check)
-                    logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
                 try:
+                    if checked is not None:
+                        val_meter.start()
+                        _evaluate(model, losses, checked, val_meter, rules.penalty(model), interruption.check)
+                        logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
                     listeners.end_epoch(model, epoch, logs)
                 finally:
                     history.add(logs)
@@ -330,7 +342,22 @@ def fit(
         finally:
             listeners.end(model)
     history.interrupted |= interruption.asked
+    if listeners.progress is not None and history.stopped:
+        listeners.progress.say(history.stopped)
     return history
+
+
+def _warn_of_rate_zero(model: Model, optimizer: Optimizer) -> None:
+    """Say so if a schedule that went on from an earlier training has nothing left to give."""
+    state = model.optimizer_state
+    if state is None or not state.fits(optimizer) or optimizer.learning_rate != state.optimizer.learning_rate:
+        return
+    if state.learning_rate(state.t + 1) == state.learning_rate(state.t + 2) == 0.0:
+        warnings.warn(
+            f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
+            f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to start anew",
+            stacklevel=3,
+        )
 
 
 def _what_learns(model: Model, bounds: Mapping[str, Any]) -> tuple[Plan, Regularization]:
@@ -347,10 +374,18 @@ class _Listeners:
     def __init__(self, callbacks: Any, progress: bool | str) -> None:
         if not isinstance(callbacks, Iterable):
             raise ArgumentError(f"callbacks: expected a list of lamella.Callback objects, got {callbacks!r}")
-        self.callbacks: list[Callback] = [*callbacks, *_progress(progress)]
+        self.progress = _progress(progress)
+        self.callbacks: list[Callback] = [*callbacks, *([] if self.progress is None else [self.progress])]
+        events = [name for name in vars(Callback) if name.startswith("on_")]
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 raise ArgumentError(f"callbacks: expected lamella.Callback objects, got {callback!r}")
+            for name in dir(type(callback)):
+                if name.startswith("on_") and name not in events:
+                    raise ArgumentError(
+                        f"callbacks: {type(callback).__name__}.{name} would never be called; events are "
+                        f"{', '.join(events)}.{did_you_mean(name, events)}"
+                    )
         self.begun: list[Callback] = []
         self.stopped: str | None = None
 
@@ -385,9 +420,9 @@ class _Listeners:
             self.stopped = self.stopped or str(stop) or "stopped by a callback"
 
 
-def _progress(progress: bool | str) -> list[Callback]:
+def _progress(progress: bool | str) -> Progress | None:
     if progress is False:
-        return []
+        return None
     from lamella.progress import Progress, is_terminal  # brings rich, which only people at a terminal need
 
-    return [Progress()] if progress is True or is_terminal() else []
+    return Progress() if progress is True or is_terminal() else None
