@@ -1,4 +1,4 @@
-"""Batch normalization: against the textbook's formulas written out, far from 0, in slices, frozen, and in ONNX."""
+"""Normalization: against the textbook's formulas written out, far from 0, in slices, frozen, and in ONNX."""
 
 import numpy as np
 import onnx
@@ -6,13 +6,25 @@ import pytest
 
 import lamella as lm
 from lamella.engine import Batch, Gradients, Plan, cut, run_step
-from lamella_layers import Activation, BatchNormalization, Conv2D, Dense, Flatten, normalization
+from lamella_layers import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Flatten,
+    GroupNormalization,
+    LayerNormalization,
+    RMSNormalization,
+    normalization,
+)
 from lamella_layers.normalization import (
     batch_normalization,
     batch_normalization_dx,
     channel_affine,
     channel_moments,
     channel_products,
+    standardize,
+    standardize_dx,
 )
 from lamella_onnx import export
 
@@ -303,3 +315,86 @@ def test_statistics_that_overflow_are_not_kept():
         model.train_on_batch(x, np.zeros((8, 2)), loss="mean_squared_error", optimizer="sgd")
     assert np.all(model.state["batch_normalization_1.variance"] == 1.0)
     assert model.step == 0
+
+
+# Each sample by itself
+
+WITHIN = [  # a layer, the shape of its input, and where the features or groups of one sample stand
+    (LayerNormalization(), (3, 5), lambda x: x.reshape(-1, 5)),
+    (LayerNormalization(axis=1), (3, 4, 5), lambda x: x.transpose(0, 2, 3, 1).reshape(-1, 3)),
+    (LayerNormalization(axis=(-1, 2)), (3, 4, 5), lambda x: x.reshape(-1, 20)),
+    (RMSNormalization(), (3, 5), lambda x: x.reshape(-1, 5)),
+    (GroupNormalization(3), (6, 4, 5), lambda x: x.reshape(-1, 40)),
+    (GroupNormalization(2), (5, 6), lambda x: np.moveaxis(x.reshape(-1, 5, 2, 3), 2, 1).reshape(-1, 15)),
+    (GroupNormalization(2), (6,), lambda x: x.reshape(-1, 3)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "sets"), WITHIN)
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_each_sample_is_normalized_by_itself_however_far_from_0(layer, shape, sets, mean):
+    x = (mean + np.random.default_rng(0).normal(size=(7, *shape))).astype("float32")
+    expected = sets(x.astype("float64"))
+    if not isinstance(layer, RMSNormalization):
+        expected = expected - expected.mean(axis=1, keepdims=True)
+    expected = expected / np.sqrt((expected**2).mean(axis=1, keepdims=True) + layer.epsilon)
+    np.testing.assert_allclose(sets(lm.Sequential([layer], input_shape=shape).predict(x)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("layer", [LayerNormalization(), RMSNormalization(), GroupNormalization(2)])
+def test_gamma_and_beta_belong_to_features_and_freeze(layer):
+    x, dy = drawn((7, 4, 3, 6)[: 4 if isinstance(layer, GroupNormalization) else 3])
+    model = model_of(x, layer, dtype="float64")
+    arrays, given = own(model), step(model, x, dy)
+    assert set(arrays) == ({"gamma"} if isinstance(layer, RMSNormalization) else {"gamma", "beta"})
+    for name in model.parameters:
+        model.parameters[name] = np.full_like(model.parameters[name], name.endswith("gamma"))
+    unit = model.predict(x)
+    for c, (y, u, d) in enumerate(zip(*map(by_channel, (given["y"], unit, dy)), strict=True)):
+        np.testing.assert_allclose(y, arrays["gamma"][c] * u + arrays.get("beta", np.zeros(9))[c], rtol=1e-12)
+        assert given["gamma"][c] == pytest.approx(np.sum(d * u))
+    frozen = step(model.freeze("*"), x, dy)
+    assert set(frozen) == {"y", "dx"}
+
+
+def test_kernels_of_normalization_within_samples_agree_with_their_references(monkeypatch):
+    seed = int(np.random.default_rng().integers(1 << 30))
+    print(f"seed {seed}")
+    rng, xp = np.random.default_rng(seed), NUMPY.xp
+    for _ in range(40):
+        monkeypatch.setattr(normalization, "_TILE_BYTES", int(rng.choice([1, 300, 1 << 19])))
+        shape = tuple(map(int, rng.integers(1, 7, rng.integers(2, 5))))
+        axes, centered = int(rng.integers(1, len(shape))), bool(rng.integers(2))
+        x, d = (rng.normal(size=shape[::-1]).transpose() for _ in range(2))
+        unit, inverse = standardize.reference(xp, x, axes=axes, epsilon=0.1, centered=centered)
+        for primitive, arguments, options in (
+            (standardize, (x,), {"epsilon": 0.1}),
+            (standardize_dx, (d, unit, inverse), {}),
+        ):
+            options |= {"axes": axes, "centered": centered}
+            fast, slow = primitive(xp, *arguments, **options), primitive.reference(xp, *arguments, **options)
+            for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (fast, slow)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=f"{primitive}, {shape}, {options}")
+
+
+def test_exports_survive_features_a_hundred_deviations_from_0(tmp_path):
+    x = (100 + np.random.default_rng(0).normal(size=(9, 4, 3, 6))).astype("float32")
+    for layer in (LayerNormalization(), RMSNormalization(), GroupNormalization(2), GroupNormalization(4)):
+        export(lm.Sequential([layer], input_shape=x.shape[1:]), tmp_path / "model.onnx", samples=x)
+    export(lm.Sequential([RMSNormalization()], input_shape=6), tmp_path / "model.onnx", opset=23)
+    assert [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node] == ["RMSNormalization"]
+
+
+def test_normalizations_within_samples_say_what_they_refuse():
+    for layer in (LayerNormalization, RMSNormalization):
+        for axis in (0, 2, -2, (1, -1)):
+            with pytest.raises(lm.GraphError, match="among the axes after the batch, each once"):
+                layer(axis)(lm.Input(4))
+        with pytest.raises(
+            lm.ArgumentError, match=f"{layer.__name__}: axis: expected an int or a tuple of them, got 1.5"
+        ):
+            layer(axis=1.5)
+        with pytest.raises(lm.ArgumentError, match="epsilon: expected a number above 0, got 0"):
+            layer(epsilon=0)
+    with pytest.raises(lm.ArgumentError, match="GroupNormalization: groups: expected a positive int, got 0"):
+        GroupNormalization(0)

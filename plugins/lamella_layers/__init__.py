@@ -3,7 +3,12 @@
 from lamella_layers.activation import Activation
 from lamella_layers.convolution import Conv2D
 from lamella_layers.dense import Dense
-from lamella_layers.normalization import BatchNormalization
+from lamella_layers.normalization import (
+    BatchNormalization,
+    GroupNormalization,
+    LayerNormalization,
+    RMSNormalization,
+)
 from lamella_layers.pooling import AveragePooling2D, MaxPooling2D
 from lamella_layers.regularization import Dropout
 from lamella_layers.reshaping import Flatten, Reshape
@@ -16,6 +21,9 @@ __all__ = [
     "Dense",
     "Dropout",
     "Flatten",
+    "GroupNormalization",
+    "LayerNormalization",
     "MaxPooling2D",
+    "RMSNormalization",
     "Reshape",
 ]

@@ -1,4 +1,9 @@
-"""Normalization: each channel brought to mean 0 and variance 1, then to a mean and scale that are learned."""
+"""Normalization: numbers brought to mean 0 and variance 1, then to a mean and scale that are learned.
+
+`BatchNormalization` takes the statistics of a channel over the batch; the others those of a sample by itself, over
+features (`LayerNormalization`, `RMSNormalization`) or over groups of channels (`GroupNormalization`), and so are the
+same in training and inference. Their numbers are centred twice, since the mean of numbers far from 0 is rounded.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,22 @@ from typing import Any
 import numpy as np
 
 import lamella as lm
-from lamella.arguments import fraction, number
+from lamella.arguments import fraction, number, positive
 
 __all__ = [
     "BatchNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
     "batch_normalization",
     "batch_normalization_dx",
     "channel_affine",
     "channel_moments",
     "channel_products",
+    "group_normalization",
+    "layer_normalization",
+    "standardize",
+    "standardize_dx",
 ]
 
 
@@ -53,20 +65,10 @@ class BatchNormalization(lm.Layer):
 
     def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3):
         self.momentum = fraction(momentum, "momentum")
-        self.epsilon = number(epsilon, "epsilon", minimum=0.0)
-        if not self.epsilon:
-            raise lm.ArgumentError(
-                f"epsilon: expected a number above 0, got {epsilon!r}; constant channels divide by it"
-            )
+        self.epsilon = _epsilon(epsilon)
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
-        channels = x.shape[_channel_axis(len(x.shape))] if len(x.shape) in (2, 3, 4) else None
-        if not isinstance(channels, int) or not x.is_float:
-            raise lm.GraphError(
-                "expected floats (N, channels), (N, time, channels) or (N, channels, height, width) with a known "
-                f"number of channels, got {x}. Likely fix: Reshape(...) to one of these, or x.astype('float32') for "
-                "integers"
-            )
+        channels = _known_channels(x)
         declare.parameter("gamma", (channels,), "ones")
         declare.parameter("beta", (channels,), "zeros")
         declare.state("mean", (channels,), "zeros")
@@ -120,6 +122,221 @@ class BatchNormalization(lm.Layer):
         return batch_normalization_dx(
             ctx, dy, x, center, xp.astype(shift, ctx.dtype), xp.astype(slope, ctx.dtype), scale
         )
+
+
+def _epsilon(value: Any) -> float:
+    if not number(value, "epsilon", minimum=0.0):
+        raise lm.ArgumentError(f"epsilon: expected a number above 0, got {value!r}; constant channels divide by it")
+    return float(value)
+
+
+class _FeatureNormalization(lm.Layer):
+    """What normalizations of each sample over some of its axes share; they differ in whether they subtract the mean."""
+
+    axes: tuple[int, ...]
+    epsilon: float
+    centered: bool
+
+    def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
+        rank = len(x.shape)
+        axes = sorted(axis % rank for axis in self.axes if -rank <= axis < rank)
+        if len(set(axes)) < len(self.axes) or 0 in axes or not x.is_float:
+            raise lm.GraphError(
+                f"expected floats with axis={_one(self.axes)} among the axes after the batch, each once, got {x}. "
+                "Along the batch axis the samples would depend on each other; BatchNormalization does that. Integers "
+                "are converted by x.astype('float32')"
+            )
+        shape = tuple(x.shape[axis] for axis in axes)
+        if not all(isinstance(size, int) for size in shape):
+            raise lm.GraphError(f"expected known sizes along axis={_one(self.axes)}, got {x}; parameters need them")
+        declare.parameter("gamma", shape, "ones")  # type: ignore[arg-type]
+        if self.centered:
+            declare.parameter("beta", shape, "zeros")  # type: ignore[arg-type]
+        return x
+
+    def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        beta = ctx.params.beta if self.centered else None
+        order = self._order(x)
+        x = ctx.xp.permute_dims(x, order)
+        y, unit, inverse = layer_normalization(ctx, x, ctx.params.gamma, beta, epsilon=self.epsilon)
+        ctx.save(unit, inverse)
+        return ctx.xp.permute_dims(y, _inverse(order))
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        xp, gamma = ctx.xp, ctx.params.gamma
+        unit, inverse = ctx.saved
+        order = self._order(dy)
+        dy = xp.permute_dims(dy, order)
+        if ctx.trainable:
+            # (N, ..., features...) -> (N*..., features)
+            rows = (xp.reshape(a, (-1, math.prod(gamma.shape))) for a in (dy, unit))
+            sums = zip(("beta", "gamma"), channel_products(ctx, *rows), strict=True)
+            grads = {name: xp.reshape(xp.astype(total, ctx.dtype), gamma.shape) for name, total in sums}
+            ctx.grad(**(grads if self.centered else {"gamma": grads["gamma"]}))
+        if not ctx.wants_dx[0]:
+            return None
+        dx = standardize_dx(ctx, dy * gamma, unit, inverse, axes=gamma.ndim, centered=self.centered)
+        return xp.permute_dims(dx, _inverse(order))
+
+    def _order(self, x: Any) -> tuple[int, ...]:
+        """All axes, with those that are normalized last."""
+        axes = sorted(axis % x.ndim for axis in self.axes)
+        return (*(axis for axis in range(x.ndim) if axis not in axes), *axes)
+
+
+def _axes(value: Any) -> tuple[int, ...]:
+    axes = value if isinstance(value, tuple) else (value,)
+    if not axes or not all(type(axis) is int for axis in axes):
+        raise lm.ArgumentError(f"axis: expected an int or a tuple of them, got {value!r}")
+    return axes
+
+
+def _one(axes: tuple[int, ...]) -> Any:
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(axis) for axis in range(len(order)))
+
+
+class LayerNormalization(_FeatureNormalization):
+    """Normalizes the features of each sample: ``y = gamma (x - mean) / sqrt(variance + epsilon) + beta``.
+
+    Mean and (biased) variance are over ``axis``, for each sample and, with the default, each time step or pixel by
+    itself.
+
+    Arguments:
+        axis: which axis is normalized, or which ones, counted with the batch axis. 1 is the channels of images. For
+            PyTorch's ``normalized_shape`` name the last axes, such as (-2, -1).
+        epsilon: added to the variance; above 0. Keras's default; PyTorch's is 1e-5.
+
+    Shapes: (N, ...) -> the same. Parameters: ``gamma``, ``beta``, of the sizes of ``axis``.
+
+    In ONNX it is one LayerNormalization where the axes are the last ones. That of onnxruntime rounds the mean, so that
+    exporting is refused for numbers whose mean is some hundred times their deviation.
+
+    Raises:
+        ArgumentError: if ``axis`` is not an int or ints, or ``epsilon`` not above 0.
+        GraphError: if ``axis`` is not among the axes after the batch, has an unknown size, or the input holds integers.
+
+    Source: https://onnx.ai/onnx/operators/onnx__LayerNormalization.html; Ba, Kiros and Hinton,
+    https://arxiv.org/abs/1607.06450
+
+    >>> import lamella as lm
+    >>> lm.Sequential([LayerNormalization()], input_shape=(2,)).predict([[1.0, 5.0]]).round(3)
+    array([[-1.,  1.]], dtype=float32)
+    """
+
+    def __init__(self, axis: int | tuple[int, ...] = -1, epsilon: float = 1e-3):
+        self.axes, self.epsilon, self.centered = _axes(axis), _epsilon(epsilon), True
+
+
+class RMSNormalization(_FeatureNormalization):
+    """Divides the features of each sample by their root mean square: ``y = gamma x / sqrt(mean(x^2) + epsilon)``.
+
+    Arguments:
+        axis: which axis is normalized, or which ones, counted with the batch axis.
+        epsilon: added to the mean square; above 0. Keras's default.
+
+    Shapes: (N, ...) -> the same. Parameter: ``gamma``, of the sizes of ``axis``.
+
+    Raises:
+        ArgumentError: if ``axis`` is not an int or ints, or ``epsilon`` not above 0.
+        GraphError: if ``axis`` is not among the axes after the batch, has an unknown size, or the input holds integers.
+
+    Source: https://onnx.ai/onnx/operators/onnx__RMSNormalization.html, from opset 23 on; Zhang and Sennrich,
+    https://arxiv.org/abs/1910.07467
+
+    >>> import lamella as lm
+    >>> lm.Sequential([RMSNormalization()], input_shape=(2,)).predict([[1.0, 7.0]]).round(3)
+    array([[0.2, 1.4]], dtype=float32)
+    """
+
+    def __init__(self, axis: int | tuple[int, ...] = -1, epsilon: float = 1e-6):
+        self.axes, self.epsilon, self.centered = _axes(axis), _epsilon(epsilon), False
+
+
+class GroupNormalization(lm.Layer):
+    """Normalizes each group of channels of each sample: ``y = gamma (x - mean) / sqrt(variance + epsilon) + beta``.
+
+    Mean and (biased) variance are over the neighbouring channels of a group and all pixels or time steps. With as
+    many groups as channels this is instance normalization.
+
+    Arguments:
+        groups: how many; they share out the channels evenly.
+        epsilon: added to the variance; above 0. Keras's default; PyTorch's is 1e-5.
+
+    Shapes: (N, channels), (N, time, channels) or images (N, channels, height, width) -> the same. Parameters:
+    ``gamma``, ``beta`` (channels,).
+
+    In ONNX it is InstanceNormalization, of groups as if they were channels: onnxruntime's GroupNormalization squares
+    before it subtracts the mean, and gives NaN where that is 10000 times the deviation.
+
+    Raises:
+        ArgumentError: if ``groups`` is not positive or ``epsilon`` not above 0.
+        GraphError: if the groups do not share out the channels, or the input has another number of axes or integers.
+
+    Source: https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html; Wu and He,
+    https://arxiv.org/abs/1803.08494
+
+    >>> import lamella as lm
+    >>> lm.Sequential([GroupNormalization(2)], input_shape=(4,)).predict([[1.0, 5.0, 3.0, 3.0]]).round(3)
+    array([[-1.,  1.,  0.,  0.]], dtype=float32)
+    """
+
+    def __init__(self, groups: int = 32, epsilon: float = 1e-3):
+        self.groups, self.epsilon = positive(groups, "groups"), _epsilon(epsilon)
+
+    def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
+        channels = _known_channels(x)
+        if channels % self.groups:
+            raise lm.GraphError(
+                f"expected groups={self.groups} to share out the channels evenly, got {channels} in {x}"
+            )
+        declare.parameter("gamma", (channels,), "ones")
+        declare.parameter("beta", (channels,), "zeros")
+        return x
+
+    def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        p = ctx.params
+        y, *saved = group_normalization(ctx, x, p.gamma, p.beta, groups=self.groups, epsilon=self.epsilon)
+        ctx.save(*saved)
+        return y
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        unit, inverse = ctx.saved
+        if ctx.trainable:
+            beta, gamma = (ctx.xp.astype(total, ctx.dtype) for total in channel_products(ctx, dy, unit))
+            ctx.grad(gamma=gamma, beta=beta)
+        if not ctx.wants_dx[0]:
+            return None
+        d, units = (_grouped(ctx.xp, a, self.groups) for a in (channel_affine(ctx, dy, ctx.params.gamma), unit))
+        return _ungrouped(ctx.xp, standardize_dx(ctx, d, units, inverse, axes=1), dy)
+
+
+def _grouped(xp: Any, x: Any, groups: int) -> Any:
+    """(N, C, H, W) -> (N, groups, C/groups*H*W); (N, T, C) -> (N, C, T) -> (N, groups, C/groups*T)"""
+    x = xp.permute_dims(x, (0, 2, 1)) if x.ndim == 3 else x
+    return xp.reshape(x, (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
+
+
+def _ungrouped(xp: Any, y: Any, x: Any) -> Any:
+    """The inverse of `_grouped`, for an array of the shape of ``x``."""
+    if x.ndim != 3:
+        return xp.reshape(y, x.shape)
+    n, t, c = x.shape
+    return xp.permute_dims(xp.reshape(y, (n, c, t)), (0, 2, 1))
+
+
+def _known_channels(x: lm.ArraySpec) -> int:
+    channels = x.shape[_channel_axis(len(x.shape))] if len(x.shape) in (2, 3, 4) else None
+    if not isinstance(channels, int) or not x.is_float:
+        raise lm.GraphError(
+            "expected floats (N, channels), (N, time, channels) or (N, channels, height, width) with a known "
+            f"number of channels, got {x}. Likely fix: Reshape(...) to one of these, or x.astype('float32') for "
+            "integers"
+        )
+    return channels
 
 
 def _channel_axis(axes: int) -> int:
@@ -177,9 +394,9 @@ def channel_affine(xp: Any, x: Any, scale: Any, offset: Any = None, *, center: A
 
 
 @lm.primitive
-def channel_products(xp: Any, dy: Any, x: Any, center: Any) -> tuple[Any, Any]:
+def channel_products(xp: Any, dy: Any, x: Any, center: Any = None) -> tuple[Any, Any]:
     """For each channel the sums of ``dy`` and of ``dy (x - center)``, in float64."""
-    terms = dy, dy * (x - _beside(xp, center, x))
+    terms = dy, dy * (x if center is None else x - _beside(xp, center, x))
     total, product = (xp.astype(xp.sum(term, axis=_others(x)), xp.float64) for term in terms)
     return total, product
 
@@ -189,6 +406,63 @@ def batch_normalization_dx(xp: Any, dy: Any, x: Any, center: Any, shift: Any, sl
     """``scale (dy - shift - (x - center) slope)``, with a number for each channel."""
     center, shift, slope, scale = (_beside(xp, vector, x) for vector in (center, shift, slope, scale))
     return ((dy - shift) - (x - center) * slope) * scale
+
+
+@lm.primitive
+def standardize(xp: Any, x: Any, *, axes: int, epsilon: float, centered: bool = True) -> tuple[Any, Any]:
+    """Numbers of mean square 1, and mean 0 if ``centered``, over the last ``axes`` axes, and what scaled them."""
+    over = tuple(range(-axes, 0))
+    for _ in range(2 if centered else 0):  # the second time, what rounding took from the mean
+        x = x - xp.mean(x, axis=over, keepdims=True)
+    inverse = 1.0 / xp.sqrt(xp.mean(x * x, axis=over, keepdims=True) + epsilon)
+    return x * inverse, inverse
+
+
+@lm.primitive
+def standardize_dx(xp: Any, d: Any, unit: Any, inverse: Any, *, axes: int, centered: bool = True) -> Any:
+    """``inverse (d - mean(d) - unit mean(d unit))``, without ``mean(d)`` if not ``centered``."""
+    over = tuple(range(-axes, 0))
+    dx = d - unit * xp.mean(d * unit, axis=over, keepdims=True)
+    return (dx - xp.mean(d, axis=over, keepdims=True) if centered else dx) * inverse
+
+
+@lm.primitive
+def layer_normalization(xp: Any, x: Any, gamma: Any, beta: Any = None, *, epsilon: float) -> tuple[Any, Any, Any]:
+    """The result over the axes of ``gamma``, the last ones, and those of `standardize`; centred if there is a beta."""
+    unit, inverse = standardize(xp, x, axes=gamma.ndim, epsilon=epsilon, centered=beta is not None)
+    return (unit * gamma if beta is None else unit * gamma + beta), unit, inverse
+
+
+@layer_normalization.kernel("onnx")
+def _(xp: Any, x: Any, gamma: Any, beta: Any = None, *, epsilon: float) -> tuple[Any, Any, Any]:
+    reference = layer_normalization.reference(xp, x, gamma, beta, epsilon=epsilon)
+    operator, since = ("RMSNormalization", 23) if beta is None else ("LayerNormalization", 17)
+    if x.dtype != xp.float32 or xp.opset < since:  # the attribute epsilon is float32
+        return reference  # type: ignore[no-any-return]
+    inputs = (x, gamma) if beta is None else (x, gamma, beta)
+    y = xp.node(operator, *inputs, shape=x.shape, dtype=x.dtype, axis=-gamma.ndim, epsilon=epsilon)
+    return (y, *reference[1:])
+
+
+@lm.primitive
+def group_normalization(xp: Any, x: Any, gamma: Any, beta: Any, *, groups: int, epsilon: float) -> tuple[Any, Any, Any]:
+    """The result, the same before gamma and beta, and what each group was scaled by, (N, groups, 1)."""
+    unit, inverse = standardize(xp, _grouped(xp, x, groups), axes=1, epsilon=epsilon)
+    unit = _ungrouped(xp, unit, x)
+    return channel_affine(xp, unit, gamma, beta), unit, inverse
+
+
+@group_normalization.kernel("onnx")
+def _(xp: Any, x: Any, gamma: Any, beta: Any, *, groups: int, epsilon: float) -> tuple[Any, Any, Any]:
+    reference = group_normalization.reference(xp, x, gamma, beta, groups=groups, epsilon=epsilon)
+    if x.dtype != xp.float32:  # the attribute epsilon is float32
+        return reference  # type: ignore[no-any-return]
+    each = groups == gamma.shape[0]  # then gamma and beta are the operator's own
+    rows = x if each and x.ndim == 4 else _grouped(xp, x, groups)
+    scale, offset = (gamma, beta) if each else (xp.constant(np.full(groups, k, "float32")) for k in (1.0, 0.0))
+    y = xp.node("InstanceNormalization", rows, scale, offset, shape=rows.shape, dtype=x.dtype, epsilon=epsilon)
+    y = y if rows is x else _ungrouped(xp, y, x)
+    return (y if each else channel_affine(xp, y, gamma, beta), *reference[1:])
 
 
 # The NumPy kernels see an image as rows of W*C numbers, since channels are last in memory, and hold some rows at a
@@ -263,13 +537,16 @@ def _(xp: Any, x: Any, scale: Any, offset: Any = None, *, center: Any = None) ->
 
 
 @channel_products.kernel("numpy")
-def _(xp: Any, dy: Any, x: Any, center: Any) -> tuple[Any, Any]:
-    gradients, rows, channels = _rows(dy), _rows(x), len(center)
-    (centers,) = _repeat(rows, center)
+def _(xp: Any, dy: Any, x: Any, center: Any = None) -> tuple[Any, Any]:
+    gradients, rows, channels = _rows(dy), _rows(x), x.shape[_channel_axis(x.ndim)]
+    centers = None if center is None else next(_repeat(rows, center))
     total, product = np.zeros((2, rows.shape[1]))
     for some in _tiles(rows):
-        d = rows[some] - centers
-        d *= gradients[some]
+        if centers is None:
+            d = rows[some] * gradients[some]
+        else:
+            d = rows[some] - centers
+            d *= gradients[some]
         product += _sum(d)
         total += _sum(gradients[some])
     return _channels(total, channels), _channels(product, channels)
@@ -289,19 +566,65 @@ def _(xp: Any, dy: Any, x: Any, center: Any, shift: Any, slope: Any, scale: Any)
     return _like(dx, x)
 
 
+@standardize.kernel("numpy")
+def _(xp: Any, x: Any, *, axes: int, epsilon: float, centered: bool = True) -> tuple[Any, Any]:
+    count = math.prod(x.shape[-axes:])
+    rows = x.reshape(-1, count)
+    unit, squares = np.empty(rows.shape, rows.dtype), np.empty((len(rows), 1), rows.dtype)
+    for some in _tiles(rows):
+        d = rows[some]
+        for _ in range(2 if centered else 0):
+            d = np.subtract(d, _row_means(d), out=unit[some])
+        squares[some] = np.einsum("ij,ij->i", d, d)[:, None]
+    inverse = 1.0 / np.sqrt(squares / rows.dtype.type(count) + rows.dtype.type(epsilon))
+    np.multiply(unit if centered else rows, inverse, out=unit)
+    return unit.reshape(x.shape), inverse.reshape(*x.shape[:-axes], *(1,) * axes)
+
+
+@standardize_dx.kernel("numpy")
+def _(xp: Any, d: Any, unit: Any, inverse: Any, *, axes: int, centered: bool = True) -> Any:
+    count = math.prod(d.shape[-axes:])
+    rows, units, scales = d.reshape(-1, count), unit.reshape(-1, count), inverse.reshape(-1, 1)
+    dx = np.empty(rows.shape, rows.dtype)
+    for some in _tiles(rows):
+        d, u, here = rows[some], units[some], dx[some]
+        slopes = np.einsum("ij,ij->i", d, u)[:, None] / d.dtype.type(count)
+        np.multiply(u, slopes, out=here)
+        np.subtract(d, here, out=here)
+        if centered:
+            here -= _row_means(d)
+        here *= scales[some]
+    return dx.reshape(unit.shape)
+
+
+def _row_means(rows: Any) -> Any:
+    return (rows @ np.ones(rows.shape[1], rows.dtype))[:, None] / rows.dtype.type(rows.shape[1])
+
+
 @lm.hookimpl
 def lamella_layers() -> dict[str, type]:
-    return {"batch_normalization": BatchNormalization}
+    return {
+        "batch_normalization": BatchNormalization,
+        "group_normalization": GroupNormalization,
+        "layer_normalization": LayerNormalization,
+        "rms_normalization": RMSNormalization,
+    }
 
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
     from lamella.testing import Specimen
 
-    docs = "https://onnx.ai/onnx/operators/onnx__BatchNormalization.html"
+    docs, layer_docs, group_docs, rms_docs = (
+        f"https://onnx.ai/onnx/operators/onnx__{name}Normalization.html"
+        for name in ("Batch", "Layer", "Instance", "RMS")
+    )
     rows, image = lm.ArraySpec(("N", 5)), lm.ArraySpec(("N", 3, 4, 6))
     one = ("BatchNormalization",)
     around = (*one, "Reshape", "Reshape")
+    grouped, turned = ("Reshape", "InstanceNormalization", "Reshape"), ("Transpose", "Transpose")
+    affine = ("Mul", "Add")
+    rms = ("Mul", "Add", "Sqrt", "Div", "Mul", "Mul")
     return [
         Specimen(
             BatchNormalization(),
@@ -322,4 +645,36 @@ def lamella_specimens() -> list[Any]:
         Specimen(
             BatchNormalization(), (lm.ArraySpec(("N", "T", 4)),), (*around, "Shape", "Shape", "Concat"), docs=docs
         ),
+        Specimen(
+            LayerNormalization(),
+            (lm.ArraySpec(("N", "T", 5)),),
+            ("LayerNormalization",),
+            docs=layer_docs,
+            refuses=(
+                ((lm.ArraySpec(("N",)),), "among the axes after the batch"),
+                ((lm.ArraySpec(("N", "F")),), "known sizes along axis=-1"),
+                ((rows.replace(dtype="int64", low=0, high=9),), "astype"),
+            ),
+        ),
+        Specimen(
+            LayerNormalization(axis=1, epsilon=1e-5),
+            (lm.ArraySpec(("N", 3, 2, "W")),),
+            ("Transpose", "LayerNormalization", "Transpose"),
+            docs=layer_docs,
+        ),
+        Specimen(LayerNormalization(axis=(-2, 1, 3)), (image,), ("LayerNormalization",), docs=layer_docs),
+        Specimen(RMSNormalization(), (lm.ArraySpec(("N", "T", 5)),), ("ReduceMean", *rms), docs=rms_docs),
+        Specimen(RMSNormalization(axis=(1, 2)), (lm.ArraySpec(("N", 2, 3)),), ("ReduceMean", *rms), docs=rms_docs),
+        Specimen(
+            GroupNormalization(2),
+            (lm.ArraySpec(("N", 4, 3, 2)),),
+            (*grouped, "Reshape", "Reshape", *affine),
+            docs=group_docs,
+            refuses=(((image,), "share out the channels evenly, got 3"), ((lm.ArraySpec(("N",)),), "expected floats")),
+        ),
+        Specimen(GroupNormalization(3), (lm.ArraySpec(("N", 3, "H", 4)),), ("InstanceNormalization",), docs=group_docs),
+        Specimen(
+            GroupNormalization(1), (lm.ArraySpec(("N", "T", 4)),), (*grouped, *turned, "Mul", "Add"), docs=group_docs
+        ),
+        Specimen(GroupNormalization(2), (lm.ArraySpec(("N", 6)),), (*grouped, *affine), docs=group_docs),
     ]
