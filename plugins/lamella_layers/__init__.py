@@ -10,6 +10,7 @@ from lamella_layers.normalization import (
     RMSNormalization,
 )
 from lamella_layers.pooling import AveragePooling2D, MaxPooling2D
+from lamella_layers.preprocessing import Normalization, Rescaling
 from lamella_layers.regularization import Dropout
 from lamella_layers.reshaping import Flatten, Reshape
 
@@ -24,6 +25,8 @@ __all__ = [
     "GroupNormalization",
     "LayerNormalization",
     "MaxPooling2D",
+    "Normalization",
     "RMSNormalization",
+    "Rescaling",
     "Reshape",
 ]

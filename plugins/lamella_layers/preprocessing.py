@@ -1,0 +1,214 @@
+"""Preprocessing within the model, so that what is exported takes the data as it comes: integers too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import numpy as np
+
+import lamella as lm
+from lamella.arguments import number
+
+__all__ = ["Normalization", "Rescaling"]
+
+_BLOCK = 1 << 20  # how many numbers are brought to float64 at a time
+
+
+class Rescaling(lm.Layer):
+    """Multiplies and shifts all numbers: ``y = scale x + offset``.
+
+    Arguments:
+        scale: 1 / 255 brings bytes to [0, 1].
+        offset: added afterwards.
+
+    Shapes: any numbers -> the same, in the model's float type.
+
+    Raises:
+        ArgumentError: if ``scale`` or ``offset`` is not a finite number.
+
+    Source: https://keras.io/api/layers/preprocessing_layers/image_preprocessing/rescaling/
+
+    >>> import lamella as lm
+    >>> image = lm.Input((1, 1, 3), "uint8")
+    >>> lm.Model(image, Rescaling(1 / 128, offset=-1.0)(image)).predict([[[[0, 64, 192]]]])
+    array([[[[-1. , -0.5,  0.5]]]], dtype=float32)
+    """
+
+    def __init__(self, scale: float, offset: float = 0.0):
+        self.scale, self.offset = number(scale, "scale"), number(offset, "offset")
+
+    def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
+        return x.replace(dtype=declare.dtype, low=None, high=None)
+
+    def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        return ctx.xp.astype(x, ctx.dtype) * self.scale + self.offset
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        return dy * self.scale
+
+
+class Normalization(lm.Layer):
+    """Brings features to mean 0 and variance 1 with statistics of the data: ``y = (x - mean) / sqrt(variance)``.
+
+    The statistics are arguments, and so part of the configuration. Most often they come from `adapted`; nothing
+    changes them in training. Features whose variance is 0 are only shifted.
+
+    Arguments:
+        mean: for each feature, or one for all.
+        variance: the same; at least 0.
+        axis: which axis, or axes, counted with the batch axis, have statistics for each of their places: -1 for tables
+            and sequences, 1 for the channels of images. With None there is one mean and variance for all numbers.
+
+    Shapes: (N, ...) of any numbers -> the same, in the model's float type.
+
+    Raises:
+        ArgumentError: if only one of ``mean`` and ``variance`` is given, their shapes differ, they are not finite, or
+            a variance is negative.
+        GraphError: if there are no statistics yet, or not as many as the input has features.
+
+    Source: https://keras.io/api/layers/preprocessing_layers/numerical/normalization/
+
+    >>> import lamella as lm
+    >>> table = [[1.0, 100.0], [3.0, 100.0], [5.0, 700.0]]
+    >>> layer = Normalization().adapted(table)
+    >>> layer
+    Normalization(mean=(3.0, 300.0), variance=(2.6666666666666665, 80000.0))
+    >>> lm.Sequential([layer], input_shape=2).predict(table).round(3)
+    array([[-1.225, -0.707],
+           [ 0.   , -0.707],
+           [ 1.225,  1.414]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        mean: float | tuple[Any, ...] | None = None,
+        variance: float | tuple[Any, ...] | None = None,
+        *,
+        axis: int | tuple[int, ...] | None = -1,
+    ):
+        self.axes = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        if not all(type(k) is int for k in self.axes):
+            raise lm.ArgumentError(f"axis: expected an int, a tuple of them, or None, got {axis!r}")
+        if (mean is None) != (variance is None):
+            raise lm.ArgumentError(
+                "mean and variance: expected both or neither; Normalization().adapted(data) has both"
+            )
+        self.mean = None if mean is None else _numbers(mean, "mean")
+        self.variance = None if variance is None else _numbers(variance, "variance")
+        if self.mean is None or self.variance is None:
+            return
+        if self.mean.shape != self.variance.shape:
+            raise lm.ArgumentError(
+                f"mean and variance: expected equal shapes, got {self.mean.shape} and {self.variance.shape}"
+            )
+        if (self.variance < 0.0).any():
+            raise lm.ArgumentError(f"variance: expected numbers of at least 0, got {variance!r}; it is no deviation")
+
+    def adapted(self, data: Any) -> Self:
+        """Return a copy of the layer with the mean and the (biased) variance of data, whose axis 0 counts samples."""
+        array = np.asarray(data)
+        if array.dtype.kind not in "fiub" or not array.size:
+            raise lm.DataError(f"Normalization.adapted: expected numbers, got {array.shape} {array.dtype}")
+        axes = self._axes(array.ndim)
+        if axes is None or 0 in axes:
+            raise lm.DataError(
+                f"Normalization.adapted: expected axis={self._given} among the axes after that of the samples, each "
+                f"once, got data of shape {array.shape}"
+            )
+        others = tuple(k for k in range(array.ndim) if k not in axes)
+        count, mean, squares = 0, np.zeros(()), np.zeros(())
+        rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
+        for first in range(0, len(array), rows):
+            block = array[first : first + rows].astype("float64")
+            n = block.size // math.prod(block.shape[k] for k in axes)
+            center = block.mean(axis=others, keepdims=True)
+            deviations = ((block - center) ** 2).sum(axis=others)
+            apart = np.squeeze(center, axis=others) - mean
+            count += n
+            mean = mean + apart * (n / count)
+            squares = squares + deviations + apart**2 * (n * (count - n) / count)
+        if not np.isfinite(squares).all():
+            raise lm.DataError("Normalization.adapted: expected finite numbers; the data holds NaN or infinity")
+        adapted = self.replace(mean=mean, variance=squares / count)
+        return adapted if self.name is None else adapted.named(self.name)
+
+    @property
+    def _given(self) -> Any:
+        return self.config()["axis"]
+
+    def _axes(self, rank: int) -> tuple[int, ...] | None:
+        """The axes counted from the front, in order; None if they don't fit."""
+        axes = tuple(sorted({axis % rank for axis in self.axes if -rank <= axis < rank}))
+        return axes if len(axes) == len(self.axes) else None
+
+    def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
+        if self.mean is None:
+            raise lm.GraphError(
+                "expected a mean and a variance, got neither. Likely fix: Normalization(...).adapted(data), which "
+                "returns a layer with those of the data"
+            )
+        axes = self._axes(len(x.shape))
+        if axes is None or 0 in axes or (self.mean.ndim and tuple(x.shape[k] for k in axes) != self.mean.shape):
+            raise lm.GraphError(
+                f"expected an input with sizes {self.mean.shape} along axis={self._given}, as mean and variance have, "
+                f"got {x}"
+            )
+        return x.replace(dtype=declare.dtype, low=None, high=None)
+
+    def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        mean, scale = self._beside(ctx, x)
+        return (ctx.xp.astype(x, ctx.dtype) - mean) * scale
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        return dy * self._beside(ctx, dy)[1]
+
+    def _beside(self, ctx: lm.Context, x: Any) -> tuple[Any, ...]:
+        """Mean and scale in the shape that goes with ``x``."""
+        assert self.mean is not None
+        assert self.variance is not None
+        axes = self._axes(x.ndim) if self.mean.ndim else ()
+        sizes = dict(zip(axes or (), self.mean.shape, strict=True))
+        shape = tuple(sizes.get(k, 1) for k in range(min(sizes, default=x.ndim), x.ndim))
+        scale = 1.0 / np.sqrt(np.where(self.variance > 0.0, self.variance, 1.0))
+        return tuple(ctx.xp.asarray(a.reshape(shape), dtype=ctx.dtype) for a in (self.mean, scale))
+
+
+def _numbers(value: Any, name: str) -> Any:
+    try:
+        array = np.array(value, "float64")
+    except (TypeError, ValueError):
+        array = np.array(math.nan)
+    if not np.isfinite(array).all():
+        raise lm.ArgumentError(f"{name}: expected finite numbers, got {value!r}")
+    return array
+
+
+@lm.hookimpl
+def lamella_layers() -> dict[str, type]:
+    return {"normalization": Normalization, "rescaling": Rescaling}
+
+
+@lm.hookimpl
+def lamella_specimens() -> list[Any]:
+    from lamella.testing import Specimen
+
+    keras = "https://keras.io/api/layers/preprocessing_layers/"
+    row, image = lm.ArraySpec(("N", 3)), lm.ArraySpec(("N", 2, 3, "W"), "uint8", low=0, high=256)
+    rescaling, docs = f"{keras}image_preprocessing/rescaling/", f"{keras}numerical/normalization/"
+    return [
+        Specimen(Rescaling(1 / 255), (image,), ("Cast", "Mul"), docs=rescaling),
+        Specimen(Rescaling(0.5, offset=-1.0), (row,), ("Mul", "Add"), docs=rescaling),
+        Specimen(
+            Normalization((1.0, -2.0, 3.0), (4.0, 0.0, 0.5)),
+            (row,),
+            ("Sub", "Mul"),
+            docs=docs,
+            refuses=(
+                ((row.replace(shape=("N", 4)),), "sizes (3,) along axis=-1"),
+                ((lm.ArraySpec(("N",)),), "sizes (3,) along axis=-1"),
+            ),
+        ),
+        Specimen(Normalization((90.0, 140.0), (40.0, 900.0), axis=1), (image,), ("Cast", "Sub", "Mul"), docs=docs),
+        Specimen(Normalization(0.5, 4.0, axis=None), (lm.ArraySpec(("N", "T", 2)),), ("Sub", "Mul"), docs=docs),
+    ]

@@ -1,0 +1,86 @@
+"""Preprocessing layers: integers and floats in, the model's floats out, with statistics of the data."""
+
+import numpy as np
+import pytest
+
+import lamella as lm
+from lamella_layers import Conv2D, Dense, Flatten, Normalization, Rescaling, preprocessing
+from lamella_onnx import export, verify
+
+
+def test_bytes_go_through_training_files_and_onnx(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 3, 6, 6), dtype="uint8"), np.arange(40) % 2
+    x = lm.Input((3, 6, 6), "uint8")
+    y = Normalization(axis=1).adapted(images / 255)(Rescaling(1 / 255)(x))
+    model = lm.Model(x, Dense(2)(Flatten()(Conv2D(4, 3)(y))))
+    model.fit(images, labels, loss="softmax_cross_entropy", optimizer="adam", epochs=2, progress=False)
+    model.save(tmp_path / "model.lamella")
+    np.testing.assert_array_equal(lm.load(tmp_path / "model.lamella").predict(images), model.predict(images))
+    export(model, tmp_path / "model.onnx", samples=images)
+    assert verify(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("axis", [None, 1, -1, 3, (1, -1), (3, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_adapted_data_has_mean_0_and_variance_1(axis, dtype, monkeypatch):
+    monkeypatch.setattr(preprocessing, "_BLOCK", 100)  # the data is read in blocks
+    data = (100 + 10 * np.random.default_rng(0).normal(size=(50, 3, 2, 4))).astype(dtype)
+    model = lm.Sequential(
+        [Rescaling(1.0), Normalization(axis=axis).adapted(data)], input_shape=(3, 2, 4), dtype="float64"
+    )
+    y = model.predict(data.astype("float64"))
+    kept = () if axis is None else {k % 4 for k in np.atleast_1d(axis)}
+    others = tuple(k for k in range(4) if k not in kept)
+    np.testing.assert_allclose(y.mean(others), 0.0, atol=1e-12)
+    np.testing.assert_allclose(y.var(others), 1.0, rtol=1e-12)
+
+
+def test_statistics_are_those_of_numbers_far_from_0():
+    data = 1e8 + np.random.default_rng(0).normal(size=(1000, 2))
+    layer = Normalization().adapted(data)
+    np.testing.assert_allclose(layer.config()["variance"], data.var(0), rtol=1e-9)
+    np.testing.assert_allclose(layer.config()["mean"], data.mean(0), rtol=1e-14)
+
+
+def test_constant_features_are_only_shifted_and_one_number_may_stand_for_all():
+    model = lm.Sequential([Normalization((5.0, 1.0), (0.0, 4.0))], input_shape=2)
+    np.testing.assert_array_equal(model.predict([[5.0, 5.0], [6.0, 1.0]]), [[0.0, 2.0], [1.0, 0.0]])
+    model = lm.Sequential([Normalization(1.0, 4.0)], input_shape=(2, 3))
+    np.testing.assert_array_equal(model.predict(np.full((1, 2, 3), 7.0)), np.full((1, 2, 3), 3.0))
+
+
+def test_a_layer_is_configuration_and_adapting_returns_another():
+    plain = Normalization(axis=1).named("standard")
+    adapted = plain.adapted(np.eye(3))
+    assert plain.config()["mean"] is None
+    assert adapted.name == "standard"
+    assert adapted == Normalization(**adapted.config()).named("standard")
+    a, b = lm.Input(3), lm.Input(3)
+    lm.Model((a, b), (adapted(a), adapted(b)))  # there is no state: it may stand at two nodes
+
+
+def test_what_is_refused():
+    for data, words in (
+        (np.zeros((0, 3)), r"expected numbers, got \(0, 3\)"),
+        (["a"], "expected numbers"),
+        ([[1.0, np.nan]], "NaN or infinity"),
+        ([1.0, 2.0], "axis=-1 among the axes after that of the samples"),
+    ):
+        with pytest.raises(lm.DataError, match=f"Normalization.adapted: .*{words}"):
+            Normalization().adapted(data)
+    for arguments, words in (
+        ((1.0,), "expected both or neither"),
+        (((1.0, 2.0), 1.0), r"expected equal shapes, got \(2,\) and \(\)"),
+        ((0.0, -1.0), "variance: expected numbers of at least 0"),
+        ((np.nan, 1.0), "mean: expected finite numbers"),
+        (("a", 1.0), "mean: expected finite numbers"),
+    ):
+        with pytest.raises(lm.ArgumentError, match=words):
+            Normalization(*arguments)
+    with pytest.raises(lm.ArgumentError, match="axis: expected an int, a tuple of them, or None, got 'C'"):
+        Normalization(axis="C")
+    with pytest.raises(lm.GraphError, match=r"got neither. Likely fix: Normalization\(...\).adapted\(data\)"):
+        Normalization()(lm.Input(3))
+    with pytest.raises(lm.ArgumentError, match="scale: expected a finite number, got inf"):
+        Rescaling(np.inf)
