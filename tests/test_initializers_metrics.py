@@ -57,8 +57,15 @@ def test_variance(name, shape, fans, expected):
 def test_constants():
     np.testing.assert_array_equal(draw("zeros", (2, 3)), np.zeros((2, 3)))
     np.testing.assert_array_equal(draw("ones", (3,)), np.ones(3))
-    assert set(GIVEN) == {"zeros", "ones", "orthogonal", *SCALED}
+    assert set(GIVEN) == {"zeros", "ones", "uniform", "orthogonal", *SCALED}
     assert all(pickle.loads(pickle.dumps(f)) is f and f.__doc__ for f in GIVEN.values())
+
+
+def test_uniform_has_one_width_for_all_shapes():
+    values = draw("uniform", (200, 50))
+    assert -0.05 <= values.min() < -0.0499
+    assert 0.0499 < values.max() < 0.05
+    assert abs(values.mean()) < 0.001
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (6, 2, 3, 3), (20, 2, 2)])

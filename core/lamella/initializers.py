@@ -31,6 +31,7 @@ __all__ = [
     "lecun_uniform",
     "ones",
     "orthogonal",
+    "uniform",
     "zeros",
 ]
 
@@ -46,6 +47,13 @@ def zeros(rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan
 def ones(rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None) -> np.ndarray:
     """All 1."""
     return np.ones(shape)
+
+
+def uniform(
+    rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None
+) -> np.ndarray:
+    """Uniform in [-0.05, 0.05), whatever the shape."""
+    return rng.uniform(-0.05, 0.05, shape)
 
 
 def orthogonal(
@@ -106,4 +114,4 @@ def _fans(name: str, shape: Shape, fan_in: int | None, fan_out: int | None) -> t
 @hookimpl
 def lamella_initializers() -> dict[str, Initializer]:
     scaled = (glorot_uniform, glorot_normal, he_uniform, he_normal, lecun_uniform, lecun_normal)
-    return {function.__name__: function for function in (zeros, ones, orthogonal, *scaled)}
+    return {function.__name__: function for function in (zeros, ones, uniform, orthogonal, *scaled)}

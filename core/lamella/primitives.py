@@ -159,7 +159,7 @@ def softmax(xp: Any, x: Any, *, axis: int = -1) -> Any:
 @primitive
 def one_hot(xp: Any, indices: Any, depth: int, *, dtype: Any) -> Any:
     """A new last axis of length ``depth`` with 1 at each index and 0 elsewhere."""
-    hit = xp.expand_dims(indices, axis=-1) == xp.astype(xp.arange(depth), indices.dtype)
+    hit = xp.expand_dims(xp.astype(indices, xp.int64), axis=-1) == xp.arange(depth)
     return xp.astype(hit, dtype)
 
 
@@ -179,11 +179,30 @@ def add_rows(xp: Any, rows: Any, indices: Any, size: int) -> Any:
     return xp.reshape(hot.T @ xp.reshape(flat, (-1, columns)), (size, *flat.shape[1:]))
 
 
+@take_rows.kernel("numpy")
+def _(xp: Any, table: Any, indices: Any) -> Any:
+    _check_indices(indices, len(table))
+    return np.take(table, indices, axis=0)
+
+
 @add_rows.kernel("numpy")
 def _(xp: Any, rows: Any, indices: Any, size: int) -> Any:
-    total = np.zeros((size, *rows.shape[indices.ndim :]), rows.dtype)
-    np.add.at(total, indices.reshape(-1), rows.reshape(-1, *total.shape[1:]))
-    return total
+    """np.add.at on single numbers, for which it has a loop that is several times faster than the one for rows."""
+    _check_indices(indices, size)
+    inner = rows.shape[indices.ndim :]
+    columns = math.prod(inner)
+    total = np.zeros(size * columns, rows.dtype)
+    places = indices.reshape(-1, 1).astype("int64") * columns + np.arange(columns)
+    np.add.at(total, places.reshape(-1), rows.reshape(-1))
+    return total.reshape(size, *inner)
+
+
+def _check_indices(indices: Any, size: int) -> None:
+    if indices.size and not 0 <= indices.min() <= indices.max() < size:
+        raise IndexError(
+            f"expected indices from 0 to {size - 1}, got {indices.min()} to {indices.max()}. Likely fix: a larger "
+            f"table, or other data; lm.Input(..., low=0, high={size}) refuses such data before anything runs"
+        )
 
 
 # The error function in float64, after W. J. Cody, "Rational Chebyshev approximation for the error function",
