@@ -1,8 +1,10 @@
 """The built-in layers of lamella, one module for each family, each a plugin like any other."""
 
 from lamella_layers.activation import Activation
+from lamella_layers.attention import MultiHeadAttention, ScaledDotProductAttention
 from lamella_layers.convolution import Conv2D
 from lamella_layers.dense import Dense
+from lamella_layers.embedding import Embedding, PositionEmbedding
 from lamella_layers.normalization import (
     BatchNormalization,
     GroupNormalization,
@@ -21,12 +23,16 @@ __all__ = [
     "Conv2D",
     "Dense",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GroupNormalization",
     "LayerNormalization",
     "MaxPooling2D",
+    "MultiHeadAttention",
     "Normalization",
+    "PositionEmbedding",
     "RMSNormalization",
     "Rescaling",
     "Reshape",
+    "ScaledDotProductAttention",
 ]
