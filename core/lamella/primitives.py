@@ -233,3 +233,42 @@ def erf(xp: Any, x: Any) -> Any:
     far = xp.clip(xp.abs(x), 0.46875, 6.0)  # erf(6) is 1 in float64
     tail = 1.0 - xp.exp(-far * far) * _ratio(far, _ERFC_MIDDLE)
     return xp.where(xp.abs(x) <= 0.46875, near * _ratio(near * near, _ERF_NEAR), xp.where(x < 0.0, -tail, tail))
+
+
+# In float32, erf(x) = tanh(x p(x^2)) with a polynomial p of degree 7, by weighted least squares on [0, 4], beyond which
+# erf is 1: tanh is fast, and keeps small numbers and the limits right. Errors reach 3 units in the last place.
+_ERF_FLOAT32 = tuple(
+    np.float32(c)
+    for c in (
+        1.1283792471240297, 0.10276986470786713, -1.952895705096998e-4, -6.148368872799674e-4, 8.459597395265401e-5,
+        -4.79447047894159e-6, 2.7562120969598566e-8, 5.422139028594083e-9,
+    )
+)  # fmt: skip
+_BLOCK = 1 << 14  # numbers that a core's cache holds several times
+
+
+@erf.kernel("numpy")
+def _(xp: Any, x: Any) -> Any:
+    if x.dtype != np.float32:
+        return erf.reference(xp, x)
+    order = np.argsort([-abs(stride) for stride in x.strides], kind="stable")  # of axes, as they lie in memory
+    turned = x.transpose(order)
+    flat = turned.reshape(-1)
+    y = np.empty_like(flat)
+    for start in range(0, flat.size, _BLOCK):
+        some = slice(start, start + _BLOCK)
+        _erf_float32(flat[some], y[some])
+    return y.reshape(turned.shape).transpose(np.argsort(order))
+
+
+def _erf_float32(x: Any, y: Any) -> None:
+    near = np.clip(x, np.float32(-4.0), np.float32(4.0))
+    z = near * near
+    *rest, last = _ERF_FLOAT32
+    np.multiply(z, last, out=y)
+    for c in rest[:0:-1]:
+        y += c
+        y *= z
+    y += rest[0]
+    y *= near
+    np.tanh(y, out=y)
