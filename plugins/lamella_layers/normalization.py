@@ -26,6 +26,7 @@ __all__ = [
     "channel_affine",
     "channel_moments",
     "channel_products",
+    "channels_last",
     "group_normalization",
     "layer_normalization",
     "standardize",
@@ -77,6 +78,7 @@ class BatchNormalization(lm.Layer):
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
         xp, gamma, beta, running = ctx.xp, ctx.params.gamma, ctx.params.beta, ctx.state
+        x = channels_last(ctx, x)
         if not (ctx.training and ctx.trainable):
             ctx.save(x)
             return batch_normalization(ctx, x, gamma, beta, running.mean, running.variance, epsilon=self.epsilon)
@@ -100,7 +102,7 @@ class BatchNormalization(lm.Layer):
         return channel_affine(ctx, x, xp.astype(scale, ctx.dtype), xp.astype(offset, ctx.dtype), center=center)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
-        xp = ctx.xp
+        xp, dy = ctx.xp, channels_last(ctx, dy)
         if ctx.training and ctx.trainable:
             x, center, rest, inverse, n = ctx.saved
         else:
@@ -355,6 +357,17 @@ def _others(x: Any) -> tuple[int, ...]:
 def _beside(xp: Any, vector: Any, x: Any) -> Any:
     """A number for each channel, (C,), in the shape that goes with ``x``: (C,) or (C, 1, 1)."""
     return xp.reshape(vector, (-1, 1, 1)) if x.ndim == 4 else vector
+
+
+@lm.primitive
+def channels_last(xp: Any, x: Any) -> Any:
+    """The same numbers. On NumPy images lie with channels last in memory, copied once for all kernels below."""
+    return x
+
+
+@channels_last.kernel("numpy")
+def _(xp: Any, x: Any) -> Any:
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
 
 @lm.primitive
