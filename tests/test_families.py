@@ -8,7 +8,7 @@ import pytest
 
 import lamella as lm
 from lamella_layers import Activation, AveragePooling2D, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, Reshape
-from lamella_layers.convolution import conv2d, conv2d_dw, conv2d_dx
+from lamella_layers.convolution import conv, conv_dw, conv_transpose
 from lamella_layers.pooling import average_pool, average_pool_dx, max_pool, max_pool_dx
 from lamella_layers.windows import Windows, fold, unfold
 
@@ -207,8 +207,8 @@ def test_kernels_agree_with_their_references(monkeypatch):
     rng = np.random.default_rng(seed)
     xp = NUMPY.xp
     for _ in range(60):
-        monkeypatch.setattr("lamella_layers.convolution._TILE_BYTES", int(rng.choice([1, 2000])))
-        monkeypatch.setattr("lamella_layers.convolution._TILE_WINDOWS", int(rng.choice([1, 9])))
+        monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_BYTES", int(rng.choice([1, 2000])))
+        monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_WINDOWS", int(rng.choice([1, 9])))
         monkeypatch.setattr("lamella_layers.pooling._CHUNK_BYTES", int(rng.choice([1, 2000])))
         groups, n, height, width = (int(rng.integers(1, top)) for top in (4, 5, 9, 9))
         channels, filters = groups * int(rng.integers(1, 5)), groups * int(rng.integers(1, 4))
@@ -224,10 +224,10 @@ def test_kernels_agree_with_their_references(monkeypatch):
         y = max_pool(xp, x, windows)
         cells = list(rng.normal(size=(len(windows.cells()), n, channels, *windows.grid)))
         for primitive, *arguments, options in (
-            (conv2d, x, kernel, None, windows, {"groups": groups}),
-            (conv2d, x, kernel, rng.normal(size=filters), windows, {"groups": groups}),
-            (conv2d_dx, dy, kernel, windows, {"groups": groups}),
-            (conv2d_dw, x, dy, windows, {"groups": groups}),
+            (conv, x, kernel, None, windows, {"groups": groups}),
+            (conv, x, kernel, rng.normal(size=filters), windows, {"groups": groups}),
+            (conv_transpose, dy, kernel, None, windows, {"groups": groups}),
+            (conv_dw, x, dy, windows, {"groups": groups}),
             (max_pool_dx, x, y, cells[0], windows, {}),
             (fold, cells, windows, {}),
         ):
@@ -245,8 +245,8 @@ def test_fold_is_the_adjoint_of_unfold():
 def test_images_come_out_with_channels_last_in_memory():
     xp, windows = NUMPY.xp, Windows.over((8, 8), size=(2, 2), strides=(2, 2))
     x = np.ones((4, 5, 8, 8), "float32")
-    y = conv2d(xp, x, np.ones((6, 5, 2, 2), "float32"), None, windows)
-    dx = conv2d_dx(xp, y, np.ones((6, 5, 2, 2), "float32"), windows)
+    y = conv(xp, x, np.ones((6, 5, 2, 2), "float32"), None, windows)
+    dx = conv_transpose(xp, y, np.ones((6, 5, 2, 2), "float32"), None, windows)
     for image in (y, dx, max_pool(xp, y, Windows.over((4, 4), size=(2, 2))), average_pool_dx(xp, y, windows)):
         assert image.strides[1] == image.itemsize
     assert average_pool(xp, y, Windows.over((4, 4), size=(4, 4))).shape == (4, 6, 1, 1)

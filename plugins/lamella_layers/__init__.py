@@ -2,7 +2,7 @@
 
 from lamella_layers.activation import Activation
 from lamella_layers.attention import MultiHeadAttention, ScaledDotProductAttention
-from lamella_layers.convolution import Conv2D
+from lamella_layers.convolution import Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
 from lamella_layers.dense import Dense
 from lamella_layers.embedding import Embedding, PositionEmbedding
 from lamella_layers.normalization import (
@@ -20,8 +20,11 @@ __all__ = [
     "Activation",
     "AveragePooling2D",
     "BatchNormalization",
+    "Conv1D",
     "Conv2D",
+    "Conv2DTranspose",
     "Dense",
+    "DepthwiseConv2D",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -35,4 +38,5 @@ __all__ = [
     "Rescaling",
     "Reshape",
     "ScaledDotProductAttention",
+    "SeparableConv2D",
 ]

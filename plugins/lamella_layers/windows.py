@@ -1,67 +1,88 @@
-"""Windows on an image: the geometry that convolution and pooling share, and how arrays are cut up along it.
+"""Windows on an image or a series: the geometry that convolution and pooling share, and how arrays are cut along it.
 
-N batch, C channels, H W height and width of the image, h w of the grid of windows; everything else in pairs
-(vertical, horizontal).
+N batch, C channels, then the axes that windows move along: H W, height and width of an image, or L, length of a
+series. Sizes, strides and so on are tuples with one entry for each of them; h w, or l, is the grid of windows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import pair
+from lamella.arguments import pair, positive
 from lamella.errors import ArgumentError, GraphError
 from lamella.primitives import pad
 
-__all__ = ["Padding", "Windows", "fold", "image_shape", "padding_argument", "unfold"]
+__all__ = ["Padding", "Windows", "fold", "image_shape", "padding_argument", "unfold", "window_argument"]
 
 Pair = tuple[int, int]
-Padding = str | tuple[Pair, Pair]
+Sizes = tuple[int, ...]
+Padding = str | tuple[Pair, ...]
+
+# by the number of axes that windows move along
+_EXPECTED = {
+    1: "expected series (N, channels, length), such as (N, 3, 100) float32",
+    2: "expected images (N, channels, height, width), such as (N, 3, 32, 32) float32",
+}
+_SAMPLE = {1: "(channels, length)", 2: "(channels, height, width)"}
+_TRANSPOSE = {
+    1: "(N, length, channels) data must be transposed to (N, channels, length)",
+    2: "NHWC data must be transposed to (N, channels, height, width)",
+}
 
 
-def padding_argument(value: Any) -> Padding:
-    """Return "valid", "same" or ((top, bottom), (left, right)).
+def window_argument(value: Any, name: str, axes: int = 2) -> Sizes:
+    """Return a positive int for each axis that windows move along.
+
+    >>> window_argument(3, "kernel_size"), window_argument((3, 5), "strides"), window_argument(3, "strides", axes=1)
+    ((3, 3), (3, 5), (3,))
+    """
+    return (positive(value, name),) if axes == 1 else pair(value, name)
+
+
+def padding_argument(value: Any, axes: int = 2) -> Padding:
+    """Return "valid", "same", or (before, after) for each axis that windows move along.
 
     >>> padding_argument(1), padding_argument((0, 2)), padding_argument(((0, 1), 2))
     (((1, 1), (1, 1)), ((0, 0), (2, 2)), ((0, 1), (2, 2)))
+    >>> padding_argument(1, axes=1), padding_argument((0, 2), axes=1)
+    (((1, 1),), ((0, 2),))
     """
     if value in ("valid", "same"):
         return str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value, value)
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ArgumentError(
-            "padding: expected 'valid', 'same', an int, (vertical, horizontal) or ((top, bottom), (left, right)), "
-            f"got {value!r}"
-        )
+        forms = {1: "an int or (left, right)", 2: "an int, (vertical, horizontal) or ((top, bottom), (left, right))"}
+        raise ArgumentError(f"padding: expected 'valid', 'same', {forms[axes]}, got {value!r}")
+    if axes == 1:
+        return (pair(value, "padding", minimum=0),)
     return pair(value[0], "padding", minimum=0), pair(value[1], "padding", minimum=0)
 
 
-def image_shape(x: lm.ArraySpec) -> tuple[int, int, int]:
-    """Return (channels, height, width) of a batch of images, or say what is wrong with it."""
-    expected = "expected images (N, channels, height, width), such as (N, 3, 32, 32) float32"
-    if len(x.shape) != 4:
+def image_shape(x: lm.ArraySpec, axes: int = 2) -> Sizes:
+    """Return (channels, height, width) of images, or (channels, length) of series, or say what is wrong with them."""
+    if len(x.shape) != 2 + axes:
         raise GraphError(
-            f"{expected}, got {x}. Reshape((channels, height, width)) adds a missing axis; "
-            "NHWC data must be transposed to NCHW"
+            f"{_EXPECTED[axes]}, got {x}. Reshape({_SAMPLE[axes]}) adds a missing axis; {_TRANSPOSE[axes]}"
         )
     if not all(isinstance(size, int) and size > 0 for size in x.shape[1:]):
         raise GraphError(
-            f"{expected}, got {x}. Channels, height and width must be known sizes, since weights, padding and the "
+            f"{_EXPECTED[axes]}, got {x}. All of {_SAMPLE[axes]} must be known sizes, since weights, padding and the "
             "shapes of later layers follow from them; only the batch may vary"
         )
     if not x.is_float:
-        raise GraphError(f"{expected}, got {x}. Convert the data with x.astype('float32')")
-    channels, height, width = map(int, x.shape[1:])
-    return channels, height, width
+        raise GraphError(f"{_EXPECTED[axes]}, got {x}. Convert the data with x.astype('float32')")
+    return tuple(map(int, x.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """A grid of windows over an image with padded borders.
+    """A grid of windows over an image, or a series, with padded borders.
 
     Along each axis, cell i of window o lies at ``o * stride + i * dilation - pad_before`` of the image.
 
@@ -69,20 +90,28 @@ class Windows:
     (14, 14)
     """
 
-    image: Pair
-    size: Pair
-    strides: Pair = (1, 1)
-    dilations: Pair = (1, 1)
-    pads: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    image: Sizes
+    size: Sizes
+    strides: Sizes
+    dilations: Sizes
+    pads: tuple[Pair, ...]
 
     @classmethod
     @functools.cache
     def over(
-        cls, image: Pair, *, size: Pair, strides: Pair = (1, 1), dilations: Pair = (1, 1), padding: Padding = "valid"
+        cls,
+        image: Sizes,
+        *,
+        size: Sizes,
+        strides: Sizes | None = None,
+        dilations: Sizes | None = None,
+        padding: Padding = "valid",
     ) -> Windows:
         """Lay windows over an image; ``padding="same"`` makes ceil(image / stride) of them along each axis."""
+        ones = (1,) * len(image)
+        strides, dilations = strides or ones, dilations or ones
         if padding == "valid":
-            pads: Any = ((0, 0), (0, 0))
+            pads: Any = ((0, 0),) * len(image)
         elif padding == "same":
             pads = tuple(map(_same, image, size, strides, dilations))
         else:
@@ -90,67 +119,67 @@ class Windows:
         windows = cls(image, size, strides, dilations, pads)
         if min(windows.grid) < 1:
             raise GraphError(
-                f"expected an image of at least {_by(windows.extent)}, the size of a window with its dilation; got "
+                f"expected a size of at least {_by(windows.extent)}, that of a window with its dilation; got "
                 f"{_by(image)}, {_by(windows.padded)} with padding={padding!r}. Use smaller windows or padding='same'; "
-                "NHWC data must be transposed to (N, channels, height, width)"
+                f"{_TRANSPOSE[len(image)]}"
             )
         return windows
 
     @functools.cached_property
-    def extent(self) -> Pair:
-        """Height and width that one window spans."""
-        (kh, kw), (dh, dw) = self.size, self.dilations
-        return (kh - 1) * dh + 1, (kw - 1) * dw + 1
+    def extent(self) -> Sizes:
+        """What one window spans."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.size, self.dilations, strict=True))
 
     @functools.cached_property
-    def padded(self) -> Pair:
-        """Height and width of the image with its padding."""
-        (height, width), (rows, columns) = self.image, self.pads
-        return height + sum(rows), width + sum(columns)
+    def padded(self) -> Sizes:
+        """The size of the image with its padding."""
+        return tuple(n + sum(pads) for n, pads in zip(self.image, self.pads, strict=True))
 
     @functools.cached_property
-    def grid(self) -> Pair:
-        """How many windows there are (down, across): the height and width of the output."""
-        down, across = ((n - k) // s + 1 for n, k, s in zip(self.padded, self.extent, self.strides, strict=True))
-        return down, across
+    def grid(self) -> Sizes:
+        """How many windows there are along each axis: the size of the output."""
+        return tuple((n - k) // s + 1 for n, k, s in zip(self.padded, self.extent, self.strides, strict=True))
 
-    @property
+    @functools.cached_property
     def is_pointwise(self) -> bool:
         """Whether every window is one pixel, and every pixel a window."""
-        return self.size == self.strides == (1, 1) and self.padded == self.image
+        return set(self.size) == set(self.strides) == {1} and self.padded == self.image
 
     @functools.cached_property
     def tiles(self) -> bool:
         """Whether every pixel lies in exactly one window."""
         covered = tuple(n * k for n, k in zip(self.grid, self.size, strict=True))
-        return self.size == self.strides and self.dilations == (1, 1) and covered == self.image == self.padded
+        return self.size == self.strides and set(self.dilations) == {1} and covered == self.image == self.padded
 
-    def cells(self, first: int = 0, last: int | None = None) -> list[tuple[slice, slice]]:
+    def cells(self, first: int = 0, last: int | None = None) -> list[tuple[slice, ...]]:
         """For each cell of the window, row by row, where it lies on the padded image in all windows.
 
         Given rows ``first`` to ``last`` of the grid, in the windows of those only.
         """
-        (kh, kw), (sh, sw), (dh, dw), (h, w) = self.size, self.strides, self.dilations, self.grid
-        last = h if last is None else last
-        down = [slice(i * dh + first * sh, i * dh + (last - 1) * sh + 1, sh) for i in range(kh)]
-        across = [slice(j * dw, j * dw + (w - 1) * sw + 1, sw) for j in range(kw)]
-        return [(rows, columns) for rows in down for columns in across]
+        rows = [(0, n) for n in self.grid]
+        rows[0] = (first, self.grid[0] if last is None else last)
+        return list(
+            itertools.product(
+                *(
+                    [slice(i * d + start * s, i * d + (stop - 1) * s + 1, s) for i in range(k)]
+                    for k, s, d, (start, stop) in zip(self.size, self.strides, self.dilations, rows, strict=True)
+                )
+            )
+        )
 
     @property
-    def inside(self) -> tuple[slice, slice]:
+    def inside(self) -> tuple[slice, ...]:
         """Where the image lies on the padded image."""
-        (top, _), (left, _), (height, width) = *self.pads, self.image
-        return slice(top, top + height), slice(left, left + width)
+        return tuple(slice(before, before + n) for (before, _), n in zip(self.pads, self.image, strict=True))
 
     @functools.cached_property
     def onnx(self) -> dict[str, list[int]]:
         """The attributes that Conv, MaxPool and AveragePool share."""
-        (top, bottom), (left, right) = self.pads
         return {
             "kernel_shape": list(self.size),
             "strides": list(self.strides),
-            "pads": [top, left, bottom, right],
-            **({"dilations": list(self.dilations)} if self.dilations != (1, 1) else {}),
+            "pads": [before for before, _ in self.pads] + [after for _, after in self.pads],
+            **({} if set(self.dilations) == {1} else {"dilations": list(self.dilations)}),
         }
 
 
@@ -160,27 +189,29 @@ def _same(n: int, k: int, s: int, d: int) -> Pair:
     return total // 2, total - total // 2
 
 
-def _by(size: Pair) -> str:
-    return f"{size[0]}x{size[1]}"
+def _by(size: Sizes) -> str:
+    return "x".join(map(str, size))
 
 
 def unfold(xp: Any, x: Any, windows: Windows, *, value: float = 0.0) -> list[Any]:
     """For each cell of the window, row by row, what lies under it in all windows: arrays (N, C, h, w)."""
     padded = pad(xp, x, ((0, 0), (0, 0), *windows.pads), value=value)
-    return [padded[:, :, rows, columns] for rows, columns in windows.cells()]
+    return [padded[:, :, *cell] for cell in windows.cells()]
 
 
 @lm.primitive
 def fold(xp: Any, cells: Iterable[Any], windows: Windows) -> Any:
     """Add arrays (N, C, h, w), one for each cell of the window, where `unfold` would have taken them from."""
-    (sh, sw), (h, w), (height, width) = windows.strides, windows.grid, windows.padded
     total: Any = 0.0
-    for cell, (rows, columns) in zip(cells, windows.cells(), strict=True):
+    for cell, there in zip(cells, windows.cells(), strict=True):
         n, c = cell.shape[:2]
         # zeros between the numbers: (N, C, h, w) -> (N, C, h, sh, w, sw) -> (N, C, h*sh, w*sw)
-        spread = pad(xp, xp.reshape(cell, (n, c, h, 1, w, 1)), ((0, 0),) * 3 + ((0, sh - 1), (0, 0), (0, sw - 1)))
-        spread = xp.reshape(spread, (n, c, h * sh, w * sw))[:, :, : (h - 1) * sh + 1, : (w - 1) * sw + 1]
-        around = (rows.start, height - rows.stop), (columns.start, width - columns.stop)
+        apart = xp.reshape(cell, (n, c, *(size for m in windows.grid for size in (m, 1))))
+        gaps = [width for s in windows.strides for width in ((0, 0), (0, s - 1))]
+        spread = pad(xp, apart, ((0, 0), (0, 0), *gaps))
+        spread = xp.reshape(spread, (n, c, *(m * s for m, s in zip(windows.grid, windows.strides, strict=True))))
+        spread = spread[:, :, *(slice(part.stop - part.start) for part in there)]
+        around = [(part.start, size - part.stop) for part, size in zip(there, windows.padded, strict=True)]
         total = pad(xp, spread, ((0, 0), (0, 0), *around)) + total
     return total[:, :, *windows.inside]
 
@@ -189,10 +220,10 @@ def fold(xp: Any, cells: Iterable[Any], windows: Windows) -> Any:
 @fold.kernel("numpy")
 def _(xp: Any, cells: Iterable[Any], windows: Windows) -> Any:
     total: Any = None
-    for cell, (rows, columns) in zip(cells, windows.cells(), strict=True):
-        if total is None:
-            shape = (cell.shape[0], *windows.padded, cell.shape[1])
-            total = xp.permute_dims(xp.zeros(shape, dtype=cell.dtype), (0, 3, 1, 2))
-        there = total[:, :, rows, columns]
+    for cell, place in zip(cells, windows.cells(), strict=True):
+        if total is None:  # channels last in memory
+            total = xp.zeros((cell.shape[0], *windows.padded, cell.shape[1]), dtype=cell.dtype)
+            total = xp.permute_dims(total, (0, total.ndim - 1, *range(1, total.ndim - 1)))
+        there = total[:, :, *place]
         there += cell
     return total[:, :, *windows.inside]
