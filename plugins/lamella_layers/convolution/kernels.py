@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from lamella.primitives import pad
+from lamella_layers.convolution.depthwise import depthwise, depthwise_dw, depthwise_transpose
 from lamella_layers.convolution.primitives import (
     conv,
     conv_dw,
@@ -105,14 +106,24 @@ def _by_group(y: Any, groups: int) -> Any:
     return y.reshape(-1, groups, y.shape[-1] // groups).transpose(1, 0, 2)
 
 
+def _add(y: Any, bias: Any) -> Any:
+    """Add the bias to (N, h, w, F) in place, a row of pixels at a time."""
+    if bias is not None:
+        rows = y.reshape(*y.shape[:-2], -1)
+        rows += np.tile(bias, y.shape[-2])
+    return y
+
+
 @conv.kernel("numpy")
 def _(xp: Any, x: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int = 1) -> Any:
+    if groups == x.shape[1] > 1:
+        y = depthwise(_last(x), kernel, windows)
+        return _first(_add(y, bias))
     matrix = kernel_matrix(xp, kernel, groups)
     y = np.empty((x.shape[0], *windows.grid, kernel.shape[0]), x.dtype)
     for tile, columns in _columns(xp, x, windows, groups):
         np.matmul(columns, matrix, out=_by_group(y[tile], groups))
-        if bias is not None:
-            y[tile] += bias
+        _add(y[tile], bias)
     return _first(y)
 
 
@@ -120,13 +131,14 @@ def _(xp: Any, x: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int 
 def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int = 1) -> Any:
     if windows.is_pointwise and groups == 1:
         return conv(xp, y, kernel.swapaxes(0, 1), bias, windows)
+    if kernel.shape[1] == 1 < groups:
+        x = depthwise_transpose(_last(y), kernel, windows, groups)
+        return _first(_add(x, bias))
     n, depth, k, (_, *rest) = y.shape[0], kernel.shape[1], math.prod(windows.size), windows.grid
     # (G, k*C/G, F/G) -> (G, k, C/G, F/G) -> (k, G, F/G, C/G)
     matrix = kernel_matrix(xp, kernel, groups).reshape(groups, k, depth, -1).transpose(1, 0, 3, 2)
     matrix, y = np.ascontiguousarray(matrix), np.ascontiguousarray(_last(y))
-    x = np.zeros((n, *windows.padded, groups * depth), y.dtype)
-    if bias is not None:
-        x += bias
+    x = _add(np.zeros((n, *windows.padded, groups * depth), y.dtype), bias)
     for tile in _tiles(n, windows, k * groups * depth * y.itemsize):
         images, rows = tile
         part = _by_group(y[tile], groups)
@@ -143,6 +155,8 @@ def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int 
 @conv_dw.kernel("numpy")
 def _(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) -> Any:
     dy = _last(dy)
+    if groups == x.shape[1] > 1:
+        return depthwise_dw(_last(x), dy, windows)
     total = np.zeros((groups, math.prod(windows.size) * x.shape[1] // groups, dy.shape[-1] // groups), dy.dtype)
     for tile, columns in _columns(xp, x, windows, groups):
         total += np.matmul(columns.transpose(0, 2, 1), _by_group(dy[tile], groups))
