@@ -127,17 +127,40 @@ def _(xp: Any, x: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int 
     return _first(y)
 
 
+def _gathers(y: Any, kernel: Any, windows: Windows) -> bool:
+    """Whether `conv` of ``y`` with the kernel turned around is faster than adding up in `conv_transpose`.
+
+    It is where windows are neighbours and the images to be seen not much deeper than those to be made, unless turning
+    the kernel takes longer than it saves.
+    """
+    pads, (filters, channels) = zip(windows.pads, windows.extent, strict=True), kernel.shape[:2]
+    return windows.is_pointwise or (
+        set(windows.strides) == {1}
+        and all(max(around) < extent for around, extent in pads)
+        and filters <= 2 * channels
+        and y.size >= 4 * filters * filters
+    )
+
+
+def _turned(windows: Windows) -> Windows:
+    """The windows on the grid of ``windows`` that see what ``windows`` hand to each pixel, for strides of 1."""
+    pads = zip(windows.pads, windows.extent, strict=True)
+    padding = tuple((extent - 1 - before, extent - 1 - after) for (before, after), extent in pads)
+    return Windows.over(windows.grid, size=windows.size, dilations=windows.dilations, padding=padding)
+
+
 @conv_transpose.kernel("numpy")
 def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int = 1) -> Any:
-    if windows.is_pointwise and groups == 1:
-        return conv(xp, y, kernel.swapaxes(0, 1), bias, windows)
     if kernel.shape[1] == 1 < groups:
         x = depthwise_transpose(_last(y), kernel, windows, groups)
         return _first(_add(x, bias))
+    if groups == 1 and _gathers(y, kernel, windows):
+        turned = np.flip(kernel.swapaxes(0, 1), tuple(range(2, kernel.ndim)))
+        return conv(xp, y, turned, bias, _turned(windows))
     n, depth, k, (_, *rest) = y.shape[0], kernel.shape[1], math.prod(windows.size), windows.grid
     # (G, k*C/G, F/G) -> (G, k, C/G, F/G) -> (k, G, F/G, C/G)
     matrix = kernel_matrix(xp, kernel, groups).reshape(groups, k, depth, -1).transpose(1, 0, 3, 2)
-    matrix, y = np.ascontiguousarray(matrix), np.ascontiguousarray(_last(y))
+    y = np.ascontiguousarray(_last(y))
     x = _add(np.zeros((n, *windows.padded, groups * depth), y.dtype), bias)
     for tile in _tiles(n, windows, k * groups * depth * y.itemsize):
         images, rows = tile
