@@ -228,6 +228,7 @@ def test_kernels_agree_with_their_references(monkeypatch):
             (conv, x, kernel, rng.normal(size=filters), windows, {"groups": groups}),
             (conv_transpose, dy, kernel, None, windows, {"groups": groups}),
             (conv_dw, x, dy, windows, {"groups": groups}),
+            (max_pool, x, windows, {}),
             (max_pool_dx, x, y, cells[0], windows, {}),
             (fold, cells, windows, {}),
         ):

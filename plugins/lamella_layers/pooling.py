@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-_CHUNK_BYTES = 1 << 20  # of images that the NumPy kernel holds at a time, to stay in the cache
+_CHUNK_BYTES = 1 << 20  # of images that the NumPy kernels hold at a time, to stay in the cache
 
 
 class _Pooling2D(lm.Layer):
@@ -128,6 +128,23 @@ def max_pool(xp: Any, x: Any, windows: Windows) -> Any:
     return functools.reduce(xp.maximum, unfold(xp, x, windows, value=-math.inf))
 
 
+@max_pool.kernel("numpy")
+def _(xp: Any, x: Any, windows: Windows) -> Any:
+    y = np.empty((x.shape[0], *windows.grid, x.shape[1]), x.dtype).transpose(0, 3, 1, 2)
+    for some in _chunks(x):
+        first, *others = unfold(xp, x[some], windows, value=-math.inf)
+        y[some] = first
+        for cell in others:
+            np.maximum(y[some], cell, out=y[some])
+    return y
+
+
+def _chunks(x: Any) -> Iterator[slice]:
+    """Some images after others."""
+    images = max(1, _CHUNK_BYTES // (math.prod(x.shape[1:]) * x.itemsize))
+    return (slice(first, first + images) for first in range(0, x.shape[0], images))
+
+
 @max_pool.kernel("onnx")
 def _(xp: Any, x: Any, windows: Windows) -> Any:
     return xp.node("MaxPool", x, shape=(*x.shape[:2], *windows.grid), dtype=x.dtype, **windows.onnx)
@@ -150,21 +167,22 @@ def max_pool_dx(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
 @max_pool_dx.kernel("numpy")
 def _(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
     dx = np.empty((x.shape[0], *x.shape[2:], x.shape[1]), dy.dtype).transpose(0, 3, 1, 2)
-    images = max(1, _CHUNK_BYTES // (math.prod(x.shape[1:]) * dx.itemsize))
 
-    def hits(some: slice) -> Iterator[Any]:
-        free = np.ones_like(y[some], dtype=bool)
+    def claims(some: slice) -> Iterator[Any]:
+        peaks, share = (np.ascontiguousarray(array[some].transpose(0, 2, 3, 1)) for array in (y, dy))
+        free = np.ones(peaks.shape, dtype=bool)
         for cell in unfold(xp, x[some], windows, value=math.nan):
-            hit = (cell == y[some]) & free
+            hit = cell.transpose(0, 2, 3, 1) == peaks
+            hit &= free
             free ^= hit
-            yield hit
+            yield (share * hit).transpose(0, 3, 1, 2)
 
-    for some in (slice(first, first + images) for first in range(0, x.shape[0], images)):
+    for some in _chunks(x):
         if windows.tiles:  # every pixel lies in one window: nothing adds up
-            for hit, (rows, columns) in zip(hits(some), windows.cells(), strict=True):
-                np.multiply(dy[some], hit, out=dx[some, :, rows, columns])
+            for claim, (rows, columns) in zip(claims(some), windows.cells(), strict=True):
+                dx[some, :, rows, columns] = claim
         else:
-            dx[some] = fold(xp, (dy[some] * hit for hit in hits(some)), windows)
+            dx[some] = fold(xp, claims(some), windows)
     return dx
 
 
