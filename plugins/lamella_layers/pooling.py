@@ -130,7 +130,7 @@ def max_pool(xp: Any, x: Any, windows: Windows) -> Any:
 
 @max_pool.kernel("numpy")
 def _(xp: Any, x: Any, windows: Windows) -> Any:
-    y = np.empty((x.shape[0], *windows.grid, x.shape[1]), x.dtype).transpose(0, 3, 1, 2)
+    y = np.moveaxis(np.empty((x.shape[0], *windows.grid, x.shape[1]), x.dtype), -1, 1)
     for some in _chunks(x):
         first, *others = unfold(xp, x[some], windows, value=-math.inf)
         y[some] = first
@@ -166,21 +166,21 @@ def max_pool_dx(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
 
 @max_pool_dx.kernel("numpy")
 def _(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
-    dx = np.empty((x.shape[0], *x.shape[2:], x.shape[1]), dy.dtype).transpose(0, 3, 1, 2)
+    dx = np.moveaxis(np.empty((x.shape[0], *x.shape[2:], x.shape[1]), dy.dtype), -1, 1)
 
     def claims(some: slice) -> Iterator[Any]:
-        peaks, share = (np.ascontiguousarray(array[some].transpose(0, 2, 3, 1)) for array in (y, dy))
+        peaks, share = (np.ascontiguousarray(np.moveaxis(array[some], 1, -1)) for array in (y, dy))
         free = np.ones(peaks.shape, dtype=bool)
         for cell in unfold(xp, x[some], windows, value=math.nan):
-            hit = cell.transpose(0, 2, 3, 1) == peaks
+            hit = np.moveaxis(cell, 1, -1) == peaks
             hit &= free
             free ^= hit
-            yield (share * hit).transpose(0, 3, 1, 2)
+            yield np.moveaxis(share * hit, -1, 1)
 
     for some in _chunks(x):
         if windows.tiles:  # every pixel lies in one window: nothing adds up
-            for claim, (rows, columns) in zip(claims(some), windows.cells(), strict=True):
-                dx[some, :, rows, columns] = claim
+            for claim, cell in zip(claims(some), windows.cells(), strict=True):
+                dx[some, :, *cell] = claim
         else:
             dx[some] = fold(xp, claims(some), windows)
     return dx
