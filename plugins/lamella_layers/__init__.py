@@ -11,18 +11,22 @@ from lamella_layers.normalization import (
     LayerNormalization,
     RMSNormalization,
 )
+from lamella_layers.normalization import BatchNormalization
+from lamella_layers.padding import ConstantPadding2D, Cropping2D, ZeroPadding2D
 from lamella_layers.pooling import AveragePooling2D, MaxPooling2D
 from lamella_layers.preprocessing import Normalization, Rescaling
 from lamella_layers.regularization import Dropout
-from lamella_layers.reshaping import Flatten, Reshape
+from lamella_layers.reshaping import Flatten, Permute, Reshape, UpSampling2D
 
 __all__ = [
     "Activation",
     "AveragePooling2D",
     "BatchNormalization",
+    "ConstantPadding2D",
     "Conv1D",
     "Conv2D",
     "Conv2DTranspose",
+    "Cropping2D",
     "Dense",
     "DepthwiseConv2D",
     "Dropout",
@@ -36,7 +40,10 @@ __all__ = [
     "PositionEmbedding",
     "RMSNormalization",
     "Rescaling",
+    "Permute",
     "Reshape",
     "ScaledDotProductAttention",
     "SeparableConv2D",
+    "UpSampling2D",
+    "ZeroPadding2D",
 ]
