@@ -11,6 +11,7 @@ from lamella_layers.normalization import (
     LayerNormalization,
     RMSNormalization,
 )
+from lamella_layers.merging import Add, Average, Concatenate, Dot, Maximum, Minimum, Multiply, Subtract
 from lamella_layers.normalization import BatchNormalization
 from lamella_layers.padding import ConstantPadding2D, Cropping2D, ZeroPadding2D
 from lamella_layers.pooling import AveragePooling2D, MaxPooling2D
@@ -20,8 +21,11 @@ from lamella_layers.reshaping import Flatten, Permute, Reshape, UpSampling2D
 
 __all__ = [
     "Activation",
+    "Add",
+    "Average",
     "AveragePooling2D",
     "BatchNormalization",
+    "Concatenate",
     "ConstantPadding2D",
     "Conv1D",
     "Conv2D",
@@ -29,6 +33,7 @@ __all__ = [
     "Cropping2D",
     "Dense",
     "DepthwiseConv2D",
+    "Dot",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -40,10 +45,14 @@ __all__ = [
     "PositionEmbedding",
     "RMSNormalization",
     "Rescaling",
+    "Maximum",
+    "Minimum",
+    "Multiply",
     "Permute",
     "Reshape",
     "ScaledDotProductAttention",
     "SeparableConv2D",
+    "Subtract",
     "UpSampling2D",
     "ZeroPadding2D",
 ]
