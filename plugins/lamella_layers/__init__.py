@@ -5,16 +5,24 @@ from lamella_layers.attention import MultiHeadAttention, ScaledDotProductAttenti
 from lamella_layers.convolution import Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
 from lamella_layers.dense import Dense
 from lamella_layers.embedding import Embedding, PositionEmbedding
+from lamella_layers.merging import Add, Average, Concatenate, Dot, Maximum, Minimum, Multiply, Subtract
 from lamella_layers.normalization import (
     BatchNormalization,
     GroupNormalization,
     LayerNormalization,
     RMSNormalization,
 )
-from lamella_layers.merging import Add, Average, Concatenate, Dot, Maximum, Minimum, Multiply, Subtract
-from lamella_layers.normalization import BatchNormalization
 from lamella_layers.padding import ConstantPadding2D, Cropping2D, ZeroPadding2D
-from lamella_layers.pooling import AveragePooling2D, MaxPooling2D
+from lamella_layers.pooling import (
+    AveragePooling1D,
+    AveragePooling2D,
+    GlobalAveragePooling1D,
+    GlobalAveragePooling2D,
+    GlobalMaxPooling1D,
+    GlobalMaxPooling2D,
+    MaxPooling1D,
+    MaxPooling2D,
+)
 from lamella_layers.preprocessing import Normalization, Rescaling
 from lamella_layers.regularization import Dropout
 from lamella_layers.reshaping import Flatten, Permute, Reshape, UpSampling2D
@@ -23,6 +31,7 @@ __all__ = [
     "Activation",
     "Add",
     "Average",
+    "AveragePooling1D",
     "AveragePooling2D",
     "BatchNormalization",
     "Concatenate",
@@ -37,18 +46,23 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
+    "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D",
+    "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D",
     "GroupNormalization",
     "LayerNormalization",
+    "MaxPooling1D",
     "MaxPooling2D",
+    "Maximum",
+    "Minimum",
     "MultiHeadAttention",
+    "Multiply",
     "Normalization",
+    "Permute",
     "PositionEmbedding",
     "RMSNormalization",
     "Rescaling",
-    "Maximum",
-    "Minimum",
-    "Multiply",
-    "Permute",
     "Reshape",
     "ScaledDotProductAttention",
     "SeparableConv2D",

@@ -1,0 +1,105 @@
+"""Pooling of series and over everything: against pooling of images and NumPy. Windows on images: `test_families`."""
+
+import numpy as np
+import pytest
+
+import lamella as lm
+from lamella_layers import (
+    AveragePooling1D,
+    AveragePooling2D,
+    GlobalAveragePooling1D,
+    GlobalAveragePooling2D,
+    GlobalMaxPooling1D,
+    GlobalMaxPooling2D,
+    MaxPooling1D,
+    MaxPooling2D,
+)
+from lamella_layers.pooling import global_average_pool, global_max_pool_dx
+
+NUMPY = lm.backends.get_backend("numpy")
+
+
+def run(layer, x, dy=None):
+    """The output, and the gradient of the input for a given one of the output, in float64."""
+    model = lm.Sequential([layer], input_shape=x.shape[1:], dtype="float64")
+    y = model.predict(x)
+    target = y - (np.ones_like(y) if dy is None else dy) * y.size / 2  # the gradient of the mean square is then dy
+    return y, model.gradients(x, target, loss="mean_squared_error")[2]
+
+
+@pytest.mark.parametrize(("series", "images"), [(MaxPooling1D, MaxPooling2D), (AveragePooling1D, AveragePooling2D)])
+def test_a_series_is_an_image_of_one_row(series, images):
+    seed = int(np.random.default_rng().integers(1 << 30))
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    for _ in range(15):
+        size, strides = (int(n) for n in rng.integers(1, 4, 2))
+        padding = [(0, size - 1), (size - 1) // 2, "same", "valid"][rng.integers(4)]
+        flat = ((0, 0), padding) if isinstance(padding, tuple | int) else padding
+        x = rng.integers(-3, 3, (2, 3, int(rng.integers(3, 9)))).astype("float64")  # many equal numbers
+        y, _ = run(series(size, strides, padding), x)
+        dy = rng.normal(size=y.shape)
+        expected, expected_dx = run(images((1, size), (1, strides), flat), x[:, :, None], dy[:, :, None])
+        np.testing.assert_array_equal(y, expected[:, :, 0])
+        np.testing.assert_array_equal(run(series(size, strides, padding), x, dy)[1], expected_dx[:, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("largest", "mean", "shape"),
+    [
+        (GlobalMaxPooling1D, GlobalAveragePooling1D, (2, 3, 5)),
+        (GlobalMaxPooling2D, GlobalAveragePooling2D, (2, 3, 4, 5)),
+    ],
+)
+def test_global_pooling_takes_all_of_a_channel(largest, mean, shape):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 3, shape).astype("float64")
+    axes, dy = tuple(range(2, len(shape))), rng.normal(size=shape[:2])
+    y, dx = run(mean(), x, dy)
+    np.testing.assert_allclose(y, x.mean(axes), rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(dx, np.broadcast_to(dy.reshape(*shape[:2], *(1 for _ in axes)), shape) / x[0, 0].size)
+    y, dx = run(largest(), x, dy)
+    np.testing.assert_array_equal(y, x.max(axes))
+    expected = np.zeros((2, 3, x[0, 0].size))
+    for n, c in np.ndindex(2, 3):
+        expected[n, c, list(x[n, c].flat).index(y[n, c])] = dy[n, c]  # the first of equal ones
+    np.testing.assert_allclose(dx, expected.reshape(shape))
+    for layer in (largest, mean):
+        kept, dx_kept = run(layer(keepdims=True), x)
+        dropped, dx = run(layer(), x)
+        assert kept.shape == (*shape[:2], *(1 for _ in axes))
+        np.testing.assert_array_equal(kept.reshape(2, 3), dropped)
+        np.testing.assert_array_equal(dx_kept, dx)
+        assert layer()(lm.Input((3, *("T", "W")[: len(axes)]))).spec.shape == ("N", 3)
+
+
+def test_global_kernels_agree_with_their_references_for_any_layout():
+    rng, xp = np.random.default_rng(1), NUMPY.xp
+    for shape in ((2, 3, 4, 5), (1, 1, 7), (3, 2, 1, 1)):
+        for order in (range(len(shape)), (0, *range(2, len(shape)), 1), reversed(range(len(shape)))):
+            order = list(order)
+            x = rng.integers(-3, 3, [shape[k] for k in order]).astype("float64").transpose(np.argsort(order))
+            dy = rng.normal(size=(*shape[:2], *(1 for _ in shape[2:])))
+            np.testing.assert_allclose(global_average_pool(xp, x), global_average_pool.reference(xp, x), atol=1e-15)
+            np.testing.assert_array_equal(global_max_pool_dx(xp, x, dy), global_max_pool_dx.reference(xp, x, dy))
+    image = np.ones((2, 3, 4, 5), "float32")
+    assert global_average_pool(xp, image).dtype == np.float32
+    assert global_max_pool_dx(xp, image, image[:, :, :1, :1]).strides[1] == image.itemsize
+
+
+@pytest.mark.parametrize(
+    "layer", [MaxPooling1D(3), AveragePooling1D(3), GlobalMaxPooling1D(), GlobalAveragePooling1D()]
+)
+def test_series_are_asked_for_in_words(layer):
+    for shape, dtype, words in (
+        ((28,), None, "expected series (N, channels, length)"),
+        ((1, 28, 28), None, "expected series (N, channels, length)"),
+        ((1, 28), "uint8", "astype('float32')"),
+    ):
+        with pytest.raises(lm.GraphError) as error:
+            layer(lm.Input(shape, dtype))
+        assert words in str(error.value)
+    with pytest.raises(lm.ArgumentError, match=r"MaxPooling1D: padding=2: expected less on each side than pool_size=2"):
+        MaxPooling1D(2, padding=2)
+    with pytest.raises(lm.ArgumentError, match=r"MaxPooling1D: pool_size: expected a positive int, got \(2, 2\)"):
+        MaxPooling1D((2, 2))
