@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 
 import lamella as lm
-from lamella_layers import Activation, AveragePooling2D, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, Reshape
+from lamella_layers import (
+    Activation,
+    AveragePooling2D,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GaussianNoise,
+    MaxPooling2D,
+    PReLU,
+    Reshape,
+    SpatialDropout2D,
+)
 from lamella_layers.convolution import conv, conv_dw, conv_transpose
 from lamella_layers.pooling import average_pool, average_pool_dx, max_pool, max_pool_dx
 from lamella_layers.windows import Windows, fold, unfold
@@ -126,6 +138,37 @@ def test_an_activation_function_of_ones_own():
     square = lm.ActivationFunction(lambda xp, x: x * x, lambda xp, x, y, dy: 2.0 * x * dy)
     assert run(Activation(square), np.array([[3.0]])).item() == 9.0
     assert run(Dense(1, use_bias=False, activation=square), np.array([[3.0]]), kernel=[[2.0]]).item() == 36.0
+
+
+@pytest.mark.parametrize(
+    ("shared_axes", "shape"), [(None, (3, 4, 5)), (3, (3, 4, 1)), ((2, 3), (3, 1, 1)), ((1, 2, 3), (1, 1, 1))]
+)
+def test_prelu_has_a_slope_for_each_number_that_shares_none(shared_axes, shape):
+    rng = np.random.default_rng(3)
+    x, alpha = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=shape)
+    x[0, 0, 0] = 0.0
+    layer = PReLU(shared_axes=shared_axes)
+    np.testing.assert_allclose(run(layer, x, alpha=alpha), np.where(x > 0, x, alpha * x))
+    np.testing.assert_array_equal(run(layer, x, alpha=np.zeros(shape)), np.maximum(x, 0))
+    model = lm.Sequential([layer], input_shape=x.shape[1:], dtype="float64")
+    np.testing.assert_array_equal(model.parameters["prelu_1.alpha"], np.zeros(shape))
+    model.parameters["prelu_1.alpha"] = alpha
+    target = model.predict(x) - x.size / 2  # the gradient of the mean square is then 1
+    _, gradients, dx = model.gradients(x, target, loss="mean_squared_error")
+    np.testing.assert_allclose(dx, np.where(x > 0, 1.0, alpha + 0 * x))  # at 0 as in PyTorch
+    axes = tuple(axis for axis in range(4) if axis == 0 or shape[axis - 1] == 1)
+    np.testing.assert_allclose(gradients["prelu_1.alpha"][None], np.minimum(x, 0).sum(axes, keepdims=True))
+
+
+def test_prelu_says_what_it_refuses():
+    assert "known sizes but along shared_axes=()" in refused(PReLU(), ("T", 5))
+    assert PReLU(shared_axes=1)(lm.Input(("T", 5))).spec.shape == ("N", "T", 5)
+    assert "shared_axes=(2,)" in refused(PReLU(shared_axes=2), 5)
+    assert "astype('float32')" in refused(PReLU(), 5, "int64")
+    with pytest.raises(lm.ArgumentError, match="PReLU: shared_axes: expected a positive int, got 0"):
+        PReLU(shared_axes=(0, 1))
+    with pytest.raises(lm.ArgumentError, match=r"PReLU: shared_axes: expected different axes, got \(1, 1\)"):
+        PReLU(shared_axes=(1, 1))
 
 
 # Convolution and pooling
@@ -320,3 +363,50 @@ def test_dropout_keeps_the_mean_in_training_and_rests_in_inference():
     assert "expected floats" in refused(Dropout(0.5), 3, "int64")
     with pytest.raises(lm.ArgumentError, match=r"Dropout: rate: expected a fraction in \[0, 1\), got 1"):
         Dropout(1.0)
+
+
+def test_spatial_dropout_drops_whole_channels():
+    model = lm.Sequential([SpatialDropout2D(0.25)], input_shape=(50, 2, 3))
+    x = np.ones((40, 50, 2, 3), "float32")
+    np.testing.assert_array_equal(model.predict(x), x)
+    _, _, dx = model.gradients(x, 0 * x, loss="mean_squared_error", training=True)
+    kept = dx != 0
+    assert kept.mean() == pytest.approx(0.75, abs=0.04)
+    np.testing.assert_array_equal(kept, np.broadcast_to(kept[:, :, :1, :1], x.shape))
+    assert len(np.unique(kept[:, :, 0, 0], axis=0)) == 40  # each image has its own
+    assert "expected images" in refused(SpatialDropout2D(0.5), 3)
+
+
+class _Reveal(lm.Layer):
+    """Passes numbers on, and gives them as gradient: what a layer before it did in training becomes visible."""
+
+    def forward_pass(self, ctx, x):
+        ctx.save(x)
+        return x
+
+    def backward_pass(self, ctx, dy):
+        return ctx.saved[0]
+
+
+def test_gaussian_noise_is_normal_finite_and_absent_in_inference():
+    model = lm.Sequential([GaussianNoise(2.0), _Reveal()], input_shape=(1000,), dtype="float64")
+    x = np.zeros((200, 1000))
+    np.testing.assert_array_equal(model.predict(x), x)
+    *_, z = model.gradients(x, x, loss="mean_squared_error", training=True)
+    z = z / 2.0
+    moments = [z.mean(), z.var(), (z**3).mean(), (z**4).mean()]
+    np.testing.assert_allclose(moments, [0.0, 1.0, 0.0, 3.0], atol=0.06)
+    for limit, beyond in ((1.0, 0.317311), (2.0, 0.045500), (3.0, 0.0027)):
+        assert np.mean(abs(z) > limit) == pytest.approx(beyond, rel=0.1), limit
+    assert np.abs(np.corrcoef(z[:, :4].T) - np.eye(4)).max() < 0.3
+    assert abs(z).max() < 5.8
+    with pytest.raises(lm.ArgumentError, match="GaussianNoise: stddev: expected a number of at least 0, got -1"):
+        GaussianNoise(-1)
+
+
+def test_noise_survives_the_extremes_of_its_uniforms(monkeypatch):
+    for u in (0.0, 1.0 - 2.0**-24):
+        monkeypatch.setattr(lm.Context, "uniform", lambda self, shape, u=u: np.full(shape, u, "float32"))
+        model = lm.Sequential([GaussianNoise(1.0), _Reveal()], input_shape=(3,))
+        *_, z = model.gradients(np.zeros((2, 3)), np.zeros((2, 3)), loss="mean_squared_error", training=True)
+        assert np.isfinite(z).all()

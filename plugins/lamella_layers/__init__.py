@@ -1,6 +1,6 @@
 """The built-in layers of lamella, one module for each family, each a plugin like any other."""
 
-from lamella_layers.activation import Activation
+from lamella_layers.activation import Activation, PReLU
 from lamella_layers.attention import MultiHeadAttention, ScaledDotProductAttention
 from lamella_layers.convolution import Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
 from lamella_layers.dense import Dense
@@ -24,7 +24,7 @@ from lamella_layers.pooling import (
     MaxPooling2D,
 )
 from lamella_layers.preprocessing import Normalization, Rescaling
-from lamella_layers.regularization import Dropout
+from lamella_layers.regularization import Dropout, GaussianNoise, SpatialDropout2D
 from lamella_layers.reshaping import Flatten, Permute, Reshape, UpSampling2D
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
+    "GaussianNoise",
     "GlobalAveragePooling1D",
     "GlobalAveragePooling2D",
     "GlobalMaxPooling1D",
@@ -59,6 +60,7 @@ __all__ = [
     "MultiHeadAttention",
     "Multiply",
     "Normalization",
+    "PReLU",
     "Permute",
     "PositionEmbedding",
     "RMSNormalization",
@@ -66,6 +68,7 @@ __all__ = [
     "Reshape",
     "ScaledDotProductAttention",
     "SeparableConv2D",
+    "SpatialDropout2D",
     "Subtract",
     "UpSampling2D",
     "ZeroPadding2D",

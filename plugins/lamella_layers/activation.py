@@ -1,4 +1,4 @@
-"""Activation functions, and the layer that applies one.
+"""Activation functions, the layer that applies one, and the one with parameters.
 
 Slopes at kinks follow PyTorch: at 0 that of relu is 0, of leaky_relu 0.2. Slopes are multiplied, not chosen with
 ``where``, which takes NumPy ten times as long on numbers of random sign.
@@ -12,9 +12,10 @@ from typing import Any
 
 import lamella as lm
 from lamella import registry
+from lamella.arguments import positive
 from lamella.primitives import Primitive, erf, relu, sigmoid, softmax, softplus
 
-__all__ = ["Activation"]
+__all__ = ["Activation", "PReLU", "prelu"]
 
 _SLOPE = 0.2  # of leaky_relu
 _ALPHA, _SCALE = 1.6732632423543772, 1.0507009873554805  # of selu: zero mean and unit variance are a fixed point
@@ -73,6 +74,74 @@ class Activation(lm.Layer):
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
         x, y = ctx.saved
         return self.function.backward(ctx.xp, x, y, dy, **self.options)
+
+
+class PReLU(lm.Layer):
+    """A rectifier whose slope below zero is learned: ``y = max(x, 0) + alpha min(x, 0)``.
+
+    Arguments:
+        shared_axes: axes along which one ``alpha`` serves all, counted with the batch axis, 0, which is always one of
+            them. (2, 3) has one for each channel of images, as PyTorch does; None has one for each number of a sample,
+            as Keras does.
+        alpha_initializer: how ``alpha`` starts: "zeros" is relu.
+
+    Shapes: (N, ...) floats -> the same. Parameters: ``alpha``, of the input's shape without the batch axis, with size 1
+    for each shared axis.
+
+    Raises:
+        ArgumentError: if ``shared_axes`` are not different positive ints.
+        GraphError: if the input has integers, fewer axes, or an axis of unknown size that is not shared.
+
+    Source: He et al., https://arxiv.org/abs/1502.01852; https://onnx.ai/onnx/operators/onnx__PRelu.html
+
+    >>> import lamella as lm
+    >>> model = lm.Sequential([PReLU(shared_axes=(2, 3))], input_shape=(3, 8, 8))
+    >>> model.parameters["prelu_1.alpha"].shape
+    (3, 1, 1)
+    """
+
+    def __init__(self, *, shared_axes: int | tuple[int, ...] | None = None, alpha_initializer: Any = "zeros"):
+        shared = () if shared_axes is None else (shared_axes,) if isinstance(shared_axes, int) else shared_axes
+        self.shared_axes = tuple(positive(axis, "shared_axes") for axis in shared)
+        if len(set(self.shared_axes)) < len(self.shared_axes):
+            raise lm.ArgumentError(f"shared_axes: expected different axes, got {shared_axes!r}")
+        self.alpha_initializer = alpha_initializer
+
+    def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
+        alpha = [1 if axis in self.shared_axes else size for axis, size in enumerate(x.shape)][1:]
+        known = [size for size in alpha if isinstance(size, int)]
+        if not x.is_float or max(self.shared_axes, default=0) >= len(x.shape) or len(known) < len(alpha):
+            raise lm.GraphError(
+                f"expected floats with known sizes but along shared_axes={self.shared_axes}, got {x}. Likely fix: "
+                "share axes of unknown size, such as time; x.astype('float32') for integers"
+            )
+        declare.parameter("alpha", known, self.alpha_initializer)
+        return x
+
+    def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        ctx.save(x)
+        return prelu(ctx, x, ctx.params.alpha)
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        xp, (x,), alpha = ctx.xp, ctx.saved, ctx.params.alpha
+        if ctx.trainable:
+            slope = xp.sum(dy * xp.minimum(x, 0.0), axis=(0, *self.shared_axes), keepdims=True)
+            ctx.grad(alpha=xp.reshape(slope, alpha.shape))
+        positive_part = _positive(xp, x)
+        return dy * (positive_part + (1.0 - positive_part) * alpha)
+
+
+@lm.primitive
+def prelu(xp: Any, x: Any, alpha: Any) -> Any:
+    """x where positive, else alpha x; alpha has the shape of a sample, with 1 along some axes."""
+    return relu(xp, x) + alpha * xp.minimum(x, 0.0)
+
+
+@prelu.kernel("onnx")
+def _(xp: Any, x: Any, alpha: Any) -> Any:
+    if x.dtype != xp.float32:  # onnxruntime has it in float32 only
+        return prelu.reference(xp, x, alpha)
+    return xp.node("PRelu", x, alpha, shape=x.shape, dtype=x.dtype)
 
 
 @lm.primitive
@@ -147,7 +216,7 @@ def _silu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
 
 @lm.hookimpl
 def lamella_layers() -> dict[str, type]:
-    return {"activation": Activation}
+    return {"activation": Activation, "prelu": PReLU}
 
 
 @lm.hookimpl
@@ -189,7 +258,7 @@ def lamella_specimens() -> list[Any]:
     row, image = lm.ArraySpec(("N", 7)), lm.ArraySpec(("N", 3, 4, 5))
     labels = ((row.replace(dtype="int64", low=0, high=9),), "expected floats")
     along_batch = ((lm.ArraySpec(("N",)),), "along the batch axis")
-    return [
+    activations = [
         Specimen(
             Activation(function, axis=axis),
             (x,),
@@ -202,4 +271,14 @@ def lamella_specimens() -> list[Any]:
             ("relu", image, None),
             ("softmax", image, 1),
         ]
+    ]
+    slope, series = docs + "onnx__PRelu.html", lm.ArraySpec(("N", "T", 3))
+    return [
+        *activations,
+        Specimen(PReLU(), (row,), ("PRelu",), docs=slope, refuses=(labels, ((series,), "known sizes"))),
+        Specimen(
+            PReLU(shared_axes=(2, 3)), (image,), ("PRelu",), docs=slope, refuses=(((row,), "shared_axes=(2, 3)"),)
+        ),
+        Specimen(PReLU(shared_axes=1, alpha_initializer="ones"), (series,), ("PRelu",), docs=slope),
+        Specimen(PReLU(), (lm.ArraySpec(("N",)),), ("PRelu",), docs=slope),
     ]
