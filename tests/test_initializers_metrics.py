@@ -29,6 +29,12 @@ SCALED = {  # name -> variance as a function of fan_in, fan_out
     "lecun_uniform": lambda i, o: 1 / i,
     "lecun_normal": lambda i, o: 1 / i,
 }
+ALIASES = {
+    "kaiming_normal": "he_normal",
+    "kaiming_uniform": "he_uniform",
+    "xavier_normal": "glorot_normal",
+    "xavier_uniform": "glorot_uniform",
+}
 
 
 def draw(name, shape, *fans):
@@ -57,7 +63,8 @@ def test_variance(name, shape, fans, expected):
 def test_constants():
     np.testing.assert_array_equal(draw("zeros", (2, 3)), np.zeros((2, 3)))
     np.testing.assert_array_equal(draw("ones", (3,)), np.ones(3))
-    assert set(GIVEN) == {"zeros", "ones", "uniform", "orthogonal", *SCALED}
+    assert set(GIVEN) == {"zeros", "ones", "uniform", "orthogonal", *SCALED, *ALIASES}
+    assert all(GIVEN[alias] is GIVEN[name] for alias, name in ALIASES.items())
     assert all(pickle.loads(pickle.dumps(f)) is f and f.__doc__ for f in GIVEN.values())
 
 

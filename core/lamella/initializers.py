@@ -2,8 +2,10 @@
 
 A family of four pairs: variance ``scale / fan`` with fan_in, fan_out or their mean, drawn from a uniform or a normal
 distribution. ``fan_in`` counts the numbers that one output is summed from, ``fan_out`` the outputs that one input
-goes to. Sources: Glorot and Bengio (2010), https://proceedings.mlr.press/v9/glorot10a.html; He et al. (2015),
-https://arxiv.org/abs/1502.01852; LeCun et al., Efficient BackProp (1998); Saxe et al. (2013),
+goes to. Normal ones reach as far as they like, as in the papers and in PyTorch; Keras draws again what is beyond two
+standard deviations, and widens the rest to the same variance. "xavier" and "kaiming" are other names for "glorot" and
+"he", after the same authors. Sources: Glorot and Bengio (2010), https://proceedings.mlr.press/v9/glorot10a.html; He
+et al. (2015), https://arxiv.org/abs/1502.01852; LeCun et al., Efficient BackProp (1998); Saxe et al. (2013),
 https://arxiv.org/abs/1312.6120.
 
 >>> import numpy as np
@@ -114,4 +116,10 @@ def _fans(name: str, shape: Shape, fan_in: int | None, fan_out: int | None) -> t
 @hookimpl
 def lamella_initializers() -> dict[str, Initializer]:
     scaled = (glorot_uniform, glorot_normal, he_uniform, he_normal, lecun_uniform, lecun_normal)
-    return {function.__name__: function for function in (zeros, ones, uniform, orthogonal, *scaled)}
+    return {
+        **{function.__name__: function for function in (zeros, ones, uniform, orthogonal, *scaled)},
+        "kaiming_normal": he_normal,
+        "kaiming_uniform": he_uniform,
+        "xavier_normal": glorot_normal,
+        "xavier_uniform": glorot_uniform,
+    }
