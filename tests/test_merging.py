@@ -7,6 +7,7 @@ import pytest
 
 import lamella as lm
 from lamella_layers import Add, Average, Concatenate, Dot, Maximum, Minimum, Multiply, Subtract
+from lamella_layers.merging import add, maximum
 
 FORMULAS = {
     Add: lambda *xs: sum(xs[1:], start=xs[0]),
@@ -87,6 +88,13 @@ def test_symbolic_axes_go_through():
     assert Dot(1)(series, scores).spec.shape == ("N", 3, 1)
 
 
+def test_merged_images_keep_channels_last_in_memory():
+    x = np.ones((2, 4, 5, 3), "float32").transpose(0, 3, 1, 2)
+    xp = lm.backends.get_backend("numpy").xp
+    for y in (add(xp, x, x), maximum(xp, x, x, x), xp.concat([x, x], axis=1)):
+        assert y.strides[1] == y.itemsize
+
+
 @pytest.mark.parametrize("axis", [1, 2, -1])
 def test_concatenate_joins_and_its_gradient_splits(axis):
     rng = np.random.default_rng(1)
@@ -125,6 +133,10 @@ def test_the_cosine_of_nothing_is_zero_and_its_gradient_finite():
     assert y.item() == 0.0
     np.testing.assert_allclose(d_zero, x / 3 / 1e-7)
     np.testing.assert_array_equal(dx, zero)
+    short = 1e-9 * x  # counts as if it were longer, so that its gradient is that of a product
+    y, (d_short, _) = run(Dot(1, normalize=True), short, x)
+    np.testing.assert_allclose(y, 9e-9 / 3 / 1e-7)
+    np.testing.assert_allclose(d_short, x / 3 / 1e-7)
 
 
 def test_merging_says_what_it_refuses():

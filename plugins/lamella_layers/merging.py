@@ -176,7 +176,7 @@ def _to_the_first(xp: Any, dy: Any, k: int, count: int, y: Any, *xs: Any) -> Any
     return dy * xp.astype(reduce(xp.logical_and, [x != y for x in xs[:k]], xs[k] == y), dy.dtype)
 
 
-_TIES = "Where several are equal, the first has the gradient"
+_TIES = "Where several are equal, the first has the gradient; PyTorch divides it"
 
 Add = _merging(
     add, "The sum of the inputs", "y = x_1 + x_2 + ...", "10.,  6.", "Sum",
