@@ -6,7 +6,7 @@ from test_families import any_layout, refused, run, windows_of
 
 import lamella as lm
 from lamella_layers import Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
-from lamella_layers.convolution import conv, conv_dw, conv_transpose
+from lamella_layers.convolution import conv, conv_dw, conv_transpose, winograd
 from lamella_layers.windows import Windows
 
 XP = lm.backends.get_backend("numpy").xp
@@ -186,3 +186,22 @@ def test_fast_kernels_agree_with_their_references_in_any_number_of_axes(monkeypa
         ):
             fast, slow = (f(XP, *arguments, windows, groups=groups) for f in (primitive, primitive.reference))
             np.testing.assert_allclose(fast, slow, rtol=1e-10, atol=1e-12, err_msg=f"{primitive}, {windows}, {groups=}")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "padding"),
+    [(16, 16, "same"), (15, 18, "valid"), (14, 17, ((2, 0), (0, 1))), (13, 16, ((3, 1), (0, 4)))],
+)
+@pytest.mark.parametrize(("channels", "filters"), [(64, 64), (64, 96)])
+def test_winograds_blocks_give_what_windows_give(height, width, padding, channels, filters):
+    rng = np.random.default_rng(height)
+    windows = Windows.over((height, width), size=(3, 3), padding=padding)
+    x = rng.normal(size=(5, height, width, channels)).transpose(0, 3, 1, 2)
+    kernel, bias = rng.normal(size=(filters, channels, 3, 3)), rng.normal(size=filters)
+    dy = rng.normal(size=(5, *windows.grid, filters)).transpose(0, 3, 1, 2)
+    assert winograd.pays(x, filters, windows)
+    for one, arguments in ((conv, (x, kernel, bias)), (conv_transpose, (dy, kernel, None)), (conv_dw, (x, dy))):
+        right = one.reference(XP, *arguments, windows)
+        np.testing.assert_allclose(one(XP, *arguments, windows), right, rtol=0, atol=1e-13 * abs(right).max())
+        short = [None if array is None else array.astype("float32") for array in arguments]
+        np.testing.assert_allclose(one(XP, *short, windows), right, rtol=0, atol=3e-6 * abs(right).max())

@@ -8,7 +8,6 @@ for BLAS. Images have channels last in memory, so that a row of a window is one 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from lamella.primitives import pad
+from lamella_layers.convolution import winograd
 from lamella_layers.convolution.depthwise import depthwise, depthwise_dw, depthwise_transpose
 from lamella_layers.convolution.primitives import (
     conv,
@@ -25,6 +25,7 @@ from lamella_layers.convolution.primitives import (
     matrix_kernel,
     sum_pixels,
 )
+from lamella_layers.convolution.workspace import workspace
 from lamella_layers.windows import Windows
 
 __all__: list[str] = []
@@ -58,18 +59,6 @@ def _tiles(n: int, windows: Windows, bytes_per_window: int) -> list[Tile]:
     ]
 
 
-_kept = threading.local()
-
-
-def _workspace(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array for the columns of one tile, in memory that this thread keeps and uses for every tile."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    held = getattr(_kept, "memory", None)
-    if held is None or held.size < size:
-        held = _kept.memory = np.empty(size, "uint8")
-    return held[:size].view(dtype).reshape(shape)
-
-
 def _columns(xp: Any, x: Any, windows: Windows, groups: int) -> Iterator[tuple[Tile, Any]]:
     """`im2col` of one tile after another, in a buffer that is used again."""
     pixels = _last(pad(xp, x, ((0, 0), (0, 0), *windows.pads)))
@@ -93,7 +82,7 @@ def _columns(xp: Any, x: Any, windows: Windows, groups: int) -> Iterator[tuple[T
     row = math.prod(windows.size) * depth
     for tile in _tiles(n, windows, row * groups * x.itemsize):
         patch = patches[tile].transpose(order)
-        columns = _workspace(patch.shape, x.dtype)
+        columns = workspace("columns", patch.shape, x.dtype)
         columns[...] = patch
         if window_by_window:
             yield tile, columns.reshape(groups, -1, row)
@@ -119,6 +108,8 @@ def _(xp: Any, x: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int 
     if groups == x.shape[1] > 1:
         y = depthwise(_last(x), kernel, windows)
         return _first(_add(y, bias))
+    if groups == 1 and winograd.pays(x, kernel.shape[0], windows):
+        return _first(_add(winograd.convolve(_last(x), kernel, windows), bias))
     matrix = kernel_matrix(xp, kernel, groups)
     y = np.empty((x.shape[0], *windows.grid, kernel.shape[0]), x.dtype)
     for tile, columns in _columns(xp, x, windows, groups):
@@ -165,7 +156,7 @@ def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int 
     for tile in _tiles(n, windows, k * groups * depth * y.itemsize):
         images, rows = tile
         part = _by_group(y[tile], groups)
-        cells = _workspace((k, part.shape[1], groups, depth), y.dtype)
+        cells = workspace("columns", (k, part.shape[1], groups, depth), y.dtype)
         np.matmul(part, matrix, out=cells.transpose(0, 2, 1, 3))
         # (k, N*h*w, G, C/G) -> (k, N, h, w, C)
         cells = cells.reshape(k, -1, rows.stop - rows.start, *rest, groups * depth)
@@ -180,6 +171,8 @@ def _(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) -> Any:
     dy = _last(dy)
     if groups == x.shape[1] > 1:
         return depthwise_dw(_last(x), dy, windows)
+    if groups == 1 and winograd.pays(x, dy.shape[-1], windows):
+        return winograd.convolve_dw(_last(x), dy, windows)
     total = np.zeros((groups, math.prod(windows.size) * x.shape[1] // groups, dy.shape[-1] // groups), dy.dtype)
     for tile, columns in _columns(xp, x, windows, groups):
         total += np.matmul(columns.transpose(0, 2, 1), _by_group(dy[tile], groups))
