@@ -99,13 +99,14 @@ def test_an_unknown_command_gets_a_suggestion_and_the_plugins_that_might_give_it
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith(
-        "lamella: unknown command 'verfy'; expected one of demo, layers, verify. Did you mean 'verify'?"
+        "lamella: unknown command 'verfy'; expected one of check, demo, layers, new-plugin, verify. "
+        "Did you mean 'verify'?"
     )
     assert "\nplugin 'swish' of unknown 0" in error
 
 
 def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[object], int]) -> None:
-    monkeypatch.setattr(cli, "LAYERS", cli.Command("fail", lambda parser: None, run))
+    monkeypatch.setitem(cli.OWN, "layers", cli.Command("fail", lambda parser: None, run))
 
 
 @pytest.mark.parametrize(

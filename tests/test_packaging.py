@@ -5,23 +5,26 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
-import os
 import pkgutil
 import re
 import statistics
-import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from wheels import run
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SOURCES = {"lamella": ROOT / "core", "lamella_layers": ROOT / "plugins", "lamella_onnx": ROOT / "exporters"}
+SOURCES = {
+    "lamella": ROOT / "core",
+    "lamella_layers": ROOT / "plugins",
+    "lamella_onnx": ROOT / "exporters",
+    "lamella_pytest": ROOT / "core",
+}
 MODULES = [
     found.name
     for package, folder in SOURCES.items()
@@ -33,29 +36,9 @@ MODULES = [
 ]
 
 
-def run(*command: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, unpacked and compiled as pip would."""
-    folder = tmp_path_factory.mktemp("wheel")
-    run("-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist"))
-    (wheel,) = (folder / "dist").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    run("-m", "compileall", "-q", str(folder / "site"))
-    return folder / "site"
-
-
 def test_the_wheel_holds_everything(installed):
     info = f"lamella-{PROJECT['version']}.dist-info"
-    assert {path.name for path in installed.iterdir()} == {*SOURCES, info}
+    assert {path.name for path in installed.iterdir()} - {"__pycache__"} == {*SOURCES, info}
     for package, folder in SOURCES.items():
         source = {path.relative_to(folder) for path in (folder / package).rglob("*") if path.is_file()}
         shipped = {path.relative_to(installed) for path in (installed / package).rglob("*") if path.is_file()}
@@ -136,9 +119,10 @@ def imports_of(package: str) -> Iterator[tuple[str, str]]:
         (
             "lamella",
             {"lamella", "numpy", "pluggy", "rich", "safetensors", "threadpoolctl"}
-            | {"array_api_strict", "cupy", "matplotlib"},  # where somebody asks for them
+            | {"array_api_strict", "cupy", "matplotlib", "pytest"},  # where somebody asks for them
         ),
         ("lamella_layers", {"lamella", "lamella_layers", "numpy"}),
+        ("lamella_pytest", {"lamella"}),
         (
             "lamella_onnx",
             {"lamella", "lamella_onnx", "numpy", "onnx", "onnxruntime", "rich", "threadpoolctl", "matplotlib"},
@@ -177,6 +161,7 @@ def test_entry_points_resolve_and_are_those_of_pyproject():
     points = importlib.metadata.distribution("lamella").entry_points
     declared = {("lamella", *item) for item in PROJECT["entry-points"]["lamella"].items()}
     declared |= {("console_scripts", *item) for item in PROJECT["scripts"].items()}
+    declared |= {("pytest11", *item) for item in PROJECT["entry-points"]["pytest11"].items()}
     assert {(point.group, point.name, point.value) for point in points} == declared
     for point in points:
         point.load()

@@ -20,7 +20,7 @@ class EntryPoint:
 
     def load(self):
         self.loads += 1
-        if isinstance(self.plugin, Exception):
+        if isinstance(self.plugin, BaseException):
             raise self.plugin
         return self.plugin
 
@@ -79,13 +79,14 @@ def test_a_name_given_twice_needs_its_full_name():
 
 def test_a_broken_plugin_stops_only_those_who_need_it():
     broken = EntryPoint("bad", ImportError("no module named 'torch'"), distribution="zoo", version="0.3")
-    known = Registry([EntryPoint("a", plugin(layers={"mine": Mine})), broken])
+    leaving = EntryPoint("leaves", SystemExit(3), distribution="zoo", version="0.3")
+    known = Registry([EntryPoint("a", plugin(layers={"mine": Mine})), broken, leaving])
     assert known.find("layers", "mine") is Mine
     with pytest.raises(lm.RegistryError, match=r"unknown name 'mien'.*Did you mean 'mine'\?\n  plugin 'bad' of zoo 0.3 "
                        r"\(zoo.bad\) could not be loaded.*ImportError: no module named 'torch'"):  # fmt: skip
         known.find("layers", "mien")
     assert broken.loads == 1
-    assert [p.error for p in known.plugins()] == [None, "ImportError: no module named 'torch'"]
+    assert [p.error for p in known.plugins()] == [None, "ImportError: no module named 'torch'", "SystemExit: 3"]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +95,96 @@ def test_a_broken_plugin_stops_only_those_who_need_it():
         ({"layers": [Mine]}, "must return a dict of names to objects, got list"),
         ({"layers": {"Bad Name": Mine}}, "gives the name 'Bad Name'; expected lower case"),
         ({"layers": {"mine": 3}}, "gives 'mine' = 3; expected a subclass of lamella.Layer"),
+        ({"layers": None}, "must return a dict of names to objects, got NoneType"),
         ({"activations": {"a": len}}, "expected a lamella.ActivationFunction"),
+        (
+            {"losses": {"l": Mine}},
+            "lamella_losses\\(\\) gives 'l' = .*; expected a subclass of lamella.losses.Loss",
+        ),
+        ({"optimizers": {"o": lm.optimizers.SGD()}}, "expected a subclass of lamella.optimizers.Optimizer"),
+        ({"schedules": {"s": 0.1}}, "expected a subclass of lamella.schedules.Schedule"),
+        ({"metrics": {"m": len}}, "expected a subclass of lamella.metrics.Metric"),
+        ({"commands": {"c": len}}, "expected a lamella.cli.Command"),
+        ({"initializers": {"i": 1.0}}, "gives 'i' = 1.0; expected a function"),
     ],
 )
 def test_wrong_hook_results_register_nothing(given, words):
-    known = Registry([EntryPoint("a", plugin(**given, optimizers={"fine": object}))])
-    with pytest.raises(lm.RegistryError, match=words):
-        known.find("optimizers", "fine")
+    known = Registry(
+        [EntryPoint("a", plugin(**{"layers": {"fine": Mine}, **given})), EntryPoint("b", plugin(layers={}))]
+    )
+    with pytest.raises(lm.RegistryError, match=f"plugin 'a' of acme 2.1 .*{words}"):
+        known.find("layers", "fine")
+    assert known.entries("layers") == []
+
+
+def test_names_of_distributions_compare_as_package_indexes_do():
+    known = Registry([EntryPoint("a", plugin(layers={"mine": Mine}), distribution="My_Layers")])
+    assert known.find("layers", "my-layers:mine") is known.find("layers", "My.Layers:mine") is Mine
+
+
+def test_a_name_given_twice_by_one_distribution_can_only_be_mended_there():
+    known = Registry([EntryPoint("a", plugin(layers={"m": Mine})), EntryPoint("b", plugin(layers={"m": Yours}))])
+    with pytest.raises(lm.RegistryError, match="'acme:m' is given by .* that distribution must rename one of them"):
+        known.find("layers", "acme:m")
+
+
+def raising():
+    raise OSError("no such table")
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        (lambda: None, "TypeError: must return a list of lamella.testing.Specimen, got None"),
+        (lambda: [3], r"must return a list of lamella.testing.Specimen, got \[3\]"),
+        (raising, "OSError: no such table"),
+    ],
+)
+def test_wrong_specimens_stop_only_those_who_ask_for_them(hook, words):
+    wrong = plugin(layers={"mine": Mine})
+    wrong.lamella_specimens = lm.hookimpl(lambda: hook())
+    known = Registry([EntryPoint("a", wrong), EntryPoint("b", plugin(layers={"yours": Yours}), distribution="zoo")])
+    assert known.find("layers", "mine") is Mine
+    assert known.specimens(known.plugins()[1]) == []
+    for plugins in ((), known.plugins()[:1]):
+        with pytest.raises(
+            lm.RegistryError, match=rf"plugin 'a' of acme 2.1 \(acme.a\): lamella_specimens\(\): .*{words}"
+        ):
+            known.specimens(*plugins)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "words"),
+    [
+        ("lamella_layer", lambda: {"mine": Mine}, "unknown hook 'lamella_layer'"),
+        ("lamella_layers", lambda registry: {}, "lamella_layers.*registry"),
+        ("lamella_layers", raising, "OSError: no such table"),
+    ],
+)
+def test_hooks_that_do_not_fit_are_reported(name, function, words):
+    wrong = SimpleNamespace(**{name: lm.hookimpl(function)})
+    with pytest.raises(lm.RegistryError, match=f"(?s)plugin 'a' of acme 2.1 .*{words}"):
+        Registry([EntryPoint("a", wrong)]).find("layers", "mine")
+
+
+def test_the_table_of_layers_tells_where_each_comes_from(monkeypatch):
+    known = Registry(
+        [
+            EntryPoint("a", plugin(layers={"m": Mine, "mine": Mine})),
+            EntryPoint("b", plugin(layers={"m": Yours}), distribution="zoo", version="0.3"),
+            EntryPoint("c", ImportError("no torch"), distribution="zoo", version="0.3"),
+        ]
+    )
+    for name in ("entries", "plugins"):
+        monkeypatch.setattr(registry, name, getattr(known, name))
+    table = lm.layers()
+    assert table == {"acme:m": Mine, "zoo:m": Yours, "mine": Mine}
+    assert repr(table).splitlines() == [
+        "acme:m  Mine   acme 2.1",
+        "zoo:m   Yours  zoo 0.3",
+        "mine    Mine   acme 2.1",
+        "plugin 'c' of zoo 0.3 (zoo.c) could not be loaded: ImportError: no torch",
+    ]
 
 
 def test_a_plugin_without_hooks_says_so():

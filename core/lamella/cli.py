@@ -18,7 +18,7 @@ from lamella.graph import Input
 from lamella.protocol import Layer
 from lamella.testing import Specimen
 
-__all__ = ["LAYERS", "Command", "main"]
+__all__ = ["OWN", "Command", "main"]
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,17 @@ def _run(arguments: list[str]) -> int:
     )
     root.add_argument("--version", action="version", version=_versions(), help="print versions and exit")
     choices = root.add_subparsers(title="commands", metavar="COMMAND")
-    commands = {entry.name: entry.object for entry in registry.entries("commands")} | {"layers": LAYERS}
+    commands = _commands()
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, command in sorted(commands.items()):
         sub = choices.add_parser(name, help=command.help, description=f"{command.help[:1].upper()}{command.help[1:]}.")
-        command.configure(sub)
-        sub.set_defaults(run=command.run)
-    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+        if name == asked:
+            command.configure(sub)
+            sub.set_defaults(run=command.run)
     if asked is not None and asked not in commands:
+        full = [name for name in commands if name.endswith(f":{asked}")]
+        if full:
+            raise errors.RegistryError(f"several distributions give the command {asked!r}; say {' or '.join(full)}")
         hint = errors.did_you_mean(asked, commands)
         known = f"unknown command {asked!r}; expected one of {', '.join(sorted(commands))}.{hint}"
         raise errors.RegistryError("\n".join([known, *_broken_plugins()]))
@@ -90,13 +94,18 @@ def _run(arguments: list[str]) -> int:
     return status
 
 
+def _commands() -> dict[str, Command]:
+    """By name; in full where another distribution, or lamella itself, has a command of that name too."""
+    found = registry.entries("commands")
+    names = [*OWN, *(entry.name for entry in found)]
+    return {
+        **OWN,
+        **{entry.name if names.count(entry.name) == 1 else entry.qualified: entry.object for entry in found},
+    }
+
+
 def _broken_plugins() -> list[str]:
-    return [
-        f"plugin {plugin.name!r} of {plugin.distribution} {plugin.version} ({plugin.module}) could not be loaded: "
-        f"{plugin.error}"
-        for plugin in registry.plugins()
-        if plugin.error
-    ]
+    return [f"{plugin} could not be loaded: {plugin.error}" for plugin in registry.plugins() if plugin.error]
 
 
 def _versions() -> str:
@@ -121,9 +130,9 @@ class _Row(NamedTuple):
     operators: str
 
 
-def _rows() -> list[_Row]:
+def _rows(specimens: list[Specimen]) -> list[_Row]:
     operators: dict[type, dict[str, None]] = {}
-    for specimen in sorted(registry.specimens(), key=_is_composite):  # composites bring the operators of other layers
+    for specimen in sorted(specimens, key=_is_composite):  # composites bring the operators of other layers
         known = operators.setdefault(type(specimen.subject), {})
         if not known or not _is_composite(specimen):
             known.update(dict.fromkeys(specimen.operators or ()))
@@ -133,17 +142,32 @@ def _rows() -> list[_Row]:
         family = plugin.module.partition(":")[0].rpartition(".")[2]
         given = [argument.replace(annotation=argument.empty) for argument in cls._signature.parameters.values()]
         nodes = ", ".join(operators.get(cls, {"?": None})) or "nothing"
-        origin, parameters = f"{plugin.distribution} {plugin.version}", str(inspect.Signature(given))[1:-1]
-        rows.append(_Row(entry.name, cls.__name__, family, origin, parameters, nodes))
+        parameters = str(inspect.Signature(given))[1:-1]
+        rows.append(_Row(entry.name, cls.__name__, family, plugin.origin, parameters, nodes))
     return sorted(rows, key=lambda row: (not row.origin.startswith("lamella "), row.origin, row.family, row.layer))
+
+
+def _specimens() -> tuple[list[Specimen], list[str]]:
+    """All specimens, and what is wrong with those that can't be had."""
+    found: list[Specimen] = []
+    wrong = []
+    for plugin in registry.plugins():
+        try:
+            found += registry.specimens(plugin)
+        except errors.RegistryError as error:
+            wrong.append(str(error))
+    return found, wrong
 
 
 def _is_composite(specimen: Specimen) -> bool:
     """Whether a layer is made of others, such as one with an activation."""
     if not isinstance(specimen.subject, Layer):
         return False
-    nodes = [Input(spec.shape[1:], None if spec.is_float else spec.dtype) for spec in specimen.inputs]
-    result = specimen.subject(*nodes)
+    try:
+        nodes = [Input(spec.shape[1:], None if spec.is_float else spec.dtype) for spec in specimen.inputs]
+        result = specimen.subject(*nodes)
+    except Exception:  # `lamella check` tells what is wrong with it
+        return False
     call = (result if isinstance(result, tuple) else (result,))[0].call
     return call is not None and call.parent is not None
 
@@ -154,13 +178,15 @@ def _list_layers(_: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    rows, console = _rows(), Console()
+    specimens, wrong = _specimens()
+    rows, console = _rows(specimens), Console()
+    wrong = [*_broken_plugins(), *wrong]
     if not console.is_terminal:
         heading = ("layer", "class", "family", "distribution", "arguments", "ONNX operators")
         lines = [tuple(cell or "none" for cell in line) for line in (heading, *rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
-        print("".join(f"\n{line}\n" for line in _broken_plugins()), end="")
+        print("".join(f"\n{line}\n" for line in wrong), end="")
         return 0
     shown = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, width=min(console.width, 120))
     shown.add_column("layer", no_wrap=True)
@@ -175,9 +201,41 @@ def _list_layers(_: argparse.Namespace) -> int:
         shown.add_section()
     console.print(shown)
     console.print(f"{len(rows)} layers in {len(families)} families", highlight=False)
-    for line in _broken_plugins():
+    for line in wrong:
         console.print(f"\n{line}", style="yellow", markup=False, highlight=False)
     return 0
 
 
-LAYERS = Command("list every layer that installed plugins give", lambda parser: None, _list_layers)
+def _configure_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        nargs="+",
+        help="a distribution, a package or a module (my_package), or one layer of it (my_package:MyLayer)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from lamella.testing.command import check  # the laws load when they are asked for
+
+    return check(arguments.target, as_json=arguments.json)
+
+
+def _configure_new_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="of the distribution and its folder, such as lamella-swish")
+    parser.add_argument("--folder", default=".", help="where to put it; the current folder by default")
+
+
+def _new_plugin(arguments: argparse.Namespace) -> int:
+    from lamella.new_plugin import create
+
+    print(create(arguments.name, arguments.folder))
+    return 0
+
+
+OWN = {
+    "check": Command("examine the layers of a package against the laws that all layers obey", _configure_check, _check),
+    "layers": Command("list every layer that installed plugins give", lambda parser: None, _list_layers),
+    "new-plugin": Command("write a package for a layer of your own, ready to test", _configure_new_plugin, _new_plugin),
+}
+"""The commands of lamella itself; plugins give others."""

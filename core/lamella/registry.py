@@ -8,6 +8,7 @@ is remembered with its error and stops only those who ask for a name that nobody
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import threading
 from collections.abc import Iterable
@@ -16,11 +17,23 @@ from typing import Any, Protocol
 import pluggy
 
 from lamella import hookspecs
-from lamella.activations import ActivationFunction
 from lamella.errors import RegistryError, did_you_mean
 from lamella.protocol import Layer
 
-__all__ = ["Entry", "Plugin", "Registry", "entries", "find", "layer", "layers", "name_of", "plugins", "specimens"]
+__all__ = [
+    "Entry",
+    "LayerTable",
+    "Plugin",
+    "Registry",
+    "canonical",
+    "entries",
+    "find",
+    "layer",
+    "layers",
+    "name_of",
+    "plugins",
+    "specimens",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +66,14 @@ class Plugin:
         """``"distribution:entry point"``."""
         return f"{self.distribution}:{self.name}"
 
+    @property
+    def origin(self) -> str:
+        """Distribution and version."""
+        return f"{self.distribution} {self.version}"
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} of {self.origin} ({self.module})"
+
 
 class _EntryPoint(Protocol):
     name: str
@@ -62,6 +83,25 @@ class _EntryPoint(Protocol):
     def dist(self) -> Any: ...
 
     def load(self) -> Any: ...
+
+
+_CLASSES = {
+    "layers": "lamella.Layer",
+    "losses": "lamella.losses.Loss",
+    "optimizers": "lamella.optimizers.Optimizer",
+    "schedules": "lamella.schedules.Schedule",
+    "metrics": "lamella.metrics.Metric",
+}
+_INSTANCES = {"activations": "lamella.ActivationFunction", "commands": "lamella.cli.Command"}
+
+
+def canonical(distribution: str) -> str:
+    """The name of a distribution as package indexes compare names: ``My_Layers`` is ``my-layers``.
+
+    >>> canonical("My_Layers")
+    'my-layers'
+    """
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 class Registry:
@@ -87,7 +127,7 @@ class Registry:
                 Plugin(
                     point.name,
                     point.value,
-                    point.dist.name if point.dist else "unknown",
+                    canonical(point.dist.name) if point.dist else "unknown",
                     point.dist.version if point.dist else "0",
                     point,
                 )
@@ -96,15 +136,17 @@ class Registry:
             self._plugins = sorted(found, key=lambda plugin: (plugin.distribution, plugin.name))
         return self._plugins
 
-    def entries(self, kind: str) -> list[Entry]:
-        """Everything of one kind, such as ``"layers"``, in alphabetical order of names."""
-        self._import(self.plugins())
-        found = [entry for given in self._entries.values() for entry in given.get(kind, {}).values()]
+    def entries(self, kind: str, plugin: Plugin | None = None) -> list[Entry]:
+        """Everything of one kind, such as ``"layers"``, in alphabetical order of names; of one plugin, or of all."""
+        asked = self.plugins() if plugin is None else [plugin]
+        self._import(asked)
+        found = [entry for one in asked for entry in self._entry_list(one, kind)]
         return sorted(found, key=lambda entry: (entry.name, entry.plugin.distribution))
 
     def find(self, kind: str, name: str) -> Any:
         """Return the object of a name, plain or ``"distribution:name"``."""
         distribution, _, plain = name.rpartition(":")
+        distribution = canonical(distribution)
         asked = [plugin for plugin in self.plugins() if distribution in ("", plugin.distribution)]
         if not self.plugins():
             raise RegistryError(
@@ -125,9 +167,11 @@ class Registry:
             return matches[0].object
         if matches:
             given = " and ".join(f"{entry.qualified!r} (plugin {entry.plugin.name!r})" for entry in matches)
-            raise RegistryError(f"{kind}: {name!r} is given by {given}; say which one you mean by its full name")
+            distinct = len({entry.qualified for entry in matches}) == len(matches)
+            fix = "say which one you mean by its full name" if distinct else "that distribution must rename one of them"
+            raise RegistryError(f"{kind}: {name!r} is given by {given}; {fix}")
         known = [entry.name for p in asked if not p.error for entry in self._entry_list(p, kind)]
-        broken = [f"\n  {_describe(p)} could not be loaded, and may give it: {p.error}" for p in asked if p.error]
+        broken = [f"\n  {p} could not be loaded, and may give it: {p.error}" for p in asked if p.error]
         raise RegistryError(
             f"{kind}: unknown name {name!r}; expected one of {', '.join(sorted(known)) or 'none'}."
             f"{did_you_mean(plain, known)}{''.join(broken)}"
@@ -145,11 +189,22 @@ class Registry:
                     return entry
         return None
 
-    def specimens(self) -> list[Any]:
-        """The specimens of all plugins."""
-        self._import(self.plugins())
-        sound = [self._manager.get_plugin(key) for key in self._entries]
-        return [specimen for module in sound for specimen in self._call(module, "lamella_specimens") or []]
+    def specimens(self, plugin: Plugin | None = None) -> list[Any]:
+        """The specimens of one plugin, or of all that can be loaded."""
+        asked = self.plugins() if plugin is None else [plugin]
+        self._import(asked)
+        return [specimen for one in asked if not one.error for specimen in self._specimens_of(one)]
+
+    def _specimens_of(self, plugin: Plugin) -> list[Any]:
+        from lamella.testing import Specimen
+
+        try:
+            given = self._call(self._manager.get_plugin(plugin.key), "lamella_specimens", [])
+            if not isinstance(given, list | tuple) or not all(isinstance(one, Specimen) for one in given):
+                raise TypeError(f"must return a list of lamella.testing.Specimen, got {given!r}")
+        except Exception as error:  # a stranger's hook may raise anything
+            raise RegistryError(f"{plugin}: lamella_specimens(): {type(error).__name__}: {error}") from error
+        return list(given)
 
     def _entry_list(self, plugin: Plugin, kind: str) -> list[Entry]:
         return list(self._entries.get(plugin.key, {}).get(kind, {}).values())
@@ -172,36 +227,40 @@ class Registry:
                     "where it should name the module?"
                 )
             self._entries[plugin.key] = {kind: self._collect(plugin, module, kind) for kind in hookspecs.KINDS}
-        except Exception as error:  # a stranger's module may raise anything; it is reported where it is needed
+        except (Exception, SystemExit) as error:  # a stranger's module may raise anything; reported where it is needed
             plugin.error = f"{type(error).__name__}: {error}"
             if self._manager.has_plugin(plugin.key):
                 self._manager.unregister(name=plugin.key)
 
-    def _call(self, module: Any, hook: str) -> Any:
+    def _call(self, module: Any, hook: str, default: Any) -> Any:
+        """What a plugin's own hook returns; the default where it has none."""
         caller = getattr(self._manager.hook, hook)
         results = [
             implementation.function() for implementation in caller.get_hookimpls() if implementation.plugin is module
         ]
-        return results[0] if results else None
+        return results[0] if results else default
 
     def _collect(self, plugin: Plugin, module: Any, kind: str) -> dict[str, Entry]:
-        given = self._call(module, f"lamella_{kind}") or {}
+        hook = f"lamella_{kind}()"
+        given = self._call(module, f"lamella_{kind}", {})
         if not isinstance(given, dict):
-            raise TypeError(f"lamella_{kind}() must return a dict of names to objects, got {type(given).__name__}")
+            raise TypeError(f"{hook} must return a dict of names to objects, got {type(given).__name__}")
         for name, thing in given.items():
             if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_\-]*", name):
-                raise ValueError(f"lamella_{kind}() gives the name {name!r}; expected lower case, digits and '_'")
-            if kind == "layers" and not (isinstance(thing, type) and issubclass(thing, Layer)):
-                raise TypeError(f"lamella_layers() gives {name!r} = {thing!r}; expected a subclass of lamella.Layer")
-            if kind == "activations" and not isinstance(thing, ActivationFunction):
-                raise TypeError(
-                    f"lamella_activations() gives {name!r} = {thing!r}; expected a lamella.ActivationFunction"
-                )
+                raise ValueError(f"{hook} gives the name {name!r}; expected lower case, digits and '_'")
+            if kind in _CLASSES and not (isinstance(thing, type) and issubclass(thing, _resolve(_CLASSES[kind]))):
+                raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected a subclass of {_CLASSES[kind]}")
+            if kind in _INSTANCES and not isinstance(thing, _resolve(_INSTANCES[kind])):
+                raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected a {_INSTANCES[kind]}")
+            if kind not in _CLASSES and kind not in _INSTANCES and not callable(thing):
+                raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected a function")
         return {name: Entry(name, thing, plugin) for name, thing in given.items()}
 
 
-def _describe(plugin: Plugin) -> str:
-    return f"plugin {plugin.name!r} of {plugin.distribution} {plugin.version} ({plugin.module})"
+def _resolve(path: str) -> Any:
+    """An object of lamella by its full name: some of their modules themselves look up names here."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 _INSTALLED = Registry()
@@ -223,13 +282,31 @@ def layer(name: str, /, **arguments: Any) -> Layer:
     return made
 
 
-def layers() -> dict[str, type[Layer]]:
+class LayerTable(dict[str, type[Layer]]):
+    """Layer classes by name; prints as a table that says where each comes from."""
+
+    def __init__(self, found: Iterable[Entry], broken: Iterable[Plugin] = ()) -> None:
+        found = list(found)
+        names = [entry.name for entry in found]
+        self.entries = {entry.name if names.count(entry.name) == 1 else entry.qualified: entry for entry in found}
+        self.broken = list(broken)
+        super().__init__({name: entry.object for name, entry in self.entries.items()})
+
+    def __repr__(self) -> str:
+        rows = [(name, entry.object.__name__, entry.plugin.origin) for name, entry in self.entries.items()]
+        widths = [max((len(row[k]) for row in rows), default=0) for k in range(2)]
+        lines = [f"{name:<{widths[0]}}  {cls:<{widths[1]}}  {origin}" for name, cls, origin in rows]
+        return "\n".join([*lines, *(f"{plugin} could not be loaded: {plugin.error}" for plugin in self.broken)])
+
+
+def layers() -> LayerTable:
     """Return every registered layer class by name; names that several distributions give appear in full.
+
+    What it returns is a dict, and prints as a table with the distribution and version of each layer.
 
     >>> import lamella as lm
     >>> lm.layers()["flatten"].__name__
     'Flatten'
     """
     found = entries("layers")
-    names = [entry.name for entry in found]
-    return {entry.name if names.count(entry.name) == 1 else entry.qualified: entry.object for entry in found}
+    return LayerTable(found, [plugin for plugin in plugins() if plugin.error])

@@ -1,0 +1,139 @@
+"""``lamella check``: examines the layers of packages, and prints what the laws say as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from lamella import __version__
+from lamella.testing.check import Verdict
+from lamella.testing.package import Package, Subject, examine, find_package
+
+__all__ = ["check"]
+
+
+class _Row(NamedTuple):
+    """One specimen and what was found; without a specimen, why there is none."""
+
+    subject: Subject
+    specimen: str
+    inputs: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    seconds: float
+
+    @property
+    def broken(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if verdict.outcome == "broken"]
+
+    @property
+    def summary(self) -> str:
+        """Such as ``"6 hold, 1 skipped"``."""
+        outcomes = [verdict.outcome for verdict in self.verdicts]
+        words = {"broken": "broken", "holds": "hold" if outcomes.count("holds") > 1 else "holds", "skipped": "skipped"}
+        return ", ".join(f"{outcomes.count(one)} {word}" for one, word in words.items() if one in outcomes)
+
+
+def check(targets: Sequence[str], *, as_json: bool = False) -> int:
+    """Examine every specimen of the targets; 0 if all laws hold, else 1.
+
+    Raises:
+        RegistryError: if there is no such package or layer, or nothing to examine.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a module in the current folder is found, as python -m does
+    packages = [find_package(target) for target in dict.fromkeys(targets)]
+    rows = [list(_progress(package)) for package in packages]
+    faults = [fault for package in packages for fault in package.faults]
+    sound = not faults and not any(row.broken for found in rows for row in found)
+    if as_json:
+        print(json.dumps({"lamella": __version__, "sound": sound, "packages": _data(packages, rows)}, indent=2))
+    else:
+        _show([row for found in rows for row in found], faults)
+    return 0 if sound else 1
+
+
+def _rows(package: Package) -> Iterator[_Row]:
+    for subject in package.subjects:
+        if subject.fault:
+            yield _Row(subject, "", (), (Verdict("specimen", "broken", subject.fault),), 0.0)
+        for specimen in subject.specimens:
+            started = time.perf_counter()
+            verdicts = examine(specimen)
+            inputs = tuple(map(str, specimen.inputs))
+            yield _Row(subject, repr(specimen.subject), inputs, verdicts, time.perf_counter() - started)
+
+
+def _progress(package: Package) -> Iterator[_Row]:
+    """The rows; on a terminal, with a line meanwhile that says how far it is."""
+    from rich.console import Console
+
+    total = sum(max(1, len(subject.specimens)) for subject in package.subjects)
+    with Console(stderr=True).status(f"{package.target}: {total} specimens") as status:
+        for count, row in enumerate(_rows(package), 1):
+            yield row
+            status.update(f"{package.target}: {count} of {total} specimens")
+
+
+def _data(packages: list[Package], rows: list[list[_Row]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "target": package.target,
+            "faults": list(package.faults),
+            "specimens": [
+                {
+                    "layer": row.subject.name,
+                    "origin": row.subject.origin,
+                    "specimen": row.specimen,
+                    "inputs": list(row.inputs),
+                    "seconds": round(row.seconds, 3),
+                    "verdicts": [verdict.__dict__ for verdict in row.verdicts],
+                }
+                for row in found
+            ],
+        }
+        for package, found in zip(packages, rows, strict=True)
+    ]
+
+
+def _show(rows: list[_Row], faults: list[str]) -> None:
+    """A line for each specimen; below, what is broken and what was skipped, each with its reason."""
+    from rich import box, table
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    heading = ("layer", "specimen", "laws", "seconds")
+    cells = [(row.subject.name, _shown(row), row.summary, f"{row.seconds:.2f}") for row in rows]
+    if console.is_terminal:
+        shown = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in heading:
+            shown.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
+        for row, line in zip(rows, cells, strict=True):
+            name, specimen, laws, seconds = map(Text, line)
+            laws.stylize("red" if row.broken else "green")
+            shown.add_row(name, specimen, laws, seconds)
+        console.print(shown)
+    else:
+        widths = [max(map(len, column)) for column in zip(heading, *cells, strict=True)]
+        print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (heading, *cells)))
+        print()
+
+    def say(text: str, style: str) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    for row in rows:
+        for verdict in row.verdicts:
+            if verdict.outcome != "holds":
+                about = f"{_shown(row)}: {verdict.law}" if row.specimen else row.subject.name
+                say(f"{verdict.outcome}  {about}: {verdict.detail}", "red" if verdict.outcome == "broken" else "yellow")
+    for fault in faults:
+        say(f"broken  {fault}", "red")
+    examined, broken = sum(bool(row.specimen) for row in rows), sum(bool(row.broken) for row in rows) + len(faults)
+    say(f"specimens: {examined}, {f'broken: {broken}' if broken else 'all laws hold'}", "bold")
+
+
+def _shown(row: _Row) -> str:
+    return f"{row.specimen} on {', '.join(row.inputs)}" if row.specimen else "none"

@@ -1,0 +1,131 @@
+"""``pytest --lamella PACKAGE``: one test for each layer, specimen and law of a package.
+
+They come beside the tests that pytest collects anyway, marked ``lamella``: ``-m lamella`` runs them alone, and
+``-k`` chooses among them by layer, specimen and law. `lamella_pytest` loads this module when the option is given.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Iterator
+from functools import cached_property
+from typing import Any
+
+import pytest
+
+from lamella import registry
+from lamella.errors import LamellaError
+from lamella.testing.check import Verdict
+from lamella.testing.laws import LAWS
+from lamella.testing.package import Package, Subject, examine, find_package, title
+from lamella.testing.specimen import Specimen
+
+__all__ = ["pytest_collection", "pytest_make_collect_report"]
+
+_packages = pytest.StashKey[list[Package]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    try:
+        session.stash[_packages] = [find_package(target) for target in session.config.getoption("lamella")]
+    except LamellaError as error:
+        raise pytest.UsageError(f"--lamella: {error}") from None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if isinstance(collector, pytest.Session) and report.passed:
+        for package in collector.stash[_packages]:
+            name = f"lamella:{package.target}"
+            report.result.append(_Package.from_parent(collector, name=name, nodeid=name, package=package))
+    return report
+
+
+class _Package(pytest.Collector):
+    """What one ``--lamella`` asks for."""
+
+    def __init__(self, *, package: Package, **given: Any) -> None:
+        super().__init__(**given)
+        self.package = package
+        self.add_marker("lamella")
+
+    def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
+        for fault in self.package.faults:
+            yield _Fault.from_parent(self, name="loads", fault=fault, where="lamella plugin")
+        for subject in self.package.subjects:
+            yield _Subject.from_parent(self, name=subject.name, subject=subject)
+
+
+class _Subject(pytest.Collector):
+    """A layer or a loss."""
+
+    def __init__(self, *, subject: Subject, **given: Any) -> None:
+        super().__init__(**given)
+        self.subject = subject
+
+    def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
+        if self.subject.fault:
+            yield _Fault.from_parent(self, name="specimen", fault=self.subject.fault, where=self.subject.name)
+        for specimen in self.subject.specimens:
+            yield _Specimen.from_parent(self, name=title(specimen), specimen=specimen)
+
+
+class _Specimen(pytest.Collector):
+    """A specimen; all laws examine it when the first is asked for."""
+
+    def __init__(self, *, specimen: Specimen, **given: Any) -> None:
+        super().__init__(**given)
+        self.specimen = specimen
+
+    def collect(self) -> Iterator[pytest.Item]:
+        for law in (*LAWS, *(entry.name for entry in registry.entries("laws"))):
+            yield _Law.from_parent(self, name=law, of=self)
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        return {verdict.law: verdict for verdict in examine(self.specimen)}
+
+
+class _Law(pytest.Item):
+    """What one law says of one specimen."""
+
+    def __init__(self, *, of: _Specimen, **given: Any) -> None:
+        super().__init__(**given)
+        self.of = of
+
+    def runtest(self) -> None:
+        verdicts = self.of.verdicts
+        verdict = verdicts.get(self.name) or next(iter(verdicts.values()))  # it did not get as far as this law
+        if verdict.outcome == "skipped":
+            pytest.skip(verdict.detail)
+        if verdict.outcome == "broken":
+            pytest.fail(f"{title(self.of.specimen)}\n{verdict.law}: {verdict.detail}", pytrace=False)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        return *_place(type(self.of.specimen.subject), self), f"{self.name} of {title(self.of.specimen)}"
+
+
+class _Fault(pytest.Item):
+    """Something that can't be examined at all."""
+
+    def __init__(self, *, fault: str, where: str, **given: Any) -> None:
+        super().__init__(**given)
+        self.fault, self.where = fault, where
+
+    def runtest(self) -> None:
+        pytest.fail(self.fault, pytrace=False)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        return self.path, None, self.where
+
+
+def _place(cls: type, item: pytest.Item) -> tuple[Any, int | None]:
+    """Where a layer is written."""
+    try:
+        return inspect.getsourcefile(cls) or item.path, inspect.getsourcelines(cls)[1] - 1
+    except (OSError, TypeError):  # made while the program runs
+        return item.path, None
