@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from wheels import ROOT
+
+import lamella as lm
+from lamella import cli
+from lamella.new_plugin import create
 
 PIXELS = ROOT / "examples" / "lamella-pixels"
 
@@ -31,3 +40,83 @@ def test_a_distribution_of_others_installs_and_is_found(environment, installed):
     assert "failed" not in told
     data = json.loads(environment.run("-m", "lamella", "check", "lamella_pixels:SubpixelConv2D", "--json"))
     assert data["sound"]
+
+
+def test_a_new_plugin_passes_its_own_tests_at_once(environment):
+    told = environment.run("-m", "lamella", "new-plugin", "lamella-soft-gate")
+    assert "a layer SoftGate in lamella_soft_gate/soft_gate.py" in told
+    folder = environment.folder / "lamella-soft-gate"
+    assert {path.name for path in folder.iterdir()} == {
+        ".github",
+        ".gitignore",
+        "LICENSE",
+        "README.md",
+        "lamella_soft_gate",
+        "pyproject.toml",
+        "tests",
+    }
+    left = [path for path in folder.rglob("*") if path.is_file() and re.search(r"@\w+@", path.read_text())]
+    assert left == []
+    environment.install(folder)
+    told = environment.run("-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA", folder=folder)
+    assert "PASSED lamella_soft_gate/soft_gate.py::lamella_soft_gate.soft_gate.SoftGate" in told
+    assert "PASSED lamella:lamella-soft-gate::soft_gate::SoftGate() on (N, 5) float32::gradient" in told
+    assert "failed" not in told
+    ruff = Path(sys.executable).with_name("ruff")
+    if ruff.exists():  # of the `dev` extra, not of `test`
+        subprocess.run([ruff, "check", "--isolated", "--line-length=120", folder], check=True)
+        subprocess.run([ruff, "format", "--isolated", "--line-length=120", "--check", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("soft-gate", ("soft-gate", "soft_gate", "SoftGate", "soft_gate")),
+        ("Lamella_Soft.Gate", ("lamella-soft-gate", "lamella_soft_gate", "SoftGate", "soft_gate")),
+        ("MyLayer2D", ("my-layer2-d", "my_layer2_d", "MyLayer2D", "my_layer2d")),
+        ("lamella", None),
+    ],
+)
+def test_names_follow_from_the_name_of_the_distribution(name, expected, tmp_path):
+    if expected is None:
+        with pytest.raises(lm.ArgumentError, match="and there is one"):
+            create(name, tmp_path)
+        return
+    distribution, package, cls, layer = expected
+    create(name, tmp_path)
+    text = (tmp_path / distribution / package / f"{layer}.py").read_text()
+    assert f"class {cls}(lm.Layer)" in text
+    assert f'return {{"{layer}": {cls}}}' in text
+    with pytest.raises(lm.ArgumentError, match="exists already; choose another name"):
+        create(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", "expected letters, digits and '-', with a letter first"),
+        ("../x", "expected letters, digits and '-', with a letter first"),
+        ("2d", "expected letters, digits and '-', with a letter first"),
+        ("lamella-2d", "would name a class '2d', which Python does not allow"),
+        ("none", "would name a class 'None', which Python does not allow"),
+        ("json", "would name a package 'json', and there is one"),
+        ("numpy", "would name a package 'numpy', and there is one"),
+        ("my-dense", None),
+        ("lamella-dense", "would name a layer 'dense', which lamella 0.1.0 has"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_and_leave_nothing(name, words, tmp_path, capsys):
+    assert cli.main(["new-plugin", name, "--folder", str(tmp_path)]) == (2 if words else 0)
+    error = capsys.readouterr().err
+    if words:
+        assert error.startswith("lamella: name: ")
+        assert words in error
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_plugin_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lamella.new_plugin._FILES", {"a": "pyproject.txt", "b": "missing.txt"})
+    assert cli.main(["new-plugin", "soft-gate", "--folder", str(tmp_path)]) == 2
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(["new-plugin", "soft-gate", "--folder", str(tmp_path / "nowhere")]) == 2
+    assert "folder: expected one that exists" in capsys.readouterr().err

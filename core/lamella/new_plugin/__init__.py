@@ -1,0 +1,92 @@
+"""``lamella new-plugin``: writes a distribution with one layer, which passes its own tests at once."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import keyword
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from lamella import __version__, registry
+from lamella.errors import ArgumentError
+from lamella.protocol import snake_case
+
+__all__ = ["create"]
+
+_TEMPLATE = Path(__file__).parent / "template"
+_FILES = {  # where each template goes
+    "pyproject.toml": "pyproject.txt",
+    "README.md": "readme.txt",
+    "LICENSE": "license.txt",
+    ".gitignore": "gitignore.txt",
+    ".github/workflows/test.yml": "workflow.txt",
+    "@package@/__init__.py": "package.txt",
+    "@package@/@name@.py": "layer.txt",
+    "tests/test_@name@.py": "tests.txt",
+}
+
+
+def create(name: str, folder: str | Path = ".") -> str:
+    """Write a distribution of that name into a new folder, whole or not at all, and return what to do next.
+
+    Arguments:
+        name: of the distribution, in any spelling: ``soft-gate``, ``lamella_soft_gate`` and ``SoftGate`` all hold a
+            layer ``SoftGate``, registered as ``soft_gate``.
+        folder: where the new folder goes.
+
+    Raises:
+        ArgumentError: if the name can't be one, or is taken, or there is no such folder.
+    """
+    words = _words(name)
+    target = Path(folder) / words["distribution"]
+    if not target.parent.is_dir():
+        raise ArgumentError(f"folder: expected one that exists, got {str(folder)!r}")
+    if target.exists():
+        raise ArgumentError(f"{target} exists already; choose another name, or another place with --folder")
+    with tempfile.TemporaryDirectory(prefix=".new-plugin-", dir=target.parent) as waiting:
+        root = Path(waiting) / target.name
+        for path, template in _FILES.items():
+            file = root / _fill(path, words)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(_fill((_TEMPLATE / template).read_text("utf-8"), words), "utf-8")
+        root.rename(target)
+    return (
+        f"{target}: a layer {words['class']} in {words['package']}/{words['name']}.py, with its tests\n\n"
+        f'    cd {target}\n    python -m pip install --editable ".[test]"\n    python -m pytest\n'
+    )
+
+
+def _fill(text: str, words: dict[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(f"@{word}@", value)
+    return text
+
+
+def _words(name: str) -> dict[str, str]:
+    """The names of distribution, package, class and layer."""
+    if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
+        raise ArgumentError(
+            f"name: expected letters, digits and '-', with a letter first, such as 'lamella-swish', got {name!r}"
+        )
+    distribution = registry.canonical(re.sub(r"([a-z0-9])([A-Z])", r"\1-\2", name))
+    package = distribution.replace("-", "_")
+    stem = re.sub(r"^lamella[-_.]*(?=.)", "", name, flags=re.IGNORECASE)
+    cls = "".join(part[:1].upper() + part[1:] for part in re.split(r"[-_.]+", stem))
+    if not cls.isidentifier() or keyword.iskeyword(cls) or keyword.iskeyword(package):
+        raise ArgumentError(f"name: {name!r} would name a class {cls!r}, which Python does not allow; choose another")
+    if package in sys.stdlib_module_names or importlib.util.find_spec(package):
+        raise ArgumentError(
+            f"name: {name!r} would name a package {package!r}, but there is one already; choose another"
+        )
+    layer = snake_case(cls)
+    for entry in registry.entries("layers"):
+        if entry.name == layer:
+            raise ArgumentError(
+                f"name: {name!r} would name a layer {layer!r}, which {entry.plugin.origin} has; choose another"
+            )
+    year = str(datetime.date.today().year)
+    words = {"distribution": distribution, "package": package, "class": cls, "name": layer}
+    return {**words, "version": ".".join(__version__.split(".")[:2]), "year": year}

@@ -1,0 +1,213 @@
+"""`lamella check` and `pytest --lamella`: what they find, what they say of it, and what they cost."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lamella as lm
+from lamella import cli, registry
+from lamella.testing.laws import LAWS
+from lamella.testing.package import find_package
+
+ALL = [*LAWS, *(entry.name for entry in registry.entries("laws"))]
+MODULE = """
+import lamella as lm
+
+class Doubled(lm.Layer):
+    def __init__(self, fault=False):
+        self.fault = fault
+
+    def forward_pass(self, ctx, x):
+        return 2.0 * x
+
+    def backward_pass(self, ctx, dy):
+        return (3.0 if self.fault else 2.0) * dy
+
+class Whole(lm.Layer):
+    def build(self, declare, x):
+        raise lm.GraphError("expected a moon")
+
+class Hidden(lm.Layer):
+    pass
+
+@lm.hookimpl
+def lamella_layers():
+    return {"doubled": Doubled, "bare": Hidden} if "BARE" else {"doubled": Doubled}
+
+@lm.hookimpl
+def lamella_specimens():
+    x = lm.ArraySpec(("N", 4))
+    return [lm.testing.Specimen(layer, (x,)) for layer in (SUBJECTS)]
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module of layers into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write(name: str, subjects: str, *, bare: bool = False) -> str:
+        text = MODULE.replace("SUBJECTS", subjects).replace("BARE", "bare" if bare else "")
+        Path(f"{name}.py").write_text(text)
+        return name
+
+    yield write
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def checked(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = cli.main(["check", *arguments])
+    return (status, *capsys.readouterr())
+
+
+def test_a_sound_module_is_checked_before_anything_is_packaged(module, capsys):
+    status, out, error = checked(module("sound", "Doubled(),"), capsys=capsys)
+    heading, line, *_, last = out.splitlines()
+    assert (status, error) == (0, "")
+    assert heading.split() == ["layer", "specimen", "laws", "seconds"]
+    assert re.fullmatch(rf"doubled +Doubled\(\) on \(N, 4\) float32 +{len(ALL)} hold +\d+\.\d\d", line)
+    assert last == "specimens: 1, all laws hold"
+
+
+def test_what_is_broken_is_told_below_and_fails(module, capsys):
+    name = module("broken", "Doubled(), Doubled(True), Whole()", bare=True)
+    status, out, error = checked(name, capsys=capsys)
+    assert (status, error) == (1, "")
+    assert "Doubled(fault=True) on (N, 4) float32  1 broken, " in out
+    assert "\nbroken  Doubled(fault=True) on (N, 4) float32: gradient: " in out
+    assert "\nbroken  Whole() on (N, 4) float32: runs: GraphError: " in out
+    assert "expected a moon" in out
+    assert "\nbroken  bare: 'bare' has no specimen, so nothing can be examined. Likely fix: " in out
+    assert out.splitlines()[-1] == "specimens: 3, broken: 3"
+    assert checked(f"{name}:Whole", capsys=capsys)[0] == 1
+    assert checked(f"{name}:bare", capsys=capsys)[0] == 1
+    status, out, _ = checked(f"{module('sound', 'Doubled(),')}:Hidden", capsys=capsys)  # known to no hook
+    assert status == 1
+    assert "'Hidden' has no specimen" in out
+
+
+def test_json_holds_the_verdicts(module, capsys):
+    status, out, _ = checked("--json", "lamella_layers.dense:dense", module("one", "Doubled(True),"), capsys=capsys)
+    data = json.loads(out)
+    assert (status, data["sound"], data["lamella"]) == (1, False, lm.__version__)
+    dense, one = data["packages"]
+    assert {specimen["layer"] for specimen in dense["specimens"]} == {"dense"}
+    assert dense["specimens"][0]["origin"] == f"lamella {importlib.metadata.version('lamella')}"
+    (specimen,) = one["specimens"]
+    assert (specimen["specimen"], specimen["inputs"]) == ("Doubled(fault=True)", ["(N, 4) float32"])
+    outcomes = {verdict["law"]: verdict["outcome"] for verdict in specimen["verdicts"]}
+    assert [law for law in ALL if outcomes[law] == "broken"] == ["gradient"]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("lamela", "'lamela': no installed distribution, package or module of that name; .* Did you mean 'lamella'"),
+        ("lamella:Desne", "'lamella' has no layer 'Desne'; expected one of .* Did you mean 'dense'"),
+        ("lamella_onnx", "'lamella_onnx' gives no layers, losses or specimens, so there is nothing to examine"),
+        ("json", "json has no hooks; is @lamella.hookimpl missing"),
+        ("failing", "'failing' could not be imported: ZeroDivisionError"),
+        ("needing", "'needing' could not be imported: No module named 'moon'"),
+    ],
+)
+def test_targets_that_are_not_there_are_one_message(target, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("failing.py").write_text("1 / 0")
+    Path("needing.py").write_text("import moon")
+    status, out, error = checked(target, capsys=capsys)
+    if target == "json":  # a package that is there, but gives nothing
+        assert status == 1
+        assert words in out
+    else:
+        assert (status, out) == (2, "")
+        assert re.match(f"lamella: {words}", error)
+
+
+def test_distributions_packages_and_modules_are_found_by_name():
+    every = find_package("lamella")
+    assert {"dense", "mean_squared_error", "activation"} < {subject.name for subject in every.subjects}
+    assert not [subject.name for subject in every.subjects if subject.fault]
+    assert {s.name for s in find_package("lamella_layers.reshaping").subjects} == {"flatten", "reshape"}
+    assert {s.name for s in find_package("Lamella:Flatten").subjects} == {"flatten"}
+
+
+def test_an_activation_that_no_specimen_mentions_has_none(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "bent.py").write_text(
+        "import lamella as lm\nfrom lamella_layers import Activation\n"
+        "def forward(xp, x):\n    return 2.0 * x\n"
+        "def backward(xp, x, y, dy):\n    return 2.0 * dy\n"
+        "seen, unseen = (lm.ActivationFunction(forward, backward) for _ in range(2))\n"
+        "@lm.hookimpl\ndef lamella_activations():\n    return {'seen': seen, 'unseen': unseen}\n"
+        "@lm.hookimpl\ndef lamella_specimens():\n"
+        "    return [lm.testing.Specimen(Activation(seen), (lm.ArraySpec(('N', 3)),))]\n"
+    )
+    found = {subject.name: subject.fault for subject in find_package("bent").subjects}
+    assert list(found) == ["unseen", "Activation"]
+    assert found["unseen"].startswith("'unseen' has no specimen")
+    assert found["Activation"] == ""
+
+
+def run_pytest(*arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_pytest_collects_one_test_for_each_layer_specimen_and_law(module):
+    name = module("collected", "Doubled(), Doubled(True), Whole()", bare=True)
+    Path("test_other.py").write_text("def test_other(): pass")
+    status, out = run_pytest("-q", "-rA", "--lamella", name, "--lamella", "lamella:Reshape", "-W", "error")
+    assert status == 1
+    start = f"lamella:{name}::doubled::Doubled() on (N, 4) float32"
+    assert [line for line in out.splitlines() if line.startswith(f"PASSED {start}")] == [
+        f"PASSED {start}::{law}" for law in ALL
+    ]
+    assert "PASSED test_other.py::test_other" in out
+    assert f"FAILED lamella:{name}::doubled::Doubled(fault=True) on (N, 4) float32::gradient - " in out
+    assert "gradient of Doubled(fault=True) on (N, 4) float32 ___" in out
+    assert "backward_pass gives" in out
+    assert f"FAILED lamella:{name}::Whole::Whole() on (N, 4) float32::gradient" in out
+    assert f"FAILED lamella:{name}::bare::specimen - " in out
+    assert "SKIPPED" in out
+    assert "no output is of floats" in out
+    assert "Traceback" not in out
+    assert "pytest_plugin.py:" not in re.sub(r"^SKIPPED .*$", "", out, flags=re.MULTILINE)
+    assert out.count(" FAILED") + out.count("\nFAILED") == 2 + len(ALL)
+
+
+def test_pytest_chooses_by_keyword_and_by_mark(module):
+    name = module("chosen", "Doubled(), Doubled(True)")
+    Path("test_other.py").write_text("def test_other(): pass")
+    assert "1 passed" in run_pytest("-q", "--lamella", name, "-k", "slicing and fault")[1]
+    status, out = run_pytest("-q", "--lamella", f"{name}:doubled", "-m", "lamella", "--collect-only")
+    assert status == 0
+    assert "test_other" not in out.replace("1 deselected", "")
+    assert out.count("::") == 2 * len(ALL) * 3
+
+
+def test_pytest_says_what_it_cannot_find():
+    status, out = run_pytest("--lamella", "lamela")
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --lamella: 'lamela': no installed distribution" in out
+
+
+def test_pytest_without_the_option_loads_nothing(module):
+    Path("test_free.py").write_text(
+        "import sys\n"
+        "def test_free(pytestconfig):\n"
+        "    assert pytestconfig.pluginmanager.hasplugin('lamella')\n"
+        "    assert not {'lamella', 'numpy', 'lamella_layers'} & set(sys.modules)\n"
+    )
+    status, out = run_pytest("-q", "-W", "error")
+    assert status == 0, out
