@@ -45,8 +45,7 @@ def test_commands_exist():
     assert told == {entry.name for entry in registry.entries("commands")} | set(cli.OWN)
 
 
-def test_paths_exist():
-    paths = re.findall(r"`((?:core|plugins|exporters|tests)/[\w/.]+)`", TEXT)
-    paths += re.findall(r"^(\w+/[\w/]*) ", TEXT, re.MULTILINE)
-    assert paths
+def test_the_tree_is_there():
+    paths = re.findall(r"^(\w+/[\w/]*) ", TEXT, re.MULTILINE)
+    assert len(paths) >= 5
     assert [path for path in paths if not (ROOT / path).exists()] == []

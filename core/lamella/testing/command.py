@@ -89,7 +89,7 @@ def _data(packages: list[Package], rows: list[list[_Row]]) -> list[dict[str, Any
                     "specimen": row.specimen,
                     "inputs": list(row.inputs),
                     "seconds": round(row.seconds, 3),
-                    "verdicts": [verdict.__dict__ for verdict in row.verdicts],
+                    "verdicts": [{"law": v.law, "outcome": v.outcome, "detail": v.detail} for v in row.verdicts],
                 }
                 for row in found
             ],
