@@ -8,6 +8,8 @@ point in the group ``lamella``::
 
 Each hook takes nothing and returns a dict from names to objects. Names are lower case with underscores; every name is
 also known as ``"distribution:name"``. Hooks are called when a model is assembled or exported, never while it trains.
+
+``lamella new-plugin NAME`` writes a package with hooks; ``docs/write-a-layer.md`` tells how to write what they give.
 """
 
 from __future__ import annotations
@@ -79,7 +81,10 @@ def lamella_laws() -> dict[str, Any]:
 
 @hookspec
 def lamella_specimens() -> list[Any]:
-    """Specimens: a list of `lamella.testing.Specimen`, at least one for each layer and loss that the plugin gives."""
+    """Specimens: a list of `lamella.testing.Specimen`, at least one for each layer and loss that the plugin gives.
+
+    ``lamella check`` and ``pytest --lamella`` examine them; what has none fails there.
+    """
     return []
 
 
