@@ -98,6 +98,17 @@ def test_what_is_broken_is_told_below_and_fails(module, capsys):
     assert "'Hidden' has no specimen" in out
 
 
+def test_a_terminal_gets_a_table_that_fits(module, monkeypatch, capsys):
+    for variable, value in (("FORCE_COLOR", "1"), ("NO_COLOR", "1"), ("COLUMNS", "80")):
+        monkeypatch.setenv(variable, value)
+    status, out, _ = checked(module("shown", "Doubled(), Doubled(True)"), "lamella:Reshape", capsys=capsys)
+    head = out[: out.index("broken  ")]
+    assert status == 1
+    assert max(len(re.sub(r"\x1b\[\d+m", "", line)) for line in head.splitlines()) <= 80
+    assert "…" not in out
+    assert "skipped  Reshape((3, 2)) on (N, 6) int64: gradient: " in re.sub(r"\x1b\[\d+m", "", out)
+
+
 def test_json_holds_the_verdicts(module, capsys):
     status, out, _ = checked("--json", "lamella_layers.dense:dense", module("one", "Doubled(True),"), capsys=capsys)
     data = json.loads(out)

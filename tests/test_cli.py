@@ -7,6 +7,7 @@ import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,30 @@ def test_an_unknown_command_gets_a_suggestion_and_the_plugins_that_might_give_it
         "Did you mean 'verify'?"
     )
     assert "\nplugin 'swish' of unknown 0" in error
+
+
+def test_commands_of_one_name_are_told_apart_by_their_distributions(monkeypatch, capsys):
+    def giving(distribution: str, status: int) -> SimpleNamespace:
+        commands = {name: cli.Command("shine", lambda parser: None, lambda _: status) for name in ("shine", "layers")}
+
+        def refuse(parser: object) -> None:
+            raise RuntimeError("its arguments can't be added")
+
+        commands |= {distribution: cli.Command("fail", refuse, lambda _: status)}
+        plugin = SimpleNamespace(lamella_commands=lm.hookimpl(lambda: commands))
+        origin = SimpleNamespace(name=distribution, version="1")
+        return SimpleNamespace(name="cli", value=f"{distribution}.cli", dist=origin, load=lambda: plugin)
+
+    one = registry.Registry([giving("sun", 7), giving("moon", 8)])
+    for name in ("plugins", "entries", "specimens"):
+        monkeypatch.setattr(registry, name, getattr(one, name))
+    assert cli.main(["sun:shine"]) == 7
+    assert cli.main(["moon:layers"]) == 8
+    assert cli.main(["layers"]) == 0  # lamella's own keeps its name
+    assert cli.main([]) == 0  # nobody's arguments are asked for
+    capsys.readouterr()
+    assert cli.main(["shine"]) == 2
+    assert "several distributions give the command 'shine'; say moon:shine or sun:shine" in capsys.readouterr().err
 
 
 def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[object], int]) -> None:

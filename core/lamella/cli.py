@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> int:
             command.configure(sub)
             sub.set_defaults(run=command.run)
     if asked is not None and asked not in commands:
-        full = [name for name in commands if name.endswith(f":{asked}")]
+        full = sorted(name for name in commands if name.endswith(f":{asked}"))
         if full:
             raise errors.RegistryError(f"several distributions give the command {asked!r}; say {' or '.join(full)}")
         hint = errors.did_you_mean(asked, commands)
