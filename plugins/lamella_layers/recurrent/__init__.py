@@ -1,0 +1,78 @@
+"""Recurrent layers: one state for each sequence, carried from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lamella as lm
+from lamella_layers.recurrent.bidirectional import Bidirectional
+from lamella_layers.recurrent.layers import GRU, LSTM, RNN
+
+__all__ = ["GRU", "LSTM", "RNN", "Bidirectional"]
+
+
+@lm.hookimpl
+def lamella_layers() -> dict[str, type]:
+    return {"bidirectional": Bidirectional, "gru": GRU, "lstm": LSTM, "rnn": RNN}
+
+
+@lm.hookimpl
+def lamella_specimens() -> list[Any]:
+    from lamella.testing import Specimen
+
+    x, lengths, h = lm.ArraySpec(("N", "T", 3)), lm.ArraySpec(("N",), "int64", low=1, high=6), lm.ArraySpec(("N", 2))
+    docs = {name: f"https://onnx.ai/onnx/operators/onnx__{name}.html" for name in ("RNN", "LSTM", "GRU")}
+    plain = ("Transpose", "Transpose", "Unsqueeze", "Transpose", "Unsqueeze", "Concat", "Unsqueeze")
+    ordered, whole = (*plain, "Gather", "Gather", "Gather"), ("Squeeze", "Transpose")
+    refuses = (
+        ((lm.ArraySpec(("N", 3)),), "timesteps, features"),
+        ((lm.ArraySpec(("N", "T", "F")),), "known number of features"),
+        ((x, lengths.replace(dtype="float32")), "lengths of the sequences as integers"),
+        ((x, lengths, h, h, h), "to begin with"),
+        ((x, lm.ArraySpec(("N", 4))), "to begin with"),
+    )
+    cut: dict[str, Any] = {"gradient": "surrogate", "reason": "truncate cuts the gradient between chunks"}
+    return [
+        Specimen(RNN(2), (x,), (*plain, "RNN", "Squeeze"), docs=docs["RNN"], refuses=refuses),
+        Specimen(
+            RNN(2, activation="relu", return_sequences=True, reverse=True),
+            (x, lengths, h),
+            (*plain, "Cast", "Unsqueeze", "RNN", *whole),
+            docs=docs["RNN"],
+        ),
+        Specimen(
+            RNN(2, activation="sigmoid", return_state=True, truncate=2, use_bias=False), (x,), docs=docs["RNN"], **cut
+        ),
+        Specimen(LSTM(2), (x,), (*ordered, "LSTM", "Squeeze"), docs=docs["LSTM"], refuses=refuses),
+        Specimen(
+            LSTM(2, return_sequences=True, return_state=True),
+            (x, lengths, h, h),
+            (*ordered, "Cast", "Unsqueeze", "Unsqueeze", "LSTM", *whole, "Squeeze", "Squeeze"),
+            docs=docs["LSTM"],
+        ),
+        Specimen(LSTM(2, reverse=True, truncate=3), (x, lengths), docs=docs["LSTM"], **cut),
+        Specimen(
+            GRU(2, return_sequences=True), (lm.ArraySpec(("N", 1, 3)),), (*plain, "GRU", *whole), docs=docs["GRU"]
+        ),
+        Specimen(
+            GRU(2, return_sequences=True, return_state=True, reverse=True),
+            (x, lengths, h),
+            (*plain, "Cast", "Unsqueeze", "GRU", *whole, "Squeeze"),
+            docs=docs["GRU"],
+            refuses=refuses,
+        ),
+        Specimen(GRU(2, use_bias=False), (x, h), docs=docs["GRU"]),
+        Specimen(
+            Bidirectional(LSTM(2, return_sequences=True)),
+            (x, lengths),
+            (*(*ordered, "Cast", "LSTM", *whole) * 2, "Concat"),
+            docs=docs["LSTM"],
+        ),
+        Specimen(
+            Bidirectional(RNN(2, return_state=True), merge_mode="mul"),
+            (x, h, h),
+            docs=docs["RNN"],
+            refuses=(((x, h), "expected 2 states"),),
+        ),
+        *(Specimen(Bidirectional(RNN(2), merge_mode=mode), (x,), docs=docs["RNN"]) for mode in ("sum", "ave", None)),
+    ]

@@ -1,0 +1,92 @@
+"""A recurrent layer walked in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lamella as lm
+from lamella.arguments import choice
+from lamella_layers.recurrent.layers import Recurrent
+
+__all__ = ["Bidirectional"]
+
+_MODES = ("concat", "sum", "mul", "ave")
+
+
+class Bidirectional(lm.Layer):
+    """A recurrent layer and its mirror image, which walks the other way, and their outputs merged, step by step.
+
+    Arguments:
+        layer: an `RNN`, `LSTM` or `GRU`; its mirror image has the same arguments and its own parameters.
+        merge_mode: "concat" (along the units), "sum", "mul", "ave" (the mean), or None for both outputs.
+
+    Inputs: those of the layer; states to begin with come twice, the layer's own first. Outputs: the merged output, or
+    two; then, with ``return_state``, the last states, the layer's own first.
+
+    Shapes: (N, timesteps, features) -> (N, timesteps, 2 units) or, without ``return_sequences``, (N, 2 units); without
+    the 2 unless the mode is "concat". Parameters: those of the layer under ``forward`` and ``backward``.
+
+    Raises:
+        ArgumentError: if ``layer`` is not recurrent or ``merge_mode`` is another.
+        GraphError: if the number of states does not fit.
+
+    Source: Schuster and Paliwal (1997), https://doi.org/10.1109/78.650093
+
+    >>> import lamella as lm
+    >>> from lamella_layers import GRU
+    >>> model = lm.Sequential([Bidirectional(GRU(4, return_sequences=True))], input_shape=("T", 3))
+    >>> model.output_specs
+    (ArraySpec(('N', 'T', 8), 'float32'),)
+    >>> next(iter(model.parameters))
+    'bidirectional_1/forward.kernel'
+    """
+
+    def __init__(self, layer: Recurrent, *, merge_mode: str | None = "concat"):
+        if not isinstance(layer, Recurrent):
+            raise lm.ArgumentError(f"layer: expected an RNN, LSTM or GRU, got {layer!r}")
+        self.layer = layer
+        self.merge_mode = None if merge_mode is None else choice(merge_mode, "merge_mode", _MODES)
+
+    def expand(self, *inputs: lm.Node) -> Any:
+        mirrored = self.layer.replace(reverse=not self.layer.reverse)
+        mirrored = mirrored if self.layer.trainable else mirrored.frozen()
+        x, lengths, initial = self.layer.split(inputs)
+        count = len(self.layer.states)
+        if len(initial) not in (0, 2 * count):
+            raise lm.GraphError(
+                f"Bidirectional: expected {2 * count} states to begin with, {' and '.join(self.layer.states)} for each "
+                f"direction, or none; got {len(initial)}"
+            )
+        common = (x,) if lengths is None else (x, lengths)
+        ahead = self.layer.named("forward")(*common, *initial[:count])
+        back = mirrored.named("backward")(*common, *initial[count:])
+        (y, *states), (z, *others) = (out if isinstance(out, tuple) else (out,) for out in (ahead, back))
+        merged = (y, z) if self.merge_mode is None else (Merge(self.merge_mode).named("merge")(y, z),)
+        outputs = (*merged, *states, *others)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+
+class Merge(lm.Layer):
+    """Two arrays of one shape as one; see `Bidirectional`."""
+
+    def __init__(self, mode: str):
+        self.mode = mode
+
+    def build(self, declare: lm.Declare, a: lm.ArraySpec, b: lm.ArraySpec) -> lm.ArraySpec:
+        return a.replace(shape=(*a.shape[:-1], 2 * int(a.shape[-1]))) if self.mode == "concat" else a
+
+    def forward_pass(self, ctx: lm.Context, a: Any, b: Any) -> Any:
+        ctx.save(a, b)
+        if self.mode == "concat":
+            return ctx.xp.concat([a, b], axis=-1)
+        if self.mode == "mul":
+            return a * b
+        return a + b if self.mode == "sum" else (a + b) * 0.5
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        a, b = ctx.saved
+        if self.mode == "concat":
+            return dy[..., : a.shape[-1]], dy[..., a.shape[-1] :]
+        if self.mode == "mul":
+            return dy * b, dy * a
+        return (dy, dy) if self.mode == "sum" else (dy * 0.5, dy * 0.5)
