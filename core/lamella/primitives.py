@@ -99,6 +99,30 @@ def scan(
     return tuple(states), tuple(xp.stack(list(column), axis=0) for column in zip(*rows, strict=True))
 
 
+@scan.kernel("numpy")
+def _(
+    xp: Any,
+    body: Callable[..., tuple[Any, Any]],
+    states: Sequence[Any],
+    xs: Sequence[Any],
+    *,
+    consts: Sequence[Any] = (),
+    reverse: bool = False,
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Each step's y goes to its place at once, while it is in the cache and before the next needs new memory."""
+    states, steps = tuple(states), range(xs[0].shape[0])
+    if not steps:
+        return scan.reference(xp, body, states, xs)  # type: ignore[no-any-return]  # which says so
+    stacked: tuple[Any, ...] = ()
+    for k, t in enumerate(reversed(steps) if reverse else steps):
+        states, ys = body(states, tuple(x[t] for x in xs), *consts)
+        if k == 0:
+            stacked = tuple(np.empty((len(steps), *y.shape), y.dtype) for y in ys)
+        for all_steps, y in zip(stacked, ys, strict=True):
+            all_steps[t] = y
+    return tuple(states), stacked
+
+
 @primitive
 def pad(xp: Any, x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
     """Add ``widths[axis] = (before, after)`` cells of one value around an array."""

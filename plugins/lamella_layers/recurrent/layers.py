@@ -63,13 +63,13 @@ class Recurrent(lm.Layer):
         self.recurrent_initializer = recurrent_initializer
 
     @abc.abstractmethod
-    def step(self, xp: Any, z: Any, states: States, params: Any) -> tuple[States, tuple[Any, ...]]:
+    def step(self, xp: Any, z: Any, states: States, kernel: Any, params: Any) -> tuple[States, tuple[Any, ...]]:
         """Return the next states, and what `step_dx` needs of this step."""
 
     @abc.abstractmethod
     def step_dx(self, xp: Any, d: States, kept: tuple[Any, ...], h: Any, transposed: Any) -> tuple[States, States]:
-        """Return the gradients of the states before, and of z; where that of the product with the recurrent kernel
-        differs, it comes third. ``h`` is the one before this step."""
+        """Return the gradients of the states before, and of z gate by gate; where the last gate's product with the
+        recurrent kernel has another than its z, that comes last. ``h`` is the one before this step."""
 
     def split(self, inputs: tuple[Any, ...]) -> Sequences:
         """Tell lengths, which have the batch axis only, from states."""
@@ -110,8 +110,8 @@ class Recurrent(lm.Layer):
         return (y, *(state for _ in self.states)) if self.return_state else y
 
     def bias_of_z(self, xp: Any, params: Any) -> Any:
-        """What is added to the product of the inputs."""
-        return params.bias
+        """What is added to the product of the inputs, (gates, 1, units)."""
+        return xp.reshape(params.bias, (len(self.gates), 1, self.units))
 
     def onnx_attributes(self) -> dict[str, Any]:
         """What the native operator needs to know beside units and direction."""
@@ -127,29 +127,35 @@ class Recurrent(lm.Layer):
         y = y if self.return_sequences else last[0]
         return (y, *last) if self.return_state else y
 
-    def backward_pass(self, ctx: lm.Context, *gradients: Any) -> Any:
+    def backward_pass(self, ctx: lm.Context, *incoming: Any) -> Any:
         (given, kept), xp, params = ctx.saved, ctx.xp, ctx.params
         if kept is None:  # inference kept nothing
             _, _, kept = walk(xp, self, params, given)
-        d, dzs = self._walk_back(xp, params, given, kept, gradients)
+        d, dzs = self._walk_back(xp, params, given, kept, incoming)
+        # (N, T, features) -> (T*N, features), (T, N, units) -> (T*N, units)
         x = xp.permute_dims(given.x, (1, 0, 2))
-        # (T, N, ...) -> (T*N, ...)
         x_rows, h_rows, *dz_rows = (xp.reshape(a, (-1, a.shape[-1])) for a in (x, kept[-1], *dzs))
+        own, past = dz_rows[: len(self.gates)], [*dz_rows[: len(self.gates) - 1], dz_rows[-1]]
         if ctx.trainable:
-            names = ("bias", "recurrent_bias") if self.use_bias else ()
-            biases = {name: xp.sum(rows, axis=0) for name, rows in zip(names, dz_rows, strict=False)}
-            ctx.grad(kernel=x_rows.T @ dz_rows[0], recurrent_kernel=h_rows.T @ dz_rows[-1], **biases)
+            gradients = {"kernel": [x_rows.T @ d for d in own], "recurrent_kernel": [h_rows.T @ d for d in past]}
+            if self.use_bias:
+                gradients["bias"] = [xp.sum(d, axis=0) for d in own]
+            if self.use_bias and self.has_two_biases:
+                gradients["recurrent_bias"] = [xp.sum(d, axis=0) for d in past]
+            ctx.grad(**{name: xp.concat(parts, axis=-1) for name, parts in gradients.items()})
         dx = None
         if ctx.wants_dx[0]:
+            kernel = _by_gate(xp, params.kernel, self.units)
+            dx_rows = sum(d @ kernel[k, ...].T for k, d in enumerate(own))
             # (T*N, features) -> (N, T, features)
-            dx = xp.permute_dims(xp.reshape(dz_rows[0] @ params.kernel.T, x.shape), (1, 0, 2))
+            dx = xp.permute_dims(xp.reshape(dx_rows, x.shape), (1, 0, 2))
         return (dx, *(() if given.lengths is None else (None,)), *(d if given.initial else ()))
 
     def _walk_back(
-        self, xp: Any, params: Any, given: Sequences, kept: tuple[Any, ...], gradients: tuple[Any, ...]
+        self, xp: Any, params: Any, given: Sequences, kept: tuple[Any, ...], incoming: tuple[Any, ...]
     ) -> tuple[States, tuple[Any, ...]]:
         """The gradients of the initial states, and those of what each step adds up."""
-        dy, *rest = gradients
+        dy, *rest = incoming
         zeros = xp.zeros((given.x.shape[0], self.units), dtype=given.x.dtype)
         d = tuple(rest) if rest else (zeros,) * len(self.states)
         xs: dict[Any, Any] = dict(enumerate(kept))
@@ -161,8 +167,9 @@ class Recurrent(lm.Layer):
             xs["valid"] = _valid(xp, given)
         if self.truncate is not None:
             xs["flows"] = self._flows(xp, given)
-        # (units, gates) -> (gates, units), anew in memory: products with it are faster so
-        transposed = xp.reshape(xp.reshape(params.recurrent_kernel.T, (-1,)), params.recurrent_kernel.shape[::-1])
+        # each gate's own (units, units), transposed anew in memory: products with it are faster so
+        transposed = xp.permute_dims(_by_gate(xp, params.recurrent_kernel, self.units), (0, 2, 1))
+        transposed = xp.reshape(xp.reshape(transposed, (-1,)), transposed.shape)
 
         def body(after: States, xs_t: tuple[Any, ...]) -> tuple[States, tuple[Any, ...]]:
             now = dict(zip(xs, xs_t, strict=True))
@@ -188,6 +195,11 @@ class Recurrent(lm.Layer):
         return xp.astype((steps % self.truncate != 0) | (steps == 0), given.x.dtype)
 
 
+def _by_gate(xp: Any, kernel: Any, units: int) -> Any:
+    """(rows, gates * units) -> (gates, rows, units)."""
+    return xp.permute_dims(xp.reshape(kernel, (kernel.shape[0], kernel.shape[1] // units, units)), (1, 0, 2))
+
+
 def _lengths(xp: Any, given: Sequences) -> Any:
     """(1, N, 1)."""
     return xp.astype(given.lengths, xp.int64)[None, :, None]
@@ -203,15 +215,16 @@ def walk(
 ) -> tuple[Any, States, tuple[Any, ...]]:
     """Return h of all steps (N, T, units), or None where the layer gives only the last; the last states; and, where
     asked for, what the way back needs of each step, h before it last."""
+    # (T, 1, N, features) @ (gates, features, units) -> (T, gates, N, units)
     x = xp.permute_dims(given.x, (1, 0, 2))
-    # (T*N, features) @ (features, gates) -> (T, N, gates)
-    z = xp.reshape(xp.reshape(x, (-1, x.shape[-1])) @ params.kernel, (*x.shape[:2], params.kernel.shape[1]))
+    z = x[:, None, :, :] @ _by_gate(xp, params.kernel, layer.units)
     if layer.use_bias:
         z += layer.bias_of_z(xp, params)
+    recurrent = _by_gate(xp, params.recurrent_kernel, layer.units)
     zeros = xp.zeros((x.shape[1], layer.units), dtype=x.dtype)
 
     def body(states: States, xs: tuple[Any, ...]) -> tuple[States, tuple[Any, ...]]:
-        after, kept = layer.step(xp, xs[0], states, params)
+        after, kept = layer.step(xp, xs[0], states, recurrent, params)
         y = after[0]
         if given.lengths is not None:
             y = xp.where(xs[1], y, 0.0)
@@ -338,14 +351,14 @@ class RNN(Recurrent):
     def onnx_attributes(self) -> dict[str, Any]:
         return {"activations": [self.activation.capitalize()]}
 
-    def step(self, xp: Any, z: Any, states: States, params: Any) -> tuple[States, tuple[Any, ...]]:
-        h = self.function.forward(xp, z + states[0] @ params.recurrent_kernel)
+    def step(self, xp: Any, z: Any, states: States, kernel: Any, params: Any) -> tuple[States, tuple[Any, ...]]:
+        h = self.function.forward(xp, z[0, ...] + states[0] @ kernel[0, ...])
         return (h,), (h,)
 
     def step_dx(self, xp: Any, d: States, kept: tuple[Any, ...], h: Any, transposed: Any) -> tuple[States, States]:
         (y,) = kept
         dz = self.function.backward(xp, y, y, d[0])  # of these functions y tells the slope
-        return (dz @ transposed,), (dz,)
+        return (dz @ transposed[0, ...],), (dz,)
 
 
 def _remember(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int | None, fan_out: int | None) -> Any:
@@ -399,13 +412,13 @@ class LSTM(Recurrent):
     onnx_gates = ("i", "o", "f", "c")
     bias_initializer = staticmethod(_remember)
 
-    def step(self, xp: Any, z: Any, states: States, params: Any) -> tuple[States, tuple[Any, ...]]:
-        h, c, gates, y = lstm_step(xp, z, *states, params.recurrent_kernel)
+    def step(self, xp: Any, z: Any, states: States, kernel: Any, params: Any) -> tuple[States, tuple[Any, ...]]:
+        h, c, gates, y = lstm_step(xp, z, *states, kernel)
         return (h, c), (gates, y, states[1])
 
     def step_dx(self, xp: Any, d: States, kept: tuple[Any, ...], h: Any, transposed: Any) -> tuple[States, States]:
         dh, dc, dz = lstm_step_dx(xp, *d, *kept, transposed)
-        return (dh, dc), (dz,)
+        return (dh, dc), dz
 
 
 class GRU(Recurrent):
@@ -454,14 +467,15 @@ class GRU(Recurrent):
         return {"linear_before_reset": 1}
 
     def bias_of_z(self, xp: Any, params: Any) -> Any:
-        both = 2 * self.units  # those of the gates
-        return xp.concat([params.bias[:both] + params.recurrent_bias[:both], params.bias[both:]])
+        both = 2 * self.units  # those of z and r
+        bias = xp.concat([params.bias[:both] + params.recurrent_bias[:both], params.bias[both:]])
+        return xp.reshape(bias, (3, 1, self.units))
 
-    def step(self, xp: Any, z: Any, states: States, params: Any) -> tuple[States, tuple[Any, ...]]:
+    def step(self, xp: Any, z: Any, states: States, kernel: Any, params: Any) -> tuple[States, tuple[Any, ...]]:
         bias = params.recurrent_bias[2 * self.units :] if self.use_bias else xp.zeros((self.units,), dtype=z.dtype)
-        h, gates, past = gru_step(xp, z, *states, params.recurrent_kernel, bias)
+        h, gates, past = gru_step(xp, z, *states, kernel, bias)
         return (h,), (gates, past)
 
     def step_dx(self, xp: Any, d: States, kept: tuple[Any, ...], h: Any, transposed: Any) -> tuple[States, States]:
-        dh, dz, dproduct = gru_step_dx(xp, *d, *kept, h, transposed)
-        return (dh,), (dz, dproduct)
+        dh, dz = gru_step_dx(xp, *d, *kept, h, transposed)
+        return (dh,), dz
