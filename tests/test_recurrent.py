@@ -268,8 +268,9 @@ def test_arguments_are_checked():
         Bidirectional(RNN(2), merge_mode="max")
 
 
-def test_a_graph_that_walks_over_time_runs_whole(monkeypatch):
+def test_a_graph_that_walks_over_time_has_one_slice_for_each_thread(monkeypatch):
     monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
-    for layer in (RNN(4), Bidirectional(GRU(4))):
+    monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1)
+    for layer in (RNN(4), Bidirectional(GRU(4)), LSTM(4)):
         model = lm.Sequential([layer, Dense(3)], input_shape=(T, F))
-        assert slice_rows(model.program, 64, 2) == [64]
+        assert slice_rows(model.program, 64, 2) == [32, 32]

@@ -14,7 +14,11 @@ if torch.get_num_threads() > 1:
 
 LAYERS = {
     "tanh": (RNN, torch.nn.RNN, [0]),
-    "relu": (lambda *a, **k: RNN(*a, activation="relu", **k), lambda *a, **k: torch.nn.RNN(*a, nonlinearity="relu", **k), [0]),
+    "relu": (
+        lambda *a, **k: RNN(*a, activation="relu", **k),
+        lambda *a, **k: torch.nn.RNN(*a, nonlinearity="relu", **k),
+        [0],
+    ),
     "lstm": (LSTM, torch.nn.LSTM, [0, 1, 2, 3]),
     "gru": (GRU, torch.nn.GRU, [1, 0, 2]),
 }  # ours, theirs, and the place of our gates among theirs

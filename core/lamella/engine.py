@@ -155,14 +155,15 @@ def slice_rows(program: Program, rows: int, threads: int) -> list[int]:
 
     One slice for steps so small that threads cost more than they give. Else a multiple of the threads, of slices whose
     largest layer fits a core's cache, but not of so few rows that the gradients of dense layers, which every slice
-    computes whole, cost more than the rest. Where layers share sums over the batch, every slice waits with all of its
-    activations, and there is one for each thread.
+    computes whole, cost more than the rest. There is one for each thread where layers share sums over the batch, since
+    every slice waits with all of its activations then, and where layers walk over time, since every slice takes as
+    many steps as the batch.
     """
     cost = program.cost
     if cost.work * rows < INLINE_WORK:
         return [rows]
     size = max(SLICE_BYTES // max(1, cost.largest), min(256, cost.widest // 4096), 1)
-    if cost.coupled:
+    if cost.coupled or cost.recurrent:
         size = rows
     count = min(rows, math.ceil(math.ceil(rows / size) / threads) * threads)
     return [rows * (k + 1) // count - rows * k // count for k in range(count)]

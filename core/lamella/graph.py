@@ -200,6 +200,7 @@ class Cost(NamedTuple):
     largest: int  # bytes that the largest layer reads and writes for a row
     widest: int  # numbers in the largest matrix of weights
     coupled: bool  # whether layers share sums over the batch
+    recurrent: bool  # whether layers walk over time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +235,8 @@ class Program:
             largest = max(largest, itemsize * sum(sizes[value] for value in (*leaf.inputs, *leaf.outputs)))
         matrices = (math.prod(array.shape) for array in self.arrays.values() if len(array.shape) == 2)
         coupled = any(leaf.forward_yields or leaf.backward_yields for leaf in self.leaves)
-        return Cost(work, largest, max(matrices, default=0), coupled)
+        recurrent = any(leaf.layer.recurrent for leaf in self.leaves)
+        return Cost(work, largest, max(matrices, default=0), coupled, recurrent)
 
 
 def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Program:

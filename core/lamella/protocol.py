@@ -188,6 +188,9 @@ class Layer(Configured):
     array([[3., 6.]], dtype=float32)
     """
 
+    recurrent = False
+    """True for a layer that walks over time: every slice walks all of it, so the fewer slices the better."""
+
     _name: str | None = None
     _trainable = True
 
