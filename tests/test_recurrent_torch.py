@@ -9,8 +9,6 @@ import lamella as lm
 from lamella_layers import GRU, LSTM, RNN, Bidirectional
 
 torch = pytest.importorskip("torch")
-if torch.get_num_threads() > 1:
-    torch.set_num_threads(1)
 
 LAYERS = {
     "tanh": (RNN, torch.nn.RNN, [0]),
@@ -68,10 +66,7 @@ def test_forward_and_gradients_are_those_of_pytorch(seed):
     # ours: forward's states, then backward's; theirs: each state's (directions, rows, units)
     grouped = np.stack([states[k :: 2 if kind == "lstm" else 1] for k in range(2 if kind == "lstm" else 1)])
     begin = [torch.tensor(s, requires_grad=True) for s in grouped]
-    if not given:
-        hx = None
-    else:
-        hx = tuple(begin) if kind == "lstm" else begin[0]
+    hx = (tuple(begin) if kind == "lstm" else begin[0]) if given else None
     fed = tx
     if packed:
         fed = torch.nn.utils.rnn.pack_padded_sequence(tx, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
