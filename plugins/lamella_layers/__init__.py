@@ -24,13 +24,9 @@ from lamella_layers.pooling import (
     MaxPooling2D,
 )
 from lamella_layers.preprocessing import Normalization, Rescaling
+from lamella_layers.recurrent import GRU, LSTM, RNN, Bidirectional
 from lamella_layers.regularization import Dropout, GaussianNoise, SpatialDropout2D
 from lamella_layers.reshaping import Flatten, Permute, Reshape, UpSampling2D
-from lamella_layers.normalization import BatchNormalization
-from lamella_layers.pooling import AveragePooling2D, MaxPooling2D
-from lamella_layers.recurrent import GRU, LSTM, RNN, Bidirectional
-from lamella_layers.regularization import Dropout
-from lamella_layers.reshaping import Flatten, Reshape
 
 __all__ = [
     "GRU",
@@ -42,10 +38,10 @@ __all__ = [
     "AveragePooling1D",
     "AveragePooling2D",
     "BatchNormalization",
+    "Bidirectional",
     "Concatenate",
     "ConstantPadding2D",
     "Conv1D",
-    "Bidirectional",
     "Conv2D",
     "Conv2DTranspose",
     "Cropping2D",
