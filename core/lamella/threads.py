@@ -7,11 +7,12 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamella.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["available_cores", "blas_for", "run_lanes", "set_threads", "thread_count"]
 
@@ -37,15 +38,19 @@ def _quota() -> int:
     """The cores that a Linux control group grants, rounded up; no limit where there is none."""
     cores = math.inf
     with contextlib.suppress(OSError, ValueError):  # version 2
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = _text("/sys/fs/cgroup/cpu.max").split()
         if quota != "max":
             cores = int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):  # version 1
-        root = Path("/sys/fs/cgroup/cpu")
-        limit = int((root / "cpu.cfs_quota_us").read_text())
+        limit = int(_text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
         if limit > 0:
-            cores = min(cores, limit / int((root / "cpu.cfs_period_us").read_text()))
+            cores = min(cores, limit / int(_text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")))
     return 1_000_000 if cores == math.inf else max(1, math.ceil(cores))
+
+
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 def set_threads(count: int | None) -> None:
@@ -83,6 +88,8 @@ def run_lanes(lanes: Sequence[Callable[[], None]]) -> None:
         for lane in lanes:
             lane()
         return
+    from concurrent.futures import wait  # costs an eighth of `import lamella`
+
     futures: list[Future[None]] = []
     interruption: BaseException | None = None
     try:
@@ -112,6 +119,8 @@ def _as_worker(lane: Callable[[], None]) -> None:
 
 def _kept_pool(size: int) -> ThreadPoolExecutor:
     global _pool
+    from concurrent.futures import ThreadPoolExecutor
+
     if _pool is None or _pool._max_workers < size:
         _pool = ThreadPoolExecutor(size, thread_name_prefix="lamella")
     return _pool
