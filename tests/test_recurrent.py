@@ -78,9 +78,7 @@ def test_every_step_follows_the_formula_and_sequences_end_where_they_say(kind, r
     rng = np.random.default_rng(len(kind))
     x, lengths = rng.normal(size=(5, T, F)), np.array([6, 1, 3, 5, 2])
     states = [rng.normal(size=(5, U)) for _ in range(count)]
-    model = model_of(
-        make(return_sequences=True, return_state=True, reverse=reverse), lengths=True, states=count, rng=rng
-    )
+    model = model_of(make(return_state=True, reverse=reverse), lengths=True, states=count, rng=rng)
     y, *last = model.predict((x, lengths, *states))
     for n in range(5):
         ys, after = walked(cell, x[n], lengths[n], [s[n] for s in states], weights_of(model), reverse)
@@ -93,8 +91,8 @@ def test_all_lengths_whole_and_states_zero_are_what_is_left_out(kind):
     make, _, count = CELLS[kind]
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, T, F))
-    full = model_of(make(return_state=True), lengths=True, states=count, rng=rng)
-    bare = model_of(make(), states=0)
+    full = model_of(make(return_state=True, return_sequences=False), lengths=True, states=count, rng=rng)
+    bare = model_of(make(return_sequences=False), states=0)
     for (_, value), name in zip(full.parameters.items(), bare.parameters, strict=True):
         bare.parameters[name] = value
     y, *last = full.predict((x, np.full(2, T), *[np.zeros((2, U))] * count))
@@ -104,7 +102,7 @@ def test_all_lengths_whole_and_states_zero_are_what_is_left_out(kind):
 
 def test_the_gradient_of_an_early_step_holds_what_later_steps_make_of_it():
     rng = np.random.default_rng(2)
-    model, x = model_of(RNN(U)), rng.normal(size=(2, T, F))
+    model, x = model_of(RNN(U, return_sequences=False)), rng.normal(size=(2, T, F))
     target = np.zeros((2, U))
     _, _, dx = model.gradients(x, target, loss="mean_squared_error")
     for n, t, f in [(0, 0, 0), (1, 2, 1), (1, T - 1, 2)]:
@@ -152,10 +150,10 @@ def test_truncation_cuts_the_gradient_between_chunks_and_nothing_else(kind, reve
 
 def test_truncation_counts_from_the_first_step_that_a_sequence_has():
     rng = np.random.default_rng(4)
-    long = model_of(GRU(U, reverse=True, truncate=2), lengths=True, states=1, rng=rng)
+    long = model_of(GRU(U, reverse=True, truncate=2, return_sequences=False), lengths=True, states=1, rng=rng)
     x, h = rng.normal(size=(1, T, F)), rng.normal(size=(1, U))
     given, target = np.array([3]), np.zeros((1, U))
-    short = model_of(GRU(U, reverse=True, truncate=2), states=1, steps="T")
+    short = model_of(GRU(U, reverse=True, truncate=2, return_sequences=False), states=1, steps="T")
     for (_, value), name in zip(long.parameters.items(), short.parameters, strict=True):
         short.parameters[name] = value
     _, _, (dx, _, dh) = long.gradients((x, given, h), target, loss="mean_squared_error")
@@ -166,7 +164,7 @@ def test_truncation_counts_from_the_first_step_that_a_sequence_has():
 
 
 def test_weights_start_as_in_keras():
-    model = lm.Sequential([LSTM(8)], input_shape=("T", 5))
+    model = lm.Sequential([LSTM(8, return_sequences=False)], input_shape=("T", 5))
     w = weights_of(model)
     np.testing.assert_array_equal(w["bias"], np.repeat([0.0, 1.0, 0.0, 0.0], 8))
     np.testing.assert_allclose(w["recurrent_kernel"] @ w["recurrent_kernel"].T, np.eye(8), atol=1e-6)
@@ -188,7 +186,7 @@ MERGED = {
 @pytest.mark.parametrize("mode", MERGED)
 def test_bidirectional_is_two_layers_merged(mode):
     rng = np.random.default_rng(5)
-    layer = LSTM(U, return_sequences=True, return_state=True)
+    layer = LSTM(U, return_state=True)
     model = model_of(Bidirectional(layer, merge_mode=mode), lengths=True, states=4, rng=rng)
     x, lengths, states = rng.normal(size=(2, T, F)), np.array([4, 6]), rng.normal(size=(4, 2, U))
     merged = model.predict((x, lengths, *states))
@@ -207,15 +205,15 @@ def test_bidirectional_is_two_layers_merged(mode):
 
 
 def test_a_frozen_layer_is_frozen_in_both_directions():
-    model = lm.Sequential([Bidirectional(RNN(2).frozen()), Dense(1)], input_shape=(T, F))
+    model = lm.Sequential([Bidirectional(RNN(2, return_sequences=False).frozen()), Dense(1)], input_shape=(T, F))
     _, gradients, _ = model.gradients(np.ones((2, T, F)), np.ones((2, 1)), loss="mean_squared_error")
     assert list(gradients) == ["dense_1.kernel", "dense_1.bias"]
 
 
 def test_exports_run_on_any_batch_and_any_time(tmp_path):
     x, lengths = lm.Input(("T", F), name="x"), lm.Input((), dtype="int64", name="lengths", low=1, high=5)
-    y = Bidirectional(LSTM(U, return_sequences=True))(x, lengths)
-    model = lm.Model((x, lengths), GRU(U, reverse=True)(y, lengths))
+    y = Bidirectional(LSTM(U))(x, lengths)
+    model = lm.Model((x, lengths), GRU(U, reverse=True, return_sequences=False)(y, lengths))
     lamella_onnx.export(model, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [given.shape for given in session.get_inputs()] == [["N", "T", F], ["N"]]
@@ -250,7 +248,7 @@ def test_a_recurrent_layer_learns_what_came_first():
     rng = np.random.default_rng(8)
     x = rng.choice([-1.0, 1.0], (256, 12, 1)).astype("float32")
     y = (x[:, 0] > 0).astype("float32")
-    model = lm.Sequential([LSTM(16), Dense(1)], input_shape=(12, 1), seed=1)
+    model = lm.Sequential([LSTM(16, return_sequences=False), Dense(1)], input_shape=(12, 1), seed=1)
     model.fit(x, y, loss="binary_cross_entropy", optimizer=lm.optimizers.Adam(0.02), epochs=30, progress=False)
     assert model.evaluate(x, y, loss="binary_cross_entropy", metrics="accuracy")["accuracy"] > 0.95
 
@@ -271,6 +269,10 @@ def test_arguments_are_checked():
 def test_a_graph_that_walks_over_time_has_one_slice_for_each_thread(monkeypatch):
     monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
     monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1)
-    for layer in (RNN(4), Bidirectional(GRU(4)), LSTM(4)):
+    for layer in (
+        RNN(4, return_sequences=False),
+        Bidirectional(GRU(4, return_sequences=False)),
+        LSTM(4, return_sequences=False),
+    ):
         model = lm.Sequential([layer, Dense(3)], input_shape=(T, F))
         assert slice_rows(model.program, 64, 2) == [32, 32]

@@ -33,46 +33,52 @@ def lamella_specimens() -> list[Any]:
     )
     cut: dict[str, Any] = {"gradient": "surrogate", "reason": "truncate cuts the gradient between chunks"}
     return [
-        Specimen(RNN(2), (x,), (*plain, "RNN", "Squeeze"), docs=docs["RNN"], refuses=refuses),
+        Specimen(RNN(2, return_sequences=False), (x,), (*plain, "RNN", "Squeeze"), docs=docs["RNN"], refuses=refuses),
         Specimen(
-            RNN(2, activation="relu", return_sequences=True, reverse=True),
+            RNN(2, activation="relu", reverse=True),
             (x, lengths, h),
             (*plain, "Cast", "Unsqueeze", "RNN", *whole),
             docs=docs["RNN"],
         ),
         Specimen(
-            RNN(2, activation="sigmoid", return_state=True, truncate=2, use_bias=False), (x,), docs=docs["RNN"], **cut
+            RNN(2, activation="sigmoid", return_state=True, truncate=2, use_bias=False, return_sequences=False),
+            (x,),
+            docs=docs["RNN"],
+            **cut,
         ),
-        Specimen(LSTM(2), (x,), (*ordered, "LSTM", "Squeeze"), docs=docs["LSTM"], refuses=refuses),
         Specimen(
-            LSTM(2, return_sequences=True, return_state=True),
+            LSTM(2, return_sequences=False), (x,), (*ordered, "LSTM", "Squeeze"), docs=docs["LSTM"], refuses=refuses
+        ),
+        Specimen(
+            LSTM(2, return_state=True),
             (x, lengths, h, h),
             (*ordered, "Cast", "Unsqueeze", "Unsqueeze", "LSTM", *whole, "Squeeze", "Squeeze"),
             docs=docs["LSTM"],
         ),
-        Specimen(LSTM(2, reverse=True, truncate=3), (x, lengths), docs=docs["LSTM"], **cut),
+        Specimen(LSTM(2, reverse=True, truncate=3, return_sequences=False), (x, lengths), docs=docs["LSTM"], **cut),
+        Specimen(GRU(2), (lm.ArraySpec(("N", 1, 3)),), (*plain, "GRU", *whole), docs=docs["GRU"]),
         Specimen(
-            GRU(2, return_sequences=True), (lm.ArraySpec(("N", 1, 3)),), (*plain, "GRU", *whole), docs=docs["GRU"]
-        ),
-        Specimen(
-            GRU(2, return_sequences=True, return_state=True, reverse=True),
+            GRU(2, return_state=True, reverse=True),
             (x, lengths, h),
             (*plain, "Cast", "Unsqueeze", "GRU", *whole, "Squeeze"),
             docs=docs["GRU"],
             refuses=refuses,
         ),
-        Specimen(GRU(2, use_bias=False), (x, h), docs=docs["GRU"]),
+        Specimen(GRU(2, use_bias=False, return_sequences=False), (x, h), docs=docs["GRU"]),
         Specimen(
-            Bidirectional(LSTM(2, return_sequences=True)),
+            Bidirectional(LSTM(2)),
             (x, lengths),
             (*(*ordered, "Cast", "LSTM", *whole) * 2, "Concat"),
             docs=docs["LSTM"],
         ),
         Specimen(
-            Bidirectional(RNN(2, return_state=True), merge_mode="mul"),
+            Bidirectional(RNN(2, return_state=True, return_sequences=False), merge_mode="mul"),
             (x, h, h),
             docs=docs["RNN"],
             refuses=(((x, h), "expected 2 states"),),
         ),
-        *(Specimen(Bidirectional(RNN(2), merge_mode=mode), (x,), docs=docs["RNN"]) for mode in ("sum", "ave", None)),
+        *(
+            Specimen(Bidirectional(RNN(2, return_sequences=False), merge_mode=mode), (x,), docs=docs["RNN"])
+            for mode in ("sum", "ave", None)
+        ),
     ]

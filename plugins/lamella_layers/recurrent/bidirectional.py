@@ -34,7 +34,7 @@ class Bidirectional(lm.Layer):
 
     >>> import lamella as lm
     >>> from lamella_layers import GRU
-    >>> model = lm.Sequential([Bidirectional(GRU(4, return_sequences=True))], input_shape=("T", 3))
+    >>> model = lm.Sequential([Bidirectional(GRU(4))], input_shape=("T", 3))
     >>> model.output_specs
     (ArraySpec(('N', 'T', 8), 'float32'),)
     >>> next(iter(model.parameters))

@@ -45,7 +45,7 @@ class Recurrent(lm.Layer):
         self,
         units: int,
         *,
-        return_sequences: bool = False,
+        return_sequences: bool = True,
         return_state: bool = False,
         reverse: bool = False,
         truncate: int | None = None,
@@ -292,7 +292,7 @@ class RNN(Recurrent):
     Arguments:
         units: how many numbers the state has.
         activation: f: "tanh", "relu" or "sigmoid".
-        return_sequences: whether to give h of every step rather than of the last only.
+        return_sequences: whether to give h of every step, or of the last only, which is what Keras does unless told.
         return_state: whether to give the last h as a further output.
         reverse: walk from the last step to the first. Outputs stay in the order of time, as in ONNX and PyTorch.
         truncate: cut the gradient between chunks of so many steps; None for the whole sequence. States go on, and only
@@ -315,7 +315,7 @@ class RNN(Recurrent):
     Source: https://onnx.ai/onnx/operators/onnx__RNN.html
 
     >>> import lamella as lm
-    >>> model = lm.Sequential([RNN(4, return_sequences=True), RNN(3)], input_shape=("T", 2))
+    >>> model = lm.Sequential([RNN(4), RNN(3, return_sequences=False)], input_shape=("T", 2))
     >>> model.predict([[[0.0, 1.0], [1.0, 0.0]]]).shape
     (1, 3)
     """
@@ -327,7 +327,7 @@ class RNN(Recurrent):
         units: int,
         *,
         activation: str = "tanh",
-        return_sequences: bool = False,
+        return_sequences: bool = True,
         return_state: bool = False,
         reverse: bool = False,
         truncate: int | None = None,
@@ -374,7 +374,7 @@ class LSTM(Recurrent):
 
     Arguments:
         units: how many numbers h and c have.
-        return_sequences: whether to give h of every step rather than of the last only.
+        return_sequences: whether to give h of every step, or of the last only, which is what Keras does unless told.
         return_state: whether to give the last h and c as further outputs.
         reverse: walk from the last step to the first. Outputs stay in the order of time, as in ONNX and PyTorch.
         truncate: cut the gradient between chunks of so many steps; None for the whole sequence. States go on, and only
@@ -401,7 +401,7 @@ class LSTM(Recurrent):
 
     >>> import lamella as lm
     >>> sequence, length = lm.Input(("T", 3)), lm.Input((), dtype="int64", low=1, high=6)
-    >>> h, last, cell = LSTM(4, return_sequences=True, return_state=True)(sequence, length)
+    >>> h, last, cell = LSTM(4, return_state=True)(sequence, length)
     >>> h.shape, cell.shape
     (('N', 'T', 4), ('N', 4))
     """
@@ -429,7 +429,7 @@ class GRU(Recurrent):
 
     Arguments:
         units: how many numbers the state has.
-        return_sequences: whether to give h of every step rather than of the last only.
+        return_sequences: whether to give h of every step, or of the last only, which is what Keras does unless told.
         return_state: whether to give the last h as a further output.
         reverse: walk from the last step to the first. Outputs stay in the order of time, as in ONNX and PyTorch.
         truncate: cut the gradient between chunks of so many steps; None for the whole sequence. States go on, and only
