@@ -288,7 +288,7 @@ def test_export_of_float64_and_of_data_far_from_0(tmp_path):
 
 def test_it_says_what_it_refuses():
     for shape, dtype, words in (
-        ((), None, r"expected floats \(N, channels\), \(N, time, channels\) or \(N, channels, height, width\)"),
+        ((), None, r"expected floats \(N, channels\), \(N, time, channels\), .* or \(N, channels, height, width\)"),
         ((3, 4, 5, 6), None, r"got \(N, 3, 4, 5, 6\) float32. Likely fix: Reshape"),
         ((4, "F"), None, "known number of channels"),
         (("C", 4, 4), None, "known number of channels"),
@@ -315,6 +315,24 @@ def test_statistics_that_overflow_are_not_kept():
         model.train_on_batch(x, np.zeros((8, 2)), loss="mean_squared_error", optimizer="sgd")
     assert np.all(model.state["batch_normalization_1.variance"] == 1.0)
     assert model.step == 0
+
+
+@pytest.mark.parametrize("make", [BatchNormalization, lambda axis: GroupNormalization(2, axis=axis)])
+def test_series_with_channels_on_axis_1_are_those_with_channels_last_turned(make):
+    x, dy = drawn((6, 4, 5))
+    turned = [a.transpose(0, 2, 1) for a in (x, dy)]
+    one, other = (model_of(a[0], make(axis=axis), dtype="float64") for a, axis in (((x, dy), 1), (turned, None)))
+    for model in (one, other):
+        name = next(iter(model.parameters))
+        model.parameters[name] = np.arange(1.0, 5.0)
+    (_, first, dx), (_, second, turned_dx) = (
+        model.gradients(a, d, loss="mean_squared_error") for model, (a, d) in ((one, (x, dy)), (other, turned))
+    )
+    np.testing.assert_allclose(dx, turned_dx.transpose(0, 2, 1), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(one.predict(x), other.predict(turned[0]).transpose(0, 2, 1), rtol=1e-12)
+    agree(first, second, 1e-12)
+    with pytest.raises(lm.ArgumentError, match="axis: expected 1, -1 or None, got 2"):
+        make(axis=2)
 
 
 # Each sample by itself

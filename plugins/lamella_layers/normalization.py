@@ -45,13 +45,14 @@ class BatchNormalization(lm.Layer):
     Arguments:
         momentum: how much of the running averages stays in each step, in [0, 1). PyTorch's is 1 minus this one.
         epsilon: added to the variance; above 0, so that constant channels stay finite.
+        axis: the axis of the channels. None: the last one of sequences, as recurrent layers have it, and axis 1 of
+            images. Series of `Conv1D` want ``axis=1``.
 
-    Shapes: (N, channels), (N, time, channels) or images (N, channels, height, width) -> the same; as everywhere in
-    lamella, features of sequences come last, and channels of images first. Parameters: ``gamma``, ``beta``; state:
-    ``mean``, ``variance``; all (channels,).
+    Shapes: (N, channels), (N, time, channels), with ``axis=1`` (N, channels, length), or images (N, channels, height,
+    width) -> the same. Parameters: ``gamma``, ``beta``; state: ``mean``, ``variance``; all (channels,).
 
     Raises:
-        ArgumentError: if ``momentum`` is not in [0, 1) or ``epsilon`` not above 0.
+        ArgumentError: if ``momentum`` is not in [0, 1), ``epsilon`` not above 0, or ``axis`` neither 1, -1 nor None.
         GraphError: if the input has another number of axes, channels of unknown number, or integers.
 
     Source: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html; Ioffe and Szegedy,
@@ -64,12 +65,12 @@ class BatchNormalization(lm.Layer):
     (array([1.5], dtype=float32), array([2.5], dtype=float32))
     """
 
-    def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3):
+    def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3, *, axis: int | None = None):
         self.momentum = fraction(momentum, "momentum")
-        self.epsilon = _epsilon(epsilon)
+        self.epsilon, self.axis = _epsilon(epsilon), _axis(axis)
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
-        channels = _known_channels(x)
+        channels = _known_channels(x, self.axis)
         declare.parameter("gamma", (channels,), "ones")
         declare.parameter("beta", (channels,), "zeros")
         declare.state("mean", (channels,), "zeros")
@@ -77,11 +78,12 @@ class BatchNormalization(lm.Layer):
         return x
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
-        xp, gamma, beta, running = ctx.xp, ctx.params.gamma, ctx.params.beta, ctx.state
-        x = channels_last(ctx, x)
+        xp, gamma, beta, running, shape = ctx.xp, ctx.params.gamma, ctx.params.beta, ctx.state, x.shape
+        x = channels_last(ctx, _as_image(xp, x, self.axis))
         if not (ctx.training and ctx.trainable):
             ctx.save(x)
-            return batch_normalization(ctx, x, gamma, beta, running.mean, running.variance, epsilon=self.epsilon)
+            y = batch_normalization(ctx, x, gamma, beta, running.mean, running.variance, epsilon=self.epsilon)
+            return _shaped(xp, y, shape)
         # the slice's own moments, in float64: sums of x^2 would lose the variance of channels far from 0
         n = _count(x)
         mean, squares = channel_moments(ctx, x)
@@ -99,10 +101,12 @@ class BatchNormalization(lm.Layer):
         ctx.save(x, center, rest, inverse, n)
         scale = gamma * inverse
         offset = beta - rest * scale
-        return channel_affine(ctx, x, xp.astype(scale, ctx.dtype), xp.astype(offset, ctx.dtype), center=center)
+        y = channel_affine(ctx, x, xp.astype(scale, ctx.dtype), xp.astype(offset, ctx.dtype), center=center)
+        return _shaped(xp, y, shape)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
-        xp, dy = ctx.xp, channels_last(ctx, dy)
+        xp, shape = ctx.xp, dy.shape
+        dy = channels_last(ctx, _as_image(xp, dy, self.axis))
         if ctx.training and ctx.trainable:
             x, center, rest, inverse, n = ctx.saved
         else:
@@ -116,14 +120,13 @@ class BatchNormalization(lm.Layer):
             return None
         scale = xp.astype(ctx.params.gamma * inverse, ctx.dtype)
         if n is None:
-            return channel_affine(ctx, dy, scale)
+            return _shaped(xp, channel_affine(ctx, dy, scale), shape)
         total, product = yield total, product
         # dx = scale (dy - total / n - (x - mean) slope)
         slope = product * inverse / n
         shift = total / n - rest * slope
-        return batch_normalization_dx(
-            ctx, dy, x, center, xp.astype(shift, ctx.dtype), xp.astype(slope, ctx.dtype), scale
-        )
+        shift, slope = xp.astype(shift, ctx.dtype), xp.astype(slope, ctx.dtype)
+        return _shaped(xp, batch_normalization_dx(ctx, dy, x, center, shift, slope, scale), shape)
 
 
 def _epsilon(value: Any) -> float:
@@ -267,15 +270,16 @@ class GroupNormalization(lm.Layer):
     Arguments:
         groups: how many; they share out the channels evenly.
         epsilon: added to the variance; above 0. Keras's default; PyTorch's is 1e-5.
+        axis: the axis of the channels, as in `BatchNormalization`.
 
-    Shapes: (N, channels), (N, time, channels) or images (N, channels, height, width) -> the same. Parameters:
-    ``gamma``, ``beta`` (channels,).
+    Shapes: (N, channels), (N, time, channels), with ``axis=1`` (N, channels, length), or images (N, channels, height,
+    width) -> the same. Parameters: ``gamma``, ``beta`` (channels,).
 
     In ONNX it is InstanceNormalization, of groups as if they were channels: onnxruntime's GroupNormalization squares
     before it subtracts the mean, and gives NaN where that is 10000 times the deviation.
 
     Raises:
-        ArgumentError: if ``groups`` is not positive or ``epsilon`` not above 0.
+        ArgumentError: if ``groups`` is not positive, ``epsilon`` not above 0, or ``axis`` neither 1, -1 nor None.
         GraphError: if the groups do not share out the channels, or the input has another number of axes or integers.
 
     Source: https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html; Wu and He,
@@ -286,11 +290,11 @@ class GroupNormalization(lm.Layer):
     array([[-1.,  1.,  0.,  0.]], dtype=float32)
     """
 
-    def __init__(self, groups: int = 32, epsilon: float = 1e-3):
-        self.groups, self.epsilon = positive(groups, "groups"), _epsilon(epsilon)
+    def __init__(self, groups: int = 32, epsilon: float = 1e-3, *, axis: int | None = None):
+        self.groups, self.epsilon, self.axis = positive(groups, "groups"), _epsilon(epsilon), _axis(axis)
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
-        channels = _known_channels(x)
+        channels = _known_channels(x, self.axis)
         if channels % self.groups:
             raise lm.GraphError(
                 f"expected groups={self.groups} to share out the channels evenly, got {channels} in {x}"
@@ -300,20 +304,21 @@ class GroupNormalization(lm.Layer):
         return x
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
-        p = ctx.params
-        y, *saved = group_normalization(ctx, x, p.gamma, p.beta, groups=self.groups, epsilon=self.epsilon)
+        p, image = ctx.params, _as_image(ctx.xp, x, self.axis)
+        y, *saved = group_normalization(ctx, image, p.gamma, p.beta, groups=self.groups, epsilon=self.epsilon)
         ctx.save(*saved)
-        return y
+        return _shaped(ctx.xp, y, x.shape)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
-        unit, inverse = ctx.saved
+        (unit, inverse), shape = ctx.saved, dy.shape
+        dy = _as_image(ctx.xp, dy, self.axis)
         if ctx.trainable:
             beta, gamma = (ctx.xp.astype(total, ctx.dtype) for total in channel_products(ctx, dy, unit))
             ctx.grad(gamma=gamma, beta=beta)
         if not ctx.wants_dx[0]:
             return None
         d, units = (_grouped(ctx.xp, a, self.groups) for a in (channel_affine(ctx, dy, ctx.params.gamma), unit))
-        return _ungrouped(ctx.xp, standardize_dx(ctx, d, units, inverse, axes=1), dy)
+        return _shaped(ctx.xp, _ungrouped(ctx.xp, standardize_dx(ctx, d, units, inverse, axes=1), dy), shape)
 
 
 def _grouped(xp: Any, x: Any, groups: int) -> Any:
@@ -330,15 +335,33 @@ def _ungrouped(xp: Any, y: Any, x: Any) -> Any:
     return xp.permute_dims(xp.reshape(y, (n, c, t)), (0, 2, 1))
 
 
-def _known_channels(x: lm.ArraySpec) -> int:
-    channels = x.shape[_channel_axis(len(x.shape))] if len(x.shape) in (2, 3, 4) else None
+def _axis(value: int | None) -> int | None:
+    if value not in (None, 1, -1) or isinstance(value, bool):
+        raise lm.ArgumentError(f"axis: expected 1, -1 or None, got {value!r}")
+    return value
+
+
+def _known_channels(x: lm.ArraySpec, axis: int | None) -> int:
+    axes = len(x.shape)
+    place = 1 if axis == 1 else _channel_axis(axes) if axis is None else axes - 1
+    channels = x.shape[place] if axes in (2, 3, 4) and not (axes == 4 and place == 3) else None
     if not isinstance(channels, int) or not x.is_float:
         raise lm.GraphError(
-            "expected floats (N, channels), (N, time, channels) or (N, channels, height, width) with a known "
-            f"number of channels, got {x}. Likely fix: Reshape(...) to one of these, or x.astype('float32') for "
-            "integers"
+            "expected floats (N, channels), (N, time, channels), with axis=1 (N, channels, length), or (N, channels, "
+            f"height, width) with a known number of channels, got {x}. Likely fix: Reshape(...) to one of these, or "
+            "x.astype('float32') for integers"
         )
     return channels
+
+
+def _as_image(xp: Any, x: Any, axis: int | None) -> Any:
+    """(N, C, L) -> (N, C, L, 1), where channels are on axis 1; everything else as it is."""
+    return xp.expand_dims(x, axis=3) if axis == 1 and x.ndim == 3 else x
+
+
+def _shaped(xp: Any, y: Any, shape: tuple[Any, ...]) -> Any:
+    """The inverse of `_as_image`."""
+    return xp.squeeze(y, axis=3) if y.ndim > len(shape) else y
 
 
 def _channel_axis(axes: int) -> int:
@@ -655,6 +678,7 @@ def lamella_specimens() -> list[Any]:
         Specimen(BatchNormalization(momentum=0.0), (lm.ArraySpec(("N", 1, 2, 3)),), one, docs=docs),
         Specimen(BatchNormalization(), (lm.ArraySpec(("N", 2, "H", "W")),), one, docs=docs),
         Specimen(BatchNormalization(), (lm.ArraySpec(("N", 6, 4)),), around, docs=docs),
+        Specimen(BatchNormalization(axis=1), (lm.ArraySpec(("N", 3, "L")),), ("Unsqueeze", *one, "Squeeze"), docs=docs),
         Specimen(
             BatchNormalization(), (lm.ArraySpec(("N", "T", 4)),), (*around, "Shape", "Shape", "Concat"), docs=docs
         ),
@@ -690,4 +714,10 @@ def lamella_specimens() -> list[Any]:
             GroupNormalization(1), (lm.ArraySpec(("N", "T", 4)),), (*grouped, *turned, "Mul", "Add"), docs=group_docs
         ),
         Specimen(GroupNormalization(2), (lm.ArraySpec(("N", 6)),), (*grouped, *affine), docs=group_docs),
+        Specimen(
+            GroupNormalization(2, axis=1),
+            (lm.ArraySpec(("N", 4, 5)),),
+            ("Unsqueeze", *grouped, "Reshape", "Reshape", *affine, "Squeeze"),
+            docs=group_docs,
+        ),
     ]
