@@ -6,11 +6,12 @@ from typing import Any
 
 import lamella as lm
 from lamella.arguments import choice
+from lamella_layers.merging import Add, Average, Concatenate, Multiply
 from lamella_layers.recurrent.layers import Recurrent
 
 __all__ = ["Bidirectional"]
 
-_MODES = ("concat", "sum", "mul", "ave")
+_MODES: dict[str, type[lm.Layer]] = {"concat": Concatenate, "sum": Add, "mul": Multiply, "ave": Average}
 
 
 class Bidirectional(lm.Layer):
@@ -61,32 +62,6 @@ class Bidirectional(lm.Layer):
         ahead = self.layer.named("forward")(*common, *initial[:count])
         back = mirrored.named("backward")(*common, *initial[count:])
         (y, *states), (z, *others) = (out if isinstance(out, tuple) else (out,) for out in (ahead, back))
-        merged = (y, z) if self.merge_mode is None else (Merge(self.merge_mode).named("merge")(y, z),)
+        merged = (y, z) if self.merge_mode is None else (_MODES[self.merge_mode]().named("merge")(y, z),)
         outputs = (*merged, *states, *others)
         return outputs if len(outputs) > 1 else outputs[0]
-
-
-class Merge(lm.Layer):
-    """Two arrays of one shape as one; see `Bidirectional`."""
-
-    def __init__(self, mode: str):
-        self.mode = mode
-
-    def build(self, declare: lm.Declare, a: lm.ArraySpec, b: lm.ArraySpec) -> lm.ArraySpec:
-        return a.replace(shape=(*a.shape[:-1], 2 * int(a.shape[-1]))) if self.mode == "concat" else a
-
-    def forward_pass(self, ctx: lm.Context, a: Any, b: Any) -> Any:
-        ctx.save(a, b)
-        if self.mode == "concat":
-            return ctx.xp.concat([a, b], axis=-1)
-        if self.mode == "mul":
-            return a * b
-        return a + b if self.mode == "sum" else (a + b) * 0.5
-
-    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
-        a, b = ctx.saved
-        if self.mode == "concat":
-            return dy[..., : a.shape[-1]], dy[..., a.shape[-1] :]
-        if self.mode == "mul":
-            return dy * b, dy * a
-        return (dy, dy) if self.mode == "sum" else (dy * 0.5, dy * 0.5)
