@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,12 +13,14 @@ from lamella.graph import Input, Node
 from lamella.losses import Loss
 from lamella.model import Model
 from lamella.protocol import ArraySpec, Declare, Layer
+from lamella.testing.comparison import Skipped
 from lamella.testing.specimen import Specimen
 
-__all__ = ["AXIS", "Case", "LossLayer", "contiguous", "scattered"]
+__all__ = ["Case", "Finding", "LossLayer", "contiguous", "scattered"]
 
+T = TypeVar("T")
 Array = np.ndarray[Any, Any]
-AXIS = 5  # the size that an axis with a name other than "N" gets
+AXES = (5, 4, 6, 3)  # the sizes that axes with names other than "N" get, in the order of the names
 
 
 class LossLayer(Layer):
@@ -50,6 +52,14 @@ class _Projection(Loss):
         return ctx.saved[0]
 
 
+class Finding(NamedTuple):
+    """A probe of a law that failed: what it raised, and how to run it again."""
+
+    error: Exception
+    probe: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
 class Case:
     """One specimen and everything that laws ask about it. Draws follow from ``seed``.
 
@@ -57,22 +67,66 @@ class Case:
         specimen: what is examined.
         layer: the layer, or the loss as a layer.
         specs: of the layer's inputs.
+        sizes: of the axes that have a name other than "N".
+        findings: what probes have found wrong so far.
+        kept: what laws keep from one probe to the next.
     """
 
-    def __init__(self, specimen: Specimen, seed: int = 0) -> None:
+    def __init__(
+        self,
+        specimen: Specimen,
+        seed: int = 0,
+        *,
+        most: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+        rounded: bool = False,
+    ) -> None:
         self.specimen = specimen
         self.seed = seed
+        self.most = most  # rows, whatever is asked for
+        self.rounded = rounded  # draw numbers of few digits
+        self.findings: list[Finding] = []
+        self.kept: dict[Any, Any] = {}
         self._models: dict[tuple[str, str], Model] = {}
         specs = specimen.inputs
+        names = dict.fromkeys(n for spec in specs for n in spec.shape if isinstance(n, str) and n != "N")
+        self.sizes = {name: AXES[k % len(AXES)] for k, name in enumerate(names)} | dict(sizes or {})
         if isinstance(specimen.subject, Loss):
             self.layer: Any = LossLayer(specimen.subject)
-            prepared = self._prepare(_draw(specs, 2, np.random.default_rng(seed), 1.0))[1]
+            prepared = self._prepare(self._numbers(2, np.random.default_rng(seed), 1.0))[1]
             kind = "float32" if prepared.dtype.kind == "f" else str(prepared.dtype)
             specs = (specs[0], ArraySpec(("N", *prepared.shape[1:]), kind))
         else:
             self.layer = specimen.subject
         self.specs = specs
         self._values: dict[str, Any] | None = None
+
+    def like(
+        self,
+        *,
+        specimen: Specimen | None = None,
+        most: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+        rounded: bool | None = None,
+    ) -> Case:
+        """Return a new case with some things changed; ``most`` bounds the rows of what is drawn."""
+        return Case(
+            specimen or self.specimen,
+            self.seed,
+            most=most or self.most,
+            sizes=self.sizes if sizes is None else sizes,
+            rounded=self.rounded if rounded is None else rounded,
+        )
+
+    def examine(self, probe: Callable[..., T], *arguments: Any) -> T | None:
+        """Run ``probe(case, *arguments)``; where it raises, note what it found, and go on."""
+        try:
+            return probe(self, *arguments)
+        except Skipped:
+            raise
+        except Exception as error:  # Broken, and whatever the layer's own code raises
+            self.findings.append(Finding(error, probe, arguments))
+            return None
 
     @cached_property
     def wants(self) -> tuple[bool, ...]:
@@ -84,9 +138,10 @@ class Case:
         """Whether an input may take any value: all but the target of a loss."""
         return k == 0 or not isinstance(self.layer, LossLayer)
 
-    def nodes(self) -> tuple[Node, ...]:
-        """New inputs for a graph of the layer."""
-        return tuple(Input(s.shape[1:], None if s.is_float else s.dtype, low=s.low, high=s.high) for s in self.specs)
+    def nodes(self, specs: Sequence[ArraySpec] | None = None) -> tuple[Node, ...]:
+        """New inputs for a graph of the layer, by default those of `specs`."""
+        specs = self.specs if specs is None else specs
+        return tuple(Input(s.shape[1:], None if s.is_float else s.dtype, low=s.low, high=s.high) for s in specs)
 
     def model(self, dtype: str = "float64", backend: str = "numpy") -> Model:
         """A model of the layer alone. Parameters are moved off their initial values, to the same float32 numbers."""
@@ -95,14 +150,17 @@ class Case:
             model = Model(nodes, self.layer(*nodes), dtype=dtype, seed=self.seed, backend=backend)
             if self._values is None:
                 rng = np.random.default_rng([self.seed, 1])
-                self._values = {
-                    name: (value + 0.3 * rng.standard_normal(value.shape)).astype("float32")
-                    for name, value in model.parameters.items()
-                }
+                moved = {name: v + 0.3 * rng.standard_normal(v.shape) for name, v in model.parameters.items()}
+                self._values = {name: self._shorten(value).astype("float32") for name, value in moved.items()}
             for name, value in self._values.items():
                 model.parameters[name] = value
             self._models[dtype, backend] = model
         return self._models[dtype, backend]
+
+    @property
+    def values(self) -> dict[str, Array]:
+        """The parameters of all models."""
+        return dict(self.model().parameters)
 
     def draw(self, rows: int, *, scale: float = 1.0, attempt: int = 0) -> tuple[Array, ...]:
         """Random inputs, floats as float32 numbers, scattered in memory.
@@ -110,8 +168,9 @@ class Case:
         Floats are normal with standard deviation ``scale`` and at most 1e3 in size, or within what their spec allows:
         uniform between two limits, on the allowed side of one.
         """
+        rows = min(rows, self.most or rows)
         rng = np.random.default_rng([self.seed, 2, rows, attempt])
-        return tuple(map(scattered, self._prepare(_draw(self.specimen.inputs, rows, rng, scale))))
+        return tuple(map(scattered, self._prepare(self._numbers(rows, rng, scale))))
 
     def constant(self, rows: int, value: float) -> tuple[Array, ...]:
         """Inputs whose floats are all one value, or the nearest that their spec allows."""
@@ -119,6 +178,38 @@ class Case:
             _within(spec, np.full_like(x, value)) if spec.is_float and self._is_free(k) else x
             for k, (x, spec) in enumerate(zip(self.draw(rows), self.specs, strict=True))
         )
+
+    def _numbers(self, rows: int, rng: np.random.Generator, scale: float) -> tuple[Any, ...]:
+        drawn = []
+        for spec in self.specimen.inputs:
+            shape = tuple(rows if n == "N" else self.sizes[n] if isinstance(n, str) else n for n in spec.shape)
+            if spec.is_float:
+                drawn.append(self._floats(spec, shape, rng, scale))
+            elif spec.dtype == "bool":
+                drawn.append(rng.integers(0, 2, shape).astype(bool))
+            else:
+                low = 0 if spec.low is None else int(spec.low)
+                high = low + 10 if spec.high is None else int(spec.high)
+                drawn.append(rng.integers(low, high, shape).astype(spec.dtype))
+        return tuple(drawn)
+
+    def _floats(self, spec: ArraySpec, shape: tuple[int, ...], rng: np.random.Generator, scale: float) -> Array:
+        low, high = spec.low, spec.high
+        if low is not None and high is not None:
+            values = rng.uniform(low, high, shape)
+        else:
+            values = np.clip(scale * rng.standard_normal(shape), -1e3, 1e3)
+            if low is not None:
+                values = low + np.abs(values)
+            if high is not None:
+                values = high - np.abs(values)
+        return _within(spec, self._shorten(values).astype("float32"))
+
+    def _shorten(self, values: Any) -> Any:
+        """Numbers of few digits, none of them 0, if that is asked for."""
+        if not self.rounded:
+            return values
+        return np.where(np.abs(values) < 0.05, np.copysign(0.1, values), np.round(values, 1))
 
     def _prepare(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         if isinstance(self.specimen.subject, Loss):
@@ -128,8 +219,10 @@ class Case:
     def cotangents(self, inputs: Sequence[Any]) -> tuple[Array, ...]:
         """Random incoming gradients, one for each output, scattered in memory."""
         rng = np.random.default_rng([self.seed, 3])
-        outputs = self.infer("float64", inputs)
-        return tuple(scattered(np.asarray(rng.standard_normal(y.shape), "float32")) for y in outputs)
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self.kept:
+            self.kept[shapes] = [y.shape for y in self.infer("float64", inputs)]
+        return tuple(scattered(np.asarray(rng.standard_normal(shape), "float32")) for shape in self.kept[shapes])
 
     def infer(self, dtype: str, inputs: Sequence[Any], backend: str = "numpy") -> tuple[Array, ...]:
         """The outputs in inference mode."""
@@ -146,6 +239,7 @@ class Case:
         cotangents: Sequence[Any],
         *,
         sizes: Sequence[int] = (),
+        backwards: bool = False,
         backend: str = "numpy",
         training: bool = True,
         frozen: bool = False,
@@ -154,7 +248,8 @@ class Case:
         """What one step gives, as NumPy: in slices of the given sizes, or whole.
 
         On NumPy the layer gets the very arrays that are given, writable, where they have the right dtype already.
-        ``frozen`` freezes every layer; ``wants_dx`` is by default `wants`.
+        ``backwards`` runs the slices in the opposite order; ``frozen`` freezes every layer; ``wants_dx`` is by default
+        `wants`.
         """
         model = self.model(dtype, backend)
         device, program = model.device, model.program
@@ -175,13 +270,17 @@ class Case:
             training=training,
         )
         slices = cut(batch, sizes or [len(inputs[0])])
+        place: Any = slice(None)
+        if backwards:
+            slices.reverse()
+            place = np.argsort(np.concatenate([part.offset + np.arange(len(part.inputs[0])) for part in slices]))
         losses = [_Projection() if yes else None for yes in smooth]
         buffer = Gradients(model.storage.empty_like())
         result = run_step(plan, device, model.arrays(), slices, losses, [buffer], seed=self.seed, step=3)
         return result._replace(
-            predictions=tuple(map(device.asnumpy, result.predictions)),
+            predictions=tuple(device.asnumpy(y)[place] for y in result.predictions),
             gradients={name: device.asnumpy(value) for name, value in result.gradients.items()},
-            dx=tuple(None if dx is None else device.asnumpy(dx) for dx in result.dx),
+            dx=tuple(None if dx is None else device.asnumpy(dx)[place] for dx in result.dx),
             updates={name: device.asnumpy(value) for name, value in result.updates.items()},
         )
 
@@ -195,34 +294,6 @@ class Case:
             return (contiguous if a.flags.c_contiguous else scattered)(a.astype(dtype))
 
         return tuple(map(convert, arrays))
-
-
-def _draw(specs: Sequence[ArraySpec], rows: int, rng: np.random.Generator, scale: float) -> tuple[Any, ...]:
-    drawn = []
-    for spec in specs:
-        shape = tuple(rows if n == "N" else AXIS if isinstance(n, str) else n for n in spec.shape)
-        if spec.is_float:
-            drawn.append(_floats(spec, shape, rng, scale))
-        elif spec.dtype == "bool":
-            drawn.append(rng.integers(0, 2, shape).astype(bool))
-        else:
-            low = 0 if spec.low is None else int(spec.low)
-            high = low + 10 if spec.high is None else int(spec.high)
-            drawn.append(rng.integers(low, high, shape).astype(spec.dtype))
-    return tuple(drawn)
-
-
-def _floats(spec: ArraySpec, shape: tuple[int, ...], rng: np.random.Generator, scale: float) -> Array:
-    low, high = spec.low, spec.high
-    if low is not None and high is not None:
-        values = rng.uniform(low, high, shape)
-    else:
-        values = np.clip(scale * rng.standard_normal(shape), -1e3, 1e3)
-        if low is not None:
-            values = low + np.abs(values)
-        if high is not None:
-            values = high - np.abs(values)
-    return _within(spec, values.astype("float32"))
 
 
 def _within(spec: ArraySpec, values: Array) -> Array:

@@ -2,74 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal
+import re
+from collections.abc import Callable
+from typing import Any
 
 from lamella import registry
-from lamella.errors import ArgumentError, LayerError
+from lamella.errors import ArgumentError
 from lamella.losses import Loss
 from lamella.protocol import ArraySpec, Layer
-from lamella.testing.case import Case
-from lamella.testing.laws import LAWS, Broken, Skipped
+from lamella.testing.case import Case, Finding
+from lamella.testing.comparison import Broken, Fault, Skipped
+from lamella.testing.laws import LAWS, steady
+from lamella.testing.report import ConformanceError, ConformanceReport, Verdict
+from lamella.testing.shrinking import cause_of, fault_of
 from lamella.testing.specimen import Specimen
 
-__all__ = ["ConformanceError", "ConformanceReport", "Verdict", "check_layer", "check_loss", "check_specimen"]
+__all__ = ["ConformanceError", "ConformanceReport", "Verdict", "check_layer", "check_loss", "check_specimen", "laws"]
+
+IMPURE = ("the object is configuration and frozen", "ctx.update outside training", "ctx.uniform is for")
+"""Words of errors of the engine that tell of what a pure layer does not do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What one law says of a layer."""
-
-    law: str
-    outcome: Literal["holds", "broken", "skipped"]
-    detail: str
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class ConformanceReport:
-    """What every law says of a layer; prints as a table."""
-
-    subject: str
-    verdicts: tuple[Verdict, ...]
-
-    def __str__(self) -> str:
-        width = max(len(verdict.law) for verdict in self.verdicts)
-        lines = [f"  {v.outcome:<7}  {v.law:<{width}}  {v.detail}" for v in self.verdicts]
-        return "\n".join([self.subject, *lines])
-
-    __repr__ = __str__
-
-
-class ConformanceError(AssertionError):
-    """A layer breaks one law or more; the message names every one. ``report`` holds all verdicts."""
-
-    def __init__(self, report: ConformanceReport) -> None:
-        self.report = report
-        broken = [verdict for verdict in report.verdicts if verdict.outcome == "broken"]
-        lines = [f"  {verdict.law}: {verdict.detail}" for verdict in broken]
-        what = f"breaks {len(broken)} of {len(report.verdicts)} laws"
-        if broken[0].law == "runs":
-            what, lines = "fails, so no law was examined", [f"  {broken[0].detail}"]
-        super().__init__("\n".join([f"{report.subject} {what}", *lines]))
+def laws() -> dict[str, Callable[[Case], str]]:
+    """Return every law by name, in the order of reports; those of plugins stand after ``backends``."""
+    given = {entry.name: entry.object for entry in registry.entries("laws")}
+    names = list(LAWS)
+    place = names.index("backends") + 1
+    return {name: LAWS.get(name) or given[name] for name in (*names[:place], *given, *names[place:])}
 
 
 def check_layer(layer: Layer, *input_specs: ArraySpec, seed: int = 0) -> ConformanceReport:
     """Examine a layer, registered or not, on inputs of the given specs.
 
     The laws: the backward pass is the derivative of the forward pass; passes are pure and accurate; any slicing of
-    the batch gives the same; all backends agree; and, from the exporter, the layer means the same in ONNX.
+    the batch gives the same; all backends agree; from the exporter, the layer means the same in ONNX; copies, and what
+    comes back from files, are equal; and ``build`` predicts shapes and dtypes.
 
     Floats are drawn around zero, up to 1e3 in size. A layer that takes fewer numbers is given a spec that says so: for
     a logarithm, ``ArraySpec(("N", 4), low=0.1, high=100.0)``.
 
     Raises:
-        ConformanceError: naming every law that is broken.
+        ConformanceError: naming every law that is broken, and everything that breaks it.
 
     >>> import lamella as lm
     >>> from lamella_layers import Dense
     >>> report = lm.testing.check_layer(Dense(3), lm.ArraySpec(("N", 4)))
     >>> [verdict.law for verdict in report.verdicts]
-    ['gradient', 'purity', 'slicing', 'backends', 'onnx']
+    ['gradient', 'purity', 'slicing', 'backends', 'onnx', 'round trip', 'shapes']
     """
     if not isinstance(layer, Layer):
         raise ArgumentError(f"check_layer: expected a layer, got {layer!r}")
@@ -87,28 +66,73 @@ def check_specimen(specimen: Specimen, *, seed: int = 0) -> ConformanceReport:
     """Examine what a specimen shows, with everything that it declares.
 
     Raises:
-        ConformanceError: naming every law that is broken.
+        ConformanceError: naming every law that is broken, and everything that breaks it.
     """
-    laws: dict[str, Any] = {**LAWS, **{entry.name: entry.object for entry in registry.entries("laws")}}
     case = Case(specimen, seed)
     case.model()  # a layer that can't be built is an error of its own, not a broken law
+    failed, fault = _does_not_run(case)
+    unsteady = not failed and _is_unsteady(case)
+    verdicts = []
+    for name, law in laws().items():
+        if name == failed:
+            verdicts.append(Verdict(name, "broken", fault.message, (fault,)))
+        elif failed:
+            verdicts.append(Verdict(name, "skipped", f"the layer does not run: see {failed}"))
+        else:
+            verdicts.append(_verdict(name, law, case, unsteady and name != "purity"))
     subject = f"{specimen.subject!r} on {', '.join(map(str, specimen.inputs))}"
+    report = ConformanceReport(subject, tuple(verdicts), seed)
+    if not report.conforms:
+        raise ConformanceError(report)
+    return report
+
+
+def _is_unsteady(case: Case) -> bool:
+    """Whether equal calls give different results, so that other laws can only tell that they do."""
+    for training in (True, False):
+        case.examine(steady, training)
+    return any(isinstance(finding.error, Broken) for finding in case.findings)
+
+
+def _does_not_run(case: Case) -> tuple[str, Fault]:
+    """The law to which it belongs that a step fails, if it does, and the failure."""
     try:
         inputs = case.draw(3)
         case.step("float64", inputs, case.cotangents(inputs))
-    except LayerError as error:
-        raise ConformanceError(ConformanceReport(subject, (Verdict("runs", "broken", str(error)),))) from error
-    verdicts = []
-    for name, law in laws.items():
-        try:
-            verdicts.append(Verdict(name, "holds", law(case)))
-        except Skipped as reason:
-            verdicts.append(Verdict(name, "skipped", str(reason)))
-        except Broken as fault:
-            verdicts.append(Verdict(name, "broken", str(fault)))
-        except Exception as error:  # the layer's own code may raise anything; the other laws still have their say
-            verdicts.append(Verdict(name, "broken", f"{type(error).__name__}: {error}"))
-    report = ConformanceReport(subject, tuple(verdicts))
-    if any(verdict.outcome == "broken" for verdict in verdicts):
-        raise ConformanceError(report)
-    return report
+    except Exception as error:  # the layer's own code may raise anything
+        text = str(error)
+        cause = cause_of(text)
+        if "it returned" in text and text.count("float32") == 1:  # the model is of float64 here
+            cause = "build says float32, whatever the model's dtype is; say declare.dtype, or x.replace(...)"
+        fault = Fault(text, cause=cause)
+        if any(words in text for words in IMPURE):
+            return "purity", fault
+        return ("gradient" if "backward_pass" in text else "shapes"), fault
+    return "", Fault("")
+
+
+def _verdict(name: str, law: Callable[[Case], str], case: Case, unsteady: bool) -> Verdict:
+    case.findings.clear()
+    detail = ""
+    try:
+        detail = law(case)
+    except Skipped as reason:
+        if not case.findings:
+            return Verdict(name, "skipped", str(reason))
+    except Exception as error:  # the layer's own code may raise anything; the other laws still have their say
+        case.findings.append(Finding(error, law, ()))
+    if not case.findings:
+        return Verdict(name, "holds", detail)
+    if unsteady:
+        text = str(case.findings[0].error)
+        fault = Fault(text, cause="equal calls give different results: see purity")
+        return Verdict(name, "broken", text, (fault,))
+    faults: dict[Any, Fault] = {}  # one for each array that is wrong, and for each other message
+    for finding in case.findings:
+        known = finding.error.fault.subject if isinstance(finding.error, Broken) else ""
+        key = (finding.probe, known) if known else re.sub(r"\d+", "", str(finding.error))
+        if key not in faults:
+            faults[key] = fault_of(case, finding)
+    first, *others = faults.values()
+    more = f" (and {len(others)} more)" if others else ""
+    return Verdict(name, "broken", f"{first.message}{more}", (first, *others))

@@ -2,19 +2,74 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from lamella.engine import StepResult
 
-__all__ = ["Broken", "Named", "Skipped", "compare", "difference", "largest", "named"]
+__all__ = ["Broken", "Fault", "Named", "Skipped", "compare", "difference", "largest", "most", "named", "worst_place"]
 
-Named = dict[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Named = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a layer.
+
+    Attributes:
+        message: what is wrong, in one sentence.
+        subject: the array that is wrong, such as ``"gradient of 'bias'"``; empty for errors that were raised.
+        index: where in that array the difference is largest.
+        found: what stands there.
+        expected: what should.
+        cause: what it likely comes from, and what to do.
+        witness: the smallest input that was found to show it.
+    """
+
+    message: str
+    subject: str = ""
+    index: tuple[int, ...] | None = None
+    found: float | None = None
+    expected: float | None = None
+    cause: str = ""
+    witness: str = ""
+
+    def lines(self) -> list[str]:
+        """The fault in words, the sentence first."""
+        lines = [self.message]
+        if self.index is not None:
+            place = f"at {list(self.index)}" if self.index else "there"
+            lines.append(f"{place}: {self.found:.7g} where {self.expected:.7g} is expected")
+        if self.witness:
+            lines.append(f"shown by: {self.witness}")
+        if self.cause:
+            lines.append(f"likely cause: {self.cause}")
+        return lines
 
 
 class Broken(AssertionError):
-    """A layer breaks a law; the message says how, with the numbers."""
+    """A layer breaks a law; the message says how, with the numbers.
+
+    ``inputs`` are those that show it. ``diagnose(case)`` is called once the smallest case is found, with the one that
+    was first seen to break the law, and returns what more is known: fields of `Fault`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        inputs: tuple[Any, ...] = (),
+        diagnose: Callable[[Any], dict[str, Any]] | None = None,
+        **known: Any,
+    ) -> None:
+        super().__init__(message)
+        self.fault = Fault(message, **known)
+        self.inputs = inputs
+        self.diagnose = diagnose
 
 
 class Skipped(Exception):
@@ -36,27 +91,67 @@ def largest(a: Any) -> float:
     return float(np.max(a, initial=0.0, where=np.isfinite(a)))
 
 
+def most(errors: Iterable[float | None]) -> float:
+    """The largest of what probes gave that found nothing wrong."""
+    return max((error for error in errors if error is not None), default=0.0)
+
+
+def _gaps(a: Any, b: Any) -> Any:
+    """Absolute differences, infinite where NaNs or infinities differ; None where shapes do."""
+    a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+    if a.shape != b.shape:
+        return None
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(np.where(a == b, 0.0, a - b))
+    return np.where(np.isnan(a) & np.isnan(b), 0.0, np.where(np.isfinite(gaps), gaps, np.inf))
+
+
 def difference(a: Any, b: Any) -> float:
     """The largest absolute difference; infinite where shapes, NaNs or infinities differ."""
-    a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
-    if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return np.inf
-    with np.errstate(invalid="ignore"):
-        return float(np.max(np.abs(np.where(a == b, 0.0, a - b)), initial=0.0))
+    gaps = _gaps(a, b)
+    return np.inf if gaps is None else float(np.max(gaps, initial=0.0))
 
 
-def compare(expected: Named, given: Named, what: str, tolerance: float) -> float:
+def worst_place(found: Any, expected: Any) -> dict[str, Any]:
+    """Where two arrays differ most, and both numbers: fields of `Fault`."""
+    gaps = _gaps(found, expected)
+    if gaps is None or not gaps.size:
+        return {}
+    index = tuple(map(int, np.unravel_index(int(np.argmax(gaps)), gaps.shape)))
+    return {"index": index, "found": float(found[index]) + 0.0, "expected": float(expected[index]) + 0.0}
+
+
+def compare(
+    expected: Named,
+    given: Named,
+    what: str,
+    tolerance: float,
+    *,
+    inputs: tuple[Any, ...] = (),
+    cause: str | Callable[[str], str] = "",
+) -> float:
     """Raise unless every array agrees to a tolerance relative to its largest value.
 
     An array that is nothing but rounding, as the gradient of a bias in front of a normalization is, has no size of
-    its own: no array counts as smaller than a ten-thousandth of the largest one.
+    its own: no array counts as smaller than a ten-thousandth of the largest one. ``cause`` may depend on the name of
+    the first array that differs.
     """
-    worst = 0.0
     least = 1e-4 * max(map(largest, expected.values()), default=0.0)
-    for name, value in expected.items():
-        scale = max(least, largest(value)) or 1.0
-        error = difference(value, given[name]) / scale
-        worst = max(worst, error)
-        if not error <= tolerance:
-            raise Broken(f"{name}: {what} differ by {error:.2g} relative to {scale:.3g}; allowed {tolerance:.1g}")
-    return worst
+    scales = {name: max(least, largest(value)) or 1.0 for name, value in expected.items()}
+    errors = {name: difference(value, given[name]) / scales[name] for name, value in expected.items()}
+    wrong = [name for name, error in errors.items() if not error <= tolerance]
+    if not wrong:
+        return max(errors.values(), default=0.0)
+    first, *others = wrong
+    raise Broken(
+        f"{first}: {what} differ by {errors[first]:.2g} relative to {scales[first]:.3g}; allowed {tolerance:.1g}"
+        f"{f' (so do {_listed(others)})' if others else ''}",
+        subject=first,
+        inputs=inputs,
+        cause=cause if isinstance(cause, str) else cause(first),
+        **worst_place(given[first], expected[first]),
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +9,16 @@ import numpy as np
 from lamella.engine import StepResult
 from lamella.errors import LayerError
 from lamella.testing.case import Case
-from lamella.testing.comparison import Broken, Skipped, compare, largest, named
+from lamella.testing.comparison import Broken, Skipped, compare, largest, most, named, worst_place
+from lamella.testing.relation import constant_factor, factor_in_words, same, same_but_moved, where_different
 
 __all__ = ["gradient"]
 
 STEP = 1e-5
 TOLERANCE = 1e-6
+MOST_NUMBERS = 200  # whose slopes are taken one by one, to see what is wrong with a gradient
+
+Target = int | str  # an input by number, a parameter by name
 
 
 class _Mode(NamedTuple):
@@ -34,84 +37,176 @@ MODES = (
 )
 
 
+class _Slope(NamedTuple):
+    """One slope by backward_pass and by difference quotients, what rounding adds to it, and whether it is smooth."""
+
+    analytic: float
+    numeric: float
+    noise: float
+    smooth: bool
+
+    @property
+    def error(self) -> float:
+        scale = max(abs(self.analytic), abs(self.numeric)) + self.noise / TOLERANCE or 1.0
+        return abs(self.analytic - self.numeric) / scale
+
+    @property
+    def ratio(self) -> float | None:
+        return self.analytic / self.numeric + 0.0 if abs(self.numeric) > self.noise else None
+
+
 def gradient(case: Case) -> str:
     """The backward pass is the derivative of the forward pass, in float64, along directions.
 
     Inputs and every parameter, with arrays scattered in memory, in training, frozen, and in inference. Where the
     difference quotients from both sides disagree, the function has a kink there, and another point is drawn.
     """
+    case.examine(_uses)
     if case.specimen.gradient == "surrogate":
         raise Skipped(f"declared a surrogate: {case.specimen.reason}")
     if not any(spec.is_float for spec in case.model().output_specs):
         raise Skipped("no output is of floats, so there is no gradient")
-    errors = [_examine(case, mode, target) for mode in MODES for target in _targets(case, mode)]
-    if not errors:
+    inputs = case.draw(2)
+    targets: list[Target] = [k for k, x in enumerate(inputs) if case.wants[k] and x.size]
+    targets += list(case.step("float64", inputs, case.cotangents(inputs)).gradients)
+    errors = [case.examine(_examine, target) for target in targets]
+    if not targets:
         raise Skipped("the layer has neither parameters nor floating inputs")
+    if not case.findings:  # else results with and without a wrong gradient say nothing new
+        for mode in MODES:
+            case.examine(_on_demand, mode)
+    return f"{len(targets)} gradient{'s' * (len(targets) > 1)} right, largest relative error {most(errors):.1e}"
+
+
+def _uses(case: Case) -> None:
+    """Every parameter changes something: what no output ever depends on is no parameter."""
+    model = case.model()
+    for name, value in case.values.items():
+        if not value.size:
+            continue
+        before = _outputs(case)
+        model.parameters[name] = 1.5 * value + 0.7
+        try:
+            after = _outputs(case)
+        finally:
+            model.parameters[name] = value
+        if all(a.tobytes() == b.tobytes() for a, b in zip(before, after, strict=True)):
+            own = name.rpartition(".")[2]
+            raise Broken(
+                f"parameter {own!r} is declared, but no output depends on it, in training or in inference",
+                subject=f"parameter {own!r}",
+                cause=f"ctx.params.{own} is not used in forward_pass, or multiplied away. Use it, or do not declare it",
+            )
+
+
+def _outputs(case: Case) -> list[Any]:
+    results: list[Any] = []
     for mode in MODES:
-        _on_demand(case, mode)
-    return f"{len(errors)} directions, largest relative error {max(errors):.1e}"
+        inputs = case.draw(mode.rows, scale=mode.scale)
+        results += case.step("float64", inputs, case.cotangents(inputs), wants_dx=case.wants, **mode.how).predictions
+    return results
 
 
-def _targets(case: Case, mode: _Mode) -> Iterator[int | str]:
-    """What there is a gradient of: inputs by number, parameters by name."""
-    inputs = case.draw(mode.rows, scale=mode.scale)
-    yield from (k for k, x in enumerate(inputs) if case.wants[k] and x.size)
-    yield from case.step("float64", inputs, case.cotangents(inputs), **mode.how).gradients
-
-
-def _examine(case: Case, mode: _Mode, target: int | str) -> float:
-    """The relative error of one gradient along one direction."""
-    for attempt in range(8):
-        analytic, numeric, noise, smooth = _measure(case, mode, target, attempt)
-        scale = max(abs(analytic), abs(numeric)) + noise / TOLERANCE or 1.0
-        error = abs(analytic - numeric) / scale
-        if error <= TOLERANCE:
-            return error
-        if smooth:
-            break
-    what = f"dx of input {target}" if isinstance(target, int) else f"gradient of {target.rpartition('.')[2]!r}"
-    ratio = f", a factor of {analytic / numeric:.4g}" if abs(numeric) > noise else ""
+def _examine(case: Case, target: Target) -> float:
+    """The largest relative error of one gradient in all modes."""
+    slopes = [(mode, _settled(case, mode, target)) for mode in MODES if _exists(mode, target)]
+    wrong = [(mode, slope) for mode, slope in slopes if not slope.error <= TOLERANCE]
+    if not wrong:
+        return max(slope.error for _, slope in slopes)
+    first, slope = wrong[0]
+    right = [mode.name for mode, slope in slopes if slope.error <= TOLERANCE]
+    inputs = case.draw(first.rows, scale=first.scale)
     raise Broken(
-        f"{what} in {mode.name}, batch of {mode.rows}: backward_pass gives {analytic:.10g} along a unit direction, "
-        f"difference quotients of forward_pass give {numeric:.10g}{ratio}"
+        f"{title(target)} in {first.name}{f' (right in {right[0]})' if right else ''}, batch of {len(inputs[0])}: "
+        f"backward_pass gives {slope.analytic:.10g} along a unit direction, difference quotients of forward_pass give "
+        f"{slope.numeric:.10g}{'' if slope.ratio is None else f', a factor of {slope.ratio:.4g}'}",
+        subject=title(target),
+        inputs=inputs,
+        diagnose=lambda origin: _diagnosis(origin, case, first, target),
     )
 
 
-def _measure(case: Case, mode: _Mode, target: int | str, attempt: int) -> tuple[float, float, float, bool]:
-    """A slope by backward_pass and by difference quotients, what rounding adds to it, and whether it is smooth."""
-    inputs = case.cast("float64", case.draw(mode.rows, scale=mode.scale, attempt=attempt))
-    cotangents = case.cast("float64", case.cotangents(inputs))
-    parameters = case.model().parameters
-    value = inputs[target] if isinstance(target, int) else parameters[target]
+def title(target: Target) -> str:
+    """What messages call a gradient."""
+    return f"dx of input {target}" if isinstance(target, int) else f"gradient of {target.rpartition('.')[2]!r}"
 
-    def run(shift: Any) -> StepResult:
+
+def _exists(mode: _Mode, target: Target) -> bool:
+    """Whether there is such a gradient: frozen layers give none of their parameters."""
+    return isinstance(target, int) or not mode.how.get("frozen")
+
+
+def _settled(case: Case, mode: _Mode, target: Target) -> _Slope:
+    """A slope at a point without a kink, if there is one among eight."""
+    for attempt in range(8):
+        slope = _measure(case, mode, target, attempt)
+        if slope.error <= TOLERANCE or slope.smooth:
+            break
+    return slope
+
+
+class _Point:
+    """Inputs, incoming gradients and the value that a gradient is of; what comes out if that value moves."""
+
+    def __init__(self, case: Case, mode: _Mode, target: Target, attempt: int = 0) -> None:
+        self.case, self.mode, self.target = case, mode, target
+        self.inputs = case.cast("float64", case.draw(mode.rows, scale=mode.scale, attempt=attempt))
+        self.cotangents = case.cast("float64", case.cotangents(self.inputs))
+        self.value = self.inputs[target] if isinstance(target, int) else case.model().parameters[target]
+
+    def run(self, shift: Any = 0.0) -> StepResult:
+        case, target, how = self.case, self.target, self.mode.how
         if isinstance(target, int):
-            moved = tuple(x + shift if k == target else x for k, x in enumerate(inputs))
-            return case.step("float64", moved, cotangents, **mode.how)
-        parameters[target] = value + shift
+            moved = tuple(x + shift if k == target else x for k, x in enumerate(self.inputs))
+            return case.step("float64", moved, self.cotangents, **how)
+        parameters = case.model().parameters
+        parameters[target] = self.value + shift
         try:
-            return case.step("float64", inputs, cotangents, **mode.how)
+            return case.step("float64", self.inputs, self.cotangents, **how)
         finally:
-            parameters[target] = value
+            parameters[target] = self.value
+
+    def given(self, result: StepResult) -> Any:
+        """What backward_pass gave; zeros where no way leads from the output to the input."""
+        given = result.dx[self.target] if isinstance(self.target, int) else result.gradients[self.target]
+        return np.zeros_like(self.value) if given is None else given
+
+    def shares(self) -> list[Any]:
+        """By difference quotients, the share of every number of every output in every number of the gradient.
+
+        One array (numbers of the value, *shape of the output) for each floating output.
+        """
+        rows: list[list[Any]] = []
+        for place in range(self.value.size):
+            shift = np.zeros(self.value.shape)
+            shift.flat[place] = STEP
+            below, above = self.run(-shift).predictions, self.run(shift).predictions
+            trio = zip(below, above, self.cotangents, strict=True)
+            rows.append([c * (b - a) / (2 * STEP) for a, b, c in trio if a.dtype.kind == "f"])
+        return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _measure(case: Case, mode: _Mode, target: Target, attempt: int) -> _Slope:
+    point = _Point(case, mode, target, attempt)
+    cotangents, value = point.cotangents, point.value
 
     def slope(start: Any, end: Any) -> float:  # subtracted number by number: a large offset drowns nothing
         outputs = zip(start, end, cotangents, strict=True)
         return sum(float(np.vdot(c, b - a)) for a, b, c in outputs if a.dtype.kind == "f") / STEP
 
-    result = case.step("float64", inputs, cotangents, **mode.how)
-    given = result.dx[target] if isinstance(target, int) else result.gradients[target]
-    given = np.zeros_like(value) if given is None else given  # no way leads from the output to this input
+    result = point.run()
+    given = point.given(result)
     random = _unit(np.random.default_rng([case.seed, 4, attempt]).standard_normal(value.shape))
     direction = _unit(random + _unit(given))  # along the gradient too, lest the slope vanish by chance
     here = result.predictions
-    below, above = (run(shift * direction).predictions for shift in (-STEP, STEP))
+    below, above = (point.run(shift * direction).predictions for shift in (-STEP, STEP))
     left, right = slope(below, here), slope(here, above)
     sizes = [np.linalg.norm(given) * largest(value)]
     sizes += [np.linalg.norm(c) * largest(y) for c, y in zip(cotangents, here, strict=True) if y.dtype.kind == "f"]
     noise = 16 * float(np.finfo("float64").eps * sum(sizes)) / STEP
     numeric = slope(below, above) / 2
     smooth = abs(left - right) <= 1e-3 * abs(numeric) + 4 * noise
-    return float(np.vdot(given, direction)), numeric, noise, smooth
+    return _Slope(float(np.vdot(given, direction)), numeric, noise, smooth)
 
 
 def _unit(a: Any) -> Any:
@@ -130,4 +225,111 @@ def _on_demand(case: Case, mode: _Mode) -> None:
         except LayerError as error:
             raise Broken(f"with ctx.wants_dx = {wants} in {mode.name}: {error}") from error
         what = f"results with ctx.wants_dx = {case.wants} and {wants} in {mode.name}"
-        compare({name: full[name] for name in alone}, alone, what, 1e-12)
+        cause = "an if ctx.wants_dx[k] that covers more than the gradient of input k"
+        compare({name: full[name] for name in alone}, alone, what, 1e-12, inputs=inputs, cause=cause)
+
+
+# What is wrong with a wrong gradient
+
+
+def _diagnosis(origin: Case, case: Case, mode: _Mode, target: Target) -> dict[str, Any]:
+    """The number that is most wrong in the smallest case, and what explains the gradient as it was seen first."""
+    small, first = _Point(case, mode, target), _Point(origin, mode, target)
+    found: dict[str, Any] = {}
+    if small.value.size <= MOST_NUMBERS:
+        found = worst_place(small.given(small.run()), _sum(small.shares(), small.value.shape))
+    ratios = [_settled(one, mode, target).ratio for one in (case, origin)]
+    if first.value.size > MOST_NUMBERS:  # its slopes along one direction must do
+        return {"cause": _factor(ratios, small, first), **found}
+    given, shares = first.given(first.run()), first.shares()
+    right = _sum(shares, given.shape)
+    factor = constant_factor(given, right)
+    if factor is None:
+        cause = _relation(first, given, right, shares)
+    elif factor == 0.0:
+        cause = "it is 0; was it forgotten, or is its sum empty?"
+    else:
+        cause = _factor([ratios[0], factor], small, first)
+    return {"cause": cause, **found}
+
+
+def _sum(shares: list[Any], shape: tuple[int, ...]) -> Any:
+    """The gradient that is made of the shares of all outputs."""
+    total: Any = sum(share.reshape(len(share), -1).sum(axis=1) for share in shares)
+    return total.reshape(shape)
+
+
+def _factor(ratios: list[float | None], point: _Point, origin: _Point) -> str:
+    """What a constant factor is, if it is one: it must fit the small case and the one seen first."""
+    small, first = ratios
+    if small is None or first is None:
+        return ""
+
+    def sizes(at: _Point) -> dict[str, int]:
+        arrays = {f"input {k}": x.shape for k, x in enumerate(at.inputs)}
+        arrays |= {f"output {k}": c.shape for k, c in enumerate(at.cotangents)}
+        found = {"the batch size": len(at.inputs[0])}
+        for name, shape in arrays.items():
+            found |= {f"the size of axis {axis} of {name}": n for axis, n in enumerate(shape) if axis}
+            found |= {f"the numbers in each sample of {name}": int(np.prod(shape[1:]))} if len(shape) > 2 else {}
+            found |= {f"the numbers of {name}": int(np.prod(shape))}
+        return found
+
+    return factor_in_words((small, first), (sizes(point), sizes(origin)))
+
+
+def _relation(point: _Point, given: Any, right: Any, shares: list[Any]) -> str:
+    """What the gradient is in truth, where it is no multiple of the right one."""
+    if words := same_but_moved(given, right):
+        return words
+    for twin in _twins(point, given):
+        return f"it is the {title(twin)}: are the two swapped?"
+    for k, share in enumerate(shares):
+        if words := _partial_sum(point, given, share, f"output {k}" if len(shares) > 1 else "the output"):
+            return words
+    if isinstance(point.target, int) and any(
+        c.shape == given.shape and same(given, c) for c in point.cotangents if c.dtype.kind == "f"
+    ):
+        return "it is the incoming gradient unchanged; the derivative of the formula itself is missing"
+    if len(shares) > 1:
+        for k, share in enumerate(shares):
+            if same(given, _sum([share], given.shape)):
+                return f"it counts output {k} only; the gradients of all outputs add up"
+    return where_different(given, right, point.value, own=isinstance(point.target, int))
+
+
+def _twins(point: _Point, given: Any) -> list[Target]:
+    """Other gradients of the layer that equal what was given for this one."""
+    result = point.run()
+    others: list[Target] = [k for k in range(len(point.inputs)) if point.case.wants[k]]
+    others += list(result.gradients)
+    found = []
+    for other in others:
+        twin = _Point(point.case, point.mode, other)
+        if other != point.target and twin.value.shape == given.shape and same(given, _sum(twin.shares(), given.shape)):
+            found.append(other)
+    return found
+
+
+def _partial_sum(point: _Point, given: Any, share: Any, output: str) -> str:
+    """Which terms of the sum over the outputs the gradient holds, if it holds only some."""
+    if not share.size:
+        return ""
+    for axis in range(1, share.ndim):
+        positions = "rows of the batch" if axis == 1 else f"positions along axis {axis - 1} of {output}"
+        for place, word in ((-1, "last"), (0, "first")):
+            terms = np.take(share, [place], axis=axis)
+            if share.shape[axis] > 1 and same(given, _sum([terms], given.shape)):
+                return f"it counts only the {word} of the {positions}; every one adds its term"
+        if not isinstance(point.target, int) or axis > given.ndim or given.shape[axis - 1] != share.shape[axis]:
+            continue
+        here = np.indices(given.shape)[axis - 1].reshape(-1)  # where each number of the input stands along the axis
+        shape = (-1, *(1 for _ in range(axis - 1)), share.shape[axis], *(1 for _ in range(share.ndim - axis - 1)))
+        own = (here[:, None] == np.arange(share.shape[axis])).reshape(shape)
+        if same(given, _sum([share * own], given.shape)):
+            along = "row of the batch" if axis == 1 else f"position along axis {axis - 1}"
+            return (
+                f"it counts what each {along} does to the output at the same place only. Missing are its effects on "
+                "other places: on later steps of a recurrence, or through a sum or a maximum along that axis"
+            )
+    return ""

@@ -1,0 +1,112 @@
+"""The part of purity that holds float32 against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lamella.testing.case import Case
+from lamella.testing.comparison import Broken, Named, difference, largest, most, named, worst_place
+
+__all__ = ["accuracy"]
+
+EPS = float(np.finfo("float32").eps)
+TINY = float(np.finfo("float32").tiny)
+
+PROBES: dict[str, Any] = {
+    "random values": lambda case: case.draw(7),
+    "random values, batch of 1": lambda case: case.draw(1),
+    "random values, batch of 2": lambda case: case.draw(2),
+    "values up to 100": lambda case: case.draw(3, scale=30.0),
+    "values up to 1e3": lambda case: case.draw(3, scale=300.0),
+    "zeros": lambda case: case.constant(2, 0.0),
+    "ones": lambda case: case.constant(2, 1.0),
+}
+
+
+def accuracy(case: Case) -> str:
+    """Float32 results are no further from float64 ones than rounding of the inputs explains.
+
+    The limit is 16 times the largest change of the float64 result under changes of the inputs and parameters by one
+    unit in the last place, plus 4 such units of the largest result. Gradients may also be off by 4 units of the
+    incoming gradient times the input, since backward passes work from results that were rounded on the way forward.
+    """
+    worst = [case.examine(_accuracy, label) for label in PROBES]
+    return f"float32 error at most {most(worst):.0%} of what rounding explains"
+
+
+def _accuracy(case: Case, label: str) -> float:
+    inputs = PROBES[label](case)
+    cotangents = case.cotangents(inputs)
+    exact = named(case.step("float64", inputs, cotangents))
+    rounded = named(case.step("float32", inputs, cotangents))
+    incoming = max(map(largest, cotangents)) * max([1.0, *(largest(x) for x in inputs if x.dtype.kind == "f")])
+    moved = [_nudged(case, inputs, cotangents, k) for k in range(3)]
+    fits = {name: _fits(name, exact, moved) for name, value in exact.items() if value.dtype.kind == "f"}
+    overflows = not all(fit.all() for name, fit in fits.items() if name.startswith("output"))
+    worst = 0.0
+    for name, fit in fits.items():
+        if label.startswith("random") and np.isnan(exact[name]).any():
+            raise Broken(
+                f"{name} for {label}: not a number, in float64 too",
+                subject=name,
+                inputs=inputs,
+                cause="the inputs lie outside of what the layer takes; say so in their spec, as in "
+                "ArraySpec(('N', 4), low=0.1, high=100.0)",
+            )
+        if overflows and not name.startswith("output"):
+            continue  # gradients may be made of outputs that float32 can't hold
+        value, found = exact[name][fit], rounded[name][fit]
+        change = max(difference(value, other[name][fit]) for other in moved)
+        limit = 16 * change + 4 * EPS * (largest(value) + (0.0 if name.startswith("output") else incoming))
+        limit += TINY  # below it, float32 has fewer digits, or none
+        error = difference(value, found)
+        if not error <= limit:
+            raise Broken(
+                f"{name} for {label}: float32 is off by {error:.3g}; rounding of the inputs explains {limit:.3g}",
+                subject=name,
+                inputs=inputs,
+                cause=_cause(found),
+                **worst_place(np.where(fit, rounded[name], 0.0), np.where(fit, exact[name], 0.0)),
+            )
+        worst = max(worst, error / limit if limit else 0.0)
+    return worst
+
+
+def _cause(found: Any) -> str:
+    if not np.isfinite(found).all():
+        return (
+            "overflow of an intermediate result: float32 ends at 3.4e38, which exp(89) exceeds. Take the maximum off "
+            "first, or use lamella.primitives.softmax, softplus or sigmoid"
+        )
+    return (
+        "cancellation: a small difference of large numbers, such as mean(x^2) - mean(x)^2, or 1 - exp(x), for which "
+        "there is expm1; or float16 on the way"
+    )
+
+
+def _fits(name: str, exact: Named, moved: list[Named]) -> Any:
+    """Where float32 can hold a result, and those a rounding of the inputs away."""
+    limit = float(np.finfo("float32").max) / 2
+    return np.logical_and.reduce([np.abs(results[name]) <= limit for results in (exact, *moved)])
+
+
+def _nudged(case: Case, inputs: Any, cotangents: Any, attempt: int) -> Named:
+    """A step in float64 with every input and parameter moved by one float32 unit in the last place, up or down."""
+    model = case.model("float64")
+    rng = np.random.default_rng([case.seed, 5, attempt])
+
+    def nudge(a: Any) -> Any:
+        if a.dtype.kind != "f":
+            return a
+        return a + np.spacing(np.abs(a).astype("float32")).astype("float64") * rng.choice([-1.0, 1.0], a.shape)
+
+    before = dict(model.parameters)
+    try:
+        for name, value in before.items():
+            model.parameters[name] = nudge(value)
+        return named(case.step("float64", tuple(map(nudge, inputs)), tuple(map(nudge, cotangents))))
+    finally:
+        for name, value in before.items():
+            model.parameters[name] = value

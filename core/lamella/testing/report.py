@@ -1,0 +1,129 @@
+"""What the laws say of a layer, as a table for people and as data for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+from typing import Any, Literal
+
+from lamella.testing.comparison import Fault
+
+__all__ = ["ConformanceError", "ConformanceReport", "Verdict"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What one law says of a layer. ``faults`` holds everything that breaks the law; ``detail`` sums it up."""
+
+    law: str
+    outcome: Literal["holds", "broken", "skipped"]
+    detail: str
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ConformanceReport:
+    """What every law says of a layer. ``print(report)`` shows a table.
+
+    Attributes:
+        subject: the layer and its inputs.
+        verdicts: one for each law, in the order in which they are documented.
+        seed: what the inputs were drawn with.
+    """
+
+    subject: str
+    verdicts: tuple[Verdict, ...]
+    seed: int = 0
+
+    @property
+    def broken(self) -> tuple[Verdict, ...]:
+        """The verdicts of laws that do not hold."""
+        return tuple(verdict for verdict in self.verdicts if verdict.outcome == "broken")
+
+    @property
+    def conforms(self) -> bool:
+        """Whether no law is broken."""
+        return not self.broken
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, ready for JSON; numbers that JSON lacks become strings."""
+        return {
+            "subject": self.subject,
+            "conforms": self.conforms,
+            "seed": self.seed,
+            "verdicts": [
+                {
+                    "law": verdict.law,
+                    "outcome": verdict.outcome,
+                    "detail": verdict.detail,
+                    "faults": [_plain(dataclasses.asdict(fault)) for fault in verdict.faults],
+                }
+                for verdict in self.verdicts
+            ],
+        }
+
+    def __repr__(self) -> str:
+        many = f"breaks {len(self.broken)} of" if self.broken else "obeys"
+        skipped = sum(verdict.outcome == "skipped" for verdict in self.verdicts)
+        some = f", {skipped} skipped" if skipped else ""
+        return f"<ConformanceReport: {self.subject} {many} {len(self.verdicts)} laws{some}>"
+
+    def __rich__(self) -> Any:
+        from rich import box  # half a second of imports that a check does not need
+
+        return self._table(box.SIMPLE_HEAD)
+
+    def __str__(self) -> str:
+        from rich import box
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=10_000, no_color=True)  # nothing is cut or folded
+        console.print(self._table(box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)))
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+    def _table(self, border: Any) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        styles = {"holds": "green", "broken": "bold red", "skipped": "yellow"}
+        table = Table(box=border, pad_edge=False)
+        for heading in ("law", "", "what was seen"):
+            table.add_column(heading)
+        for verdict in self.verdicts:
+            table.add_row(verdict.law, Text(verdict.outcome, styles[verdict.outcome]), Text(verdict.detail))
+        return Group(Text(self.subject, "bold"), table)
+
+
+class ConformanceError(AssertionError):
+    """A layer breaks one law or more.
+
+    The message lists every fault: both numbers, the smallest input that was found to show it, and its likely cause.
+    ``report`` holds all verdicts.
+    """
+
+    def __init__(self, report: ConformanceReport) -> None:
+        self.report = report
+        laws = f"breaks {len(report.broken)} of {len(report.verdicts)} laws"
+        told: dict[str, str] = {}  # what one error breaks everywhere, with rows of any number, is told once
+        lines = [f"{report.subject} {laws}"]
+        for verdict in report.broken:
+            for fault in verdict.faults:
+                text = fault.lines()
+                if (key := re.sub(r"\d+", "", " ".join(text))) in told:
+                    lines.append(f"  {verdict.law}: the same as under {told[key]}")
+                    continue
+                told[key] = verdict.law
+                lines.append(f"  {verdict.law}: {text[0]}")
+                lines += [f"      {line}" for line in text[1:]]
+        super().__init__("\n".join(lines))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,159 @@
+"""The law that a layer is its configuration: copies, and what comes back from files, are equal and do the same."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from lamella import archive, registry
+from lamella.configuration import Configured
+from lamella.protocol import Layer
+from lamella.testing.case import Case
+from lamella.testing.comparison import Broken, compare, named
+
+__all__ = ["round_trip"]
+
+MUTABLE = {list: "a tuple", dict: "types.MappingProxyType", set: "a frozenset", bytearray: "bytes"}
+
+
+def round_trip(case: Case) -> str:
+    """Config and copies give an equal object that does the same; for registered classes, pickle and files too."""
+    subject = case.specimen.subject
+    registered = registry.name_of("layers" if isinstance(subject, Layer) else "losses", type(subject)) is not None
+    functions = [name for name, value in subject.config().items() if _is_function(value)]
+    case.examine(_immutable)
+    ways = ["config", "copy.copy", "copy.deepcopy"]
+    if registered and not functions:
+        ways.append("pickle")
+    for way in ways:
+        case.examine(_twin, way)
+    if registered and not functions and isinstance(subject, Layer):
+        ways.append("save and load")
+        case.examine(_file)
+    why = "" if registered else "; not registered, so not in files"
+    return ", ".join(ways) + (f"; {functions[0]} is a function, which no file holds" if functions else why)
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, Configured | type)
+
+
+def _immutable(case: Case) -> None:
+    """Nothing that the layer holds can be changed from outside, or by a pass."""
+    subject = case.specimen.subject
+    for path, value in _attributes(subject):
+        kind = next((kind for kind in MUTABLE if isinstance(value, kind)), None)
+        if kind is not None or (isinstance(value, np.ndarray) and value.flags.writeable):
+            better = "a tuple, or array.flags.writeable = False" if kind is None else MUTABLE[kind]
+            raise Broken(
+                f"{type(subject).__name__}.{path} is a {type(value).__name__}, which anyone can change: {value!r:.60}",
+                cause=f"a layer is configuration, shared by nodes and threads; make it {better} in the constructor",
+            )
+
+
+def _attributes(subject: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(subject).items():
+        for path, inner in _inside(name, value):
+            yield path.removeprefix("_config.") if path.startswith("_config.") else path, inner
+
+
+def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    yield path, value
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _inside(f"{path}.{key}", item)
+    elif isinstance(value, tuple | frozenset):
+        for k, item in enumerate(value):
+            yield from _inside(f"{path}[{k}]", item)
+
+
+def _from_config(subject: Any) -> Any:
+    """A new object from plain arguments, with the name and trainability of the old one."""
+    twin = subject.replace()
+    if isinstance(subject, Layer):
+        twin = twin if subject.name is None else twin.named(subject.name)
+        twin = twin if subject.trainable else twin.frozen()
+    return twin
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "config": _from_config,
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "pickle": lambda subject: pickle.loads(pickle.dumps(subject)),
+}
+
+
+def _twin(case: Case, way: str) -> None:
+    """One way to duplicate the layer gives an equal one, which does the same."""
+    subject = case.specimen.subject
+    try:
+        twin = WAYS[way](subject)
+    except Exception as error:  # whatever constructor and arguments raise
+        raise Broken(
+            f"{way} fails: {type(error).__name__}: {error}",
+            cause="an argument that its own config() does not hold, or that can't be copied; arguments are plain data, "
+            "layers, or things that plugins register",
+        ) from error
+    if twin != subject and repr(twin) != repr(subject):  # NaN is not equal to itself
+        raise Broken(
+            f"what {way} gives is not equal: {twin!r} for {subject!r}; config() {twin.config()!r} and "
+            f"{subject.config()!r}",
+            cause="an argument without ==, or a config() that is not the arguments of the constructor",
+        )
+    other = case.like(specimen=dataclasses.replace(case.specimen, subject=twin))
+    _same(case, other, way)
+
+
+def _same(case: Case, other: Case, way: str) -> None:
+    cause = (
+        "the constructor, build or an initializer depends on more than the arguments: random numbers, a counter, the "
+        "time, or an attribute set elsewhere. Initializers use the rng that they are given"
+    )
+    pair = [{f"parameter {n.rpartition('.')[2]!r}": v for n, v in one.values.items()} for one in (case, other)]
+    compare(pair[0], pair[1], f"initial values of the layer and of what {way} gives", 0.0, cause=cause)
+    inputs = case.draw(3)
+    cotangents = case.cotangents(inputs)
+    for training in (True, False):
+        if ("round trip", training) not in case.kept:
+            case.kept["round trip", training] = named(case.step("float64", inputs, cotangents, training=training))
+        old = case.kept["round trip", training]
+        new = named(other.step("float64", inputs, cotangents, training=training))
+        compare(old, new, f"results of the layer and of what {way} gives", 0.0, inputs=inputs, cause=cause)
+
+
+def _file(case: Case) -> None:
+    """A model of the layer comes back from a file as it was."""
+    model = case.model("float32")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.lamella")
+        try:
+            archive.save(model, path)
+            twin = archive.load(path)
+        except Exception as error:  # whatever arguments make of themselves in a file
+            raise Broken(
+                f"save and load fails: {error}",
+                cause="an argument that is no plain data: numbers, words, tuples, dicts, layers, and what plugins "
+                "register fit into files",
+            ) from error
+    if twin.config() != model.config() and repr(twin.config()) != repr(model.config()):
+        raise Broken(f"the configuration came back from a file as {twin.config()!r}; expected {model.config()!r}")
+    inputs = case.cast("float32", case.draw(3))
+    names = [f"output {k} in inference" for k in range(len(model.output_specs))]
+    results = [dict(zip(names, _several(one.predict(_one(inputs))), strict=True)) for one in (model, twin)]
+    compare(results[0], results[1], "results before and after save and load", 0.0, inputs=inputs)
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _one(inputs: tuple[Any, ...]) -> Any:
+    return inputs[0] if len(inputs) == 1 else inputs

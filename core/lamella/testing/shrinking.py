@@ -1,0 +1,147 @@
+"""From a probe that failed to the smallest input that shows it: fewer rows, smaller shapes, short numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lamella.errors import LamellaError
+from lamella.testing.case import Case, Finding
+from lamella.testing.comparison import Broken, Fault
+
+__all__ = ["fault_of"]
+
+MOST_ROWS = 9  # that any probe asks for, but for what has many to begin with
+SHOWN = 12  # numbers of an array that are printed one by one
+
+CAUSES = (
+    (
+        "write scalars as Python floats",
+        "a NumPy scalar or array of float64 in an expression, such as np.sqrt(2.0); Python floats keep float32",
+    ),
+    (
+        "ctx.uniform is for forward_pass in training",
+        "noise in inference; return x as it is unless ctx.training, and draw in forward_pass only",
+    ),
+    ("ctx.update outside training", "statistics that are updated in inference; update only if ctx.training"),
+    ("gave no gradient for parameter", "the parameter is declared and never used, or forgotten in ctx.grad(...)"),
+    (
+        "the object is configuration and frozen",
+        "state kept on the layer. A layer may stand at several nodes and run in many threads: use ctx.save for the "
+        "backward pass, declare.state and ctx.update for what lasts",
+    ),
+    ("build said", "build returns another shape or dtype than forward_pass gives"),
+    ("ctx.update got different values", "statistics of a slice; yield sums, and update from the totals"),
+)
+"""Words of an error, and what it likely comes from."""
+
+
+def fault_of(case: Case, finding: Finding) -> Fault:
+    """Describe what a probe found, shown by the smallest input that breaks it in the same way."""
+    error, probe, arguments = finding
+    if not isinstance(error, Broken):
+        text = str(error) if isinstance(error, LamellaError) else f"{type(error).__name__}: {error}"
+        return Fault(text, cause=cause_of(text))
+    if not error.fault.subject:
+        return dataclasses.replace(error.fault, cause=error.fault.cause or cause_of(error.fault.message))
+
+    def again(smaller: Case) -> Broken | None:
+        """The same fault, if the smaller case has it."""
+        try:
+            probe(smaller, *arguments)
+        except Broken as broken:
+            return broken if broken.fault.subject == error.fault.subject else None
+        except Exception:  # a case that the layer refuses, or that breaks it in another way
+            return None
+        return None
+
+    smallest, broken = case, error
+    for step in (_fewer_rows, _smaller_axes, _single_axes, _short_numbers):
+        smallest, broken = step(smallest, broken, again)
+    more = broken.diagnose(case) if broken.diagnose is not None else {}
+    more = {key: value for key, value in more.items() if value != ""}
+    return dataclasses.replace(broken.fault, witness=_witness(smallest, broken.inputs), **more)
+
+
+def cause_of(message: str) -> str:
+    """What an error likely comes from, where its words tell."""
+    return next((cause for words, cause in CAUSES if words in message), "")
+
+
+def _first(candidates: Iterator[Case], case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
+    """The first candidate that shows the fault, or what there was."""
+    for candidate in candidates:
+        if (found := again(candidate)) is not None:
+            return candidate, found
+    return case, broken
+
+
+def _fewer_rows(case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
+    rows = len(broken.inputs[0]) if broken.inputs else MOST_ROWS
+    return _first((case.like(most=n) for n in range(1, rows)), case, broken, again)
+
+
+def _smaller_axes(case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
+    """Axes of equal size shrink together, as they may have to be equal; so do those of one name."""
+    specs = case.specimen.inputs
+    for size in sorted({n for spec in specs for n in spec.shape if isinstance(n, int) and n > 1}):
+        every = [(k, axis) for k, spec in enumerate(specs) for axis, n in enumerate(spec.shape) if n == size]
+        case, broken = _first(_resized(case, every, size), case, broken, again)
+    for name, size in case.sizes.items():
+        smaller = (case.like(sizes={**case.sizes, name: n}) for n in _sizes_below(size))
+        case, broken = _first(smaller, case, broken, again)
+    return case, broken
+
+
+def _single_axes(case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
+    for k, spec in enumerate(case.specimen.inputs):
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, int) and size > 1:
+                case, broken = _first(_resized(case, [(k, axis)], size), case, broken, again)
+    return case, broken
+
+
+def _short_numbers(case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
+    return _first(iter([case.like(rounded=True)]), case, broken, again)
+
+
+def _sizes_below(size: int) -> list[int]:
+    return sorted({n for n in (1, 2, 3, size // 2) if 0 < n < size})
+
+
+def _resized(case: Case, places: list[tuple[int, int]], size: int) -> Iterator[Case]:
+    """Cases in which some axes (input, axis) are smaller, as far as the layer can be built on them."""
+    for n in _sizes_below(size):
+        shapes = [list(spec.shape) for spec in case.specimen.inputs]
+        for k, axis in places:
+            shapes[k][axis] = n
+        specs = zip(case.specimen.inputs, shapes, strict=True)
+        inputs = tuple(spec.replace(shape=tuple(shape)) for spec, shape in specs)
+        try:
+            candidate = case.like(specimen=dataclasses.replace(case.specimen, inputs=inputs, refuses=()))
+            candidate.model()
+        except Exception:  # the layer's build may raise anything
+            continue
+        yield candidate
+
+
+def _witness(case: Case, inputs: tuple[Any, ...]) -> str:
+    """The inputs and parameters of a case, in numbers where these are few."""
+    if not inputs:
+        return ""
+    arrays = {f"input {k}" if len(inputs) > 1 else "x": x for k, x in enumerate(inputs)}
+    arrays |= {name.rpartition(".")[2]: value for name, value in case.values.items()}
+    return ", ".join(f"{name} {_shown(value)}" for name, value in arrays.items())
+
+
+def _shown(array: Any) -> str:
+    """An array on one line, or its shape, dtype and range."""
+    array = np.asarray(array)
+    if array.size <= SHOWN:
+        small = array.astype("float32") if array.dtype.kind == "f" else array  # that is how they were drawn
+        text = " ".join(np.array2string(small, separator=", ", max_line_width=10_000).split())
+        return f"= {text}"
+    return f"of shape {array.shape}, from {array.min():.4g} to {array.max():.4g}"

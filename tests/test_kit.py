@@ -1,0 +1,859 @@
+"""The kit that tells authors what is wrong: each planted fault is caught by its law, with its cause in words."""
+
+import importlib.metadata
+import json
+import os
+import random
+import re
+import threading
+import types
+
+import numpy as np
+import pytest
+
+import lamella as lm
+from lamella import registry
+from lamella.testing import ConformanceError, Specimen, check_layer, check_specimen
+from lamella.testing.check import laws
+from lamella_layers import (
+    Activation,
+    AveragePooling2D,
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+)
+
+BOX = {}  # what faulty layers keep where they should not
+CALLS = []
+
+
+class Affine(lm.Layer):
+    """y = x * scale + shift over the last axis, right unless a fault is named."""
+
+    def __init__(self, fault=""):
+        self.fault = fault
+
+    def build(self, declare, x):
+        declare.parameter("scale", x.shape[1:], "ones")
+        declare.parameter("shift", x.shape[1:], "zeros")
+        declare.state("mean", x.shape[1:], "zeros")
+        return x
+
+    def forward_pass(self, ctx, x):
+        xp, fault = ctx.xp, self.fault
+        scale, shift = ctx.params.scale, ctx.params.shift
+        if fault == "input modified":
+            x *= 1.0
+            x += 1e-3
+        if fault == "input modified through a view" and xp.backend == "numpy":
+            flat = xp.reshape(x, (-1,))
+            flat += 1e-3
+        if fault == "input modified in inference" and not ctx.training and xp.backend == "numpy":
+            x += 1e-3
+        if fault == "no gradient of a tiny output":
+            return 1e-7 * (x * scale + shift)
+        if fault == "gradient hidden by an offset":
+            ctx.save(x)
+            return x * scale + shift + 1e8
+        if fault == "gradient without its upper limit":
+            x = xp.minimum(x, 6.0)
+        if fault == "keeps state on the side":
+            CALLS.append(1)
+            shift = shift + 1e-3 * len(CALLS)
+        if fault == "nondeterminism":
+            shift = shift + 1e-3 * np.random.default_rng().random()
+        if fault == "global random state":
+            np.random.seed(0)  # noqa: NPY002  the fault; seeded, it gives the same numbers each time
+            shift = shift + 1e-3 * np.random.random()  # noqa: NPY002
+        if fault == "state on the layer":
+            self.calls = 1
+        if fault == "statistics in a closure, updated in inference" and not ctx.training:
+            BOX["mean"] = BOX.get("mean", 0.0) + 1e-3
+            shift = shift + BOX["mean"]
+        if fault == "statistics updated in inference":
+            ctx.update(mean=ctx.state.mean + 1.0)
+        if fault == "dropout in inference":
+            x = x * xp.astype(ctx.uniform(x.shape) > 0.5, ctx.dtype)
+        if fault == "dropout of its own in inference" and not ctx.training:
+            shift = shift + 1e-3 * np.random.default_rng().random()
+        if fault == "order of slices":
+            first, _, end = ctx.rows.partition(":")
+            if first == "0":
+                BOX["begun"] = int(end) < 9
+            shift = shift + (0.0 if first == "0" or BOX["begun"] else 1e-3)
+        if fault == "place in the batch" and ctx.xp.backend == "numpy":
+            shift = shift + 1e-3 * int(ctx.rows.partition(":")[0])
+        if fault == "batch size frozen":
+            x = xp.reshape(x, (BOX.setdefault("rows", x.shape[0]), *x.shape[1:]))
+        if fault == "parameter never used":
+            scale = xp.ones_like(scale)
+        if fault == "not safe in threads":
+            mine = BOX["x"] = x
+            threading.Event().wait(0.02 if threading.current_thread() is not threading.main_thread() else 0.0)
+            x = BOX["x"] if BOX["x"].shape == mine.shape else mine
+        if fault == "later calls change results":
+            out = BOX.setdefault((x.shape, x.dtype), np.empty_like(x))
+            out[...] = x * scale + shift
+            ctx.save(x)
+            return out
+        if fault == "float64 creeps in":
+            scale = scale * np.float64(1.0)
+        if fault == "numpy behind the back" and xp.backend == "strict":
+            x = np.asarray(x)
+        if fault == "method of arrays":
+            ctx.save(x)
+            return (x * scale + shift).reshape(x.shape)
+        if fault == "samples mix":
+            x = x - xp.mean(x, axis=0, keepdims=True)
+        if fault == "samples mix in inference" and not ctx.training:
+            x = x - xp.mean(x, axis=0, keepdims=True)
+        if fault == "divides by rows of the slice":
+            ctx.save(x)
+            return (x * scale + shift) / x.shape[0]
+        if fault == "update from a slice" and ctx.training:
+            ctx.update(mean=xp.sum(x, axis=0))
+        if fault == "cancellation":
+            x = (x + 1e4) - 1e4
+        if fault == "overflow":
+            x = xp.log(xp.exp(x))
+        if fault == "branch on values" and xp.sum(x) > 1e9:
+            return x
+        if fault == "batch size in the trace":
+            x = x * (1.0 + 0.0 * int(x.shape[0]))
+        ctx.save(x)
+        return x * scale + shift
+
+    def backward_pass(self, ctx, dy):
+        xp, fault = ctx.xp, self.fault
+        if fault == "no gradient of a tiny output":
+            ctx.grad(scale=0.0 * dy[0], shift=0.0 * dy[0])
+            return 0.0 * dy
+        (x,) = ctx.saved
+        if fault in ("no gradient of a parameter", "parameter never used"):
+            ctx.grad(shift=xp.sum(dy, axis=0), **({} if fault.startswith("no") else {"scale": 0.0 * ctx.params.scale}))
+            return dy * ctx.params.scale
+        scale = xp.sum(dy * x, axis=0)
+        shift = xp.sum(dy, axis=0)
+        dx = dy * ctx.params.scale
+        if fault == "gradient of a parameter":
+            scale = 1.001 * scale
+        if fault == "float64 creeps back" and xp.backend == "numpy":
+            scale = scale * np.float64(1.0)
+        if fault == "averaged over the batch":
+            shift = shift / float(dy.shape[0])
+        if fault == "gradient of the input":
+            dx = dy
+        if fault == "multiplied by the batch size":
+            shift = shift * float(dy.shape[0])
+        if fault == "wrong sign":
+            dx = -dx
+        if fault == "swapped":
+            scale, shift = shift, scale
+        if fault == "last row only":
+            shift = dy[-1, :]
+        if fault == "wrong unless contiguous" and getattr(x, "flags", None) is not None and not x.flags.c_contiguous:
+            scale = 2.0 * scale
+        if fault == "wrong if contiguous" and getattr(x, "flags", None) is not None and x.flags.c_contiguous:
+            scale = 2.0 * scale
+        if fault == "wrong for many rows" and xp.backend == "numpy" and dy.shape[0] >= 8:
+            dx = 2.0 * dx
+        if fault == "wrong while frozen" and not ctx.trainable:
+            dx = dy
+        if fault == "gradient hidden by an offset":
+            dx = 0.9 * dx
+        if fault == "wrong without wants_dx" and not ctx.wants_dx[0]:
+            shift = 0.0 * shift
+        if fault == "incoming gradient modified" and ctx.xp.backend == "numpy":
+            dy *= 2.0
+        if fault == "wrong in training" and ctx.training:
+            dx = 0.5 * dx
+        if fault == "traced backward differs" and ctx.xp.backend == "onnx":
+            dx = 1.5 * dx
+        if fault == "divides by rows of the slice":
+            n = dy.shape[0]
+            scale, shift, dx = scale / n, shift / n, dx / n
+        if fault == "samples mix":
+            dx = dx - xp.mean(dx, axis=0, keepdims=True)
+        ctx.grad(scale=scale, shift=shift)
+        return dx
+
+
+class Times(lm.Layer):
+    """y = a * b, wrong for one of the inputs."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def build(self, declare, a, b):
+        return a
+
+    def forward_pass(self, ctx, a, b):
+        ctx.save(a, b)
+        return a * b
+
+    def backward_pass(self, ctx, dy):
+        a, b = ctx.saved
+        if self.fault == "asks for input 0 only":
+            return (dy * b, dy * a) if ctx.wants_dx[0] else (None, None)
+        if self.fault == "asks for input 1 only":
+            return (dy * b, dy * a) if ctx.wants_dx[1] else (None, None)
+        return dy * b, (2.0 if self.fault == "second of two inputs" else 1.0) * dy * a
+
+
+class Correlation(lm.Layer):
+    """y[p, q] = sum over i, j of k[i, j] x[p + i - top, q + j - left] over one channel, divided by the cells."""
+
+    def __init__(self, size, pads, fault=""):
+        self.size, self.pads, self.fault = size, pads, fault
+
+    def build(self, declare, x):
+        declare.parameter("kernel", self.size, "ones")
+        (top, bottom), (left, right) = self.pads
+        height, width = x.shape[1] + top + bottom, x.shape[2] + left + right
+        return x.replace(shape=("N", height - self.size[0] + 1, width - self.size[1] + 1))
+
+    def forward_pass(self, ctx, x):
+        padded = lm.primitives.pad(ctx, x, ((0, 0), *self.pads))
+        ctx.save(padded)
+        y = sum(ctx.params.kernel[i, j] * cell for (i, j), cell in self.cells(padded))
+        return y / float(self.size[0] * self.size[1])
+
+    def backward_pass(self, ctx, dy):
+        (padded,), xp, (kh, kw) = ctx.saved, ctx.xp, self.size
+        dy = dy / float(kh * (kh if self.fault == "square kernels only" else kw))
+        cells = [xp.sum(dy * cell) for _, cell in self.cells(padded)]
+        ctx.grad(kernel=xp.reshape(xp.stack(cells), self.size))
+        height, width = padded.shape[1:]
+        dx = sum(
+            lm.primitives.pad(
+                ctx, ctx.params.kernel[i, j] * dy, ((0, 0), (i, height - dy.shape[1] - i), (j, width - dy.shape[2] - j))
+            )
+            for i in range(kh)
+            for j in range(kw)
+        )
+        (top, bottom), (left, right) = self.pads
+        start = top if self.fault == "equal paddings only" else left
+        return dx[:, top : height - bottom, start : start + width - left - right]
+
+    def cells(self, padded):
+        (kh, kw), (_, height, width) = self.size, padded.shape
+        for i in range(kh):
+            for j in range(kw):
+                yield (i, j), padded[:, i : height - kh + 1 + i, j : width - kw + 1 + j]
+
+
+class Mix(lm.Layer):
+    """y = x W for a square W, or sums of all steps so far, or a softmax, each with a well-known slip."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def build(self, declare, x):
+        if self.fault == "transposed":
+            declare.parameter("kernel", (x.shape[-1], x.shape[-1]), "glorot_uniform")
+        return x
+
+    def forward_pass(self, ctx, x):
+        xp = ctx.xp
+        if self.fault == "transposed":
+            y = x @ ctx.params.kernel
+        elif self.fault == "later steps missing":
+            y = xp.astype(xp.asarray(np.tril(np.ones((x.shape[1],) * 2))), ctx.dtype) @ x
+        else:
+            y = lm.primitives.softmax(ctx, x)
+        ctx.save(x, y)
+        return y
+
+    def backward_pass(self, ctx, dy):
+        x, y = ctx.saved
+        if self.fault == "transposed":
+            ctx.grad(kernel=dy.T @ x)
+            return dy @ ctx.params.kernel.T
+        return dy if self.fault == "later steps missing" else dy * y * (1.0 - y)
+
+
+class Center(lm.Layer):
+    """Subtracts a learned multiple of the batch mean, by a sum over all slices."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def build(self, declare, x):
+        declare.parameter("share", x.shape[1:], "ones")
+        return x
+
+    def forward_pass(self, ctx, x):
+        if not ctx.training:
+            ctx.save(x)
+            return x * ctx.params.share
+        n, total = yield x.shape[0], ctx.xp.sum(x, axis=0)
+        ctx.save(x, total / n, n)
+        return (x - total / n) * ctx.params.share
+
+    def backward_pass(self, ctx, dy):
+        xp = ctx.xp
+        if not ctx.training:
+            ctx.grad(share=xp.sum(dy * ctx.saved[0], axis=0))
+            return dy * ctx.params.share
+        x, mean, n = ctx.saved
+        own = xp.sum(dy * (x - mean), axis=0)
+        share, total = yield own, xp.sum(dy, axis=0)
+        ctx.grad(share=share if self.fault == "total where the share is due" else own)
+        n = float(dy.shape[0]) if self.fault == "total over the rows of the slice" else n
+        return (dy - total / n) * ctx.params.share
+
+
+@lm.primitive
+def sift(xp, x, *, step=1, slope=0.2):
+    """Every step-th number, times slope where negative."""
+    x = x[:, ::step]
+    return xp.where(x < 0.0, slope * x, x)
+
+
+class Sift(lm.Layer):
+    """A primitive with kernels of its own."""
+
+    def __init__(self, step=1):
+        self.step = step
+
+    def build(self, declare, x):
+        return x.replace(shape=("N", -(-x.shape[1] // self.step)))
+
+    def forward_pass(self, ctx, x):
+        ctx.save(x)
+        return sift(ctx, x, step=self.step)
+
+    def backward_pass(self, ctx, dy):
+        (x,), xp, step = ctx.saved, ctx.xp, self.step
+        slope = xp.where(x < 0.0, 0.2 * xp.ones_like(x), xp.ones_like(x))
+        rows = dy.shape[0]
+        spread = lm.primitives.pad(ctx, xp.reshape(dy, (rows, -1, 1)), ((0, 0), (0, 0), (0, step - 1)))
+        return xp.reshape(spread, (rows, -1))[:, : x.shape[1]] * slope
+
+
+def _node(operator, **attributes):
+    return lambda xp, x, *, step, slope=0.2: xp.node(
+        operator, x[:, ::step], shape=x[:, ::step].shape, dtype=x.dtype, **attributes
+    )
+
+
+KERNELS = {  # fault: backend, kernel, step
+    "kernel of NumPy for negative inputs": ("numpy", lambda xp, x, *, step: np.where(x < 0, 0.3 * x, x), 1),
+    "kernel of NumPy for large inputs": (
+        "numpy",
+        lambda xp, x, *, step: np.clip(np.where(x < 0, 0.2 * x, x), -9, 9),
+        1,
+    ),
+    "kernel of ONNX for negative inputs": ("onnx", _node("Relu"), 1),
+    "kernel of ONNX by an attribute's default": ("onnx", _node("LeakyRelu"), 1),
+    "kernel of ONNX at other strides": (
+        "onnx",
+        lambda xp, x, *, step: sift.reference(xp, x[:, : x.shape[1] // step]),
+        2,
+    ),
+    "kernel of ONNX at a batch of 1": (
+        "onnx",
+        lambda xp, x, *, step: xp.node(
+            "Squeeze", xp.reshape(sift.reference(xp, x), (x.shape[0], 1, 6)), shape=x.shape, dtype=x.dtype
+        ),
+        1,
+    ),
+    "batch size frozen in the trace": (
+        "onnx",
+        lambda xp, x, *, step: xp.node(
+            "Reshape", sift.reference(xp, x), np.array([2, 6]), shape=x.shape, dtype=x.dtype
+        ),
+        1,
+    ),
+}
+
+
+class Predicted(lm.Layer):
+    """The identity, with a build that says something else."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def build(self, declare, x):
+        return {
+            "wrong shape": x.replace(shape=("N", 5)),
+            "wrong dtype": x.replace(dtype="int64"),
+            "wrong name of an axis": x,
+            "wrong range": x,
+            "size of an axis frozen": x.replace(shape=("N", 5)),
+        }[self.fault]
+
+    def forward_pass(self, ctx, x):
+        if self.fault == "wrong name of an axis":
+            return ctx.xp.concat([x, x], axis=1)
+        return x + x if self.fault == "wrong range" else x
+
+    def backward_pass(self, ctx, dy):
+        return dy[:, : dy.shape[1] // 2] if self.fault == "wrong name of an axis" else dy
+
+
+class Kept(lm.Layer):
+    """The identity times a factor, with a configuration that does not come back, or can change."""
+
+    COUNT = [0]  # noqa: RUF012  the fault
+
+    def __init__(self, value, fault=""):
+        self.value, self.fault = value, fault
+        self.factor = 2.0
+        if fault == "a list":
+            self.sizes = list(value)
+        if fault == "a counter in the constructor":
+            self.COUNT[0] += 1
+            self.factor = float(self.COUNT[0])
+
+    def config(self):
+        return {"value": 3.0, "fault": ""} if self.fault == "config of its own" else super().config()
+
+    def build(self, declare, x):
+        if self.fault == "initial values from elsewhere":
+            declare.parameter("shift", x.shape[1:], lambda rng, shape, a, b: np.random.default_rng().random(shape))
+        return x
+
+    def forward_pass(self, ctx, x):
+        return x * self.factor + (ctx.params.shift if self.fault == "initial values from elsewhere" else 0.0)
+
+    def backward_pass(self, ctx, dy):
+        if self.fault == "initial values from elsewhere":
+            ctx.grad(shift=ctx.xp.sum(dy, axis=0))
+        return dy * self.factor
+
+
+@lm.hookimpl
+def lamella_layers():
+    return {"kept": Kept}
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """This module as a plugin."""
+    module = __import__(__name__)
+    point = types.SimpleNamespace(name="test", value=__name__, dist=types.SimpleNamespace(name="acme", version="1"))
+    point.load = lambda: module
+    known = registry.Registry([*importlib.metadata.entry_points(group="lamella"), point])
+    for name in ("find", "name_of", "entries"):
+        monkeypatch.setattr(registry, name, getattr(known, name))
+
+
+ROW, GRID, STEPS = lm.ArraySpec(("N", 4)), lm.ArraySpec(("N", 4, 5)), lm.ArraySpec(("N", 5, 2))
+
+# fault: the law that catches it, and words of what it says, the likely cause where there is one
+FAULTS = {
+    "gradient of a parameter": ("gradient", r"gradient of 'scale'.*constant factor of 1\.001"),
+    "gradient of the input": ("gradient", "dx of input 0 .*the incoming gradient unchanged"),
+    "averaged over the batch": ("gradient", "gradient of 'shift'.* factor 1/2, where 2 is the batch size: averaged"),
+    "multiplied by the batch size": ("gradient", "gradient of 'shift'.* factor 2 = the batch size: summed .* twice"),
+    "wrong sign": ("gradient", "factor -1: a sign is wrong"),
+    "swapped": ("gradient", "gradient of 'scale'.*it is the gradient of 'shift': are the two swapped"),
+    "last row only": ("gradient", "counts only the last of the rows of the batch"),
+    "no gradient of a parameter": ("gradient", "no gradient for parameter 'scale'.*forgotten in ctx.grad"),
+    "parameter never used": ("gradient", "'scale' is declared, but no output depends on it.*is not used"),
+    "wrong unless contiguous": ("gradient", "gradient of 'scale' .*factor 2: counted twice"),
+    "wrong without wants_dx": ("gradient", r"with ctx.wants_dx = \(True,\) and \(False,\)"),
+    "wrong while frozen": ("gradient", r"dx of input 0 in training mode while frozen \(right in training mode\)"),
+    "wrong for many rows": ("gradient", "dx of input 0 in training mode .*batch of 8.* a factor of 2"),
+    "no gradient of a tiny output": ("gradient", "dx of input 0 .* gives 0 along .*it is 0; was it forgotten"),
+    "gradient hidden by an offset": ("gradient", r"dx of input 0 .* a factor of 0\.(89|90)"),
+    "gradient without its upper limit": ("gradient", r"dx of input 0 in inference mode \(right in training mode\)"),
+    "wrong in training": ("gradient", "dx of input 0 in training mode .*factor 0.5: counted half"),
+    "input modified": ("purity", r"input 0 was written to.*at \[0, 0\]: .*may be a view"),
+    "input modified through a view": ("purity", "input 0 was written to.*may be a view"),
+    "input modified in inference": ("purity", "was written to"),
+    "incoming gradient modified": ("purity", "incoming gradient 0 was written to"),
+    "wrong if contiguous": ("purity", "gradient of 'scale': .* inputs scattered .* and with inputs contiguous"),
+    "keeps state on the side": ("purity", "results of two equal calls.*a counter, cache or running value in a closure"),
+    "state on the layer": ("purity", "is configuration and frozen.*state kept on the layer"),
+    "nondeterminism": ("purity", "results of two equal calls.*random numbers from elsewhere than ctx.uniform"),
+    "global random state": ("purity", "changed the global random state.*ctx.uniform gives the same"),
+    "statistics in a closure, updated in inference": ("purity", "equal calls in inference mode.*declare.state"),
+    "statistics updated in inference": ("purity", "statistics that are updated in inference; update only if"),
+    "dropout in inference": ("purity", "noise in inference; return x as it is unless ctx.training"),
+    "dropout of its own in inference": ("purity", "two equal calls in inference mode"),
+    "not safe in threads": ("purity", "among four threads.*calls share something"),
+    "later calls change results": ("purity", "before and after a later call.*a buffer that is kept"),
+    "float64 creeps in": ("purity", "float64.* write scalars as Python floats.*a NumPy scalar or array of float64"),
+    "float64 creeps back": ("purity", "scale.*float64"),
+    "cancellation": ("purity", "float32 is off by .*cancellation: a small difference"),
+    "overflow": ("purity", "float32 is off by inf.*overflow of an intermediate result"),
+    "samples mix": ("slicing", "output 0: whole batch of 2 and slices of 1.1 .*samples depend on each other"),
+    "samples mix in inference": ("slicing", "in inference: batch and single rows.*what training gathered"),
+    "divides by rows of the slice": ("slicing", r"divided by x.shape\[0\], the rows of the slice"),
+    "update from a slice": ("slicing", "different values in different slices.*update from the totals"),
+    "order of slices": ("slicing", "the last one first.*slices run in any order"),
+    "place in the batch": ("slicing", "output 0: whole batch of 2 .*their place in the slice"),
+    "numpy behind the back": ("backends", "an array of NumPy where one of ctx.xp is due"),
+    "method of arrays": ("backends", "no attribute 'reshape'"),
+    "branch on values": ("onnx", "not known when a model is exported.*decide an 'if'"),
+    "batch size in the trace": ("onnx", "the batch size is not known"),
+    "traced backward differs": ("onnx", r"dx of input 0 in training mode.*factor of 1\.5: .* in backward_pass"),
+    "batch size frozen": ("shapes", "Reshape|reshape"),
+    "second of two inputs": ("gradient", r"gradient: dx of input 1 .*factor 2: counted twice"),
+    "asks for input 0 only": ("gradient", r"ctx.wants_dx = \(False, True\) in .* gradient of input 1"),
+    "asks for input 1 only": ("gradient", r"ctx.wants_dx = \(True, False\)"),
+    "square kernels only": ("gradient", "constant factor of 1.5"),
+    "equal paddings only": ("gradient", "dx of input 0 .*shifted by one place along axis 2|wrong only at"),
+    "transposed": ("gradient", r"gradient of 'kernel'.*transposed: .* axes in the order \(1, 0\)"),
+    "later steps missing": ("gradient", "each position along axis 1 .*later steps of a recurrence"),
+    "jacobian without its other rows": ("gradient", "each position along axis 1 .* a sum or a maximum along that axis"),
+    "total where the share is due": ("slicing", "gradient of 'share'.*hands over the total"),
+    "total over the rows of the slice": ("slicing", r"dx of input 0: whole .* division by x.shape\[0\]"),
+    "kernel of NumPy for negative inputs": ("backends", "values about 1, .*the NumPy kernel of 'sift' differs"),
+    "kernel of NumPy for large inputs": ("backends", "values about 30, .*the NumPy kernel of 'sift' differs"),
+    "kernel of ONNX for negative inputs": ("onnx", "output 0 in inference.*wrong only where the input is negative"),
+    "kernel of ONNX by an attribute's default": ("onnx", "output 0 in inference.*wrong only where the input is neg"),
+    "kernel of ONNX at other strides": ("onnx", "output 0 in inference.*wrong only at places 1, 2 along axis 1"),
+    "kernel of ONNX at a batch of 1": ("onnx", "batch of 1: .*wrong for a batch of 1 only: an axis of size 1 is sq"),
+    "batch size frozen in the trace": ("onnx", "onnxruntime can't run the graph|the batch axis of .* is fixed"),
+    "wrong shape": ("shapes", r"build said \(N, 5\) float64 for 3 rows, it returned \(3, 4\).*another shape or dtype"),
+    "wrong dtype": ("shapes", r"build said \(N, 4\) int64 .* returned \(3, 4\) float64.*another shape or dtype"),
+    "wrong name of an axis": ("shapes", r"build said \(N, T\) float32; axis 1 has size 2, and 'T' is 1.*a new name"),
+    "wrong range": ("shapes", "build said integers from 0 to below 9; they go from .*range was passed on"),
+    "size of an axis frozen": ("shapes", r"with axis 'T' of size 7: .*build said \(N, 5\)"),
+    "a list": ("round trip", "Kept.sizes is a list, which anyone can change: .*make it a tuple"),
+    "a set": ("round trip", r"Kept.value is a set, .*make it a frozenset"),
+    "a counter in the constructor": ("round trip", "what config gives differ .*depends on more than the arguments"),
+    "config of its own": ("round trip", r"what copy.copy gives is not equal: Kept\(3.0\) .* not the arguments"),
+    "initial values from elsewhere": ("round trip", "initial values .*use the rng that they are given"),
+    "an argument that no file holds": ("round trip", r"save and load fails: .*1j.*no plain data"),
+    "an argument that can't be copied": ("round trip", "copy.deepcopy fails|pickle fails: .*can't be copied"),
+}
+
+
+def faulty(fault):
+    """The layer with a fault, and its inputs."""
+    special = {
+        **dict.fromkeys(("second of two inputs", "asks for input 0 only", "asks for input 1 only"), (Times, ROW, ROW)),
+        **dict.fromkeys(("transposed", "jacobian without its other rows"), (Mix, ROW)),
+        "later steps missing": (Mix, STEPS),
+        **dict.fromkeys(("total where the share is due", "total over the rows of the slice"), (Center, ROW)),
+        **dict.fromkeys(("wrong shape", "wrong dtype"), (Predicted, ROW)),
+        **dict.fromkeys(("wrong name of an axis", "size of an axis frozen"), (Predicted, lm.ArraySpec(("N", "T")))),
+        "wrong range": (Predicted, lm.ArraySpec(("N", 4), "int64", low=0, high=9)),
+    }
+    if fault in special:
+        kind, *specs = special[fault]
+        return kind(fault), *specs
+    if fault in KERNELS:
+        return Sift(KERNELS[fault][2]), lm.ArraySpec(("N", 6))
+    if fault == "square kernels only":
+        return Correlation((2, 3), ((0, 0), (0, 0)), fault), GRID
+    if fault == "equal paddings only":
+        return Correlation((2, 2), ((0, 0), (1, 1)), fault), GRID
+    values = {
+        "a list": (1, 2),
+        "a set": {1, 2},
+        "an argument that no file holds": 1j,
+        "an argument that can't be copied": threading.Lock(),
+    }
+    if fault in values or fault in (
+        "a counter in the constructor",
+        "config of its own",
+        "initial values from elsewhere",
+    ):
+        return Kept(values.get(fault, 1.0), fault), ROW
+    return Affine(fault), ROW
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught_by_their_law_which_tells_their_cause(fault, monkeypatch, registered):
+    CALLS.clear()
+    BOX.clear()
+    if fault in KERNELS:
+        monkeypatch.setitem(sift.kernels, *KERNELS[fault][:2])
+    law, words = FAULTS[fault]
+    layer, *specs = faulty(fault)
+    with pytest.raises(ConformanceError, match=r"breaks \d of 7 laws") as caught:
+        check_layer(layer, *specs)
+    report = caught.value.report
+    said = {v.law: [f"{v.law}: {' '.join(f.lines())}" for f in v.faults] for v in report.broken}
+    assert law in said, caught.value
+    assert any(re.search(words, text, re.DOTALL) for text in said[law]), caught.value
+    assert json.loads(json.dumps(report.as_dict()))["conforms"] is False
+
+
+def test_the_sound_layers_pass():
+    check_layer(Affine(), ROW)
+    check_layer(Affine().frozen().named("own"), ROW)
+    check_layer(Times(""), ROW, ROW)
+    check_layer(Correlation((2, 3), ((1, 0), (2, 1))), GRID)
+    check_layer(Center(""), ROW)
+    check_layer(Sift(2), ROW)
+    check_layer(Kept(1.0), ROW)
+
+
+# The report
+
+
+def test_the_report_is_a_table_and_data():
+    report = check_layer(Dense(3), lm.ArraySpec(("N", 4)))
+    lines = str(report).splitlines()
+    assert lines[0] == "Dense(3) on (N, 4) float32"
+    for line, law in zip([line for line in lines if " holds " in line], laws(), strict=True):
+        assert line.split("holds")[0].strip() == law
+    assert len({line.index("holds") for line in lines if "holds" in line}) == 1  # columns stand in line
+    assert repr(report) == "<ConformanceReport: Dense(3) on (N, 4) float32 obeys 7 laws>"
+    data = report.as_dict()
+    assert (data["conforms"], data["seed"], data["subject"]) == (True, 0, lines[0])
+    assert [verdict["law"] for verdict in data["verdicts"]] == list(laws())
+    assert data["verdicts"][0] == {
+        "law": "gradient", "outcome": "holds", "detail": report.verdicts[0].detail, "faults": []
+    }  # fmt: skip
+
+
+def test_a_broken_report_prints_in_colour_on_a_terminal_and_holds_every_fault_as_data():
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Affine("swapped"), ROW)
+    report = caught.value.report
+    assert [verdict.law for verdict in report.broken] == ["gradient"]
+    scale, shift = report.broken[0].faults
+    assert (scale.subject, shift.subject) == ("gradient of 'scale'", "gradient of 'shift'")  # all, not only the first
+    assert report.broken[0].detail == f"{scale.message} (and 1 more)"
+    fault = json.loads(json.dumps(report.as_dict()))["verdicts"][0]["faults"][0]
+    assert len(fault["index"]) == 1
+    assert fault["found"] != pytest.approx(fault["expected"])
+    assert fault["witness"] == scale.witness
+    import io
+
+    from rich.console import Console
+
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    terminal.print(report)
+    assert "\x1b[1;31mbroken" in terminal.file.getvalue()
+
+
+def test_numbers_that_json_lacks_become_words():
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Affine("overflow"), ROW)
+    (fault,) = caught.value.report.as_dict()["verdicts"][1]["faults"]
+    assert fault["found"] in ("inf", "-inf")
+    json.dumps(caught.value.report.as_dict(), allow_nan=False)
+
+
+def test_what_one_error_breaks_everywhere_is_told_once():
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Affine("float64 creeps in"), ROW)
+    assert str(caught.value).count("write scalars as Python floats") == 1
+    assert "shapes: the same as under purity" in str(caught.value)
+
+
+def test_a_layer_that_does_not_run_is_told_under_one_law():
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Affine("state on the layer"), ROW)
+    outcomes = {verdict.law: verdict.outcome for verdict in caught.value.report.verdicts}
+    assert outcomes == {law: "broken" if law == "purity" else "skipped" for law in laws()}
+
+
+# The smallest input
+
+
+class Corner(lm.Layer):
+    """The identity, whose gradient is wrong for wide inputs of three rows or more."""
+
+    def forward_pass(self, ctx, x):
+        return x
+
+    def backward_pass(self, ctx, dy):
+        return 2.0 * dy if ctx.xp.backend == "numpy" and dy.shape[0] >= 3 and dy.shape[2] >= 2 else dy
+
+
+def test_faults_are_shown_by_the_fewest_rows_the_smallest_shape_and_short_numbers():
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Corner(), lm.ArraySpec(("N", 4, 6)))
+    fault = caught.value.report.broken[0].faults[0]
+    assert re.fullmatch(r"x = \[(\[\[ ?-?\d\.\d?, +-?\d\.\d? ?\]\](, )?){3}\]", fault.witness), fault.witness
+    assert "batch of 3" in fault.message
+    n, _, k = fault.index
+    assert (n < 3, k < 2) == (True, True)
+    assert fault.found == pytest.approx(2.0 * fault.expected)
+
+
+def test_axes_that_must_be_equal_shrink_together_and_symbolic_ones_too():
+    class Product(lm.Layer):
+        def build(self, declare, a, b):
+            if a.shape[2] != b.shape[1]:
+                raise ValueError("expected equal inner axes")
+            return a.replace(shape=(*a.shape[:2], b.shape[2]))
+
+        def forward_pass(self, ctx, a, b):
+            ctx.save(a, b)
+            return a @ b
+
+        def backward_pass(self, ctx, dy):
+            a, b = ctx.saved
+            turn = lambda x: ctx.xp.permute_dims(x, (0, 2, 1))  # noqa: E731
+            return dy @ turn(b), -(turn(a) @ dy)
+
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Product(), lm.ArraySpec(("N", "T", 4)), lm.ArraySpec(("N", 4, 3)))
+    (fault,) = caught.value.report.broken[0].faults
+    assert fault.subject == "dx of input 1"
+    assert re.fullmatch(r"input 0 = \[\[\[-?\d\.\d\]\]\], input 1 = \[\[\[-?\d\.\d\]\]\]", fault.witness), fault.witness
+    assert fault.cause == "off by a factor -1: a sign is wrong"
+
+
+# What layers refuse
+
+
+@pytest.mark.parametrize(
+    ("refuses", "words"),
+    [
+        (lm.ArraySpec(("N", 5)), "for (N, 5) float32: accepted, though the specimen says that it is refused"),
+        (lm.ArraySpec(("N", 1)), "lacks the words 'at least 2'"),
+        (lm.ArraySpec(("N", 2)), "lacks what was expected and what was given"),
+    ],
+)
+def test_bad_inputs_are_refused_in_the_words_that_the_specimen_says(refuses, words):
+    class Picky(lm.Layer):
+        def build(self, declare, x):
+            if x.shape[1] == 1:
+                raise lm.GraphError(f"expected two features, got {x}")
+            if x.shape[1] == 2:
+                raise lm.GraphError("two: at least 2")
+            return x
+
+        def forward_pass(self, ctx, x):
+            return x
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    with pytest.raises(ConformanceError, match=re.escape(words)):
+        check_specimen(Specimen(Picky(), ROW, refuses=(((refuses,), "at least 2"),)))
+
+
+# No false alarm
+
+
+def valid(rng):
+    """A random built-in layer and specs that it takes."""
+    pick = lambda *options: options[rng.integers(len(options))]  # noqa: E731
+    some = lambda low, high: int(rng.integers(low, high))  # noqa: E731
+    pair = lambda low, high: (some(low, high), some(low, high))  # noqa: E731
+    activation = pick(None, *(entry.name for entry in registry.entries("activations")))
+    shape = ("N", *(some(1, 5) for _ in range(some(1, 5))))
+    groups = some(1, 4)
+    image = lm.ArraySpec(("N", groups * some(1, 3), some(6, 10), some(6, 10)))
+    padding = pick("valid", "same", ((some(0, 3), some(0, 3)), (some(0, 3), some(0, 3))))
+    inside = pick("valid", "same", ((0, 1), (1, 0)))
+    wide = lm.ArraySpec(("N", *pick((some(1, 6),), ("T", some(1, 5)), (some(1, 4), *pair(1, 5)))))
+    return pick(
+        lambda: (Dense(some(1, 5), use_bias=pick(True, False), activation=activation), lm.ArraySpec(shape)),
+        lambda: (Activation(activation or "linear"), lm.ArraySpec(shape)),
+        lambda: (Activation("softmax", axis=some(1, len(shape))), lm.ArraySpec(shape)),
+        lambda: (
+            Conv2D(groups * some(1, 3), pair(1, 4), strides=pair(1, 4), padding=padding, dilation_rate=pair(1, 3),
+                   groups=groups, use_bias=pick(True, False), activation=activation),
+            image,
+        ),
+        lambda: (
+            pick(MaxPooling2D, AveragePooling2D)(pair(2, 4), strides=pick(None, pair(1, 4)), padding=inside), image
+        ),
+        lambda: (
+            BatchNormalization(momentum=float(rng.random()), epsilon=10.0 ** -some(1, 8)), wide
+        ),
+        lambda: (Dropout(float(rng.random()) * 0.9), lm.ArraySpec(shape)),
+        lambda: (Flatten(), lm.ArraySpec(shape, pick("float32", "int32"))),
+    )()  # fmt: skip
+
+
+def test_no_built_in_layer_is_blamed_in_any_valid_configuration():
+    """``LAMELLA_CONFIGURATIONS=1000 pytest`` tries more of them."""
+    seed = int(os.environ.get("LAMELLA_SEED") or random.randrange(1 << 30))
+    print(f"LAMELLA_SEED={seed}")
+    rng = np.random.default_rng(seed)
+    for k in range(int(os.environ.get("LAMELLA_CONFIGURATIONS", "20"))):
+        layer, *specs = valid(rng)
+        print(f"{layer} on {', '.join(map(str, specs))}, seed {k}")
+        check_layer(layer, *specs, seed=k)
+
+
+class Odd(lm.Layer):
+    """Layers that are right in unusual ways."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def build(self, declare, *inputs):
+        x = inputs[0]
+        if self.kind == "bias in front of a normalization":
+            declare.parameter("bias", x.shape[1:], "zeros")
+        if self.kind == "scale that starts at zero":
+            declare.parameter("scale", x.shape[1:], "zeros")
+        if self.kind == "one-hot":
+            return lm.ArraySpec((*x.shape, 9), declare.dtype)
+        return x
+
+    def forward_pass(self, ctx, *inputs):
+        (x, *_), xp = inputs, ctx.xp
+        if self.kind == "one-hot":
+            return lm.primitives.one_hot(ctx, x, 9, dtype=ctx.dtype)
+        if self.kind == "scale that starts at zero":
+            ctx.save(x)
+            return x * ctx.params.scale
+        if "normalization" in self.kind:
+            x = x + ctx.params.bias if "bias" in self.kind else x
+            x = x - xp.mean(x, axis=-1, keepdims=True)
+            size = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + 1e-12)
+            ctx.save(x * size, size)
+            return x * size
+        if self.kind == "straight through":
+            return xp.round(x)
+        if self.kind == "picks by an integer input":
+            ctx.save(inputs[1])
+            return xp.where(xp.expand_dims(inputs[1], axis=1) > 4, x, 0.0 * x)
+        return x
+
+    def backward_pass(self, ctx, dy):
+        xp = ctx.xp
+        if self.kind == "scale that starts at zero":
+            ctx.grad(scale=xp.sum(dy * ctx.saved[0], axis=0))
+            return dy * ctx.params.scale
+        if "normalization" in self.kind:
+            y, size = ctx.saved
+            dx = size * (dy - xp.mean(dy, axis=-1, keepdims=True) - y * xp.mean(dy * y, axis=-1, keepdims=True))
+            if "bias" in self.kind:
+                ctx.grad(bias=xp.sum(dx, axis=0))
+            return dx
+        if self.kind == "picks by an integer input":
+            return xp.where(xp.expand_dims(ctx.saved[0], axis=1) > 4, dy, 0.0 * dy), None
+        return dy
+
+
+LABEL = lm.ArraySpec(("N",), "int64", low=0, high=9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "specs"),
+    [
+        ("identity", [lm.ArraySpec(("N",))]),
+        ("identity", [lm.ArraySpec(("N", 1, 2, 1, 2, 1, 2))]),
+        ("identity", [lm.ArraySpec(("N", "T", "S", 2))]),
+        ("identity", [LABEL]),
+        ("identity", [lm.ArraySpec(("N", 3), "bool")]),
+        ("one-hot", [LABEL]),
+        ("one-hot", [LABEL.replace(shape=("N", "T"))]),
+        ("picks by an integer input", [ROW, LABEL]),
+        ("ill-conditioned normalization", [lm.ArraySpec(("N", 3))]),
+        ("ill-conditioned normalization", [lm.ArraySpec(("N", 4, 8), low=100.0, high=101.0)]),
+        ("bias in front of a normalization", [lm.ArraySpec(("N", 6))]),
+        ("scale that starts at zero", [ROW]),
+    ],
+)
+def test_legitimate_oddities_pass(kind, specs):
+    check_layer(Odd(kind), *specs)
+
+
+def test_a_declared_surrogate_is_skipped_visibly_and_an_undeclared_one_is_not():
+    with pytest.raises(ConformanceError, match="gradient: dx of input 0"):
+        check_layer(Odd("straight through"), ROW)
+    specimen = Specimen(Odd("straight through"), ROW, gradient="surrogate", reason="rounding has no slope")
+    gradient, *others = check_specimen(specimen).verdicts
+    assert (gradient.outcome, gradient.detail) == ("skipped", "declared a surrogate: rounding has no slope")
+    assert {verdict.outcome for verdict in others} == {"holds"}
