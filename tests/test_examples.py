@@ -1,5 +1,6 @@
 """Every example runs, in a reduced form, and does what it says."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -10,5 +11,5 @@ def test_custom_layer(capsys):
     accuracy = runpy.run_path(str(EXAMPLES / "custom_layer.py"))["main"](epochs=3)
     assert accuracy > 0.8
     text = capsys.readouterr().out
-    assert "holds    onnx" in text
+    assert re.search(r"onnx +holds", text)
     assert "agrees" in text
