@@ -850,6 +850,10 @@ def test_legitimate_oddities_pass(kind, specs):
     check_layer(Odd(kind), *specs)
 
 
+def test_a_parameter_that_a_softmax_of_one_number_hides_is_used():
+    check_layer(Dense(1, activation="softmax"), ROW)
+
+
 def test_a_declared_surrogate_is_skipped_visibly_and_an_undeclared_one_is_not():
     with pytest.raises(ConformanceError, match="gradient: dx of input 0"):
         check_layer(Odd("straight through"), ROW)

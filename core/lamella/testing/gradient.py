@@ -79,24 +79,30 @@ def gradient(case: Case) -> str:
 
 
 def _uses(case: Case) -> None:
-    """Every parameter changes something: what no output ever depends on is no parameter."""
-    model = case.model()
+    """Every parameter changes something: what no output ever depends on is no parameter.
+
+    Not-a-number gets through where other values leave no mark, as in the softmax of a single number.
+    """
+    before = _outputs(case)
     for name, value in case.values.items():
-        if not value.size:
-            continue
-        before = _outputs(case)
-        model.parameters[name] = 1.5 * value + 0.7
-        try:
-            after = _outputs(case)
-        finally:
-            model.parameters[name] = value
-        if all(a.tobytes() == b.tobytes() for a, b in zip(before, after, strict=True)):
+        if value.size and not any(_changes(case, before, name, other) for other in (1.5 * value + 0.7, np.nan * value)):
             own = name.rpartition(".")[2]
             raise Broken(
                 f"parameter {own!r} is declared, but no output depends on it, in training or in inference",
                 subject=f"parameter {own!r}",
-                cause=f"ctx.params.{own} is not used in forward_pass, or multiplied away. Use it, or do not declare it",
+                cause=f"ctx.params.{own} is not used in forward_pass. Use it, or do not declare it",
             )
+
+
+def _changes(case: Case, before: list[Any], name: str, value: Any) -> bool:
+    """Whether another value of a parameter changes any output; the old one is put back."""
+    parameters = case.model().parameters
+    old = parameters[name]
+    parameters[name] = value
+    try:
+        return any(a.tobytes() != b.tobytes() for a, b in zip(before, _outputs(case), strict=True))
+    finally:
+        parameters[name] = old
 
 
 def _outputs(case: Case) -> list[Any]:
