@@ -294,8 +294,8 @@ class Conv2DTranspose(_Convolution):
             )
         if min(image) < 1:
             raise lm.GraphError(
-                f"padding={self.padding!r} cuts off the whole output of {x}: "
-                f"{image[0]}x{image[1]} pixels are left. Use less padding, or larger strides or kernels"
+                f"expected an output of one pixel or more, got {image[0]}x{image[1]}: padding={self.padding!r} "
+                f"cuts off the whole output of {x}. Use less padding, or larger strides or kernels"
             )
         return Windows.over(image, **options, padding=padding)
 
