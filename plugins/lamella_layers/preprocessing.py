@@ -181,6 +181,7 @@ def _numbers(value: Any, name: str) -> Any:
         array = np.array(math.nan)
     if not np.isfinite(array).all():
         raise lm.ArgumentError(f"{name}: expected finite numbers, got {value!r}")
+    array.flags.writeable = False
     return array
 
 
