@@ -403,6 +403,8 @@ class Kept(lm.Layer):
     def __init__(self, value, fault=""):
         self.value, self.fault = value, fault
         self.factor = 2.0
+        if fault == "a cache in a dict":
+            self.cache = {}
         if fault == "a list":
             self.sizes = list(value)
         if fault == "a counter in the constructor":
@@ -418,6 +420,8 @@ class Kept(lm.Layer):
         return x
 
     def forward_pass(self, ctx, x):
+        if self.fault == "a cache in a dict":
+            self.cache["rows"] = x.shape[0]
         return x * self.factor + (ctx.params.shift if self.fault == "initial values from elsewhere" else 0.0)
 
     def backward_pass(self, ctx, dy):
@@ -515,8 +519,9 @@ FAULTS = {
     "wrong dtype": ("shapes", r"build said \(N, 4\) int64 .* returned \(3, 4\) float64.*another shape or dtype"),
     "wrong name of an axis": ("shapes", r"build said \(N, T\) float32; axis 1 has size 2, and 'T' is 1.*a new name"),
     "wrong range": ("shapes", "build said integers from 0 to below 9; they go from .*range was passed on"),
-    "size of an axis frozen": ("shapes", r"with axis 'T' of size 7: .*build said \(N, 5\)"),
+    "size of an axis frozen": ("shapes", r"with axis 'T' of size 1: .*build said \(N, 5\)"),
     "a list": ("round trip", "Kept.sizes is a list, which anyone can change: .*make it a tuple"),
+    "a cache in a dict": ("round trip", "Kept.cache was changed by a pass; .*state kept in something that the layer"),
     "a set": ("round trip", r"Kept.value is a set, .*make it a frozenset"),
     "a counter in the constructor": ("round trip", "what config gives differ .*depends on more than the arguments"),
     "config of its own": ("round trip", r"what copy.copy gives is not equal: Kept\(3.0\) .* not the arguments"),
@@ -552,11 +557,8 @@ def faulty(fault):
         "an argument that no file holds": 1j,
         "an argument that can't be copied": threading.Lock(),
     }
-    if fault in values or fault in (
-        "a counter in the constructor",
-        "config of its own",
-        "initial values from elsewhere",
-    ):
+    own = ("a cache in a dict", "a counter in the constructor", "config of its own", "initial values from elsewhere")
+    if fault in (*values, *own):
         return Kept(values.get(fault, 1.0), fault), ROW
     return Affine(fault), ROW
 
@@ -706,7 +708,7 @@ def test_axes_that_must_be_equal_shrink_together_and_symbolic_ones_too():
     [
         (lm.ArraySpec(("N", 5)), "for (N, 5) float32: accepted, though the specimen says that it is refused"),
         (lm.ArraySpec(("N", 1)), "lacks the words 'at least 2'"),
-        (lm.ArraySpec(("N", 2)), "lacks what was expected and what was given"),
+        (lm.ArraySpec(("N", 2)), "lacks what was expected; it says"),
     ],
 )
 def test_bad_inputs_are_refused_in_the_words_that_the_specimen_says(refuses, words):
@@ -840,7 +842,7 @@ LABEL = lm.ArraySpec(("N",), "int64", low=0, high=9)
         ("one-hot", [LABEL]),
         ("one-hot", [LABEL.replace(shape=("N", "T"))]),
         ("picks by an integer input", [ROW, LABEL]),
-        ("ill-conditioned normalization", [lm.ArraySpec(("N", 3))]),
+        ("ill-conditioned normalization", [lm.ArraySpec(("N", 2))]),
         ("ill-conditioned normalization", [lm.ArraySpec(("N", 4, 8), low=100.0, high=101.0)]),
         ("bias in front of a normalization", [lm.ArraySpec(("N", 6))]),
         ("scale that starts at zero", [ROW]),

@@ -160,7 +160,7 @@ def _cause(case: Case, training: bool | None, rows: int, scale: float, name: str
         else:
             return "wrong for a batch of 1 only: an axis of size 1 is squeezed or broadcast away"
     factor = constant_factor(value, right)
-    if factor is not None:
+    if factor is not None and abs(factor - 1.0) > 1e-2:
         asked = "an attribute of the node that was left at its default?"
         asked = asked if training is None else "a kernel, or a branch on the backend, in backward_pass?"
         return f"off by a factor of {factor:.4g}: {asked}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ __all__ = ["accuracy"]
 
 EPS = float(np.finfo("float32").eps)
 TINY = float(np.finfo("float32").tiny)
+NOTHING = 1e-3  # of the size of its terms: a gradient that cancels, as that of a bias in front of a normalization
 
 PROBES: dict[str, Any] = {
     "random values": lambda case: case.draw(7),
@@ -31,6 +33,9 @@ def accuracy(case: Case) -> str:
     The limit is 16 times the largest change of the float64 result under changes of the inputs and parameters by one
     unit in the last place, plus 4 such units of the largest result. Gradients may also be off by 4 units of the
     incoming gradient times the input, since backward passes work from results that were rounded on the way forward.
+
+    A normalization over two numbers gives -1 and 1 whatever they are, so that no change of its inputs tells of the
+    rounding within: there the size of numbers over their spread counts, which is how much of them it takes off.
     """
     worst = [case.examine(_accuracy, label) for label in PROBES]
     return f"float32 error at most {most(worst):.0%} of what rounding explains"
@@ -42,9 +47,13 @@ def _accuracy(case: Case, label: str) -> float:
     exact = named(case.step("float64", inputs, cotangents))
     rounded = named(case.step("float32", inputs, cotangents))
     incoming = max(map(largest, cotangents)) * max([1.0, *(largest(x) for x in inputs if x.dtype.kind == "f")])
+    steep = _steepness(inputs) or _steepness(case.values.values())
+    taken = steep * max([largest(x) for x in (*inputs, *case.values.values()) if x.dtype.kind == "f"], default=0.0)
     moved = [_nudged(case, inputs, cotangents, k) for k in range(3)]
     fits = {name: _fits(name, exact, moved) for name, value in exact.items() if value.dtype.kind == "f"}
     overflows = not all(fit.all() for name, fit in fits.items() if name.startswith("output"))
+    outputs = max(largest(y) for name, y in exact.items() if name.startswith("output"))
+    terms = max(map(largest, cotangents)) * outputs * steep  # the size of gradients, but where they cancel
     worst = 0.0
     for name, fit in fits.items():
         if label.startswith("random") and np.isnan(exact[name]).any():
@@ -61,6 +70,10 @@ def _accuracy(case: Case, label: str) -> float:
         change = max(difference(value, other[name][fit]) for other in moved)
         limit = 16 * change + 4 * EPS * (largest(value) + (0.0 if name.startswith("output") else incoming))
         limit += TINY  # below it, float32 has fewer digits, or none
+        if name.startswith("output"):
+            limit += 16 * EPS * largest(value) * taken
+        elif name.startswith("dx") or largest(value) < NOTHING * terms:
+            limit += 16 * EPS * terms * (1.0 + taken)
         error = difference(value, found)
         if not error <= limit:
             raise Broken(
@@ -72,6 +85,17 @@ def _accuracy(case: Case, label: str) -> float:
             )
         worst = max(worst, error / limit if limit else 0.0)
     return worst
+
+
+def _steepness(arrays: Iterable[Any]) -> float:
+    """One over the least spread of numbers along any axis, or size where there is one only; 0 if all are equal."""
+    spreads = [
+        np.abs(x) if x.shape[axis] == 1 else x.astype("float64").std(axis=axis)
+        for x in arrays
+        if x.dtype.kind == "f"
+        for axis in range(x.ndim)
+    ]
+    return max((float(np.max(1.0 / spread[spread > 0.0], initial=0.0)) for spread in spreads), default=0.0)
 
 
 def _cause(found: Any) -> str:

@@ -143,10 +143,10 @@ def _exists(mode: _Mode, target: Target) -> bool:
 
 
 def _settled(case: Case, mode: _Mode, target: Target) -> _Slope:
-    """A slope at a point without a kink, if there is one among eight."""
+    """A slope at a point without a kink, and not all rounding, if there is one among eight."""
     for attempt in range(8):
         slope = _measure(case, mode, target, attempt)
-        if slope.error <= TOLERANCE or slope.smooth:
+        if slope.error <= TOLERANCE or (slope.smooth and max(map(abs, slope[:2])) > 8 * slope.noise):
             break
     return slope
 
@@ -210,6 +210,7 @@ def _measure(case: Case, mode: _Mode, target: Target, attempt: int) -> _Slope:
     sizes = [np.linalg.norm(given) * largest(value)]
     sizes += [np.linalg.norm(c) * largest(y) for c, y in zip(cotangents, here, strict=True) if y.dtype.kind == "f"]
     noise = 16 * float(np.finfo("float64").eps * sum(sizes)) / STEP
+    noise = max(noise, min(abs(left - right), 32 * noise))  # what cancels within the layer adds to it
     numeric = slope(below, above) / 2
     smooth = abs(left - right) <= 1e-3 * abs(numeric) + 4 * noise
     return _Slope(float(np.vdot(given, direction)), numeric, noise, smooth)

@@ -34,6 +34,8 @@ def round_trip(case: Case) -> str:
         ways.append("pickle")
     for way in ways:
         case.examine(_twin, way)
+    if not case.findings:
+        case.examine(_unchanged)
     if registered and not functions and isinstance(subject, Layer):
         ways.append("save and load")
         case.examine(_file)
@@ -46,22 +48,55 @@ def _is_function(value: Any) -> bool:
 
 
 def _immutable(case: Case) -> None:
-    """Nothing that the layer holds can be changed from outside, or by a pass."""
+    """The arguments can't be changed, neither in the configuration nor where the layer holds them."""
     subject = case.specimen.subject
+    arguments = list(map(_frozen, subject.config().values()))
     for path, value in _attributes(subject):
         kind = next((kind for kind in MUTABLE if isinstance(value, kind)), None)
-        if kind is not None or (isinstance(value, np.ndarray) and value.flags.writeable):
-            better = "a tuple, or array.flags.writeable = False" if kind is None else MUTABLE[kind]
+        if kind is None and not (isinstance(value, np.ndarray) and value.flags.writeable):
+            continue
+        if not path.startswith("_config.") and _frozen(value) not in arguments:
+            continue  # made by the constructor, and no argument
+        better = "a tuple, or say array.flags.writeable = False" if kind is None else MUTABLE[kind]
+        raise Broken(
+            f"{type(subject).__name__}.{path.removeprefix('_config.')} is a {type(value).__name__}, which anyone can "
+            f"change: {value!r:.60}",
+            cause=f"a layer is configuration, shared by nodes and threads; make it {better} in the constructor",
+        )
+
+
+def _unchanged(case: Case) -> None:
+    """Passes change nothing that a layer holds: shown by a twin that has not run yet."""
+    twin = _from_config(case.specimen.subject)
+    before = {name: _frozen(value) for name, value in vars(twin).items()}
+    other = case.like(specimen=dataclasses.replace(case.specimen, subject=twin))
+    inputs = case.draw(2)
+    for training in (True, False):
+        other.step("float64", inputs, case.cotangents(inputs), training=training)
+    for name, value in vars(twin).items():
+        if name in before and _frozen(value) != before[name]:
             raise Broken(
-                f"{type(subject).__name__}.{path} is a {type(value).__name__}, which anyone can change: {value!r:.60}",
-                cause=f"a layer is configuration, shared by nodes and threads; make it {better} in the constructor",
+                f"{type(twin).__name__}.{name} was changed by a pass; it is now {value!r:.60}",
+                cause="state kept in something that the layer holds; use ctx.save, or declare.state and ctx.update",
             )
+
+
+def _frozen(value: Any) -> Any:
+    """What can be compared later, of values that may change."""
+    if isinstance(value, Mapping):
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(map(repr, value)))
+    if isinstance(value, np.ndarray):
+        return _frozen(value.tolist())
+    return bytes(value) if isinstance(value, bytearray) else value
 
 
 def _attributes(subject: Any) -> Iterator[tuple[str, Any]]:
     for name, value in vars(subject).items():
-        for path, inner in _inside(name, value):
-            yield path.removeprefix("_config.") if path.startswith("_config.") else path, inner
+        yield from _inside(name, value)
 
 
 def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
