@@ -116,7 +116,7 @@ class Affine(lm.Layer):
         if fault == "update from a slice" and ctx.training:
             ctx.update(mean=xp.sum(x, axis=0))
         if fault == "cancellation":
-            x = (x + 1e4) - 1e4
+            x = (x + 1e3) - 1e3
         if fault == "overflow":
             x = xp.log(xp.exp(x))
         if fault == "branch on values" and xp.sum(x) > 1e9:
@@ -148,6 +148,10 @@ class Affine(lm.Layer):
             dx = dy
         if fault == "multiplied by the batch size":
             shift = shift * float(dy.shape[0])
+        if fault == "cancellation in the gradient":
+            dx = (dx + 1e3) - 1e3
+        if fault == "cancellation in the gradient of a parameter":
+            scale = (scale + 1e3) - 1e3
         if fault == "wrong sign":
             dx = -dx
         if fault == "swapped":
@@ -485,6 +489,8 @@ FAULTS = {
     "float64 creeps in": ("purity", "float64.* write scalars as Python floats.*a NumPy scalar or array of float64"),
     "float64 creeps back": ("purity", "scale.*float64"),
     "cancellation": ("purity", "float32 is off by .*cancellation: a small difference"),
+    "cancellation in the gradient": ("purity", "dx of input 0 .*float32 is off by .*cancellation"),
+    "cancellation in the gradient of a parameter": ("purity", "gradient of 'scale' .*float32 is off by .*cancellation"),
     "overflow": ("purity", "float32 is off by inf.*overflow of an intermediate result"),
     "samples mix": ("slicing", "output 0: whole batch of 2 and slices of 1.1 .*samples depend on each other"),
     "samples mix in inference": ("slicing", "in inference: batch and single rows.*what training gathered"),

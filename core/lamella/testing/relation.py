@@ -73,6 +73,8 @@ def factor_in_words(factors: tuple[float, float], sizes: tuple[Mapping[str, int]
 
 def same_but_moved(found: Any, right: Any) -> str:
     """Whether an array holds the right numbers in other places."""
+    if same(found, right):
+        return ""  # too small a difference to tell anything
     for words, candidate in _moved(np.asarray(right)):
         if candidate.shape == found.shape and same(found, candidate):
             return words
