@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 import lamella as lm
-from lamella import cli, registry
-from lamella.testing.laws import LAWS
+from lamella import cli
+from lamella.testing.check import laws
 from lamella.testing.package import find_package
 
-ALL = [*LAWS, *(entry.name for entry in registry.entries("laws"))]
+ALL = list(laws())
 MODULE = """
 import lamella as lm
 

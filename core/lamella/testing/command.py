@@ -89,7 +89,7 @@ def _data(packages: list[Package], rows: list[list[_Row]]) -> list[dict[str, Any
                     "specimen": row.specimen,
                     "inputs": list(row.inputs),
                     "seconds": round(row.seconds, 3),
-                    "verdicts": [{"law": v.law, "outcome": v.outcome, "detail": v.detail} for v in row.verdicts],
+                    "verdicts": [verdict.as_dict() for verdict in row.verdicts],
                 }
                 for row in found
             ],
@@ -128,7 +128,9 @@ def _show(rows: list[_Row], faults: list[str]) -> None:
         for verdict in row.verdicts:
             if verdict.outcome != "holds":
                 about = f"{_shown(row)}: {verdict.law}" if row.specimen else row.subject.name
-                say(f"{verdict.outcome}  {about}: {verdict.detail}", "red" if verdict.outcome == "broken" else "yellow")
+                first, *more = verdict.lines()
+                style = "red" if verdict.outcome == "broken" else "yellow"
+                say("\n".join([f"{verdict.outcome}  {about}: {first}", *(f"    {line}" for line in more)]), style)
     for fault in faults:
         say(f"broken  {fault}", "red")
     examined, broken = sum(bool(row.specimen) for row in rows), sum(bool(row.broken) for row in rows) + len(faults)

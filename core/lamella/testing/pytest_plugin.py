@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 
-from lamella import registry
 from lamella.errors import LamellaError
-from lamella.testing.check import Verdict
-from lamella.testing.laws import LAWS
+from lamella.testing.check import Verdict, laws
 from lamella.testing.package import Package, Subject, examine, find_package, title
 from lamella.testing.specimen import Specimen
 
@@ -82,7 +80,7 @@ class _Specimen(pytest.Collector):
         self.specimen = specimen
 
     def collect(self) -> Iterator[pytest.Item]:
-        for law in (*LAWS, *(entry.name for entry in registry.entries("laws"))):
+        for law in laws():
             yield _Law.from_parent(self, name=law, of=self)
 
     @cached_property
@@ -103,7 +101,8 @@ class _Law(pytest.Item):
         if verdict.outcome == "skipped":
             pytest.skip(verdict.detail)
         if verdict.outcome == "broken":
-            pytest.fail(f"{title(self.of.specimen)}\n{verdict.law}: {verdict.detail}", pytrace=False)
+            lines = "\n  ".join(verdict.lines())
+            pytest.fail(f"{title(self.of.specimen)}\n{verdict.law}: {lines}", pytrace=False)
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         return *_place(type(self.of.specimen.subject), self), f"{self.name} of {title(self.of.specimen)}"

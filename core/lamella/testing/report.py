@@ -22,6 +22,16 @@ class Verdict:
     detail: str
     faults: tuple[Fault, ...] = ()
 
+    def lines(self) -> list[str]:
+        """Everything there is to say: each fault with its numbers, smallest input and likely cause."""
+        told = [fault.lines() for fault in self.faults] or [[self.detail]]
+        return [line for first, *more in told for line in (first, *(f"  {line}" for line in more))]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the verdict as plain data, ready for JSON; numbers that JSON lacks become strings."""
+        faults = [_plain(dataclasses.asdict(fault)) for fault in self.faults]
+        return {"law": self.law, "outcome": self.outcome, "detail": self.detail, "faults": faults}
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ConformanceReport:
@@ -48,21 +58,9 @@ class ConformanceReport:
         return not self.broken
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain data, ready for JSON; numbers that JSON lacks become strings."""
-        return {
-            "subject": self.subject,
-            "conforms": self.conforms,
-            "seed": self.seed,
-            "verdicts": [
-                {
-                    "law": verdict.law,
-                    "outcome": verdict.outcome,
-                    "detail": verdict.detail,
-                    "faults": [_plain(dataclasses.asdict(fault)) for fault in verdict.faults],
-                }
-                for verdict in self.verdicts
-            ],
-        }
+        """Return the report as plain data, ready for JSON."""
+        verdicts = [verdict.as_dict() for verdict in self.verdicts]
+        return {"subject": self.subject, "conforms": self.conforms, "seed": self.seed, "verdicts": verdicts}
 
     def __repr__(self) -> str:
         many = f"breaks {len(self.broken)} of" if self.broken else "obeys"
