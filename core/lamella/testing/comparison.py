@@ -127,17 +127,18 @@ def compare(
     what: str,
     tolerance: float,
     *,
+    least: float = 1e-4,
     inputs: tuple[Any, ...] = (),
     cause: str | Callable[[str], str] = "",
 ) -> float:
     """Raise unless every array agrees to a tolerance relative to its largest value.
 
     An array that is nothing but rounding, as the gradient of a bias in front of a normalization is, has no size of
-    its own: no array counts as smaller than a ten-thousandth of the largest one. ``cause`` may depend on the name of
+    its own: no array counts as smaller than ``least`` of the largest one. ``cause`` may depend on the name of
     the first array that differs.
     """
-    least = 1e-4 * max(map(largest, expected.values()), default=0.0)
-    scales = {name: max(least, largest(value)) or 1.0 for name, value in expected.items()}
+    floor = least * max(map(largest, expected.values()), default=0.0)
+    scales = {name: max(floor, largest(value)) or 1.0 for name, value in expected.items()}
     errors = {name: difference(value, given[name]) / scales[name] for name, value in expected.items()}
     wrong = [name for name, error in errors.items() if not error <= tolerance]
     if not wrong:
