@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import io
 import itertools
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from lamella import __version__, errors, registry
-from lamella.graph import Input
-from lamella.protocol import Layer
 from lamella.testing import Specimen
 
 __all__ = ["OWN", "Command", "main"]
@@ -130,20 +128,18 @@ class _Row(NamedTuple):
     operators: str
 
 
-def _rows(specimens: list[Specimen]) -> list[_Row]:
-    operators: dict[type, dict[str, None]] = {}
-    for specimen in sorted(specimens, key=_is_composite):  # composites bring the operators of other layers
-        known = operators.setdefault(type(specimen.subject), {})
-        if not known or not _is_composite(specimen):
-            known.update(dict.fromkeys(specimen.operators or ()))
+def _rows(specimens: list[Specimen], only: Collection[type] | None) -> list[_Row]:
+    from lamella.reference import operators
+
     rows = []
     for entry in registry.entries("layers"):
         plugin, cls = entry.plugin, entry.object
+        if only is not None and cls not in only:
+            continue
         family = plugin.module.partition(":")[0].rpartition(".")[2]
-        given = [argument.replace(annotation=argument.empty) for argument in cls._signature.parameters.values()]
-        nodes = ", ".join(operators.get(cls, {"?": None})) or "nothing"
-        parameters = str(inspect.Signature(given))[1:-1]
-        rows.append(_Row(entry.name, cls.__name__, family, plugin.origin, parameters, nodes))
+        known = operators([specimen for specimen in specimens if type(specimen.subject) is cls])
+        nodes = "?" if known is None else ", ".join(known) or "nothing"
+        rows.append(_Row(entry.name, cls.__name__, family, plugin.origin, str(cls._signature)[1:-1], nodes))
     return sorted(rows, key=lambda row: (not row.origin.startswith("lamella "), row.origin, row.family, row.layer))
 
 
@@ -159,27 +155,37 @@ def _specimens() -> tuple[list[Specimen], list[str]]:
     return found, wrong
 
 
-def _is_composite(specimen: Specimen) -> bool:
-    """Whether a layer is made of others, such as one with an activation."""
-    if not isinstance(specimen.subject, Layer):
-        return False
-    try:
-        nodes = [Input(spec.shape[1:], None if spec.is_float else spec.dtype) for spec in specimen.inputs]
-        result = specimen.subject(*nodes)
-    except Exception:  # `lamella check` tells what is wrong with it
-        return False
-    call = (result if isinstance(result, tuple) else (result,))[0].call
-    return call is not None and call.parent is not None
+def _configure_layers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "package", nargs="*", help="a distribution, a package or a module whose layers to list; by default all"
+    )
+    parser.add_argument("--markdown", metavar="FILE", help="write their reference to a Markdown page instead")
 
 
-def _list_layers(_: argparse.Namespace) -> int:
+def _layers(arguments: argparse.Namespace) -> int:
+    packages = []
+    if arguments.package or arguments.markdown:
+        from lamella.testing.package import find_package  # which loads the laws
+
+        every = dict.fromkeys(plugin.distribution for plugin in registry.plugins())
+        packages = [find_package(name) for name in arguments.package or every]
+    if arguments.markdown:
+        from lamella.reference import markdown
+
+        path = Path(arguments.markdown)
+        path.write_text(markdown(packages, path.parent), encoding="utf-8")
+        return 0
+    return _list_layers({one.cls for package in packages for one in package.subjects if one.cls} if packages else None)
+
+
+def _list_layers(only: Collection[type] | None) -> int:
     """On a terminal a table in groups; elsewhere one line for each layer, with everything in it."""
     from rich import box, table
     from rich.console import Console
     from rich.text import Text
 
     specimens, wrong = _specimens()
-    rows, console = _rows(specimens), Console()
+    rows, console = _rows(specimens, only), Console()
     wrong = [*_broken_plugins(), *wrong]
     if not console.is_terminal:
         heading = ("layer", "class", "family", "distribution", "arguments", "ONNX operators")
@@ -235,7 +241,7 @@ def _new_plugin(arguments: argparse.Namespace) -> int:
 
 OWN = {
     "check": Command("examine the layers of a package against the laws that all layers obey", _configure_check, _check),
-    "layers": Command("list every layer that installed plugins give", lambda parser: None, _list_layers),
+    "layers": Command("list every layer that installed plugins give", _configure_layers, _layers),
     "new-plugin": Command("write a package for a layer of your own, ready to test", _configure_new_plugin, _new_plugin),
 }
 """The commands of lamella itself; plugins give others."""

@@ -32,6 +32,7 @@ class MultiHeadAttention(lm.Layer):
         dropout: the fraction of weights that is set to zero in training, as by Dropout.
         use_bias: whether the four projections have one.
         causal: whether position t may attend to positions 0 to t only.
+        kernel_initializer: how their kernels start; biases start at zero.
 
     Shapes: query (N, T, features), value (N, S, ...), key (N, S, ...), mask (N, T, S) or of size 1 along T or S, or
     (N, S) for all queries alike -> (N, T, features). T and S may be of unknown size. Parameters: those of Dense layers

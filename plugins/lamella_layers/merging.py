@@ -206,7 +206,7 @@ Minimum = _merging(
 
 
 class Concatenate(lm.Layer):
-    """Puts the inputs end to end along one axis.
+    """Puts the inputs end to end along one axis: ``y = [x_1, x_2, ...]``.
 
     Arguments:
         axis: which one, counted with the batch axis; -1, the last, for features. Channels of images are axis 1.

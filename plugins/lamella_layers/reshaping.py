@@ -46,7 +46,7 @@ class Flatten(lm.Layer):
 
 
 class Reshape(lm.Layer):
-    """The numbers of each sample, in C order, in another shape.
+    """The numbers of each sample in another shape: number k of it, in C order, stays number k, ``y[n][k] = x[n][k]``.
 
     Arguments:
         shape: the new shape without the batch axis. One size may be -1: what is left over.
@@ -92,6 +92,8 @@ class Reshape(lm.Layer):
 
 class Permute(lm.Layer):
     """The axes of each sample in another order: axis ``k`` of the output is axis ``dims[k - 1]`` of the input.
+
+    With dims (3, 1, 2), ``y[n, k, i, j] = x[n, i, j, k]``.
 
     Arguments:
         dims: the axes 1, 2, ... of the input in the order in which the output has them; the batch, axis 0, stays.

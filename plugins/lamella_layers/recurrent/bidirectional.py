@@ -17,6 +17,8 @@ _MODES: dict[str, type[lm.Layer]] = {"concat": Concatenate, "sum": Add, "mul": M
 class Bidirectional(lm.Layer):
     """A recurrent layer and its mirror image, which walks the other way, and their outputs merged, step by step.
 
+    ``y_t = merge(forward(x)_t, backward(x)_t)``.
+
     Arguments:
         layer: an `RNN`, `LSTM` or `GRU`; its mirror image has the same arguments and its own parameters.
         merge_mode: "concat" (along the units), "sum", "mul", "ave" (the mean), or None for both outputs.

@@ -1,0 +1,231 @@
+"""The reference of layers as a Markdown page: what their docstrings say and what their specimens show."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lamella import registry
+from lamella.graph import Input, Node
+from lamella.protocol import ArraySpec, Layer
+from lamella.testing import Specimen
+
+if TYPE_CHECKING:
+    from lamella.testing.package import Package, Subject
+
+__all__ = ["Docstring", "is_composite", "markdown", "operators"]
+
+_SECTION = re.compile(r"^(Arguments|Inputs|Shapes|Raises|Source): ?", re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w[\w, ]*): ", re.MULTILINE)
+_NONE = inspect.Parameter.empty
+_INTRODUCTION = """
+N stands for the batch; a letter such as T in place of a size for any number. Numbers are float32 unless something else
+is said. Each layer's specimens are the examples of itself that the laws are tested with. ONNX operators are those of
+the exported layer in inference; where there are none, they follow from its array code.
+
+Docstrings and specimens wrote this page: `lamella layers PACKAGE --markdown FILE`.
+"""
+_ONNX = "https://onnx.ai/onnx/operators/onnx__{}.html"
+
+
+class Docstring(NamedTuple):
+    """The parts of a docstring.
+
+    Attributes:
+        sentence: the first paragraph.
+        more: the paragraphs after it.
+        sections: ``"Shapes"`` and so on, to what stands under it.
+        example: all that is to be run, from the first ``>>>`` on.
+    """
+
+    sentence: str
+    more: str
+    sections: dict[str, str]
+    example: str
+
+    @classmethod
+    def of(cls, thing: object) -> Docstring:
+        """Take a docstring apart.
+
+        >>> from lamella_layers import Flatten
+        >>> Docstring.of(Flatten).sections["Source"]
+        'https://onnx.ai/onnx/operators/onnx__Flatten.html'
+        """
+        said, arrow, example = inspect.cleandoc(thing.__doc__ or "").partition(">>> ")
+        intro, *parts = _SECTION.split(said)
+        sentence, _, more = intro.strip().partition("\n\n")
+        sections = {name: text.rstrip().strip("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
+        return cls(sentence, more.strip(), sections, arrow + example.strip())
+
+    def entries(self, section: str) -> dict[str, str]:
+        """What a section says of each name, in one line each; ``a, b: ...`` speaks of both."""
+        names = _ENTRY.split(self.sections.get(section, ""))[1:]
+        said = zip(names[::2], names[1::2], strict=True)
+        return {name: " ".join(text.split()) for both, text in said for name in both.split(", ")}
+
+
+def operators(specimens: Iterable[Specimen]) -> tuple[str, ...] | None:
+    """The ONNX operators that a layer becomes by its specimens; None where they leave it open.
+
+    Those with an activation, or made of other layers in another way, count only where there are no others.
+    """
+    found: dict[str, None] | None = None
+    for specimen in sorted(specimens, key=is_composite):
+        if specimen.operators is not None and (not found or not is_composite(specimen)):
+            found = {**(found or {}), **dict.fromkeys(specimen.operators)}
+    return None if found is None else tuple(found)
+
+
+def is_composite(specimen: Specimen) -> bool:
+    """Whether a layer is made of others, such as one with an activation."""
+    if not isinstance(specimen.subject, Layer):
+        return False
+    try:
+        call = _call(specimen)[0].call
+    except Exception:  # `lamella check` tells what is wrong with it
+        return False
+    return call is not None and call.parent is not None
+
+
+def _call(specimen: Specimen) -> tuple[Node, ...]:
+    """The nodes of the outputs."""
+    nodes = [Input(s.shape[1:], None if s.is_float else s.dtype, low=s.low, high=s.high) for s in specimen.inputs]
+    outputs = specimen.subject(*nodes)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def markdown(packages: Sequence[Package], folder: Path) -> str:
+    """The reference of all layers of some packages, as a page for a folder: links to sources start there."""
+    families = _families(packages)
+    anchors = _anchors([heading for title, subjects in families for heading in (title, *map(_name, subjects))])
+    rows = [
+        (f"[{title}](#{anchors[title]})", ", ".join(f"[`{_name(one)}`](#{anchors[_name(one)]})" for one in subjects))
+        for title, subjects in families
+    ]
+    parts = ["# Layers", _INTRODUCTION.strip(), _table(("family", "layers"), rows)]
+    for title, subjects in families:
+        family = Docstring.of(importlib.import_module(_module(subjects[0])))
+        parts += [f"## {title}", _text(family.sentence, anchors)]
+        for subject in subjects:
+            parts += _entry(subject, anchors, folder)
+    return "\n\n".join(parts) + "\n"
+
+
+def _families(packages: Sequence[Package]) -> list[tuple[str, list[Subject]]]:
+    """Layers by the module of the plugin that gives them."""
+    found: dict[str, list[Subject]] = {}
+    for package in packages:
+        for subject in package.subjects:
+            if subject.cls is not None and issubclass(subject.cls, Layer):
+                family = _module(subject).rpartition(".")[2].replace("_", " ").capitalize()
+                found.setdefault(f"{family} layers", []).append(subject)
+    return sorted(found.items())
+
+
+def _module(subject: Subject) -> str:
+    entry = registry.name_of("layers", subject.cls)
+    return entry.plugin.module.partition(":")[0] if entry else str(getattr(subject.cls, "__module__", ""))
+
+
+def _name(subject: Subject) -> str:
+    return getattr(subject.cls, "__name__", subject.name)
+
+
+def _anchors(headings: Sequence[str]) -> dict[str, str]:
+    """Where each heading of a page is found, by GitHub's rule; of equal ones, the first.
+
+    >>> _anchors(["Dense layers", "Conv2D"])
+    {'Dense layers': 'dense-layers', 'Conv2D': 'conv2d'}
+    """
+    return {heading: re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _entry(subject: Subject, anchors: dict[str, str], folder: Path) -> list[str]:
+    """The paragraphs about one layer."""
+    cls: Any = subject.cls
+    said, known = Docstring.of(cls), operators(subject.specimens)
+    facts = [f"Registered as `{subject.name}`", *_source(cls, folder)]
+    if known is not None:
+        facts.append(f"ONNX: {', '.join(f'[{node}]({_ONNX.format(node)})' for node in known) or 'nothing'}")
+    parts = [said.sentence, f"**`{cls.__name__}{cls._signature}`**", " · ".join(facts), said.more]
+    defaults = {argument.name: argument.default for argument in cls._signature.parameters.values()}
+    rows = [
+        (f"`{name}`", "" if defaults.get(name, _NONE) is _NONE else f"`{defaults[name]!r}`", text)
+        for name, text in said.entries("Arguments").items()
+    ]
+    parts.append(_table(("argument", "default", "meaning"), rows) if rows else "")
+    for part in ("Inputs", "Shapes"):
+        if part in said.sections:  # parameters get a paragraph of their own
+            parts.append(f"**{part}**: " + re.sub(r"\s(Parameters?): ", r"\n\n**\1**: ", said.sections[part]))
+    raises = said.entries("Raises").items()
+    parts.append("**Raises**:\n\n" + "\n".join(f"- `{error}` {text}" for error, text in raises) if raises else "")
+    parts.append(f"**Source**: {said.sections['Source']}" if "Source" in said.sections else "")
+    others = {heading: anchor for heading, anchor in anchors.items() if heading != cls.__name__}
+    return [
+        f"### {cls.__name__}",
+        *(_text(part, others) for part in parts if part),
+        *([f"```pycon\n{_import(cls)}\n{said.example}\n```"] if said.example else []),
+        *(_specimens(subject.specimens) if subject.specimens else []),
+    ]
+
+
+def _specimens(specimens: Sequence[Specimen]) -> list[str]:
+    """A table that unfolds."""
+    table = _table(("layer", "shapes", "ONNX"), list(map(_specimen, specimens)))
+    title = f"{len(specimens)} specimen{'s' * (len(specimens) > 1)}: what goes in, what comes out"
+    return [f"<details><summary>{title}</summary>", table, "</details>"]
+
+
+def _specimen(specimen: Specimen) -> tuple[str, str, str]:
+    """The layer, its inputs and outputs, and the ONNX operators."""
+    shapes = [", ".join(map(_shape, specs)) for specs in (specimen.inputs, [node.spec for node in _call(specimen)])]
+    counts = Counter(specimen.operators or ())
+    nodes = ", ".join(node if count == 1 else f"{count} {node}" for node, count in counts.items())
+    return f"`{specimen.subject!r}`", " → ".join(shapes), "nothing" if specimen.operators == () else nodes
+
+
+def _shape(spec: ArraySpec) -> str:
+    return str(spec).removesuffix(" float32")
+
+
+def _source(cls: type, folder: Path) -> list[str]:
+    """A link to where a layer is written, if that is in the project of the folder."""
+    source = Path(inspect.getfile(cls)).resolve()
+    folder = folder.resolve()
+    project = next((one for one in (folder, *folder.parents) if (one / "pyproject.toml").exists()), folder)
+    if not source.is_relative_to(project) or "site-packages" in source.parts:
+        return []
+    return [f"[source]({Path(os.path.relpath(source, folder)).as_posix()})"]
+
+
+def _import(cls: type) -> str:
+    """The line that imports a layer, from the package itself where that has it."""
+    package = cls.__module__.partition(".")[0]
+    short = getattr(importlib.import_module(package), cls.__name__, None) is cls
+    return f">>> from {package if short else cls.__module__} import {cls.__name__}"
+
+
+def _text(text: str, anchors: dict[str, str]) -> str:
+    """A docstring's text as Markdown: addresses and names of layers become links.
+
+    >>> _text("as in `Dense`, see https://arxiv.org/abs/1502.03167, and `x`", {"Dense": "dense"})
+    'as in [`Dense`](#dense), see <https://arxiv.org/abs/1502.03167>, and `x`'
+    """
+    text = re.sub(r"(?<!\()\bhttps://[^\s;,]*[^\s;,.)]", r"<\g<0>>", text)
+    return re.sub(
+        r"(?<![`\[])`(\w+)`(?!`)", lambda m: f"[`{m[1]}`](#{anchors[m[1]]})" if m[1] in anchors else m[0], text
+    )
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def cell(text: str) -> str:
+        return " ".join(text.split()).replace("|", "\\|")
+
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
