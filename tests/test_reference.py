@@ -91,7 +91,8 @@ def shining(tmp_path, monkeypatch):
     Path("shining.py").write_text(SHINE)
     Path("docs").mkdir()
     yield
-    sys.modules.pop("shining", None)
+    for name in ("shining", "dull"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.usefixtures("shining")
@@ -121,3 +122,13 @@ def test_a_package_may_be_listed_alone(capsys):
     assert [row.split()[0] for row in rows] == ["dense"]
     assert cli.main(["layers", "nowhere"]) == 2
     assert "'nowhere': no installed distribution, package or module" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("shining")
+def test_what_is_missing_on_the_page_is_told(capsys):
+    Path("dull.py").write_text(SHINE.replace('("Add",))]', '("Add",)), 7]'))
+    assert cli.main(["layers", "dull", "--markdown", "docs/layers.md"]) == 1
+    assert "### Shine" in Path("docs/layers.md").read_text(encoding="utf-8")
+    assert "lamella: plugin 'dull' of unknown 0 (dull): lamella_specimens()" in capsys.readouterr().err
+    assert cli.main(["layers", "shining", "--markdown", "nowhere/layers.md"]) == 2
+    assert capsys.readouterr().err == "lamella: nowhere/layers.md: No such file or directory\n"

@@ -174,7 +174,9 @@ def _layers(arguments: argparse.Namespace) -> int:
 
         path = Path(arguments.markdown)
         path.write_text(markdown(packages, path.parent), encoding="utf-8")
-        return 0
+        faults = [fault for package in packages for fault in package.faults]
+        print("".join(f"lamella: {fault}\n" for fault in faults), end="", file=sys.stderr)
+        return 1 if faults else 0
     return _list_layers({one.cls for package in packages for one in package.subjects if one.cls} if packages else None)
 
 
