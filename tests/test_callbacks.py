@@ -215,7 +215,7 @@ def test_everyone_hears_of_the_end_even_if_some_fail_there():
 def test_logs_are_numbers():
     class Note(lm.Callback):
         def on_epoch_end(self, model, epoch, logs):
-            logs["note"] = "fine"
+            logs["note"], logs["other"] = "fine", "too"
 
     with pytest.raises(lm.ArgumentError, match=r"Note.on_epoch_end: logs\['note'\]: expected a number, got 'fine'"):
         fit(Note())
@@ -280,6 +280,18 @@ def test_a_second_ctrl_c_interrupts_at_once():
         fit(Press(2, 2), events)
     assert events.seen[-1] == ("end",)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_reaches_trainings_within_trainings():
+    inner = []
+
+    class Within(lm.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            inner.append(fit(Press(2), epochs=50))
+
+    outer = fit(Within(), epochs=9)
+    assert (inner[0].interrupted, inner[0].epochs) == (True, 0)
+    assert (outer.interrupted, outer.epochs) == (True, 1)
 
 
 def test_ctrl_c_at_the_very_end_is_not_lost():

@@ -134,6 +134,8 @@ class Faulty(lm.Layer):
             ctx.grad(scael=dy)
         if self.fault == "draws backward":
             ctx.uniform(dy.shape)
+        if self.fault == "updates backward":
+            ctx.update(seen=ctx.state.seen)
         wrong = dy if self.fault == "wrong gradient shape" else ctx.xp.sum(dy * x, axis=0)
         ctx.grad(scale=wrong)
         if self.fault == "gradient twice":
@@ -169,6 +171,7 @@ class Faulty(lm.Layer):
         ("updates nothing known", "declared seen. Did you mean 'seen'"),
         ("draws odd rows", "axis 0 must be the 2 rows of the slice, or a multiple"),
         ("draws backward", "ctx.uniform is for forward_pass in training"),
+        ("updates backward", "ctx.update is for forward_pass"),
         ("no gradient", "gave no gradient for parameter 'scale'"),
         ("unknown gradient", "the layer declared scale. Did you mean 'scale'"),
         ("wrong gradient shape", r"expected the parameter's \(3,\) float32, got \(2, 3\) float32"),
@@ -224,6 +227,43 @@ def test_unequal_yields_and_yields_in_inference_are_named():
         run("nothing", (2,))
     with pytest.raises(lm.LayerError, match="yielded in inference"):
         lm.Sequential([Uneven("inference")], input_shape=2).predict(np.ones((2, 2)))
+
+
+def test_totals_belong_to_all_slices():
+    class Scaled(lm.Layer):
+        def forward_pass(self, ctx, x):
+            (total,) = yield (ctx.xp.sum(x, axis=0),)
+            total /= 10.0
+            return x + total
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    model = lm.Sequential([Dense(2), Scaled()], input_shape=2)
+    for sizes in ((2,), (1, 1)):
+        with pytest.raises(lm.LayerError, match="scaled_1 .*read-only"):
+            sliced(model, np.ones((2, 2), "float32"), np.zeros((2, 2)), sizes)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_updates_in_some_slices_only_are_named(where):
+    class Sometimes(lm.Layer):
+        def build(self, declare, x):
+            declare.state("n", (), "zeros")
+            return x
+
+        def forward_pass(self, ctx, x):
+            if (x.shape[0] == 1) == (where == "last"):
+                ctx.update(n=ctx.state.n + 1.0)
+            return x
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    model = lm.Sequential([Dense(2), Sometimes()], input_shape=2)
+    words = "sometimes_1.n: ctx.update was called in slice {} and not in slice {}"
+    with pytest.raises(lm.LayerError, match=words.format(*((0, 1) if where == "first" else (1, 0)))):
+        sliced(model, np.ones((3, 2), "float32"), np.zeros((3, 2)), (2, 1))
 
 
 def test_losses_that_return_nothing_are_named():

@@ -140,6 +140,91 @@ def test_ctrl_c_while_parameters_move_waits_for_the_whole_step(network):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class Remembering(Optimizer):
+    """Keeps what was there before, as views of what is about to be written."""
+
+    slots = {"previous": 0.0, "new": 0.0, "old": 0.0}  # noqa: RUF012  # as in a plugin
+
+    def __init__(self):
+        self.learning_rate = 0.1
+
+    def update(self, xp, p, g, slots, lr, t):
+        return p - lr * g, {"previous": p, "new": g, "old": slots["new"]}
+
+
+@pytest.mark.parametrize("network", [small, large])
+def test_slots_may_be_views_of_what_moves(network):
+    model = network()
+    step(model, Remembering())
+    first = model.optimizer_state.as_numpy()[2]
+    before = np.concatenate([value.ravel() for value in model.parameters.values()])
+    step(model, Remembering())
+    slots = model.optimizer_state.as_numpy()[2]
+    np.testing.assert_array_equal(np.sort(slots["previous"]), np.sort(before))
+    np.testing.assert_array_equal(slots["old"], first["new"])
+
+
+def test_statistics_may_be_views_of_each_other():
+    class Last(lm.Layer):
+        def build(self, declare, x):
+            declare.state("last", (), "zeros")
+            declare.state("before", (), "zeros")
+            declare.parameter("gain", (), "ones")
+            return x
+
+        def forward_pass(self, ctx, x):
+            ctx.save(x)
+            (total,) = yield (ctx.xp.sum(x),)
+            ctx.update(last=ctx.xp.astype(ctx.xp.asarray(total), ctx.dtype), before=ctx.state.last)
+            return x * ctx.params.gain
+
+        def backward_pass(self, ctx, dy):
+            ctx.grad(gain=ctx.xp.sum(ctx.saved[0] * dy))
+            return dy * ctx.params.gain
+
+    model = lm.Sequential([Last()], input_shape=1)
+    for value in (1.0, 2.0, 3.0):
+        model.train_on_batch([[value]], [[0.0]], loss="mean_squared_error", optimizer="sgd")
+    assert (model.state["last_1.last"], model.state["last_1.before"]) == (3.0, 2.0)
+
+
+def test_memory_that_runs_out_in_an_update_moves_nothing(monkeypatch):
+    model, calls = large(), []
+    step(model)
+    before, update = everything(model), Adam.update
+
+    def fails(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Adam, "update", fails)
+    with pytest.raises(MemoryError):
+        step(model)
+    for one, other in zip(before, everything(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_predictions_are_those_from_before_the_step():
+    class Constant(lm.Layer):
+        def build(self, declare, x):
+            declare.parameter("c", (1,), "zeros")
+            return x.replace(shape=("N", 1))
+
+        def forward_pass(self, ctx, x):
+            return ctx.xp.broadcast_to(ctx.params.c, (x.shape[0], 1))
+
+        def backward_pass(self, ctx, dy):
+            ctx.grad(c=ctx.xp.sum(dy, axis=0))
+            return ctx.xp.zeros((dy.shape[0], 3), dtype=ctx.dtype) if ctx.wants_dx[0] else None
+
+    model = lm.Sequential([Constant()], input_shape=3)
+    task = {"loss": "mean_squared_error", "optimizer": SGD(0.5), "metrics": "mean_squared_error"}
+    history = model.fit(np.zeros((4, 3)), np.ones((4, 1)), progress=False, **task)
+    assert history.history == {"loss": [1.0], "mean_squared_error": [1.0]}
+
+
 def test_numbers_may_be_those_of_numpy():
     assert SGD(np.float32(0.5)).learning_rate == 0.5
     assert isinstance(SGD(np.float64(0.5)).learning_rate, float)

@@ -215,6 +215,39 @@ def test_memory_does_not_grow_with_the_batch():
 
 
 @pytest.mark.usefixtures("many_slices")
+@pytest.mark.usefixtures("many_slices")
+def test_threads_that_do_not_start_change_nothing(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    x, y = images(30)
+    alone, refused = network(seed=0, coupled=True), network(seed=0, coupled=True)
+    lm.set_threads(3)
+    alone.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
+    lm.set_threads(3)  # with a new pool
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            refused.copy().train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
+        refused.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
+    for name, value in alone.parameters.items():
+        np.testing.assert_array_equal(value, refused.parameters[name])
+
+
+def test_coupled_layers_predict_in_slices_that_fit_the_cache():
+    program = network(coupled=True).program
+    assert program.cost.coupled
+    sizes = {training: len(slice_rows(program, 1 << 16, 2, training=training)) for training in (True, False)}
+    assert sizes[True] == 2 < sizes[False]
+
+
+def test_the_cost_of_a_product_is_that_of_its_kernel():
+    def work(inputs, units):
+        return lm.Sequential([Dense(units)], input_shape=inputs).program.cost.work
+
+    assert (work(12288, 10), work(2, 4096)) == (122880, 8192)
+
+
 def test_prediction_runs_over_threads_too():
     model = network(coupled=True)
     x, _ = images(50)

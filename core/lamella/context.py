@@ -119,6 +119,8 @@ class Context:
 
     def update(self, **arrays: Any) -> None:
         """Replace state arrays after this step. The values must be equal in all slices: functions of totals."""
+        if not self._forward:
+            raise LayerError(f"{self._owner}: ctx.update is for forward_pass; what backward_pass learns comes too late")
         if not self.training:
             raise LayerError(f"{self._owner}: ctx.update outside training; test ctx.training first")
         for name, array in arrays.items():

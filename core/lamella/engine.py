@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +23,7 @@ from lamella.graph import Leaf, Program
 from lamella.interruption import Interruption
 from lamella.protocol import ArraySpec, Layer
 from lamella.storage import Storage
-from lamella.threads import blas_for, run_lanes
+from lamella.threads import one_blas_thread, run_lanes, thread_count
 
 __all__ = [
     "Batch",
@@ -150,20 +150,20 @@ class Plan:
             self.dies_after[name].append(value)
 
 
-def slice_rows(program: Program, rows: int, threads: int) -> list[int]:
+def slice_rows(program: Program, rows: int, threads: int, *, training: bool = True) -> list[int]:
     """How many rows each slice of a batch takes: a pure function of graph, rows and threads.
 
     One slice for steps so small that threads cost more than they give. Else a multiple of the threads, of slices whose
     largest layer fits a core's cache, but not of so few rows that the gradients of dense layers, which every slice
-    computes whole, cost more than the rest. There is one for each thread where layers share sums over the batch, since
-    every slice waits with all of its activations then, and where layers walk over time, since every slice takes as
-    many steps as the batch.
+    computes whole, cost more than the rest. There is one for each thread where layers share sums over the batch in
+    training, since every slice waits with all of its activations then, and where layers walk over time, since every
+    slice takes as many steps as the batch.
     """
     cost = program.cost
     if cost.work * rows < INLINE_WORK:
         return [rows]
     size = max(SLICE_BYTES // max(1, cost.largest), min(256, cost.widest // 4096), 1)
-    if cost.coupled or cost.recurrent:
+    if cost.recurrent or (cost.coupled and training):
         size = rows
     count = min(rows, math.ceil(math.ceil(rows / size) / threads) * threads)
     return [rows * (k + 1) // count - rows * k // count for k in range(count)]
@@ -187,10 +187,12 @@ def infer(
     """
     plan = Plan(program, frozenset(leaf.owner for leaf in program.leaves), wants_dx=False, training=False)
     if len(sizes) < 2:
-        (results,) = _rounds([forward(plan, xp, arrays, inputs, around=around, observe=observe)], 1)
+        whole = [forward(plan, xp, arrays, inputs, around=around, observe=observe)]
+        (results,) = _rounds(whole, 1, one_blas_thread() if thread_count() == 1 else nullcontext())
         return results
     slices = cut(Batch(tuple(inputs), (), (), 0), sizes)
-    parts = _rounds([forward(plan, xp, arrays, part.inputs) for part in slices], min(threads, len(slices)))
+    coroutines = [forward(plan, xp, arrays, part.inputs) for part in slices]
+    parts = _rounds(coroutines, min(threads, len(slices)), one_blas_thread())
     return tuple(xp.concat(list(part), axis=0) for part in zip(*parts, strict=True))
 
 
@@ -253,7 +255,7 @@ def run_step(
         _slice_step(plan, backend, arrays, batch, losses, key, buffers[k % len(buffers)], observe)
         for k, batch in enumerate(slices)
     ]
-    results = _rounds(coroutines, len(buffers))
+    results = _rounds(coroutines, len(buffers), one_blas_thread())
     buffers[0].join(buffers[1:])
     return _merge(results, backend, buffers[0])
 
@@ -263,6 +265,12 @@ def _merge(results: Sequence[StepResult], backend: Backend, gradients: Gradients
     first, *rest = results
     if not rest:
         return first
+    for k, other in enumerate(rest, start=1):
+        if odd := sorted(first.updates.keys() ^ other.updates.keys()):
+            raise LayerError(
+                f"{odd[0]}: ctx.update was called in slice {k if odd[0] in other.updates else 0} and not in "
+                f"slice {0 if odd[0] in other.updates else k}; call it in every slice, with a function of totals"
+            )
     for name, value in first.updates.items():
         own = backend.asnumpy(value)
         if any(not np.array_equal(own, backend.asnumpy(other.updates[name]), equal_nan=True) for other in rest):
@@ -283,14 +291,15 @@ def _merge(results: Sequence[StepResult], backend: Backend, gradients: Gradients
     )
 
 
-def _rounds(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> list[T]:
+def _rounds(
+    coroutines: Sequence[Generator[Request, Any, T]], threads: int, blas: AbstractContextManager[None]
+) -> list[T]:
     """Run every slice to its next yield or its end, add up what they yielded, and go on with the sums.
 
     If one fails, or Ctrl-C is pressed, the others stop before their next part; the error of the first slice that
     failed is raised once nothing runs any more.
     """
-    interruption = Interruption()
-    with interruption if threads > 1 else nullcontext(), blas_for(threads):
+    with Interruption() as interruption, blas:
         results = _run_rounds(coroutines, threads, interruption)
     interruption.check()
     return results
@@ -347,7 +356,16 @@ def _total(requests: list[Request], slices: int) -> tuple[Any, ...]:
         if (own := [np.shape(part) for part in request.partial]) != shapes:
             raise LayerError(f"{where}: slice {k} yielded shapes {own}, slice 0 {shapes}; they must be equal")
         total = tuple(a + b for a, b in zip(total, request.partial, strict=True))
-    return total
+    return tuple(map(_unwritable, total))
+
+
+def _unwritable(part: Any) -> Any:
+    """A total as all slices may see it."""
+    if not isinstance(part, np.ndarray):
+        return part
+    part = part.view()
+    part.flags.writeable = False
+    return part
 
 
 def forward(

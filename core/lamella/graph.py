@@ -230,13 +230,21 @@ class Program:
         }
         work = largest = 0
         for leaf in self.leaves:
-            reach = max((math.prod(self.arrays[full].shape[1:]) for full in leaf.params.values()), default=1)
+            width = self.specs[leaf.inputs[0]].shape[-1]
+            reach = max((_reach(self.arrays[full].shape, width) for full in leaf.params.values()), default=1)
             work += max(1, reach) * sum(sizes[value] for value in leaf.outputs)
             largest = max(largest, itemsize * sum(sizes[value] for value in (*leaf.inputs, *leaf.outputs)))
         matrices = (math.prod(array.shape) for array in self.arrays.values() if len(array.shape) == 2)
         coupled = any(leaf.forward_yields or leaf.backward_yields for leaf in self.leaves)
         recurrent = any(leaf.layer.recurrent for leaf in self.leaves)
         return Cost(work, largest, max(matrices, default=0), coupled, recurrent)
+
+
+def _reach(kernel: tuple[int, ...], width: int | str) -> int:
+    """How many numbers one number of the output is a sum over: (in, out) or (filters, channels, height, width)."""
+    if len(kernel) == 2:
+        return kernel[0] if kernel[0] == width else 1  # else a table, in which rows are looked up
+    return math.prod(kernel[1:])
 
 
 def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Program:

@@ -15,13 +15,21 @@ __all__ = ["Interruption", "held"]
 class Interruption:
     """Holds Ctrl-C back until ``check`` is called; a second Ctrl-C raises KeyboardInterrupt where it comes.
 
-    It does so in the main thread only, where Python delivers signals, and only where nobody else handles them.
+    It does so in the main thread only, where Python delivers signals, and only where nobody else handles them. With
+    ``join``, one that stands within another hears what that one hears.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, *, join: bool = False) -> None:
         self.insisted = False
+        self._asked = False
+        self._join = join
+        self._outer: Interruption | None = None
         self._before: Any = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._asked or (self._outer is not None and self._outer.asked)
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if Ctrl-C was pressed."""
@@ -29,14 +37,17 @@ class Interruption:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self._asked:
             self.insisted = True
             raise KeyboardInterrupt
-        self.asked = True
+        self._asked = True
 
     def __enter__(self) -> Self:
-        if _handler() is signal.default_int_handler:
+        there = _handler()
+        if there is signal.default_int_handler:
             self._before = signal.signal(signal.SIGINT, self._handle)
+        elif self._join and isinstance(outer := getattr(there, "__self__", None), Interruption):
+            self._outer = outer
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

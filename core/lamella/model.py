@@ -175,7 +175,7 @@ class Model:
         """Return all outputs for checked inputs, in one batch."""
         inputs = [self.device.asarray(array) for array in arrays]
         rows, threads = len(arrays[0]), thread_count()
-        sizes = slice_rows(self.program, rows, threads) if self.backend == "numpy" else ()
+        sizes = slice_rows(self.program, rows, threads, training=False) if self.backend == "numpy" else ()
         outputs = infer(self.program, self.device.xp, self.arrays(), inputs, sizes=sizes, threads=threads)
         return tuple(map(self.device.asnumpy, outputs))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ class OptimizerState:
         for name, value in optimizer.slots.items():
             self.slots[name] = model.storage.empty_like().flat
             self.slots[name][...] = value
+        self._before: dict[str, Any] = {}  # slots as they were before the last step
+        self._moved: list[slice] = []  # which pieces the step has moved
 
     def fits(self, optimizer: Optimizer) -> bool:
         """Whether steps of an optimizer go on from here: it may differ in its learning rate only."""
@@ -84,7 +86,7 @@ class OptimizerState:
         return self.from_numpy(model, *self.as_numpy())
 
     def apply(self, model: Model, gradients: Gradients) -> None:
-        """Move parameters and slots one step.
+        """Move parameters and slots one step; the gradients' buffer takes the old parameters, for `take_back`.
 
         On NumPy, buffers that a cache does not hold are updated piece by piece, over threads.
 
@@ -93,40 +95,52 @@ class OptimizerState:
                 pieces may have moved.
         """
         storage, rate = model.storage, self.learning_rate(self.t + 1)
-        runs = list(storage.runs(gradients.names))
-        if model.backend != "numpy" or sum(run.stop - run.start for run in runs) <= PIECE:
-            self._update(model, gradients, runs, rate)
-        else:
-            pieces = [slice(k, min(k + PIECE, run.stop)) for run in runs for k in range(run.start, run.stop, PIECE)]
-            count = thread_count()
-            errors: list[BaseException] = []
+        self._moved.clear()
+        for name in self.slots:
+            if name not in self._before:
+                self._before[name] = storage.empty_like().flat
+        pieces = list(storage.runs(gradients.names))
+        if model.backend == "numpy" and sum(run.stop - run.start for run in pieces) > PIECE:
+            pieces = [slice(k, min(k + PIECE, run.stop)) for run in pieces for k in range(run.start, run.stop, PIECE)]
+        count = min(thread_count(), len(pieces)) if model.backend == "numpy" else 1
+        errors: list[BaseException] = []
 
-            def lane(first: int) -> None:
-                try:
-                    for piece in pieces[len(pieces) * first // count : len(pieces) * (first + 1) // count]:
-                        self._update(model, gradients, [piece], rate)
-                except BaseException as error:
-                    errors.append(error)
+        def lane(first: int) -> None:
+            try:
+                for piece in pieces[len(pieces) * first // count : len(pieces) * (first + 1) // count]:
+                    self._update(model, gradients, piece, rate)
+            except BaseException as error:
+                errors.append(error)
 
-            run_lanes([partial(lane, first) for first in range(count)])
-            if errors:
-                raise errors[0]
+        run_lanes([partial(lane, first) for first in range(count)])
+        if errors:
+            raise errors[0]
         self.t += 1
 
-    def _update(self, model: Model, gradients: Gradients, runs: Sequence[slice], rate: float) -> None:
-        """Update some pieces of the flat buffers: compute everything first, then write."""
+    def _update(self, model: Model, gradients: Gradients, piece: slice, rate: float) -> None:
+        """Update a piece of the flat buffers: compute everything, keep what is there, then write."""
         storage, backend = model.storage, model.device
-        written: list[tuple[Any, Any]] = []
+        slots = {name: backend.view(slot[piece]) for name, slot in self.slots.items()}
+        p, g = backend.view(storage.flat[piece]), backend.view(gradients.storage.flat[piece])
         with np.errstate(all="ignore"):
-            for run in runs:
-                slots = {name: backend.view(slot[run]) for name, slot in self.slots.items()}
-                p, g = backend.view(storage.flat[run]), backend.view(gradients.storage.flat[run])
-                given = self.optimizer.update(backend.xp, p, g, slots, rate, self.t + 1)
-                new, new_slots = self._checked(given, p)
-                written.append((storage.flat[run], new))
-                written.extend((self.slots[name][run], value) for name, value in new_slots.items())
-        for target, value in written:
-            target[...] = backend.storable(value)
+            given = self.optimizer.update(backend.xp, p, g, slots, rate, self.t + 1)
+        new, new_slots = self._checked(given, p)
+        values = {name: _own(backend.storable(value)) for name, value in new_slots.items()}
+        new = _own(backend.storable(new))
+        gradients.storage.flat[piece] = storage.flat[piece]
+        for name, slot in self.slots.items():
+            self._before[name][piece] = slot[piece]
+        self._moved.append(piece)
+        storage.flat[piece] = new
+        for name, value in values.items():
+            self.slots[name][piece] = value
+
+    def take_back(self, model: Model, gradients: Gradients) -> None:
+        """Undo what `apply` has moved."""
+        for piece in self._moved:
+            model.storage.flat[piece] = gradients.storage.flat[piece]
+            for name, slot in self.slots.items():
+                slot[piece] = self._before[name][piece]
 
     def _checked(self, given: Any, p: Any) -> tuple[Any, dict[str, Any]]:
         """What an optimizer's update returned, if it is a new parameter and every slot, each like ``p``."""
@@ -153,9 +167,12 @@ def compute_step(
     *,
     kept: list[Gradients] | None = None,
 ) -> tuple[StepResult, Gradients]:
-    """Run one step on a whole batch, with gradients in new buffers or kept ones; nothing in the model changes."""
+    """Run one step on a whole batch, with gradients in new buffers or kept ones; nothing in the model changes.
+
+    Observed, it is one slice, so that every leaf is seen once on its way forward and once on its way back.
+    """
     rows = batch.inputs[0].shape[0]
-    sliced = model.backend == "numpy"  # a GPU wants the whole batch at once
+    sliced = model.backend == "numpy" and observe is None  # a GPU wants the whole batch at once
     threads = thread_count() if sliced else 1
     sizes = slice_rows(model.program, rows, threads) if sliced else [rows]
     buffers = [] if kept is None else kept
@@ -194,6 +211,8 @@ def take_step(
             raise NonFiniteError(
                 f"step {model.step}: a penalty makes the gradient of {name} not finite; nothing of this step was kept"
             )
+    # a prediction may be a view of a parameter that is about to move
+    result = result._replace(predictions=tuple(map(_own, result.predictions)))
     _commit(model, optimizer, gradients, rules, result.updates)
     return result
 
@@ -205,26 +224,30 @@ def _commit(
     state = model.optimizer_state
     if state is None or not state.fits(optimizer):
         state = OptimizerState(optimizer, model)
-    counters = dict(vars(state))
-    moved = [model.storage.flat, *state.slots.values()]
-    # The built-in rules can't fail where everything is finite; with code of others there must be a way back.
-    others = bool(rules.constraints) or type(optimizer).__module__ != Optimizer.__module__
-    before = [array.copy() for array in moved] if others else None
+    parts = {name: model.state_storage.part(name) for name in updates}
+    new = {name: _own(model.device.storable(value)) for name, value in updates.items()}
+    before = dict(vars(state)), model.optimizer_state, model.step, {name: part.copy() for name, part in parts.items()}
     with held():
         try:
             state.go_on_with(optimizer)
             state.apply(model, gradients)
             rules.constrain(model)
+            for name, value in new.items():
+                parts[name][...] = value
+            model.optimizer_state = state
+            model.step += 1
         except BaseException:
+            state.take_back(model, gradients)
+            counters, model.optimizer_state, model.step, statistics = before
             vars(state).update(counters)
-            if before is not None:
-                for array, values in zip(moved, before, strict=True):
-                    array[...] = values
+            for name, value in statistics.items():
+                parts[name][...] = value
             raise
-        for name, value in updates.items():
-            model.state_storage.part(name)[...] = model.device.storable(value)
-        model.optimizer_state = state
-        model.step += 1
+
+
+def _own(value: Any) -> Any:
+    """An array that nothing written later can change: a copy, if it is a view of another."""
+    return value if getattr(value, "base", None) is None else value.copy()
 
 
 def _are_finite(model: Model, gradients: Gradients) -> bool:
@@ -250,18 +273,20 @@ def _explain_non_finite(
             return NonFiniteError(
                 f"{where}{name} is not finite since an earlier step: the update overflowed; lower the learning rate"
             )
-    found: list[str] = []
+    found: list[tuple[str, bool]] = []
     forward: set[str] = set()
 
     def observe(leaf: Leaf, arrays: tuple[Any, ...]) -> None:
         on_the_way_back = leaf.name in forward
         forward.add(leaf.name)
         if not found and not all(_is_finite(model, array) for array in arrays):
-            found.append(f"{leaf.label}, in its backward pass" if on_the_way_back else leaf.label)
+            found.append((leaf.label, on_the_way_back))
 
     compute_step(model, plan, losses, batch, observe)
-    if found and math.isfinite(loss) == ("backward" in found[0]):
-        return NonFiniteError(f"{where}The first layer with values that are not finite is {found[0]}")
+    if found and math.isfinite(loss) == found[0][1]:
+        label, on_the_way_back = found[0]
+        phase = ", in its backward pass" if on_the_way_back else ""
+        return NonFiniteError(f"{where}The first layer with values that are not finite is {label}{phase}")
     names = ", ".join(repr(one) for one in losses if one is not None)
     return NonFiniteError(f"{where}Every layer's output is finite; the loss {names} overflows on these predictions")
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from lamella.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["available_cores", "blas_for", "run_lanes", "set_threads", "thread_count"]
+__all__ = ["available_cores", "one_blas_thread", "run_lanes", "set_threads", "thread_count"]
 
 _lock = threading.Lock()
 _chosen: int | None = None
@@ -78,48 +78,68 @@ def thread_count() -> int:
     return _chosen
 
 
+class _Lane:
+    """A function that runs once, on whatever thread comes to it first."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+        self.done = threading.Event()
+        self._claim = threading.Lock()
+
+    def run(self) -> None:
+        """Run the function, unless somebody else does or did."""
+        if self._claim.acquire(blocking=False):
+            try:
+                self.function()
+            finally:
+                self.done.set()
+
+    def end(self) -> None:
+        """Return when the function has run, or never will."""
+        if self._claim.acquire(blocking=False):
+            self.done.set()
+        self.done.wait()
+
+
 def run_lanes(lanes: Sequence[Callable[[], None]]) -> None:
     """Run functions at the same time, the first on this thread, and return when all are done.
 
     They must not raise. If this thread is interrupted, the others are waited for first. Within a lane that runs on
-    another thread, and while the interpreter ends, lanes run one after the other.
+    another thread, while the interpreter ends, and where no thread can be started, lanes run one after the other.
     """
     if len(lanes) == 1 or getattr(_worker, "busy", False):
         for lane in lanes:
             lane()
         return
-    from concurrent.futures import wait  # costs an eighth of `import lamella`
-
-    futures: list[Future[None]] = []
+    entries = [_Lane(lane) for lane in lanes]
     interruption: BaseException | None = None
     try:
-        with _lock, contextlib.suppress(RuntimeError):  # the interpreter ends, and takes no more work
+        with _lock, contextlib.suppress(RuntimeError):  # the interpreter ends, or the system has no more threads
             pool = _kept_pool(len(lanes) - 1)
-            for lane in lanes[1:]:
-                futures.append(pool.submit(_as_worker, lane))
-        for lane in (lanes[0], *lanes[1 + len(futures) :]):
-            lane()
+            for entry in entries[1:]:
+                pool.submit(_as_worker, entry)
+        for entry in entries:
+            entry.run()
     except BaseException as error:
         interruption = error
-    while pending := [future for future in futures if not future.done()]:
+    while not all(entry.done.is_set() for entry in entries):
         try:
-            wait(pending)
+            for entry in entries:
+                entry.end()
         except BaseException as error:  # Ctrl-C; nobody may go on while lanes still run
             interruption = error
     if interruption is not None:
         raise interruption
-    for future in futures:
-        future.result()
 
 
-def _as_worker(lane: Callable[[], None]) -> None:
+def _as_worker(entry: _Lane) -> None:
     _worker.busy = True
-    lane()
+    entry.run()
 
 
 def _kept_pool(size: int) -> ThreadPoolExecutor:
     global _pool
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor  # costs an eighth of `import lamella`
 
     if _pool is None or _pool._max_workers < size:
         _pool = ThreadPoolExecutor(size, thread_name_prefix="lamella")
@@ -137,15 +157,9 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def blas_for(lanes: int) -> Iterator[None]:
-    """Let BLAS use all threads where there is one lane, and one thread where lanes share the cores.
-
-    BLAS is held to one thread in the whole process, until the last of those who asked is done.
-    """
+def one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to one thread in the whole process, until the last of those who asked is done."""
     global _limit_users, _blas
-    if lanes == 1 and thread_count() > 1:
-        yield
-        return
     entered = False
     try:
         with _lock:

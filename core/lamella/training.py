@@ -314,7 +314,7 @@ def fit(
             if listeners.stopped:
                 return
 
-    with Interruption() as interruption:
+    with Interruption(join=True) as interruption:
         try:
             listeners.begin(model, epochs, data.length)
             for epoch in range(epochs):
@@ -402,10 +402,10 @@ class _Listeners:
         """Tell of the end of an epoch; what callbacks add to the logs must be numbers."""
         for callback in self.callbacks:
             self._call(callback.on_epoch_end, model, epoch, logs)
-            for name in list(logs):
-                logs[name] = number(
-                    logs.pop(name), f"{type(callback).__name__}.on_epoch_end: logs[{name!r}]", finite=False
-                )
+            given, where = dict(logs), f"{type(callback).__name__}.on_epoch_end"
+            logs.clear()  # if something is no number, the history takes what came before it
+            for name, value in given.items():
+                logs[name] = number(value, f"{where}: logs[{name!r}]", finite=False)
 
     def end(self, model: Model) -> None:
         """Tell everyone who heard of the beginning; the first error comes when all have heard."""
