@@ -149,6 +149,19 @@ def test_another_version_loads_with_a_note_and_may_migrate(registered, tmp_path)
         np.testing.assert_array_equal(lm.load(tmp_path / "m").predict(np.ones((1, 2))), model.predict(np.ones((1, 2))))
 
 
+def test_arguments_that_another_version_renamed_are_told(registered, tmp_path):
+    lm.Sequential([Hold(Dense(2))], input_shape=2).save(tmp_path / "m")
+
+    def rename(header, arrays):
+        (described,) = (one for one in header["model"]["layers"] if one["type"] == "acme:hold")
+        described.update(version="0", config={"layer": described["config"]["inner"]})
+
+    edited(tmp_path / "m", rename)
+    words = r"load .*Hold\(inner\): missing .* written by acme 0, and 1 is installed: .*Hold.migrate"
+    with pytest.raises(lm.DataError, match=words):
+        lm.load(tmp_path / "m")
+
+
 @pytest.mark.parametrize("duplicate", DUPLICATES)
 def test_layers_stay_shared_inside_composites_and_inner_models(duplicate, registered, tmp_path):
     shared, head = Dense(4).named("shared"), Dense(2)

@@ -156,7 +156,7 @@ def test_wrong_specimens_stop_only_those_who_ask_for_them(hook, words):
 @pytest.mark.parametrize(
     ("name", "function", "words"),
     [
-        ("lamella_layer", lambda: {"mine": Mine}, "unknown hook 'lamella_layer'"),
+        ("lamella_layer", lambda: {"mine": Mine}, "there is no hook lamella_layer. Did you mean 'lamella_layers'"),
         ("lamella_layers", lambda registry: {}, "lamella_layers.*registry"),
         ("lamella_layers", raising, "OSError: no such table"),
     ],
@@ -188,9 +188,12 @@ def test_the_table_of_layers_tells_where_each_comes_from(monkeypatch):
 
 
 def test_a_plugin_without_hooks_says_so():
-    known = Registry([EntryPoint("a", SimpleNamespace(lamella_layers=lambda: {"mine": Mine}))])
+    known = Registry([EntryPoint("a", SimpleNamespace(layers=lambda: {"mine": Mine}))])
     with pytest.raises(lm.RegistryError, match=r"acme.a has no hooks; is @lamella.hookimpl missing"):
         known.find("layers", "mine")
+    forgotten = SimpleNamespace(lamella_layers=lambda: {"mine": Mine}, lamella_specimens=lm.hookimpl(lambda: []))
+    with pytest.raises(lm.RegistryError, match=r"lamella_layers is not marked as a hook; put @lamella.hookimpl above"):
+        Registry([EntryPoint("a", forgotten)]).find("layers", "mine")
 
 
 def test_unknown_names_and_distributions_get_hints():

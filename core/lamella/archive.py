@@ -84,7 +84,9 @@ def _refusing(where: str, expected: str) -> Iterator[None]:
     """Explain whatever goes wrong on the way from a description to a model."""
     try:
         yield
-    except (DataError, RegistryError, MemoryError):
+    except (DataError, RegistryError) as error:
+        raise error if str(error).startswith(where) else type(error)(f"{where}: {error}") from error.__cause__
+    except MemoryError:
         raise
     except Exception as error:  # layers meet arguments that nobody checked, and may raise anything
         raise DataError(
@@ -218,7 +220,16 @@ class _Reader:
         if entry is not None and version not in (None, entry.plugin.version):
             self.versions[entry.plugin.distribution] = str(version), entry.plugin.version
             arguments = found.migrate(arguments, str(version))
-        made = found(**arguments)
+        try:
+            made = found(**arguments)
+        except TypeError as error:
+            if entry is None or version in (None, entry.plugin.version):
+                raise
+            raise DataError(
+                f"{error} It was written by {entry.plugin.distribution} {version}, and {entry.plugin.version} is "
+                f"installed: install {entry.plugin.distribution}=={version}, or let {found.__name__}.migrate translate "
+                "the arguments"
+            ) from error
         if isinstance(made, Layer):
             made = made if described["name"] is None else made.named(described["name"])
             made = made if described["trainable"] else made.frozen()

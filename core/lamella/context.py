@@ -136,7 +136,9 @@ class Context:
             raise LayerError(f"{where}, but the layer declared {known}.{did_you_mean(name, declared.__dict__)}")
         if getattr(array, "shape", None) != own.shape or array.dtype != own.dtype:
             got = f"{tuple(array.shape)} {array.dtype}" if hasattr(array, "shape") else repr(array)
-            raise LayerError(f"{where}: expected the {kind}'s {tuple(own.shape)} {own.dtype}, got {got}")
+            rows = kind == "parameter" and hasattr(array, "shape") and tuple(array.shape)[1:] == tuple(own.shape)
+            fix = "; sum over the rows of the slice: xp.sum(..., axis=0)" if rows else ""
+            raise LayerError(f"{where}: expected the {kind}'s {tuple(own.shape)} {own.dtype}, got {got}{fix}")
 
     def uniform(self, shape: tuple[Any, ...], *, per: str = "row") -> Any:
         """Draw float32 values in [0, 1), the same ones on every backend and for any slicing of the batch.

@@ -450,7 +450,8 @@ def backward(
             observe(leaf, (*(dx for dx in outgoing if dx is not None), *ctx.gradients.values()))
         if len(outgoing) != len(leaf.inputs):
             raise LayerError(
-                f"{leaf.label}.backward_pass returned {len(outgoing)} gradients for {len(leaf.inputs)} inputs"
+                f"{leaf.label}.backward_pass returned {len(outgoing)} gradients for {len(leaf.inputs)} inputs; return "
+                "a tuple with one for each, None where ctx.wants_dx is False"
             )
         for k, (value, dx) in enumerate(zip(leaf.inputs, outgoing, strict=True)):
             if not ctx.wants_dx[k]:

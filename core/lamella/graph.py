@@ -129,6 +129,7 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
         if type(layer).forward_pass is Layer.forward_pass:
             raise GraphError(
                 f"{type(layer).__name__} defines neither forward_pass nor expand; a layer needs one of them"
+                + _renamed(layer)
             )
         specs, _ = _build(layer, [node.spec for node in nodes], "float32", name)
         this.outputs = tuple(Node(this, index, spec) for index, spec in enumerate(specs))
@@ -238,6 +239,13 @@ class Program:
         coupled = any(leaf.forward_yields or leaf.backward_yields for leaf in self.leaves)
         recurrent = any(leaf.layer.recurrent for leaf in self.leaves)
         return Cost(work, largest, max(matrices, default=0), coupled, recurrent)
+
+
+def _renamed(layer: Layer) -> str:
+    """What somebody who comes from another engine may have called a method."""
+    names = {"forward": "forward_pass", "call": "forward_pass", "backward": "backward_pass"}
+    found = [f"{theirs} is called {ours} here" for theirs, ours in names.items() if hasattr(layer, theirs)]
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def _reach(kernel: tuple[int, ...], width: int | str) -> int:

@@ -155,10 +155,11 @@ class Registry:
             )
         if not asked:
             installed = {plugin.distribution for plugin in self.plugins()}
+            family = any(distribution.startswith(f"{one}-") for one in installed)  # lamella-x is no typing error
+            hint = "" if family else did_you_mean(distribution, installed)
             raise RegistryError(
-                f"{name!r}: no installed distribution {distribution!r} has lamella plugins; expected one of "
-                f"{', '.join(sorted(installed))}.{did_you_mean(distribution, installed)} "
-                f"Install it, for example with pip install {distribution}"
+                f"{name!r}: no installed distribution {distribution!r} has lamella plugins. Install it, for example "
+                f"with pip install {distribution}; installed are {', '.join(sorted(installed))}.{hint}"
             )
         self._import(asked)
         found = [self._entries[p.key].get(kind, {}).get(plain) for p in asked if not p.error]
@@ -219,6 +220,7 @@ class Registry:
     def _import_one(self, plugin: Plugin) -> None:
         try:
             module = plugin.source.load()
+            _check_hooks(module)
             self._manager.register(module, plugin.key)
             self._manager.check_pending()
             if not self._manager.get_hookcallers(module):
@@ -261,6 +263,19 @@ def _resolve(path: str) -> Any:
     """An object of lamella by its full name: some of their modules themselves look up names here."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def _check_hooks(module: Any) -> None:
+    """Find functions with the name of a hook that pluggy would overlook, and hooks that do not exist."""
+    known = [name for name in vars(hookspecs) if name.startswith("lamella_")]
+    for name, function in vars(module).items() if hasattr(module, "__dict__") else ():
+        if not name.startswith("lamella_") or not callable(function) or isinstance(function, type):
+            continue
+        marked = hasattr(function, f"{hookspecs.PROJECT}_impl")
+        if name in known and not marked:
+            raise TypeError(f"{name} is not marked as a hook; put @lamella.hookimpl above it")
+        if name not in known and marked:
+            raise TypeError(f"there is no hook {name}.{did_you_mean(name, known)}")
 
 
 _INSTALLED = Registry()

@@ -75,8 +75,11 @@ def _words(name: str) -> dict[str, str]:
     package = distribution.replace("-", "_")
     stem = re.sub(r"^lamella[-_.]*(?=.)", "", name, flags=re.IGNORECASE)
     cls = "".join(part[:1].upper() + part[1:] for part in re.split(r"[-_.]+", stem))
-    if not cls.isidentifier() or keyword.iskeyword(cls) or keyword.iskeyword(package):
-        raise ArgumentError(f"name: {name!r} would name a class {cls!r}, which Python does not allow; choose another")
+    for what, word in (("class", cls), ("module", snake_case(cls)), ("package", package)):
+        if not word.isidentifier() or keyword.iskeyword(word):
+            raise ArgumentError(
+                f"name: {name!r} would name a {what} {word!r}, which Python does not allow; choose another"
+            )
     if package in sys.stdlib_module_names or importlib.util.find_spec(package):
         raise ArgumentError(
             f"name: {name!r} would name a package {package!r}, but there is one already; choose another"

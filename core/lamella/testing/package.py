@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from types import ModuleType
 from typing import Any
 
@@ -78,6 +79,9 @@ def find_package(target: str) -> Package:
         RegistryError: if there is no such package or layer, or nothing in it to examine.
     """
     name, _, layer = target.partition(":")
+    if name.endswith(".py") or "/" in name or os.sep in name:
+        module = os.path.basename(name).removesuffix(".py")
+        raise RegistryError(f"{name!r}: expected the name of a package or module, such as {module!r}, in its folder")
     plugins = [plugin for plugin in registry.plugins() if _belongs(plugin, name)]
     if plugins:
         subjects, faults = _subjects(registry, plugins)
