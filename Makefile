@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint format clean
+.PHONY: help demo examples test lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,12 @@ help:  ## show this list
 
 demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (about 15 seconds)
 	$(BIN)/lamella demo $(ARGS)
+
+examples: $(VENV)/installed-examples  ## run the examples on real data; results in runs/ (about 10 minutes)
+	for name in mnist_cnn mnist_resnet electricity_lstm text_transformer; do \
+	    $(BIN)/python examples/$$name.py || exit 1; \
+	done
+	$(BIN)/python examples/serve.py runs/mnist_cnn/mnist_cnn.onnx runs/mnist_cnn/images.npy
 
 test: $(VENV)/installed-test  ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
