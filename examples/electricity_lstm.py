@@ -28,9 +28,9 @@ TEST = 2 * WEEK
 def load(quick=False):
     """Return demand in megawatts for each half-hour: 4032 of them, from Monday, 5 June 2000 (J. W. Taylor, 2003)."""
     if quick:
-        hours, draw = np.arange(6 * WEEK), np.random.default_rng(0)
-        wander = np.convolve(draw.normal(size=hours.size + DAY), np.ones(DAY), "valid")[1:]
-        return 3e4 - 6e3 * np.cos(2 * np.pi * hours / DAY) - 3e3 * (hours % WEEK >= 5 * DAY) + 100 * wander
+        hours, noise = np.arange(6 * WEEK), 200 * np.random.default_rng(0).normal(size=6 * WEEK)
+        swing = np.cos(2 * np.pi * hours / DAY) * (4e3 + hours)  # grows from week to week
+        return 3e4 - 3e3 * (hours % WEEK >= 5 * DAY) - swing + noise
     source = distribution("pmdarima").locate_file("pmdarima/datasets/taylor.py").read_text()  # one long list
     return np.array(re.findall(r"\d+", source[source.index("np.array([") :]), dtype="float64")
 
@@ -55,7 +55,7 @@ def main(quick=False, seed=0, folder=Path("runs/electricity_lstm")):
     demand = load(quick)
     cut = len(demand) - TEST
     scale = demand[:cut].mean(), demand[:cut].std()
-    x, y, _, _ = windows(demand, np.arange(2 * WEEK, cut - DAY + 1, 8 if quick else 1), *scale)
+    x, y, _, _ = windows(demand, np.arange(2 * WEEK, cut - DAY + 1, 4 if quick else 1), *scale)
     starts = np.arange(cut, len(demand) - DAY + 1)
     test_x, _, naive, moved = windows(demand, starts, *scale)
     truth = demand[starts[:, None] + np.arange(DAY)]
@@ -63,7 +63,7 @@ def main(quick=False, seed=0, folder=Path("runs/electricity_lstm")):
     layers = [LSTM(32, return_sequences=False), Dropout(0.2), Dense(DAY, kernel_initializer="zeros")]
     model = lm.Sequential(layers, input_shape=("T", 2), seed=seed)
     model.summary()
-    epochs, batch_size = (3, 32) if quick else (8, 64)
+    epochs, batch_size = (4, 16) if quick else (8, 64)
     steps = epochs * -(-len(x) // batch_size)
     history = model.fit(
         x,

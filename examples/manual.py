@@ -1,6 +1,6 @@
 """The text of Python's help() for text_transformer.py, and how many bits a letter of it costs by simpler means.
 
-The text comes with Python itself: 370 000 letters.
+The text comes with Python itself: 370 000 letters in 3.11.
 """
 
 from collections import Counter

@@ -30,7 +30,7 @@ def test_custom_layer(capsys):
 def test_real_data_in_quick_form(name, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)  # where Python looks for mnist.py when it runs a script beside it
     losses = main_of(name)(quick=True, folder=tmp_path / "runs")["loss"]
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     assert capsys.readouterr().out.count("agrees") >= 5  # batches of 1, 2 and 7, the samples, the proof
     assert lamella_onnx.verify(tmp_path / "runs" / f"{name}.onnx").agrees
     assert (tmp_path / "runs" / f"{name}.png").stat().st_size > 20_000
