@@ -71,7 +71,7 @@ def test_installed_size(installed, capsys):
     largest = sorted(sizes.items(), key=lambda item: -item[1])
     with capsys.disabled():
         listed = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in largest)
-        print(f"\ninstalled size: {sum(sizes.values()) / 1e6:.0f} MB ({listed})")
+        print(f"\ninstalled size: {sum(sizes.values()) / 1e6:.1f} MB ({listed})")
     assert {"numpy", "onnx", "onnxruntime", "protobuf", "markdown-it-py"} < set(sizes)
     assert not {"pip", "setuptools", "matplotlib", "pytest"} & set(sizes)
     assert sum(sizes.values()) < 200e6
