@@ -1,6 +1,6 @@
 """Forecast the electricity that England and Wales need in the next 24 hours, every half-hour anew, with an LSTM.
 
-python examples/electricity_lstm.py          on twelve weeks of the year 2000, in a minute; needs lamella[examples]
+python examples/electricity_lstm.py          on twelve weeks of the year 2000, in half a minute; needs lamella[examples]
 python examples/electricity_lstm.py --quick  on a made-up series, in seconds: to see that it works
 
 The last two weeks are the test: nothing is learned or scaled from them. Prints the mean absolute error there of the

@@ -1,6 +1,6 @@
 """Read handwritten digits with a residual network: every block adds what it finds to what came in.
 
-python examples/mnist_resnet.py          on 5000 digits of MNIST, in two or three minutes; needs lamella[examples]
+python examples/mnist_resnet.py          on 5000 digits of MNIST, in a minute or two; needs lamella[examples]
 python examples/mnist_resnet.py --quick  on 300 digits that lamella carries, in seconds: to see that it works
 
 Prints the accuracy on 1000 digits that it has not learned from, and how far onnxruntime is from the engine. Leaves the

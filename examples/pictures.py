@@ -85,7 +85,7 @@ def draw_bits(path, learned, bits, written):
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     title = f"a small transformer needs {bits['transformer']:.2f} bits for a letter of Python's manual"
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
-    panels = figure.subplot_mosaic([["bars", "page"], ["curve", "page"]], width_ratios=(1, 1.05))
+    panels = figure.subplot_mosaic([["bars", "page"], ["curve", "page"]], width_ratios=(1, 1.25))
     bars, curve, page = panels["bars"], panels["curve"], panels["page"]
     colors = ["#0b6e99" if name == "transformer" else "#c3ccd4" for name in bits]
     shown = bars.barh([*bits], [*bits.values()], color=colors, height=0.7)
@@ -101,8 +101,9 @@ def draw_bits(path, learned, bits, written):
     curve.set_title("the same while learning, with dropout", loc="left", fontsize=11)
     curve.grid(alpha=0.3)
     curve.spines[["top", "right"]].set_visible(False)
-    page.text(0.02, 0.98, written, family="monospace", fontsize=8, va="top", transform=page.transAxes, parse_math=False)
+    style = {"family": "monospace", "fontsize": 7.5, "va": "top", "linespacing": 1.3, "parse_math": False}
+    page.text(0.02, 0.98, written, transform=page.transAxes, clip_on=True, **style)
     page.set(xticks=(), yticks=())
     page.spines[:].set_color("#d5dbe1")
-    page.set_title("what it writes after “The ”", loc="left", fontsize=11)
+    page.set_title("what it writes after “The ”, letter by letter, by onnxruntime", loc="left", fontsize=11)
     figure.savefig(path, dpi=130)

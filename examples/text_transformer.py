@@ -95,7 +95,7 @@ def main(quick=False, seed=0, folder=Path("runs/text_transformer")):
     print(f"\nbits for each of {len(test)} letters of the test; all have read the rest:")
     for name, cost in bits.items():
         print(f"  {name:24} {cost:.3f}")
-    written = write(file, alphabet, "The ", 40 if quick else 1000, seed)
+    written = write(file, alphabet, "The ", 40 if quick else 1500, seed)
     print(f"\nwhat it writes:\n\n{written}")
     (folder / "text.txt").write_text(written, encoding="utf-8")
     draw_bits(folder / "text_transformer.png", np.array(history["loss"]) / np.log(2), bits, written)
