@@ -185,6 +185,35 @@ class Affine(lm.Layer):
         return dx
 
 
+class Standardize(lm.Layer):
+    """Subtracts a running mean and divides by a running deviation, in inference and while frozen."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def build(self, declare, x):
+        declare.state("mean", x.shape[1:], "zeros")
+        declare.state("variance", x.shape[1:], "ones")
+        return x
+
+    def forward_pass(self, ctx, x):
+        xp, state = ctx.xp, ctx.state
+        if not (ctx.training and ctx.trainable):
+            if self.fault == "ONNX without the variance" and xp.backend == "onnx":
+                return x - state.mean
+            return (x - state.mean) / xp.sqrt(state.variance)
+        n, total, squares = yield x.shape[0], xp.sum(x, axis=0), xp.sum(x * x, axis=0)
+        ctx.update(mean=0.9 * state.mean + 0.1 * total / n, variance=0.9 * state.variance + 0.1 * squares / n)
+        return 2.0 * x
+
+    def backward_pass(self, ctx, dy):
+        if ctx.training and ctx.trainable:
+            return 2.0 * dy
+        return dy / (
+            ctx.state.variance if self.fault == "variance without its root" else ctx.xp.sqrt(ctx.state.variance)
+        )
+
+
 class Times(lm.Layer):
     """y = a * b, wrong for one of the inputs."""
 
@@ -470,6 +499,10 @@ FAULTS = {
     "no gradient of a tiny output": ("gradient", "dx of input 0 .* gives 0 along .*it is 0; was it forgotten"),
     "gradient hidden by an offset": ("gradient", r"dx of input 0 .* a factor of 0\.(89|90)"),
     "gradient without its upper limit": ("gradient", r"dx of input 0 in inference mode \(right in training mode\)"),
+    "variance without its root": (
+        "gradient",
+        r"dx of input 0 in training mode while frozen \(right in training mode\)",
+    ),
     "wrong in training": ("gradient", "dx of input 0 in training mode .*factor 0.5: counted half"),
     "input modified": ("purity", r"input 0 was written to.*at \[0, 0\]: .*may be a view"),
     "input modified through a view": ("purity", "input 0 was written to.*may be a view"),
@@ -521,6 +554,7 @@ FAULTS = {
     "kernel of ONNX at other strides": ("onnx", "output 0 in inference.*wrong only at places 1, 2 along axis 1"),
     "kernel of ONNX at a batch of 1": ("onnx", "batch of 1: .*wrong for a batch of 1 only: an axis of size 1 is sq"),
     "batch size frozen in the trace": ("onnx", "onnxruntime can't run the graph|the batch axis of .* is fixed"),
+    "ONNX without the variance": ("onnx", "output 0 in inference, batch of 1"),
     "wrong shape": ("shapes", r"build said \(N, 5\) float64 for 3 rows, it returned \(3, 4\).*another shape or dtype"),
     "wrong dtype": ("shapes", r"build said \(N, 4\) int64 .* returned \(3, 4\) float64.*another shape or dtype"),
     "wrong name of an axis": ("shapes", r"build said \(N, T\) float32; axis 1 has size 2, and 'T' is 1.*a new name"),
@@ -543,6 +577,7 @@ def faulty(fault):
         **dict.fromkeys(("second of two inputs", "asks for input 0 only", "asks for input 1 only"), (Times, ROW, ROW)),
         **dict.fromkeys(("transposed", "jacobian without its other rows"), (Mix, ROW)),
         "later steps missing": (Mix, STEPS),
+        **dict.fromkeys(("variance without its root", "ONNX without the variance"), (Standardize, ROW)),
         **dict.fromkeys(("total where the share is due", "total over the rows of the slice"), (Center, ROW)),
         **dict.fromkeys(("wrong shape", "wrong dtype"), (Predicted, ROW)),
         **dict.fromkeys(("wrong name of an axis", "size of an axis frozen"), (Predicted, lm.ArraySpec(("N", "T")))),
@@ -592,6 +627,7 @@ def test_the_sound_layers_pass():
     check_layer(Times(""), ROW, ROW)
     check_layer(Correlation((2, 3), ((1, 0), (2, 1))), GRID)
     check_layer(Center(""), ROW)
+    check_layer(Standardize(""), ROW)
     check_layer(Sift(2), ROW)
     check_layer(Kept(1.0), ROW)
 

@@ -20,6 +20,7 @@ __all__ = ["Case", "Finding", "LossLayer", "contiguous", "scattered"]
 
 T = TypeVar("T")
 Array = np.ndarray[Any, Any]
+STEPS = 8  # of training, by which state moves off its initial values
 AXES = (5, 4, 6, 3)  # the sizes that axes with names other than "N" get, in the order of the names
 
 
@@ -100,6 +101,7 @@ class Case:
             self.layer = specimen.subject
         self.specs = specs
         self._values: dict[str, Any] | None = None
+        self._state: dict[str, Any] | None = None
 
     def like(
         self,
@@ -144,7 +146,10 @@ class Case:
         return tuple(Input(s.shape[1:], None if s.is_float else s.dtype, low=s.low, high=s.high) for s in specs)
 
     def model(self, dtype: str = "float64", backend: str = "numpy") -> Model:
-        """A model of the layer alone. Parameters are moved off their initial values, to the same float32 numbers."""
+        """A model of the layer alone.
+
+        Parameters and state are moved off their initial values, to the same float32 numbers in all models.
+        """
         if (dtype, backend) not in self._models:
             nodes = self.nodes()
             model = Model(nodes, self.layer(*nodes), dtype=dtype, seed=self.seed, backend=backend)
@@ -155,7 +160,25 @@ class Case:
             for name, value in self._values.items():
                 model.parameters[name] = value
             self._models[dtype, backend] = model
+            if self._state is None:
+                self._state = {}  # while it is being found
+                self._state = self._trained()
+            for name, value in self._state.items():
+                model.state[name] = value
         return self._models[dtype, backend]
+
+    def _trained(self) -> dict[str, Array]:
+        """State after some steps of training: no other values are known to be valid, as variances have to be."""
+        model = self.model()
+        try:
+            for k in range(STEPS if len(model.state) else 0):
+                inputs = self.draw(5, scale=10.0, attempt=k)
+                updates = self.step("float64", inputs, self.cotangents(inputs)).updates
+                for name, value in updates.items():
+                    model.state[name] = np.where(np.isfinite(value), value, model.state[name]).astype("float32")
+        except Exception:  # the layer's own code may raise anything, which a law will tell
+            return {}
+        return {name: np.copy(value) for name, value in model.state.items()}
 
     @property
     def values(self) -> dict[str, Array]:
