@@ -117,6 +117,8 @@ class Affine(lm.Layer):
             ctx.update(mean=xp.sum(x, axis=0))
         if fault == "cancellation":
             x = (x + 1e3) - 1e3
+        if fault == "cancellation in inference" and not ctx.training:
+            x = (x + 1e3) - 1e3
         if fault == "overflow":
             x = xp.log(xp.exp(x))
         if fault == "branch on values" and xp.sum(x) > 1e9:
@@ -525,6 +527,7 @@ FAULTS = {
     "cancellation in the gradient": ("purity", "dx of input 0 .*float32 is off by .*cancellation"),
     "cancellation in the gradient of a parameter": ("purity", "gradient of 'scale' .*float32 is off by .*cancellation"),
     "overflow": ("purity", "float32 is off by inf.*overflow of an intermediate result"),
+    "cancellation in inference": ("purity", "output 0 for .* in inference: float32 is off by .*cancellation"),
     "samples mix": ("slicing", "output 0: whole batch of 2 and slices of 1.1 .*samples depend on each other"),
     "samples mix in inference": ("slicing", "in inference: batch and single rows.*what training gathered"),
     "divides by rows of the slice": ("slicing", r"divided by x.shape\[0\], the rows of the slice"),
