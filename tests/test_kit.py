@@ -108,6 +108,8 @@ class Affine(lm.Layer):
             return (x * scale + shift).reshape(x.shape)
         if fault == "samples mix":
             x = x - xp.mean(x, axis=0, keepdims=True)
+        if fault == "samples mix while frozen" and ctx.training and not ctx.trainable:
+            x = x - xp.mean(x, axis=0, keepdims=True)
         if fault == "samples mix in inference" and not ctx.training:
             x = x - xp.mean(x, axis=0, keepdims=True)
         if fault == "divides by rows of the slice":
@@ -181,7 +183,7 @@ class Affine(lm.Layer):
         if fault == "divides by rows of the slice":
             n = dy.shape[0]
             scale, shift, dx = scale / n, shift / n, dx / n
-        if fault == "samples mix":
+        if fault == "samples mix" or (fault == "samples mix while frozen" and ctx.training and not ctx.trainable):
             dx = dx - xp.mean(dx, axis=0, keepdims=True)
         ctx.grad(scale=scale, shift=shift)
         return dx
@@ -528,6 +530,7 @@ FAULTS = {
     "cancellation in the gradient of a parameter": ("purity", "gradient of 'scale' .*float32 is off by .*cancellation"),
     "overflow": ("purity", "float32 is off by inf.*overflow of an intermediate result"),
     "cancellation in inference": ("purity", "output 0 for .* in inference: float32 is off by .*cancellation"),
+    "samples mix while frozen": ("slicing", "whole batch of 2 and slices of 1.1, while frozen, .*samples depend on"),
     "samples mix": ("slicing", "output 0: whole batch of 2 and slices of 1.1 .*samples depend on each other"),
     "samples mix in inference": ("slicing", "in inference: batch and single rows.*what training gathered"),
     "divides by rows of the slice": ("slicing", r"divided by x.shape\[0\], the rows of the slice"),

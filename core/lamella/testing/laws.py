@@ -174,22 +174,24 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 def slicing(case: Case) -> str:
     """Any slicing of the batch, in any order, gives what the whole batch gives, random numbers included."""
-    worst = [case.examine(_sliced, sizes, False) for sizes in ((2, 3, 4), (1, 8), (1,) * 9)]
-    worst.append(case.examine(_sliced, (2, 3, 4), True))
+    worst = [case.examine(_sliced, sizes) for sizes in ((2, 3, 4), (1, 8), (1,) * 9)]
+    worst.append(case.examine(_sliced, (2, 3, 4), "the last one first"))
+    worst.append(case.examine(_sliced, (4, 5), "while frozen"))
     if not case.findings:  # else single rows say nothing new
         worst.append(case.examine(_row_by_row))
     return f"largest relative difference {most(worst):.1e}"
 
 
-def _sliced(case: Case, sizes: tuple[int, ...], backwards: bool) -> float:
+def _sliced(case: Case, sizes: tuple[int, ...], way: str = "") -> float:
     inputs = case.draw(9)
     rows = len(inputs[0])
     if sum(sizes) != rows:  # a smaller case: two slices at most
         sizes = (1, rows - 1) if rows > 1 else (1,)
     cotangents = case.cotangents(inputs)
-    whole = named(case.step("float64", inputs, cotangents))
-    given = named(case.step("float64", inputs, cotangents, sizes=sizes, backwards=backwards))
-    what = f"whole batch of {rows} and slices of {'+'.join(map(str, sizes))}{', the last one first,' * backwards}"
+    frozen, backwards = way == "while frozen", way == "the last one first"
+    whole = named(case.step("float64", inputs, cotangents, frozen=frozen))
+    given = named(case.step("float64", inputs, cotangents, frozen=frozen, sizes=sizes, backwards=backwards))
+    what = f"whole batch of {rows} and slices of {'+'.join(map(str, sizes))}{way and f', {way},'}"
     return compare(
         whole, given, what, 1e-9, inputs=inputs, cause=lambda name: _why_sliced(case, name, whole, given, sizes)
     )
