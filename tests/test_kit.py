@@ -108,6 +108,11 @@ class Affine(lm.Layer):
             return (x * scale + shift).reshape(x.shape)
         if fault == "samples mix":
             x = x - xp.mean(x, axis=0, keepdims=True)
+        if fault == "samples mix in large batches" and xp.backend == "numpy" and x.shape[0] > 9:
+            x = x - xp.mean(x, axis=0, keepdims=True)
+        if fault == "wrong gradient in large batches" and xp.backend == "numpy" and x.shape[0] > 64:
+            ctx.save(2.0 * x)
+            return x * scale + shift
         if fault == "samples mix while frozen" and ctx.training and not ctx.trainable:
             x = x - xp.mean(x, axis=0, keepdims=True)
         if fault == "samples mix in inference" and not ctx.training:
@@ -530,6 +535,8 @@ FAULTS = {
     "cancellation in the gradient of a parameter": ("purity", "gradient of 'scale' .*float32 is off by .*cancellation"),
     "overflow": ("purity", "float32 is off by inf.*overflow of an intermediate result"),
     "cancellation in inference": ("purity", "output 0 for .* in inference: float32 is off by .*cancellation"),
+    "samples mix in large batches": ("slicing", "output 0: whole batch of 10 and slices of 1.9 .*samples depend on"),
+    "wrong gradient in large batches": ("slicing", "gradient of 'scale': whole batch of 65 and slices of 1.64 differ"),
     "samples mix while frozen": ("slicing", "whole batch of 2 and slices of 1.1, while frozen, .*samples depend on"),
     "samples mix": ("slicing", "output 0: whole batch of 2 and slices of 1.1 .*samples depend on each other"),
     "samples mix in inference": ("slicing", "in inference: batch and single rows.*what training gathered"),

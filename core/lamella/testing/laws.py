@@ -177,13 +177,14 @@ def slicing(case: Case) -> str:
     worst = [case.examine(_sliced, sizes) for sizes in ((2, 3, 4), (1, 8), (1,) * 9)]
     worst.append(case.examine(_sliced, (2, 3, 4), "the last one first"))
     worst.append(case.examine(_sliced, (4, 5), "while frozen"))
+    worst.append(case.examine(_sliced, (64, 3)))  # what is done in blocks has blocks of at most 64, as a rule
     if not case.findings:  # else single rows say nothing new
         worst.append(case.examine(_row_by_row))
     return f"largest relative difference {most(worst):.1e}"
 
 
 def _sliced(case: Case, sizes: tuple[int, ...], way: str = "") -> float:
-    inputs = case.draw(9)
+    inputs = case.draw(sum(sizes))
     rows = len(inputs[0])
     if sum(sizes) != rows:  # a smaller case: two slices at most
         sizes = (1, rows - 1) if rows > 1 else (1,)
