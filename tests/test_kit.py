@@ -302,6 +302,10 @@ class Mix(lm.Layer):
         xp = ctx.xp
         if self.fault == "transposed":
             y = x @ ctx.params.kernel
+        elif self.fault == "five steps in ONNX" and xp.backend == "onnx":
+            y = xp.node("Reshape", x, np.array([-1, 5, 2]), shape=x.shape, dtype=x.dtype)
+        elif self.fault in ("five steps in ONNX", "an even number of steps", "steps on another backend"):
+            y = x * (1.0 + 1e-3 * (x.shape[1] != 5)) if self.fault.startswith("steps") and xp.backend == "strict" else x
         elif self.fault == "later steps missing":
             y = xp.astype(xp.asarray(np.tril(np.ones((x.shape[1],) * 2))), ctx.dtype) @ x
         else:
@@ -311,6 +315,10 @@ class Mix(lm.Layer):
 
     def backward_pass(self, ctx, dy):
         x, y = ctx.saved
+        if self.fault == "five steps in ONNX" or self.fault == "steps on another backend":
+            return dy
+        if self.fault == "an even number of steps":
+            return 2.0 * dy if ctx.xp.backend != "onnx" and dy.shape[1] % 2 == 0 else dy
         if self.fault == "transposed":
             ctx.grad(kernel=dy.T @ x)
             return dy @ ctx.params.kernel.T
@@ -556,6 +564,9 @@ FAULTS = {
     "square kernels only": ("gradient", "constant factor of 1.5"),
     "equal paddings only": ("gradient", "dx of input 0 .*shifted by one place along axis 2|wrong only at"),
     "transposed": ("gradient", r"gradient of 'kernel'.*transposed: .* axes in the order \(1, 0\)"),
+    "an even number of steps": ("gradient", r"dx of input 0 with axis 'T' of size 4, and right .*factor 2: counted"),
+    "steps on another backend": ("backends", "output 0: NumPy and strict, for values about 1, differ"),
+    "five steps in ONNX": ("onnx", "onnxruntime can't run the graph|axis 'T' of size"),
     "later steps missing": ("gradient", "each position along axis 1 .*later steps of a recurrence"),
     "jacobian without its other rows": ("gradient", "each position along axis 1 .* a sum or a maximum along that axis"),
     "total where the share is due": ("slicing", "gradient of 'share'.*hands over the total"),
@@ -590,6 +601,10 @@ def faulty(fault):
         **dict.fromkeys(("second of two inputs", "asks for input 0 only", "asks for input 1 only"), (Times, ROW, ROW)),
         **dict.fromkeys(("transposed", "jacobian without its other rows"), (Mix, ROW)),
         "later steps missing": (Mix, STEPS),
+        **dict.fromkeys(
+            ("five steps in ONNX", "an even number of steps", "steps on another backend"),
+            (Mix, lm.ArraySpec(("N", "T", 2))),
+        ),
         **dict.fromkeys(("variance without its root", "ONNX without the variance"), (Standardize, ROW)),
         **dict.fromkeys(("total where the share is due", "total over the rows of the slice"), (Center, ROW)),
         **dict.fromkeys(("wrong shape", "wrong dtype"), (Predicted, ROW)),

@@ -32,6 +32,8 @@ def same_in_onnx(case: Case) -> str:
             errors.append(case.examine(_batch_agrees, training, rows, scale))
             if len(case.findings) > known and not isinstance(case.findings[-1].error, Broken):
                 break  # what can't be traced at all
+        for sizes in [] if case.findings else case.other_sizes:
+            errors.append(case.examine(_batch_agrees, training, 2, 1.0, sizes))
         if case.findings and training is None:
             break  # the step holds the same forward pass
     if graph is None:
@@ -102,8 +104,11 @@ def _results(case: Case, training: bool | None, rows: int, scale: float) -> _Res
     return _Results(inputs, got, e32, e64)
 
 
-def _batch_agrees(case: Case, training: bool | None, rows: int, scale: float) -> float:
-    """Inference, or one step, on one batch."""
+def _batch_agrees(
+    case: Case, training: bool | None, rows: int, scale: float, sizes: dict[str, int] | None = None
+) -> float:
+    """Inference, or one step, on one batch; in the same graph, whatever sizes axes known by name have."""
+    case = case.resized_to(sizes) if sizes else case
     results = _results(case, training, rows, scale)
     mode = "in inference" if training is None else f"in {'training' if training else 'inference'} mode"
     worst = 0.0
@@ -113,12 +118,13 @@ def _batch_agrees(case: Case, training: bool | None, rows: int, scale: float) ->
         if not error <= allowed:
             what = _title(name, case.model("float32"))
             batch = f"batch of {len(results.inputs[0])}{'' if scale == 1 else f', values around {scale:g}'}"
+            batch += "".join(f", axis {axis!r} of size {size}" for axis, size in (sizes or {}).items())
             raise Broken(
                 f"{what} {mode}, {batch}: onnxruntime differs by {error:.3g} where {allowed:.3g} is allowed ({rule})",
                 subject=what,
                 inputs=results.inputs,
                 diagnose=lambda origin, name=name: {  # type: ignore[misc]
-                    "cause": _cause(origin, training, rows, scale, name)
+                    "cause": _cause(origin.resized_to(sizes) if sizes else origin, training, rows, scale, name)
                 },
                 **worst_place(value, results.e32[name]),
             )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lamella.engine import Batch, Gradients, Plan, StepResult, cut, infer, run_step
+from lamella.errors import LamellaError
 from lamella.graph import Input, Node
 from lamella.losses import Loss
 from lamella.model import Model
@@ -119,6 +120,28 @@ class Case:
             sizes=self.sizes if sizes is None else sizes,
             rounded=self.rounded if rounded is None else rounded,
         )
+
+    def resized_to(self, sizes: Mapping[str, int]) -> Case:
+        """The same models, and what was traced of them, at other sizes of axes known by name: they serve all."""
+        case = self.like(sizes=sizes)
+        case._models, case._values, case._state, case.kept = self._models, self._values, self._state, self.kept
+        return case
+
+    @cached_property
+    def other_sizes(self) -> list[dict[str, int]]:
+        """Other sizes of each axis known by name, as far as the layer takes them."""
+        found = []
+        for name, size in self.sizes.items():
+            for other in (1, size - 1, size + 2):
+                sizes = {**self.sizes, name: other}
+                case = self.resized_to(sizes)
+                try:
+                    inputs = case.draw(2)
+                    case.step("float64", inputs, case.cotangents(inputs))
+                except LamellaError:  # too small or too large; or a fault, which the law of shapes tells
+                    continue
+                found.append(sizes)
+        return found
 
     def examine(self, probe: Callable[..., T], *arguments: Any) -> T | None:
         """Run ``probe(case, *arguments)``; where it raises, note what it found, and go on."""

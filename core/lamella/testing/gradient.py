@@ -70,6 +70,9 @@ def gradient(case: Case) -> str:
     targets: list[Target] = [k for k, x in enumerate(inputs) if case.wants[k] and x.size]
     targets += list(case.step("float64", inputs, case.cotangents(inputs)).gradients)
     errors = [case.examine(_examine, target) for target in targets]
+    if not case.findings:
+        for sizes in case.other_sizes:
+            errors += [case.examine(_at_sizes, sizes, target) for target in targets]
     if not targets:
         raise Skipped("the layer has neither parameters nor floating inputs")
     if not case.findings:  # else results with and without a wrong gradient say nothing new
@@ -130,6 +133,22 @@ def _examine(case: Case, target: Target) -> float:
         inputs=inputs,
         diagnose=lambda origin: _diagnosis(origin, case, first, target),
     )
+
+
+def _at_sizes(case: Case, sizes: dict[str, int], target: Target) -> float:
+    """The relative error of one gradient at other sizes of axes known by name."""
+    case = case.resized_to(sizes)
+    slope = _settled(case, MODES[0], target)
+    if not slope.error <= TOLERANCE:
+        axes = " and ".join(f"axis {name!r} of size {size}" for name, size in sizes.items())
+        raise Broken(
+            f"{title(target)} with {axes}, and right at other sizes: backward_pass gives {slope.analytic:.10g} along "
+            f"a unit direction, difference quotients of forward_pass give {slope.numeric:.10g}",
+            subject=title(target),
+            inputs=case.draw(MODES[0].rows),
+            diagnose=lambda origin: _diagnosis(origin.resized_to(sizes), case, MODES[0], target),
+        )
+    return slope.error
 
 
 def title(target: Target) -> str:
