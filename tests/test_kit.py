@@ -33,8 +33,11 @@ CALLS = []
 class Affine(lm.Layer):
     """y = x * scale + shift over the last axis, right unless a fault is named."""
 
+    last = None
+
     def __init__(self, fault=""):
         self.fault = fault
+        self.stack = []
 
     def build(self, declare, x):
         declare.parameter("scale", x.shape[1:], "ones")
@@ -90,6 +93,12 @@ class Affine(lm.Layer):
             x = xp.reshape(x, (BOX.setdefault("rows", x.shape[0]), *x.shape[1:]))
         if fault == "parameter never used":
             scale = xp.ones_like(scale)
+        if fault == "saved in a stack on the layer":
+            self.stack.append(x)
+        if fault == "saved in a class attribute":
+            type(self).last = x
+        if fault == "saved by shape":
+            BOX[x.shape] = x
         if fault == "not safe in threads":
             mine = BOX["x"] = x
             threading.Event().wait(0.02 if threading.current_thread() is not threading.main_thread() else 0.0)
@@ -141,6 +150,12 @@ class Affine(lm.Layer):
             ctx.grad(scale=0.0 * dy[0], shift=0.0 * dy[0])
             return 0.0 * dy
         (x,) = ctx.saved
+        if fault == "saved in a stack on the layer":
+            x = self.stack.pop()
+        if fault == "saved in a class attribute":
+            x = self.last
+        if fault == "saved by shape":
+            x = BOX[x.shape]
         if fault in ("no gradient of a parameter", "parameter never used"):
             ctx.grad(shift=xp.sum(dy, axis=0), **({} if fault.startswith("no") else {"scale": 0.0 * ctx.params.scale}))
             return dy * ctx.params.scale
@@ -534,6 +549,9 @@ FAULTS = {
     "statistics updated in inference": ("purity", "statistics that are updated in inference; update only if"),
     "dropout in inference": ("purity", "noise in inference; return x as it is unless ctx.training"),
     "dropout of its own in inference": ("purity", "two equal calls in inference mode"),
+    "saved in a stack on the layer": ("purity", "gradient of 'scale': .*interleaved .*the same order.*ctx.save"),
+    "saved in a class attribute": ("purity", "gradient of 'scale': .*interleaved .*a closure, a global or a buffer"),
+    "saved by shape": ("purity", "gradient of 'scale': .*interleaved .*a list, dict or array"),
     "not safe in threads": ("purity", "among four threads.*calls share something"),
     "later calls change results": ("purity", "before and after a later call.*a buffer that is kept"),
     "float64 creeps in": ("purity", "float64.* write scalars as Python floats.*a NumPy scalar or array of float64"),

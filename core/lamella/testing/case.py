@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from lamella.engine import Batch, Gradients, Plan, StepResult, cut, infer, run_step
+from lamella.engine import (
+    Batch,
+    Gradients,
+    Plan,
+    Record,
+    Request,
+    StepResult,
+    backward,
+    collect_updates,
+    cut,
+    forward,
+    infer,
+    run_step,
+)
 from lamella.errors import LamellaError
 from lamella.graph import Input, Node
 from lamella.losses import Loss
@@ -330,6 +343,26 @@ class Case:
             updates={name: device.asnumpy(value) for name, value in result.updates.items()},
         )
 
+    def start(self, dtype: str, inputs: Sequence[Any], *, training: bool = True) -> Callable[[], StepResult]:
+        """Run forward only; what is returned runs backward, whatever has been called in between."""
+        model = self.model(dtype)
+        program, xp = model.program, model.device.xp
+        cotangents = self.cast(dtype, self.cotangents(inputs))
+        plan = Plan(program, model.frozen_layers, wants_dx=self.wants, training=training)
+        tape: dict[str, Record] = {}
+        key = (self.seed, 0, 3)
+        outputs = _alone(forward(plan, xp, model.arrays(), self.cast(dtype, inputs), key=key, tape=tape))
+        updates = collect_updates(plan, tape)
+        known = zip(program.outputs, model.output_specs, cotangents, strict=True)
+
+        def finish() -> StepResult:
+            gradients = {value: c for value, spec, c in known if spec.is_float}
+            given: dict[str, Any] = {}
+            _alone(backward(plan, xp, gradients, tape, given.__setitem__))
+            return StepResult((), outputs, given, tuple(map(gradients.get, program.inputs)), updates)
+
+        return finish
+
     @staticmethod
     def cast(dtype: str, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Floats in a dtype, each contiguous or scattered in memory as it is."""
@@ -340,6 +373,18 @@ class Case:
             return (contiguous if a.flags.c_contiguous else scattered)(a.astype(dtype))
 
         return tuple(map(convert, arrays))
+
+
+def _alone(coroutine: Generator[Request, Any, T]) -> T:
+    """Run a pass over a batch of one slice, whose sums are those of the whole batch."""
+    total: Any = None
+    with np.errstate(all="ignore"):
+        while True:
+            try:
+                total = coroutine.send(total).partial
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
 
 
 def _within(spec: ArraySpec, values: Array) -> Array:

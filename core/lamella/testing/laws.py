@@ -43,7 +43,9 @@ def purity(case: Case) -> str:
         return ""  # what follows compares results with each other
     for dtype, training in itertools.product(("float32", "float64"), (True, False)):
         case.examine(_layouts, dtype, training)
-    case.examine(_threads)
+    case.examine(_interleaved)
+    if not case.findings:  # else threads only show the same again
+        case.examine(_threads)
     case.examine(_sharing)
     return accuracy(case)
 
@@ -120,6 +122,28 @@ def _layouts(case: Case, dtype: str, training: bool) -> None:
     for other, found in others:
         what = f"{dtype} results with {first} and with {other}"
         compare(expected, found, what, tolerance, least=least, inputs=inputs, cause=cause)
+
+
+def _interleaved(case: Case) -> None:
+    """Another call between forward and backward changes nothing, with as many rows or with fewer, in either order."""
+    cause = (
+        "what forward_pass keeps for backward_pass stands in a place that all calls share: a list, dict or array on "
+        "self, a class attribute, a closure, a global or a buffer. Give it to ctx.save, which keeps it for each call"
+    )
+    for training, rows in itertools.product((True, False), (3, 2)):
+        inputs = [case.draw(3), case.draw(rows, attempt=1)]
+        alone = [named(case.start("float32", given, training=training)()) for given in inputs]
+        for order, word in (((0, 1), "the same"), ((1, 0), "the opposite")):
+            mode = f"{word} order{'' if training else ', in inference mode'}"
+            how = f"forward passes of two calls, then their backward passes in {mode}"
+            try:
+                finish = [case.start("float32", given, training=training) for given in inputs]
+                found = dict(zip(order, [named(finish[k]()) for k in order], strict=True))
+            except LayerError as error:
+                raise Broken(f"fails where calls are interleaved ({how}): {error}", cause=cause) from error
+            for k in order:
+                what = f"results alone and interleaved ({how})"
+                compare(alone[k], found[k], what, 0.0, inputs=inputs[k], cause=cause)
 
 
 def _threads(case: Case) -> None:
