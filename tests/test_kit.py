@@ -56,6 +56,8 @@ class Affine(lm.Layer):
             flat += 1e-3
         if fault == "input modified in inference" and not ctx.training and xp.backend == "numpy":
             x += 1e-3
+        if fault == "input modified in training" and ctx.training and xp.backend == "numpy":
+            x -= 1.0
         if fault == "no gradient of a tiny output":
             return 1e-7 * (x * scale + shift)
         if fault == "gradient hidden by an offset":
@@ -164,8 +166,12 @@ class Affine(lm.Layer):
         dx = dy * ctx.params.scale
         if fault == "gradient of a parameter":
             scale = 1.001 * scale
+        if fault == "gradient nearly right":
+            scale = 1.0004 * scale
         if fault == "float64 creeps back" and xp.backend == "numpy":
             scale = scale * np.float64(1.0)
+        if fault == "float64 in dx":
+            dx = np.float64(1.0) * dx
         if fault == "averaged over the batch":
             shift = shift / float(dy.shape[0])
         if fault == "gradient of the input":
@@ -371,6 +377,15 @@ class Center(lm.Layer):
         return (dy - total / n) * ctx.params.share
 
 
+class Forgetful(Center):
+    """Takes the batch mean for a constant on the way back."""
+
+    def backward_pass(self, ctx, dy):
+        x, mean = ctx.saved[:2] if ctx.training else (*ctx.saved, 0.0)
+        ctx.grad(share=ctx.xp.sum(dy * (x - mean), axis=0))
+        return dy * ctx.params.share
+
+
 @lm.primitive
 def sift(xp, x, *, step=1, slope=0.2):
     """Every step-th number, times slope where negative."""
@@ -516,6 +531,7 @@ ROW, GRID, STEPS = lm.ArraySpec(("N", 4)), lm.ArraySpec(("N", 4, 5)), lm.ArraySp
 # fault: the law that catches it, and words of what it says, the likely cause where there is one
 FAULTS = {
     "gradient of a parameter": ("gradient", r"gradient of 'scale'.*constant factor of 1\.001"),
+    "gradient nearly right": ("gradient", r"gradient of 'scale'.*a factor of 1\.0004"),
     "gradient of the input": ("gradient", "dx of input 0 .*the incoming gradient unchanged"),
     "averaged over the batch": ("gradient", "gradient of 'shift'.* factor 1/2, where 2 is the batch size: averaged"),
     "multiplied by the batch size": ("gradient", "gradient of 'shift'.* factor 2 = the batch size: summed .* twice"),
@@ -564,7 +580,11 @@ FAULTS = {
     "samples mix in large batches": ("slicing", "output 0: whole batch of 10 and slices of 1.9 .*samples depend on"),
     "wrong gradient in large batches": ("slicing", "gradient of 'scale': whole batch of 65 and slices of 1.64 differ"),
     "samples mix while frozen": ("slicing", "whole batch of 2 and slices of 1.1, while frozen, .*samples depend on"),
-    "samples mix": ("slicing", "output 0: whole batch of 2 and slices of 1.1 .*samples depend on each other"),
+    "batch term forgotten": ("gradient", "dx of input 0 in training mode .*yields totals.* yield in backward_pass too"),
+    "samples mix": (
+        "slicing",
+        "output 0: whole batch of 2 and slices .*the whole batch gives .*, slices .*samples depend on each other",
+    ),
     "samples mix in inference": ("slicing", "in inference: batch and single rows.*what training gathered"),
     "divides by rows of the slice": ("slicing", r"divided by x.shape\[0\], the rows of the slice"),
     "update from a slice": ("slicing", "different values in different slices.*update from the totals"),
@@ -624,6 +644,7 @@ def faulty(fault):
             (Mix, lm.ArraySpec(("N", "T", 2))),
         ),
         **dict.fromkeys(("variance without its root", "ONNX without the variance"), (Standardize, ROW)),
+        "batch term forgotten": (Forgetful, ROW),
         **dict.fromkeys(("total where the share is due", "total over the rows of the slice"), (Center, ROW)),
         **dict.fromkeys(("wrong shape", "wrong dtype"), (Predicted, ROW)),
         **dict.fromkeys(("wrong name of an axis", "size of an axis frozen"), (Predicted, lm.ArraySpec(("N", "T")))),
@@ -731,6 +752,35 @@ def test_what_one_error_breaks_everywhere_is_told_once():
         check_layer(Affine("float64 creeps in"), ROW)
     assert str(caught.value).count("write scalars as Python floats") == 1
     assert "shapes: the same as under purity" in str(caught.value)
+
+
+def test_laws_that_fail_since_float64_creeps_in_refer_to_purity():
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Affine("float64 in dx"), ROW)
+    text = str(caught.value)
+    assert text.count("write scalars as Python floats") == 1
+    assert "likely cause: float32 does not stay float32: see purity" in text
+    assert "shapes: the same as under purity" in text
+    assert text.count("; the one is an array of the strict backend, the other of NumPy") == 1
+
+
+@pytest.mark.parametrize("fault", ["input modified in training", "incoming gradient modified"])
+def test_laws_that_fail_since_a_layer_writes_into_its_input_refer_to_purity(fault):
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Affine(fault), ROW)
+    laws = {verdict.law: verdict for verdict in caught.value.report.broken}
+    (gradient,) = laws["gradient"].faults
+    assert gradient.cause == "the layer writes into what it is given: see purity"
+    assert "was written to" in laws["purity"].detail
+    assert {fault.cause for verdict in laws.values() for fault in verdict.faults if verdict.law != "purity"} == {
+        gradient.cause
+    }
+
+
+def test_a_factor_of_nearly_1_is_shown_in_its_digits_and_taken_for_no_cause():
+    with pytest.raises(ConformanceError, match=r"a factor of 1\.0004") as caught:
+        check_layer(Affine("gradient nearly right"), ROW)
+    assert caught.value.report.broken[0].faults[0].cause == ""
 
 
 def test_a_layer_that_does_not_run_is_told_under_one_law():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,7 @@ from lamella.losses import Loss
 from lamella.protocol import ArraySpec, Layer
 from lamella.testing.case import Case, Finding
 from lamella.testing.comparison import Broken, Fault, Skipped
-from lamella.testing.laws import LAWS, steady
+from lamella.testing.laws import LAWS, steady, untouched, widened
 from lamella.testing.report import ConformanceError, ConformanceReport, Verdict
 from lamella.testing.shrinking import cause_of, fault_of
 from lamella.testing.specimen import Specimen
@@ -71,7 +73,8 @@ def check_specimen(specimen: Specimen, *, seed: int = 0) -> ConformanceReport:
     case = Case(specimen, seed)
     case.model()  # a layer that can't be built is an error of its own, not a broken law
     failed, fault = _does_not_run(case)
-    unsteady = not failed and _is_unsteady(case)
+    impure = "" if failed else _impurity(case)
+    wide = "" if failed else widened(case)
     verdicts = []
     for name, law in laws().items():
         if name == failed:
@@ -79,7 +82,7 @@ def check_specimen(specimen: Specimen, *, seed: int = 0) -> ConformanceReport:
         elif failed:
             verdicts.append(Verdict(name, "skipped", f"the layer does not run: see {failed}"))
         else:
-            verdicts.append(_verdict(name, law, case, unsteady and name != "purity"))
+            verdicts.append(_verdict(name, law, case, impure, wide))
     subject = f"{specimen.subject!r} on {', '.join(map(str, specimen.inputs))}"
     report = ConformanceReport(subject, tuple(verdicts), seed)
     if not report.conforms:
@@ -87,11 +90,18 @@ def check_specimen(specimen: Specimen, *, seed: int = 0) -> ConformanceReport:
     return report
 
 
-def _is_unsteady(case: Case) -> bool:
-    """Whether equal calls give different results, so that other laws can only tell that they do."""
-    for training in (True, False):
-        case.examine(steady, training)
-    return any(isinstance(finding.error, Broken) for finding in case.findings)
+IMPURITIES = {
+    untouched: "the layer writes into what it is given",
+    steady: "equal calls give different results",
+}
+
+
+def _impurity(case: Case) -> str:
+    """Why other laws can only tell that results are not what they were, if that is so."""
+    for probe, training in itertools.product(IMPURITIES, (True, False)):
+        case.examine(probe, training)
+    found = [finding for finding in case.findings if isinstance(finding.error, Broken)]
+    return f"{IMPURITIES[found[0].probe]}: see purity" if found else ""
 
 
 def _does_not_run(case: Case) -> tuple[str, Fault]:
@@ -111,7 +121,8 @@ def _does_not_run(case: Case) -> tuple[str, Fault]:
     return "", Fault("")
 
 
-def _verdict(name: str, law: Callable[[Case], str], case: Case, unsteady: bool) -> Verdict:
+def _verdict(name: str, law: Callable[[Case], str], case: Case, impure: str, wide: str) -> Verdict:
+    """What a law says; ``impure`` why it can't be trusted, ``wide`` the error of a float32 model that gets float64."""
     case.findings.clear()
     detail = ""
     try:
@@ -123,16 +134,23 @@ def _verdict(name: str, law: Callable[[Case], str], case: Case, unsteady: bool) 
         case.findings.append(Finding(error, law, ()))
     if not case.findings:
         return Verdict(name, "holds", detail)
-    if unsteady:
+    if name != "purity" and impure:
         text = str(case.findings[0].error)
-        fault = Fault(text, cause="equal calls give different results: see purity")
-        return Verdict(name, "broken", text, (fault,))
+        return Verdict(name, "broken", text, (Fault(text, cause=impure),))
     faults: dict[Any, Fault] = {}  # one for each array that is wrong, and for each other message
     for finding in case.findings:
         known = finding.error.fault.subject if isinstance(finding.error, Broken) else ""
-        key = (finding.probe, known) if known else re.sub(r"\d+", "", str(finding.error))
+        key = (finding.probe, known) if known else _without_numbers(str(finding.error))
         if key not in faults:
-            faults[key] = fault_of(case, finding)
+            fault = fault_of(case, finding)
+            told = _without_numbers(fault.message) == _without_numbers(wide)  # the report says so once
+            if name != "purity" and wide and not fault.subject and not told:
+                fault = dataclasses.replace(fault, cause="float32 does not stay float32: see purity")
+            faults[key] = fault
     first, *others = faults.values()
     more = f" (and {len(others)} more)" if others else ""
     return Verdict(name, "broken", f"{first.message}{more}", (first, *others))
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\d+", "", text)

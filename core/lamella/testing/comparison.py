@@ -28,6 +28,7 @@ class Fault:
         expected: what should.
         cause: what it likely comes from, and what to do.
         witness: the smallest input that was found to show it.
+        sides: what gives ``expected`` and what gives ``found``, where neither is right of its own.
     """
 
     message: str
@@ -37,13 +38,18 @@ class Fault:
     expected: float | None = None
     cause: str = ""
     witness: str = ""
+    sides: tuple[str, str] | None = None
 
     def lines(self) -> list[str]:
         """The fault in words, the sentence first."""
         lines = [self.message]
         if self.index is not None:
             place = f"at {list(self.index)}" if self.index else "there"
-            lines.append(f"{place}: {self.found:.7g} where {self.expected:.7g} is expected")
+            if self.sides is None:
+                lines.append(f"{place}: {self.found:.7g} where {self.expected:.7g} is expected")
+            else:
+                first, second = self.sides
+                lines.append(f"{place}: {first} gives {self.expected:.7g}, {second} {self.found:.7g}")
         if self.witness:
             lines.append(f"shown by: {self.witness}")
         if self.cause:
@@ -130,12 +136,13 @@ def compare(
     least: float = 1e-4,
     inputs: tuple[Any, ...] = (),
     cause: str | Callable[[str], str] = "",
+    sides: tuple[str, str] | None = None,
 ) -> float:
     """Raise unless every array agrees to a tolerance relative to its largest value.
 
     An array that is nothing but rounding, as the gradient of a bias in front of a normalization is, has no size of
     its own: no array counts as smaller than ``least`` of the largest one. ``cause`` may depend on the name of
-    the first array that differs.
+    the first array that differs. ``sides`` names what gives ``expected`` and ``given`` where either may be wrong.
     """
     floor = least * max(map(largest, expected.values()), default=0.0)
     scales = {name: max(floor, largest(value)) or 1.0 for name, value in expected.items()}
@@ -150,6 +157,7 @@ def compare(
         subject=first,
         inputs=inputs,
         cause=cause if isinstance(cause, str) else cause(first),
+        sides=sides,
         **worst_place(given[first], expected[first]),
     )
 

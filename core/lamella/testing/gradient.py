@@ -10,7 +10,7 @@ from lamella.engine import StepResult
 from lamella.errors import LayerError
 from lamella.testing.case import Case
 from lamella.testing.comparison import Broken, Skipped, compare, largest, most, named, worst_place
-from lamella.testing.relation import constant_factor, factor_in_words, same, same_but_moved, where_different
+from lamella.testing.relation import constant_factor, digits, factor_in_words, same, same_but_moved, where_different
 
 __all__ = ["gradient"]
 
@@ -128,10 +128,10 @@ def _examine(case: Case, target: Target) -> float:
     raise Broken(
         f"{title(target)} in {first.name}{f' (right in {right[0]})' if right else ''}, batch of {len(inputs[0])}: "
         f"backward_pass gives {slope.analytic:.10g} along a unit direction, difference quotients of forward_pass give "
-        f"{slope.numeric:.10g}{'' if slope.ratio is None else f', a factor of {slope.ratio:.4g}'}",
+        f"{slope.numeric:.10g}{'' if slope.ratio is None else f', a factor of {digits(slope.ratio)}'}",
         subject=title(target),
         inputs=inputs,
-        diagnose=lambda origin: _diagnosis(origin, case, first, target),
+        diagnose=lambda origin: _diagnosis(origin, case, first, target) | _forgotten(origin, first, target, right),
     )
 
 
@@ -277,6 +277,25 @@ def _diagnosis(origin: Case, case: Case, mode: _Mode, target: Target) -> dict[st
     else:
         cause = _factor([ratios[0], factor], small, first)
     return {"cause": cause, **found}
+
+
+def _forgotten(origin: Case, mode: _Mode, target: Target, right: list[str]) -> dict[str, Any]:
+    """Whether a gradient that needs totals over the batch lacks them: forward_pass yields, backward_pass does not."""
+    leaves = origin.model().program.leaves
+    if not any(leaf.forward_yields and not leaf.backward_yields for leaf in leaves) or MODES[2].name not in right:
+        return {}
+    point = _Point(origin, mode, target)
+    if not isinstance(target, int) or point.value.size > MOST_NUMBERS:
+        return {}
+    rows = np.indices(point.value.shape)[0].reshape(-1)
+    for share in point.shares():
+        others = rows[:, None] != np.arange(share.shape[1])
+        if np.any(np.abs(share[others]) > 1e-6 * np.max(np.abs(share))):
+            return {
+                "cause": "forward_pass yields totals, so dx has a term through them, from every row of the batch: "
+                "yield in backward_pass too"
+            }
+    return {}
 
 
 def _sum(shares: list[Any], shape: tuple[int, ...]) -> Any:

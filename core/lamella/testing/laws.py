@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -25,19 +26,36 @@ from lamella.testing.kernels import kernels_that_differ
 from lamella.testing.relation import constant_factor
 from lamella.testing.round_trip import round_trip
 from lamella.testing.shapes import shapes
+from lamella.testing.shrinking import WIDENED
 
-__all__ = ["LAWS", "Broken", "Skipped", "backends", "gradient", "purity", "round_trip", "shapes", "slicing", "steady"]
+__all__ = [
+    "LAWS",
+    "Broken",
+    "Skipped",
+    "backends",
+    "gradient",
+    "purity",
+    "round_trip",
+    "shapes",
+    "slicing",
+    "steady",
+    "untouched",
+    "widened",
+]
 
 OUTSIDE = (
     "something outlives a call: a counter, cache or running value in a closure or a global, or random numbers from "
     "elsewhere than ctx.uniform. What lasts goes into declare.state and ctx.update"
 )
 
+LAYOUTS = tuple(itertools.product((scattered, contiguous), repeat=2))  # of inputs and of incoming gradients
+
 
 def purity(case: Case) -> str:
     """Equal arguments give equal results, nothing that is handed in changes, and float32 stays accurate float32."""
-    case.examine(steady, True)
-    case.examine(steady, False)
+    for training in (True, False):
+        case.examine(untouched, training)
+        case.examine(steady, training)
     case.examine(_own_random_numbers)
     if case.findings:
         return ""  # what follows compares results with each other
@@ -64,7 +82,20 @@ def steady(case: Case, training: bool) -> None:
     run(attempt=1)
     cause = "a buffer that is kept and written again; make a new array for every result"
     compare(copies, first, f"results before and after a later call{mode}", 0.0, inputs=inputs, cause=cause)
-    compare(copies, run(), f"results of two equal calls{mode}", 0.0, inputs=inputs, cause=OUTSIDE)
+    sides = "the first call", "the second"
+    compare(copies, run(), f"results of two equal calls{mode}", 0.0, inputs=inputs, cause=OUTSIDE, sides=sides)
+
+
+def widened(case: Case) -> str:
+    """What the engine says where a float32 model gets float64 from the layer; empty where it does not."""
+    inputs = case.draw(3)
+    for training in (True, False):
+        try:
+            case.step("float32", inputs, case.cotangents(inputs), training=training)
+        except LayerError as error:
+            if WIDENED.search(str(error)):
+                return str(error)
+    return ""
 
 
 def _own_random_numbers(case: Case) -> None:
@@ -92,22 +123,20 @@ def _global_state() -> Any:
     return state["state"]["key"].tobytes(), state["state"]["pos"], random.getstate()
 
 
-def _layouts(case: Case, dtype: str, training: bool) -> None:
-    """Inputs and incoming gradients stay as they are; how arrays lie in memory makes no difference."""
+def untouched(case: Case, training: bool) -> None:
+    """Inputs and incoming gradients stay as they are."""
     inputs = case.draw(4)
     cotangents = case.cotangents(inputs)
-    results = {}
-    for lay, lay_dy in itertools.product((scattered, contiguous), repeat=2):
-        given = tuple(map(lay, case.cast(dtype, inputs))), tuple(map(lay_dy, case.cast(dtype, cotangents)))
+    for lay, lay_dy in LAYOUTS:
+        given = tuple(map(lay, case.cast("float64", inputs))), tuple(map(lay_dy, case.cast("float64", cotangents)))
         before = [[a.copy() for a in arrays] for arrays in given]
-        layout = f"inputs {lay.__name__} and dy {lay_dy.__name__} in memory"
-        results[layout] = named(case.step(dtype, *given, training=training))
+        case.step("float64", *given, training=training)
         for what, arrays, copies in zip(("input", "incoming gradient"), given, before, strict=True):
             for k, (array, copy) in enumerate(zip(arrays, copies, strict=True)):
                 if array.tobytes() != copy.tobytes():
                     place = tuple(map(int, np.argwhere(array != copy)[0])) if np.any(array != copy) else ()
                     raise Broken(
-                        f"{what} {k} was written to, with {layout}",
+                        f"{what} {k} was written to, with {_layout(lay, lay_dy)}",
                         subject=f"{what} {k}",
                         inputs=inputs,
                         index=place,
@@ -116,12 +145,27 @@ def _layouts(case: Case, dtype: str, training: bool) -> None:
                         cause="an operator such as += or out=, on the array itself or on what xp.reshape or a slice "
                         "gave: that may be a view. Make a new array",
                     )
+
+
+def _layout(lay: Any, lay_dy: Any) -> str:
+    return f"inputs {lay.__name__} and dy {lay_dy.__name__} in memory"
+
+
+def _layouts(case: Case, dtype: str, training: bool) -> None:
+    """How arrays lie in memory makes no difference."""
+    inputs = case.draw(4)
+    cotangents = case.cotangents(inputs)
+    results = {}
+    for lay, lay_dy in LAYOUTS:
+        given = tuple(map(lay, case.cast(dtype, inputs))), tuple(map(lay_dy, case.cast(dtype, cotangents)))
+        results[_layout(lay, lay_dy)] = named(case.step(dtype, *given, training=training))
     tolerance, least = (1e-3, 1e-2) if dtype == "float32" else (1e-9, 1e-4)  # what is small is told in float64
     (first, expected), *others = results.items()
     cause = "memory is read as if it were contiguous, or in its own order; xp.reshape follows the axes"
     for other, found in others:
         what = f"{dtype} results with {first} and with {other}"
-        compare(expected, found, what, tolerance, least=least, inputs=inputs, cause=cause)
+        sides = "the first", "the other"
+        compare(expected, found, what, tolerance, least=least, inputs=inputs, cause=cause, sides=sides)
 
 
 def _interleaved(case: Case) -> None:
@@ -218,7 +262,13 @@ def _sliced(case: Case, sizes: tuple[int, ...], way: str = "") -> float:
     given = named(case.step("float64", inputs, cotangents, frozen=frozen, sizes=sizes, backwards=backwards))
     what = f"whole batch of {rows} and slices of {'+'.join(map(str, sizes))}{way and f', {way},'}"
     return compare(
-        whole, given, what, 1e-9, inputs=inputs, cause=lambda name: _why_sliced(case, name, whole, given, sizes)
+        whole,
+        given,
+        what,
+        1e-9,
+        inputs=inputs,
+        cause=lambda name: _why_sliced(case, name, whole, given, sizes),
+        sides=("the whole batch", "slices"),
     )
 
 
@@ -259,7 +309,8 @@ def _row_by_row(case: Case) -> float:
     single = dict(zip(names, map(np.concatenate, zip(*alone, strict=True)), strict=True))
     together = dict(zip(names, case.infer("float64", inputs), strict=True))
     cause = "in inference no sample may depend on others; use what training gathered: declare.state and ctx.update"
-    return compare(together, single, "batch and single rows", 1e-9, inputs=inputs, cause=cause)
+    sides = "the batch", "single rows"
+    return compare(together, single, "batch and single rows", 1e-9, inputs=inputs, cause=cause, sides=sides)
 
 
 def backends(case: Case) -> str:
@@ -287,8 +338,10 @@ def _strict(case: Case, training: bool, scale: float, sizes: dict[str, int] | No
     except LayerError as error:
         if "build said" not in str(error) and "expected the" not in str(error):
             raise
+        alike = re.search(r"(\([^()]*\)) (?:\w+\.)?(\w+), got \1 (?:\w+\.)?\2\b", str(error))
+        what = "; the one is an array of the strict backend, the other of NumPy" if alike else ""
         raise Broken(
-            f"on the strict backend, {error}",
+            f"on the strict backend, {error}{what}",
             cause="an array of NumPy where one of ctx.xp is due: a function of NumPy was called on arrays of another "
             "backend. Call those of ctx.xp",
         ) from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["constant_factor", "factor_in_words", "same", "same_but_moved", "where_different"]
+__all__ = ["constant_factor", "digits", "factor_in_words", "same", "same_but_moved", "where_different"]
 
 CLOSE = 1e-3  # of the largest number: difference quotients and float32 are no better than that everywhere
 
@@ -44,6 +45,16 @@ def constant_factor(found: Any, right: Any) -> float | None:
     return factor if same(found, factor * right) else None
 
 
+def digits(factor: float) -> str:
+    """A factor with as many digits as tell it from 1.
+
+    >>> digits(2 / 3), digits(1.00041), digits(1.0)
+    ('0.6667', '1.00041', '1')
+    """
+    off = abs(factor - 1.0)
+    return f"{factor:.{4 if off == 0.0 else max(4, 3 - math.floor(math.log10(off)))}g}"
+
+
 def factor_in_words(factors: tuple[float, float], sizes: tuple[Mapping[str, int], Mapping[str, int]]) -> str:
     """What a factor is: a constant, or one of the named sizes, or 1 over it; seen twice, where sizes were others."""
     small, first = factors
@@ -66,8 +77,9 @@ def factor_in_words(factors: tuple[float, float], sizes: tuple[Mapping[str, int]
             asked = "summed over the batch twice, or multiplied by it?"
             asked = asked if name == "the batch size" else "was a sum taken where the forward pass has a mean?"
             return f"off by a factor {n} = {name}: {asked}"
-    if fits(small, small):
-        return f"off by a constant factor of {small:.4g}"
+    off = abs(small - 1.0)
+    if off > CLOSE / 2 and abs(small - first) <= min(CLOSE * abs(small), 0.1 * off):  # nearer to 1, anything is
+        return f"off by a constant factor of {digits(small)}"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,16 +13,15 @@ from lamella.errors import LamellaError
 from lamella.testing.case import Case, Finding
 from lamella.testing.comparison import Broken, Fault
 
-__all__ = ["fault_of"]
+__all__ = ["WIDENED", "cause_of", "fault_of"]
 
 MOST_ROWS = 9  # that any probe asks for, but for what has many to begin with
 SHOWN = 12  # numbers of an array that are printed one by one
 
+WIDENED = re.compile(r"write scalars as Python floats|\) float32, got .*\) float64")
+"""Words of the engine where float64 comes out of a float32 model."""
+
 CAUSES = (
-    (
-        "write scalars as Python floats",
-        "a NumPy scalar or array of float64 in an expression, such as np.sqrt(2.0); Python floats keep float32",
-    ),
     (
         "ctx.uniform is for forward_pass in training",
         "noise in inference; return x as it is unless ctx.training, and draw in forward_pass only",
@@ -68,6 +68,9 @@ def fault_of(case: Case, finding: Finding) -> Fault:
 
 def cause_of(message: str) -> str:
     """What an error likely comes from, where its words tell."""
+    if WIDENED.search(message):
+        told = "Python floats keep" if "as Python floats" in message else "write scalars as Python floats, which keep"
+        return f"a NumPy scalar or array of float64 in an expression, such as np.sqrt(2.0); {told} float32"
     return next((cause for words, cause in CAUSES if words in message), "")
 
 
