@@ -191,7 +191,7 @@ def test_a_plugin_without_hooks_says_so():
     known = Registry([EntryPoint("a", SimpleNamespace(layers=lambda: {"mine": Mine}))])
     with pytest.raises(lm.RegistryError, match=r"acme.a has no hooks; is @lamella.hookimpl missing"):
         known.find("layers", "mine")
-    marked = lm.hookimpl(dict)
+    marked = lm.hookimpl(lambda: {"mine": Mine})
     forgotten = SimpleNamespace(lamella_layers=lambda: {"mine": Mine}, lamella_losses=marked)
     with pytest.raises(lm.RegistryError, match=r"lamella_layers is not marked as a hook; put @lamella.hookimpl above"):
         Registry([EntryPoint("a", forgotten)]).find("layers", "mine")
