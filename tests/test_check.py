@@ -26,6 +26,8 @@ class Doubled(lm.Layer):
         self.fault = fault
 
     def forward_pass(self, ctx, x):
+        if self.fault is None:
+            self.calls = 1
         return 2.0 * x
 
     def backward_pass(self, ctx, dy):
@@ -106,7 +108,19 @@ def test_a_terminal_gets_a_table_that_fits(module, monkeypatch, capsys):
     assert status == 1
     assert max(len(re.sub(r"\x1b\[\d+m", "", line)) for line in head.splitlines()) <= 80
     assert "…" not in out
-    assert "skipped  Reshape((3, 2)) on (N, 6) int64: gradient: " in re.sub(r"\x1b\[\d+m", "", out)
+    out = re.sub(r"\x1b\[\d+m", "", out)
+    assert "skipped  lamella:Reshape: Reshape((3, 2)) on (N, 6) int64: gradient: " in out
+    assert out.index("broken  shown: Doubled(fault=True) on (N, 4) float32: gradient: ") < out.index("skipped  lamella")
+
+
+def test_laws_that_are_skipped_for_one_reason_stand_in_one_line_below_what_is_broken(module, capsys):
+    status, out, _ = checked(module("stuck", "Doubled(None),"), capsys=capsys)
+    assert status == 1
+    found = [line for line in out.splitlines() if line.startswith(("broken", "skipped"))]
+    assert len(found) == 2
+    assert found[0].startswith("broken  Doubled(fault=None) on (N, 4) float32: purity: ")
+    others = ", ".join(law for law in ALL if law != "purity")
+    assert found[1] == f"skipped  Doubled(fault=None) on (N, 4) float32: {others}: the layer does not run: see purity"
 
 
 def test_json_holds_the_verdicts(module, capsys):

@@ -206,6 +206,8 @@ class Affine(lm.Layer):
             dx = 0.5 * dx
         if fault == "traced backward differs" and ctx.xp.backend == "onnx":
             dx = 1.5 * dx
+        if fault == "operator of ONNX misspelt on the way back" and xp.backend == "onnx":
+            dx = xp.node("Idenity", dx, shape=dx.shape, dtype=dx.dtype)
         if fault == "divides by rows of the slice":
             n = dy.shape[0]
             scale, shift, dx = scale / n, shift / n, dx / n
@@ -429,6 +431,9 @@ KERNELS = {  # fault: backend, kernel, step
     ),
     "kernel of ONNX for negative inputs": ("onnx", _node("Relu"), 1),
     "kernel of ONNX by an attribute's default": ("onnx", _node("LeakyRelu"), 1),
+    "operator of ONNX misspelt": ("onnx", _node("LeakyReluu"), 1),
+    "attribute of ONNX misspelt": ("onnx", _node("LeakyRelu", alhpa=0.2), 1),
+    "attribute of ONNX of another kind": ("onnx", _node("LeakyRelu", alpha="0.2"), 1),
     "kernel of ONNX at other strides": (
         "onnx",
         lambda xp, x, *, step: sift.reference(xp, x[:, : x.shape[1] // step]),
@@ -611,7 +616,20 @@ FAULTS = {
     "total over the rows of the slice": ("slicing", r"dx of input 0: whole .* division by x.shape\[0\]"),
     "kernel of NumPy for negative inputs": ("backends", "values about 1, .*the NumPy kernel of 'sift' differs"),
     "kernel of NumPy for large inputs": ("backends", "values about 30, .*the NumPy kernel of 'sift' differs"),
-    "kernel of ONNX for negative inputs": ("onnx", "output 0 in inference.*wrong only where the input is negative"),
+    "operator of ONNX misspelt": (
+        "onnx",
+        r"the ONNX kernel of 'sift': there is no operator 'LeakyReluu' in opset \d+. Did you mean 'LeakyRelu'",
+    ),
+    "attribute of ONNX misspelt": ("onnx", "LeakyRelu has no attribute 'alhpa'; it has alpha. Did you mean 'alpha'"),
+    "attribute of ONNX of another kind": ("onnx", "the ONNX kernel of 'sift': Mismatched attribute type"),
+    "operator of ONNX misspelt on the way back": (
+        "onnx",
+        r"the graph of a step is not valid ONNX: Affine\(.*\): there is no operator 'Idenity' in .*'Identity'",
+    ),
+    "kernel of ONNX for negative inputs": (
+        "onnx",
+        "the ONNX kernel of 'sift' differs from the reference; wrong only where the input is negative",
+    ),
     "kernel of ONNX by an attribute's default": ("onnx", "output 0 in inference.*wrong only where the input is neg"),
     "kernel of ONNX at other strides": ("onnx", "output 0 in inference.*wrong only at places 1, 2 along axis 1"),
     "kernel of ONNX at a batch of 1": ("onnx", "batch of 1: .*wrong for a batch of 1 only: an axis of size 1 is sq"),
@@ -685,6 +703,7 @@ def test_planted_faults_are_caught_by_their_law_which_tells_their_cause(fault, m
     said = {v.law: [f"{v.law}: {' '.join(f.lines())}" for f in v.faults] for v in report.broken}
     assert law in said, caught.value
     assert any(re.search(words, text, re.DOTALL) for text in said[law]), caught.value
+    assert "\n\n" not in str(caught.value)
     assert json.loads(json.dumps(report.as_dict()))["conforms"] is False
 
 

@@ -153,6 +153,8 @@ def test_layers_of_several_inputs_with_yields_and_composites_pass():
 def test_only_layers_and_losses_are_examined():
     with pytest.raises(lm.ArgumentError, match="check_layer: expected a layer, got 'dense'"):
         check_layer("dense")
+    with pytest.raises(lm.ArgumentError, match=r"expected a layer, got the class Dense; did you mean Dense\(\)\?"):
+        check_layer(Dense, lm.ArraySpec(("N", 3)))
     with pytest.raises(lm.ArgumentError, match="check_loss: expected a loss"):
         check_loss(Dense(3), *[lm.ArraySpec(("N", 3))] * 2)
     with pytest.raises(lm.ArgumentError, match="gradient='surrogate' needs a reason"):
@@ -160,3 +162,16 @@ def test_only_layers_and_losses_are_examined():
     skipped = check_specimen(Specimen(Dense(3), lm.ArraySpec(("N", 3)), gradient="surrogate", reason="for show"))
     assert (skipped.verdicts[0].law, skipped.verdicts[0].outcome) == ("gradient", "skipped")
     assert "for show" in str(skipped)
+
+
+def test_an_error_in_build_says_that_build_failed():
+    class Unfinished(lm.Layer):
+        def build(self, declare, x):
+            return x.shpe
+
+        def forward_pass(self, ctx, x):
+            return x
+
+    words = r"Unfinished\(\) on \(N, 3\) float32: build failed: AttributeError: .*shpe"
+    with pytest.raises(lm.GraphError, match=words):
+        check_layer(Unfinished(), lm.ArraySpec(("N", 3)))

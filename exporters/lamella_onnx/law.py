@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -10,6 +12,8 @@ import onnxruntime
 
 from lamella import Model
 from lamella.engine import StepResult
+from lamella.errors import did_you_mean
+from lamella.primitives import Primitive
 from lamella.testing.case import Case
 from lamella.testing.comparison import Broken, most, worst_place
 from lamella.testing.relation import constant_factor, same_but_moved, where_different
@@ -24,6 +28,8 @@ BATCHES = ((1, 1.0), (2, 1.0), (5, 1.0), (5, 30.0))  # rows, and how large rando
 def same_in_onnx(case: Case) -> str:
     """Onnxruntime gives the engine's outputs, gradients and updates for batches of 1, 2 and 5, and for large values."""
     graph = case.examine(_inference_graph)
+    if any(isinstance(finding.error, _Invalid) for finding in case.findings):
+        return ""  # the step holds the same forward pass
     ways: list[bool | None] = [True, False]  # training and inference steps; None: no way back
     errors = []
     for training in ways if graph is None else [None, *ways]:
@@ -42,10 +48,100 @@ def same_in_onnx(case: Case) -> str:
     return f"{' '.join(operators) or 'no operators'}; largest error {most(errors):.1e}"
 
 
+class _Invalid(Broken):
+    """The graph is no ONNX."""
+
+
 def _inference_graph(case: Case) -> onnx.ModelProto:
     proto = _graph(case, None)
+    if what := _not_valid(proto):
+        at_fault = _kernels_at_fault(case, _is_valid)
+        where = f"the ONNX kernel of {' and of '.join(at_fault)}" if at_fault else repr(case.specimen.subject)
+        raise _Invalid(f"the graph is not valid ONNX: {where}: {what}")
     _examine_graph(case, proto)
     return proto
+
+
+def _is_valid(case: Case) -> None:
+    if what := _not_valid(_graph(case, None)):
+        raise _Invalid(what)
+
+
+def _not_valid(proto: onnx.ModelProto) -> str:
+    """What is wrong with a graph as such, in one line."""
+    if what := _first_unknown(proto):
+        return what
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return _line(error)
+    return ""
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those of their bodies."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g.node)
+
+
+def _first_unknown(proto: onnx.ModelProto) -> str:
+    opsets = {given.domain: given.version for given in proto.opset_import}
+    return next(filter(None, (_unknown(node, opsets) for node in _nodes(proto.graph.node))), "")
+
+
+def _unknown(node: onnx.NodeProto, opsets: dict[str, int]) -> str:
+    """Whether the operator of a node, or one of its attributes, does not exist."""
+    if node.domain:
+        return ""  # only the operators of ONNX itself are known
+    operator, opset = node.op_type, opsets[""]
+    try:
+        schema = onnx.defs.get_schema(operator, opset)
+    except onnx.defs.SchemaError:
+        known = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
+        return f"there is no operator {operator!r} in opset {opset}.{did_you_mean(operator, sorted(known))}"
+    for attribute in node.attribute:
+        if attribute.name not in schema.attributes:
+            known = set(schema.attributes)
+            return (
+                f"{operator} has no attribute {attribute.name!r}; it has {', '.join(sorted(known)) or 'none'}."
+                f"{did_you_mean(attribute.name, sorted(known))}"
+            )
+    return ""
+
+
+def _line(error: Exception) -> str:
+    """What ONNX or onnxruntime says, without the empty lines."""
+    return "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
+
+
+def _kernels_at_fault(case: Case, probe: Callable[..., Any], *arguments: Any) -> list[str]:
+    """The ONNX kernels in whose place the reference makes a probe find nothing wrong."""
+    used: dict[Primitive, None] = {}
+    plain = Primitive.__call__
+
+    def watched(primitive: Primitive, ctx: Any, *args: Any, **options: Any) -> Any:
+        if getattr(ctx, "xp", ctx).backend == "onnx" and "onnx" in primitive.kernels:
+            used[primitive] = None
+        return plain(primitive, ctx, *args, **options)
+
+    def is_sound() -> bool:
+        try:
+            probe(case.like(), *arguments)
+        except Exception:  # still wrong, or the reference can't be traced
+            return False
+        return True
+
+    with mock.patch.object(Primitive, "__call__", watched):
+        is_sound()
+    found = []
+    for primitive in used:
+        with mock.patch.dict(primitive.kernels):
+            del primitive.kernels["onnx"]
+            if is_sound():
+                found.append(repr(primitive.__name__))  # type: ignore[attr-defined]
+    return found
 
 
 def _graph(case: Case, training: bool | None) -> onnx.ModelProto:
@@ -64,19 +160,17 @@ def _graph(case: Case, training: bool | None) -> onnx.ModelProto:
 def _session(case: Case, training: bool | None) -> onnxruntime.InferenceSession:
     key = "onnxruntime", training
     if key not in case.kept:
+        if what := _first_unknown(_graph(case, training)):
+            raise Broken(f"the graph of a step is not valid ONNX: {case.specimen.subject!r}: {what}")
         try:
             case.kept[key] = session(_graph(case, training).SerializeToString())
         except ParityError as error:
-            raise Broken(str(error)) from error
+            raise Broken(_line(error)) from error
     return case.kept[key]
 
 
 def _examine_graph(case: Case, proto: onnx.ModelProto) -> None:
-    """The graph is valid, has the operators that the specimen promises, and any batch size."""
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise Broken(f"the graph is not valid ONNX: {error}") from error
+    """The graph has the operators that the specimen promises, and any batch size."""
     # a layer that changes nothing leaves an Identity, since an output can't be an input
     promised, got = case.specimen.operators, sorted(n.op_type for n in proto.graph.node if n.op_type != "Identity")
     if promised is not None and sorted(promised) != got:
@@ -155,7 +249,14 @@ def _own(case: Case, dtype: str, training: bool | None, inputs: tuple[Any, ...])
 
 
 def _cause(case: Case, training: bool | None, rows: int, scale: float, name: str) -> str:
-    """Why onnxruntime may differ: only for one row, only for some numbers, by a factor."""
+    """Why onnxruntime may differ: by a kernel; only for one row, only for some numbers, by a factor."""
+    at_fault = _kernels_at_fault(case, _batch_agrees, training, rows, scale)
+    kernel = f"the ONNX kernel of {' and of '.join(at_fault)} differs from the reference" if at_fault else ""
+    return "; ".join(filter(None, (kernel, _relation(case, training, rows, scale, name, bool(kernel)))))
+
+
+def _relation(case: Case, training: bool | None, rows: int, scale: float, name: str, blamed: bool) -> str:
+    """What the wrong array is in terms of the right one; ``blamed``: it is known that a kernel is wrong."""
     inputs, got, e32, _ = _results(case, training, rows, scale)
     value, right = got[name], e32[name]
     if rows == 1:
@@ -174,7 +275,7 @@ def _cause(case: Case, training: bool | None, rows: int, scale: float, name: str
         return words
     alike = [x for x in inputs if x.shape == right.shape]
     words = where_different(value, right, alike[0] if alike else inputs[0], own=bool(alike))
-    return f"{words}; compare the ONNX kernel with the reference there" if words else ""
+    return f"{words}; compare the ONNX kernel with the reference there" if words and not blamed else words
 
 
 def _title(name: str, model: Model) -> str:
@@ -203,4 +304,4 @@ def _run(loaded: onnxruntime.InferenceSession, feeds: dict[str, Any]) -> dict[st
     try:
         return dict(zip(names, loaded.run(None, {k: v for k, v in feeds.items() if k in known}), strict=True))
     except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise Broken(f"onnxruntime can't run the graph: {error}") from error
+        raise Broken(f"onnxruntime can't run the graph: {_line(error)}") from error

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from lamella import registry
-from lamella.errors import ArgumentError
+from lamella.errors import ArgumentError, GraphError, LamellaError
 from lamella.losses import Loss
 from lamella.protocol import ArraySpec, Layer
 from lamella.testing.case import Case, Finding
@@ -53,25 +54,30 @@ def check_layer(layer: Layer, *input_specs: ArraySpec, seed: int = 0) -> Conform
     ['gradient', 'purity', 'slicing', 'backends', 'onnx', 'round trip', 'shapes']
     """
     if not isinstance(layer, Layer):
-        raise ArgumentError(f"check_layer: expected a layer, got {layer!r}")
+        raise ArgumentError(f"check_layer: expected a layer, got {_got(layer)}")
     return check_specimen(Specimen(layer, input_specs), seed=seed)
 
 
 def check_loss(loss: Loss, prediction: ArraySpec, target: ArraySpec, *, seed: int = 0) -> ConformanceReport:
     """Examine a loss as a layer of two inputs of which only the prediction has a gradient."""
     if not isinstance(loss, Loss):
-        raise ArgumentError(f"check_loss: expected a loss, got {loss!r}")
+        raise ArgumentError(f"check_loss: expected a loss, got {_got(loss)}")
     return check_specimen(Specimen(loss, (prediction, target)), seed=seed)
+
+
+def _got(value: Any) -> str:
+    return f"the class {value.__name__}; did you mean {value.__name__}()?" if isinstance(value, type) else repr(value)
 
 
 def check_specimen(specimen: Specimen, *, seed: int = 0) -> ConformanceReport:
     """Examine what a specimen shows, with everything that it declares.
 
     Raises:
+        GraphError: if the layer can't be built on these inputs.
         ConformanceError: naming every law that is broken, and everything that breaks it.
     """
     case = Case(specimen, seed)
-    case.model()  # a layer that can't be built is an error of its own, not a broken law
+    _build(case)
     failed, fault = _does_not_run(case)
     impure = "" if failed else _impurity(case)
     wide = "" if failed else widened(case)
@@ -102,6 +108,19 @@ def _impurity(case: Case) -> str:
         case.examine(probe, training)
     found = [finding for finding in case.findings if isinstance(finding.error, Broken)]
     return f"{IMPURITIES[found[0].probe]}: see purity" if found else ""
+
+
+def _build(case: Case) -> None:
+    """A layer that can't be built is an error of its own, not a broken law."""
+    try:
+        case.model()
+    except LamellaError:
+        raise  # it says where
+    except Exception as error:  # the layer's own code may raise anything
+        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        where = f"{case.specimen.subject!r} on {', '.join(map(str, case.specimen.inputs))}"
+        what = next((name for name in ("build", "expand") if name in frames), "making a model of it")
+        raise GraphError(f"{where}: {what} failed: {type(error).__name__}: {error}") from error
 
 
 def _does_not_run(case: Case) -> tuple[str, Fault]:

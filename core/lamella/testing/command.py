@@ -51,7 +51,9 @@ def check(targets: Sequence[str], *, as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({"lamella": __version__, "sound": sound, "packages": _data(packages, rows)}, indent=2))
     else:
-        _show([row for found in rows for row in found], faults)
+        several = len(packages) > 1
+        named = zip(packages, rows, strict=True)
+        _show([(package.target if several else "", row) for package, found in named for row in found], faults)
     return 0 if sound else 1
 
 
@@ -98,13 +100,17 @@ def _data(packages: list[Package], rows: list[list[_Row]]) -> list[dict[str, Any
     ]
 
 
-def _show(rows: list[_Row], faults: list[str]) -> None:
-    """A line for each specimen; below, what is broken and what was skipped, each with its reason."""
+def _show(targets: list[tuple[str, _Row]], faults: list[str]) -> None:
+    """A line for each specimen; below, what is broken and then what was skipped, each with its reason.
+
+    Rows come with the target that gave them, if there are several.
+    """
     from rich import box, table
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
+    rows = [row for _, row in targets]
     heading = ("layer", "specimen", "laws", "seconds")
     cells = [(row.subject.name, _shown(row), row.summary, f"{row.seconds:.2f}") for row in rows]
     if console.is_terminal:
@@ -124,15 +130,22 @@ def _show(rows: list[_Row], faults: list[str]) -> None:
     def say(text: str, style: str) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    for row in rows:
-        for verdict in row.verdicts:
-            if verdict.outcome != "holds":
-                about = f"{_shown(row)}: {verdict.law}" if row.specimen else row.subject.name
-                first, *more = verdict.lines()
-                style = "red" if verdict.outcome == "broken" else "yellow"
-                say("\n".join([f"{verdict.outcome}  {about}: {first}", *(f"    {line}" for line in more)]), style)
+    for target, row in targets:
+        about = f"{f'{target}: ' if target else ''}{_shown(row) if row.specimen else row.subject.name}"
+        for verdict in row.broken:
+            first, *more = verdict.lines()
+            law = f"{verdict.law}: " if row.specimen else ""
+            say("\n".join([f"broken  {about}: {law}{first}", *(f"    {line}" for line in more)]), "red")
     for fault in faults:
         say(f"broken  {fault}", "red")
+    for target, row in targets:
+        reasons: dict[str, list[str]] = {}
+        for verdict in row.verdicts:
+            if verdict.outcome == "skipped":
+                reasons.setdefault(verdict.detail, []).append(verdict.law)
+        told = "; ".join(f"{', '.join(laws)}: {reason}" for reason, laws in reasons.items())
+        if told:
+            say(f"skipped  {f'{target}: ' if target else ''}{_shown(row)}: {told}", "yellow")
     examined, broken = sum(bool(row.specimen) for row in rows), sum(bool(row.broken) for row in rows) + len(faults)
     say(f"specimens: {examined}, {f'broken: {broken}' if broken else 'all laws hold'}", "bold")
 
