@@ -167,7 +167,7 @@ def test_only_layers_and_losses_are_examined():
 def test_an_error_in_build_says_that_build_failed():
     class Unfinished(lm.Layer):
         def build(self, declare, x):
-            return x.shpe
+            return x.shpe if len(x.shape) == 2 else x.replace(shape=("N", int("three")))
 
         def forward_pass(self, ctx, x):
             return x
@@ -175,3 +175,5 @@ def test_an_error_in_build_says_that_build_failed():
     words = r"Unfinished\(\) on \(N, 3\) float32: build failed: AttributeError: .*shpe"
     with pytest.raises(lm.GraphError, match=words):
         check_layer(Unfinished(), lm.ArraySpec(("N", 3)))
+    with pytest.raises(lm.GraphError, match="build failed: ValueError: invalid literal"):
+        check_layer(Unfinished(), lm.ArraySpec(("N", 3, 2)))

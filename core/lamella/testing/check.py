@@ -114,13 +114,14 @@ def _build(case: Case) -> None:
     """A layer that can't be built is an error of its own, not a broken law."""
     try:
         case.model()
-    except LamellaError:
-        raise  # it says where
     except Exception as error:  # the layer's own code may raise anything
-        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        origin = error.__cause__ or error
+        frames = [frame.name for frame in traceback.extract_tb(origin.__traceback__)]
+        method = next((name for name in ("build", "expand") if name in frames), "")
+        if isinstance(origin, LamellaError) or not method:
+            raise  # it says where, or is none of the layer's methods
         where = f"{case.specimen.subject!r} on {', '.join(map(str, case.specimen.inputs))}"
-        what = next((name for name in ("build", "expand") if name in frames), "making a model of it")
-        raise GraphError(f"{where}: {what} failed: {type(error).__name__}: {error}") from error
+        raise GraphError(f"{where}: {method} failed: {type(origin).__name__}: {origin}") from error
 
 
 def _does_not_run(case: Case) -> tuple[str, Fault]:
