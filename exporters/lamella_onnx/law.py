@@ -22,11 +22,18 @@ from lamella_onnx.trace import trace_model, trace_step
 
 __all__ = ["same_in_onnx"]
 
-BATCHES = ((1, 1.0), (2, 1.0), (5, 1.0), (5, 30.0))  # rows, and how large random floats are
+BATCHES = (  # rows, and how large random floats are; without a size, multiples of one half
+    (1, 1.0),
+    (2, 1.0),
+    (5, 1.0),
+    (5, 30.0),
+    (5, None),
+    (3, 300.0),
+)
 
 
 def same_in_onnx(case: Case) -> str:
-    """Onnxruntime gives the engine's outputs, gradients and updates for batches of 1, 2 and 5, and for large values."""
+    """Onnxruntime gives the engine's outputs, gradients and updates for few rows, large values, and ties."""
     graph = case.examine(_inference_graph)
     if any(isinstance(finding.error, _Invalid) for finding in case.findings):
         return ""  # the step holds the same forward pass
@@ -34,7 +41,7 @@ def same_in_onnx(case: Case) -> str:
     errors = []
     for training in ways if graph is None else [None, *ways]:
         known = len(case.findings)
-        for rows, scale in BATCHES:
+        for rows, scale in BATCHES if training is None else BATCHES[:-1]:  # slopes of what saturates are all rounding
             errors.append(case.examine(_batch_agrees, training, rows, scale))
             if len(case.findings) > known and not isinstance(case.findings[-1].error, Broken):
                 break  # what can't be traced at all
@@ -189,7 +196,7 @@ class _Results(NamedTuple):
     e64: dict[str, Any]
 
 
-def _results(case: Case, training: bool | None, rows: int, scale: float) -> _Results:
+def _results(case: Case, training: bool | None, rows: int, scale: float | None) -> _Results:
     inputs = case.cast("float32", case.draw(rows, scale=scale))
     got = _run(_session(case, training), _feeds(case, training, inputs))
     e32, e64 = (_own(case, kind, training, inputs) for kind in ("float32", "float64"))
@@ -199,19 +206,22 @@ def _results(case: Case, training: bool | None, rows: int, scale: float) -> _Res
 
 
 def _batch_agrees(
-    case: Case, training: bool | None, rows: int, scale: float, sizes: dict[str, int] | None = None
+    case: Case, training: bool | None, rows: int, scale: float | None, sizes: dict[str, int] | None = None
 ) -> float:
     """Inference, or one step, on one batch; in the same graph, whatever sizes axes known by name have."""
     case = case.resized_to(sizes) if sizes else case
     results = _results(case, training, rows, scale)
     mode = "in inference" if training is None else f"in {'training' if training else 'inference'} mode"
+    if scale == 300.0 and not all(np.isfinite(value).all() for value in (*results.e32.values(), *results.e64.values())):
+        return 0.0  # numbers that no float32 holds
     worst = 0.0
     for name, value in results.got.items():
         error, allowed, rule = compare(value, results.e32[name], results.e64[name])
         worst = max(worst, error)
         if not error <= allowed:
             what = _title(name, case.model("float32"))
-            batch = f"batch of {len(results.inputs[0])}{'' if scale == 1 else f', values around {scale:g}'}"
+            values = f", values around {scale:g}" if scale else ", multiples of 0.5"
+            batch = f"batch of {len(results.inputs[0])}{'' if scale == 1 else values}"
             batch += "".join(f", axis {axis!r} of size {size}" for axis, size in (sizes or {}).items())
             raise Broken(
                 f"{what} {mode}, {batch}: onnxruntime differs by {error:.3g} where {allowed:.3g} is allowed ({rule})",
@@ -248,14 +258,14 @@ def _own(case: Case, dtype: str, training: bool | None, inputs: tuple[Any, ...])
     return _named(case, case.step(dtype, inputs, case.cotangents(inputs), training=training))
 
 
-def _cause(case: Case, training: bool | None, rows: int, scale: float, name: str) -> str:
+def _cause(case: Case, training: bool | None, rows: int, scale: float | None, name: str) -> str:
     """Why onnxruntime may differ: by a kernel; only for one row, only for some numbers, by a factor."""
     at_fault = _kernels_at_fault(case, _batch_agrees, training, rows, scale)
     kernel = f"the ONNX kernel of {' and of '.join(at_fault)} differs from the reference" if at_fault else ""
     return "; ".join(filter(None, (kernel, _relation(case, training, rows, scale, name, bool(kernel)))))
 
 
-def _relation(case: Case, training: bool | None, rows: int, scale: float, name: str, blamed: bool) -> str:
+def _relation(case: Case, training: bool | None, rows: int, scale: float | None, name: str, blamed: bool) -> str:
     """What the wrong array is in terms of the right one; ``blamed``: it is known that a kernel is wrong."""
     inputs, got, e32, _ = _results(case, training, rows, scale)
     value, right = got[name], e32[name]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lamella.testing.case import Case
-from lamella.testing.comparison import Broken, Named, difference, largest, most, named, worst_place
+from lamella.testing.comparison import Broken, Named, difference, examine_gradients, largest, most, named, worst_place
 
 __all__ = ["accuracy"]
 
@@ -54,6 +54,7 @@ def _accuracy(case: Case, label: str, training: bool) -> float:
         return 0.0  # as exact as in training
     exact = named(case.step("float64", inputs, cotangents, training=training))
     label = label if training else f"{label} in inference"
+    examine_gradients(exact, label, inputs)
     incoming = max(map(largest, cotangents)) * max([1.0, *(largest(x) for x in inputs if x.dtype.kind == "f")])
     steep = _steepness(inputs) or _steepness(case.values.values())
     taken = steep * max([largest(x) for x in (*inputs, *case.values.values()) if x.dtype.kind == "f"], default=0.0)

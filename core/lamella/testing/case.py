@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -135,8 +136,19 @@ class Case:
         )
 
     def resized_to(self, sizes: Mapping[str, int]) -> Case:
-        """The same models, and what was traced of them, at other sizes of axes known by name: they serve all."""
-        case = self.like(sizes=sizes)
+        """The same models, and what was traced of them, at other sizes of axes known by name: they serve all.
+
+        Integers that end where such an axis does, as lengths and places along it do, end with it.
+        """
+
+        def fit(spec: ArraySpec) -> ArraySpec:
+            for name, size in self.sizes.items():
+                if not spec.is_float and spec.high is not None and spec.high - size in (0, 1):
+                    return spec.replace(high=spec.high - size + sizes[name])
+            return spec
+
+        specimen = dataclasses.replace(self.specimen, inputs=tuple(map(fit, self.specimen.inputs)), refuses=())
+        case = self.like(specimen=specimen, sizes=sizes)
         case._models, case._values, case._state, case.kept = self._models, self._values, self._state, self.kept
         return case
 
@@ -221,11 +233,12 @@ class Case:
         """The parameters of all models."""
         return dict(self.model().parameters)
 
-    def draw(self, rows: int, *, scale: float = 1.0, attempt: int = 0) -> tuple[Array, ...]:
+    def draw(self, rows: int, *, scale: float | None = 1.0, attempt: int = 0) -> tuple[Array, ...]:
         """Random inputs, floats as float32 numbers, scattered in memory.
 
         Floats are normal with standard deviation ``scale`` and at most 1e3 in size, or within what their spec allows:
-        uniform between two limits, on the allowed side of one.
+        uniform between two limits, on the allowed side of one. Without a scale they are multiples of one half from
+        -2 to 2, or nine values between two limits, so that there are ties, zeros and halves among them.
         """
         rows = min(rows, self.most or rows)
         rng = np.random.default_rng([self.seed, 2, rows, attempt])
@@ -238,7 +251,7 @@ class Case:
             for k, (x, spec) in enumerate(zip(self.draw(rows), self.specs, strict=True))
         )
 
-    def _numbers(self, rows: int, rng: np.random.Generator, scale: float) -> tuple[Any, ...]:
+    def _numbers(self, rows: int, rng: np.random.Generator, scale: float | None) -> tuple[Any, ...]:
         drawn = []
         for spec in self.specimen.inputs:
             shape = tuple(rows if n == "N" else self.sizes[n] if isinstance(n, str) else n for n in spec.shape)
@@ -252,12 +265,12 @@ class Case:
                 drawn.append(rng.integers(low, high, shape).astype(spec.dtype))
         return tuple(drawn)
 
-    def _floats(self, spec: ArraySpec, shape: tuple[int, ...], rng: np.random.Generator, scale: float) -> Array:
+    def _floats(self, spec: ArraySpec, shape: tuple[int, ...], rng: np.random.Generator, scale: float | None) -> Array:
         low, high = spec.low, spec.high
         if low is not None and high is not None:
-            values = rng.uniform(low, high, shape)
+            values = rng.uniform(low, high, shape) if scale else low + (high - low) * rng.integers(9, size=shape) / 8
         else:
-            values = np.clip(scale * rng.standard_normal(shape), -1e3, 1e3)
+            values = np.clip(scale * rng.standard_normal(shape), -1e3, 1e3) if scale else rng.integers(-4, 5, shape) / 2
             if low is not None:
                 values = low + np.abs(values)
             if high is not None:

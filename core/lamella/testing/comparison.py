@@ -10,7 +10,19 @@ import numpy as np
 
 from lamella.engine import StepResult
 
-__all__ = ["Broken", "Fault", "Named", "Skipped", "compare", "difference", "largest", "most", "named", "worst_place"]
+__all__ = [
+    "Broken",
+    "Fault",
+    "Named",
+    "Skipped",
+    "compare",
+    "difference",
+    "examine_gradients",
+    "largest",
+    "most",
+    "named",
+    "worst_place",
+]
 
 Array = np.ndarray[Any, Any]
 Named = dict[str, Array]
@@ -160,6 +172,21 @@ def compare(
         sides=sides,
         **worst_place(given[first], expected[first]),
     )
+
+
+def examine_gradients(results: Named, what: str, inputs: tuple[Any, ...]) -> None:
+    """Raise if any gradient is not a number although all outputs are finite."""
+    if not all(np.isfinite(y).all() for name, y in results.items() if name.startswith("output")):
+        return
+    for name, value in results.items():
+        if not name.startswith(("output", "update")) and (places := np.argwhere(np.isnan(value))).size:
+            raise Broken(
+                f"{name} for {what}: not a number at {places[0].tolist()}, though all outputs are finite",
+                subject=name,
+                inputs=inputs,
+                cause="0/0, or 0 times infinity, as in the slope of sqrt(x) or of a norm at 0, or in log(x) under a "
+                "where that leaves it out; make the divisor safe first",
+            )
 
 
 def _listed(names: list[str]) -> str:
