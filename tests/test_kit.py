@@ -204,6 +204,8 @@ class Affine(lm.Layer):
             shift = 0.0 * shift
         if fault == "incoming gradient modified" and ctx.xp.backend == "numpy":
             dy *= 2.0
+        if fault == "wrong for large values":
+            dx = xp.where(xp.abs(x) > 100.0, 2.0 * dx, dx)
         if fault == "wrong in training" and ctx.training:
             dx = 0.5 * dx
         if fault == "traced backward differs" and ctx.xp.backend == "onnx":
@@ -578,6 +580,7 @@ FAULTS = {
         "gradient",
         r"dx of input 0 in training mode while frozen \(right in training mode\)",
     ),
+    "wrong for large values": ("gradient", "dx of input 0 in training mode for large values .right in training mode"),
     "wrong in training": ("gradient", "dx of input 0 in training mode .*factor 0.5: counted half"),
     "input modified": ("purity", r"input 0 was written to.*at \[0, 0\]: .*may be a view"),
     "input modified through a view": ("purity", "input 0 was written to.*may be a view"),

@@ -61,6 +61,8 @@ FUNCTIONS = {
     "log": (lambda xp, x: xp.log(x), lambda xp, x: 1.0 / x),
     "floor": (lambda xp, x: xp.floor(x), lambda xp, x: 0.0 * x),
     "offset": (lambda xp, x: 1e8 + x, lambda xp, x: xp.ones_like(x)),
+    "rectifier": (lambda xp, x: xp.maximum(x, 0.0), lambda xp, x: xp.where(x > 0.0, xp.ones_like(x), 0.0 * x)),
+    "fast": (lambda xp, x: xp.sin(804.0 * x), lambda xp, x: 804.0 * xp.cos(804.0 * x)),
     "tiny": (lambda xp, x: 1e-9 * xp.tanh(x), lambda xp, x: 1e-9 * (1.0 - xp.tanh(x) ** 2)),
     "one": (lambda xp, x: xp.exp(x) / xp.exp(x), lambda xp, x: 0.0 * x),
 }
@@ -71,6 +73,7 @@ FUNCTIONS = {
     [
         *(("exp", {}), ("x**16", {}), ("floor", {}), ("offset", {}), ("tiny", {}), ("one", {"low": -80, "high": 80})),
         *(("log", {"low": 1, "high": 3}), ("log", {"low": 0.5}), ("log", {"low": 0.001, "high": 255})),
+        *(("rectifier", {"low": -1e-6, "high": 1e-6}), ("fast", {"low": -1, "high": 1})),
     ],
 )
 def test_sound_functions_with_limits_zero_slopes_and_steep_ones_pass(name, limits):
