@@ -16,6 +16,7 @@ from lamella import registry
 from lamella.testing import ConformanceError, Specimen, check_layer, check_specimen
 from lamella.testing.check import laws
 from lamella_layers import (
+    LSTM,
     Activation,
     AveragePooling2D,
     BatchNormalization,
@@ -23,7 +24,9 @@ from lamella_layers import (
     Dense,
     Dropout,
     Flatten,
+    GlobalAveragePooling1D,
     MaxPooling2D,
+    MultiHeadAttention,
 )
 
 BOX = {}  # what faulty layers keep where they should not
@@ -1037,6 +1040,20 @@ LABEL = lm.ArraySpec(("N",), "int64", low=0, high=9)
 )
 def test_legitimate_oddities_pass(kind, specs):
     check_layer(Odd(kind), *specs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "spec", "seed"),
+    [
+        (Dense(8), lm.ArraySpec(("N", 4096)), 0),
+        (GlobalAveragePooling1D(), lm.ArraySpec(("N", 3, 20000)), 0),
+        (LSTM(1, return_sequences=False), lm.ArraySpec(("N", 7, 9)), 1006),
+        (LSTM(1, return_state=True, use_bias=False), lm.ArraySpec(("N", 6, 2)), 1123),
+        (MultiHeadAttention(3, 1, dropout=0.3, use_bias=False), lm.ArraySpec(("N", 5, 3)), 1275),
+    ],
+)
+def test_rounding_of_long_sums_and_of_what_saturates_is_no_fault(layer, spec, seed):
+    check_layer(layer, spec, seed=seed)
 
 
 def test_a_parameter_that_a_softmax_of_one_number_hides_is_used():

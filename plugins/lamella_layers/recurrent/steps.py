@@ -1,8 +1,8 @@
 """One step of an LSTM and of a GRU, forward and backward: a readable reference each, and a NumPy kernel.
 
 Gates lie on the first axis, (gates, N, units), so that each is one piece of memory; kernels are (gates, units, units).
-The NumPy kernels do what the references do in fewer passes; a sigmoid costs them one tanh:
-s(x) = tanh(x / 2) / 2 + 1 / 2.
+The NumPy kernels do what the references do in fewer passes. Their sigmoid is 1 / (1 + exp(-x)), which keeps all
+digits of small gates, as (1 + tanh(x / 2)) / 2 does not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ __all__ = ["gru_step", "gru_step_dx", "lstm_step", "lstm_step_dx"]
 
 
 def _to_sigmoid(x: Any) -> None:
-    x *= 0.5
-    np.tanh(x, out=x)
-    x *= 0.5
-    x += 0.5
+    np.negative(x, out=x)
+    with np.errstate(over="ignore"):  # 1 / (1 + inf) is right
+        np.exp(x, out=x)
+    x += 1.0
+    np.reciprocal(x, out=x)
 
 
 @lm.primitive
