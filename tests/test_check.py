@@ -15,7 +15,7 @@ import pytest
 import lamella as lm
 from lamella import cli
 from lamella.testing.check import laws
-from lamella.testing.package import find_package
+from lamella.testing.package import examine, find_package
 
 ALL = list(laws())
 MODULE = """
@@ -240,3 +240,12 @@ def test_pytest_without_the_option_loads_nothing(module):
     )
     status, out = run_pytest("-q", "-W", "error")
     assert status == 0, out
+
+
+def test_a_layer_that_ends_the_program_is_broken():
+    class Quits(lm.Layer):
+        def forward_pass(self, ctx, x):
+            raise SystemExit(0)
+
+    (verdict,) = examine(lm.testing.Specimen(Quits(), lm.ArraySpec(("N", 4))))
+    assert (verdict.law, verdict.outcome, verdict.detail) == ("runs", "broken", "SystemExit: 0")

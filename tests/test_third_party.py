@@ -103,6 +103,7 @@ def test_names_follow_from_the_name_of_the_distribution(name, expected, tmp_path
         ("none", "would name a class 'None', which Python does not allow"),
         ("json", "would name a package 'json', but there is one already"),
         ("numpy", "would name a package 'numpy', but there is one already"),
+        ("test-time", "would name a package 'test_time', which pytest takes for tests"),
         ("my-dense", None),
         ("lamella-dense", "would name a layer 'dense', which lamella 0.1.0 has"),
     ],

@@ -343,7 +343,8 @@ def global_average_pool(xp: Any, x: Any) -> Any:
 def _(xp: Any, x: Any) -> Any:
     rows = x.reshape(*x.shape[:2], -1)
     count = rows.shape[2]
-    return (rows @ np.full(count, 1.0 / count, x.dtype)).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+    total = rows @ np.ones(count, x.dtype)  # much faster than a sum along the last axis
+    return (total / x.dtype.type(count)).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
 
 
 @lm.primitive

@@ -80,6 +80,11 @@ def _words(name: str) -> dict[str, str]:
             raise ArgumentError(
                 f"name: {name!r} would name a {what} {word!r}, which Python does not allow; choose another"
             )
+    if package.startswith("test"):
+        raise ArgumentError(
+            f"name: {name!r} would name a package {package!r}, which pytest takes for tests; choose another, such as "
+            f"'lamella-{distribution}'"
+        )
     if package in sys.stdlib_module_names or importlib.util.find_spec(package):
         raise ArgumentError(
             f"name: {name!r} would name a package {package!r}, but there is one already; choose another"

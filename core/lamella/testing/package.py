@@ -102,7 +102,7 @@ def examine(specimen: Specimen) -> tuple[Verdict, ...]:
         return check_specimen(specimen).verdicts
     except ConformanceError as error:
         return error.report.verdicts
-    except Exception as error:  # the layer's own code may raise anything, already while it is built
+    except (Exception, SystemExit) as error:  # the layer's own code may raise anything, already while it is built
         return (Verdict("runs", "broken", f"{type(error).__name__}: {error}"),)
 
 
