@@ -1,5 +1,6 @@
 """The kit that tells authors what is wrong: each planted fault is caught by its law, with its cause in words."""
 
+import collections
 import importlib.metadata
 import json
 import os
@@ -517,6 +518,10 @@ class Kept(lm.Layer):
         self.factor = 2.0
         if fault == "a cache in a dict":
             self.cache = {}
+        if fault == "a cache in a deque":
+            self.cache = collections.deque(maxlen=2)
+        if fault == "a counter in a namespace":
+            self.cache = types.SimpleNamespace(calls=0)
         if fault == "a list":
             self.sizes = list(value)
         if fault == "a counter in the constructor":
@@ -534,6 +539,10 @@ class Kept(lm.Layer):
     def forward_pass(self, ctx, x):
         if self.fault == "a cache in a dict":
             self.cache["rows"] = x.shape[0]
+        if self.fault == "a cache in a deque":
+            self.cache.append(x.shape[0])
+        if self.fault == "a counter in a namespace":
+            self.cache.calls += 1
         return x * self.factor + (ctx.params.shift if self.fault == "initial values from elsewhere" else 0.0)
 
     def backward_pass(self, ctx, dy):
@@ -675,6 +684,10 @@ FAULTS = {
     "size of an axis frozen": ("shapes", r"with axis 'T' of size 1: .*build said \(N, 5\)"),
     "a list": ("round trip", "Kept.sizes is a list, which anyone can change: .*make it a tuple"),
     "a cache in a dict": ("round trip", "Kept.cache was changed by a pass; .*state kept in something that the layer"),
+    "a deque": ("round trip", r"Kept.value is a deque, .*make it a tuple"),
+    "a namespace": ("round trip", r"Kept.value is a SimpleNamespace, .*make it a frozen dataclass"),
+    "a cache in a deque": ("round trip", "Kept.cache was changed by a pass"),
+    "a counter in a namespace": ("round trip", "Kept.cache was changed by a pass"),
     "a set": ("round trip", r"Kept.value is a set, .*make it a frozenset"),
     "a counter in the constructor": ("round trip", "what config gives differ .*depends on more than the arguments"),
     "config of its own": ("round trip", r"what copy.copy gives is not equal: Kept\(3.0\) .* not the arguments"),
@@ -713,10 +726,19 @@ def faulty(fault):
     values = {
         "a list": (1, 2),
         "a set": {1, 2},
+        "a deque": collections.deque([1, 2]),
+        "a namespace": types.SimpleNamespace(rows=1),
         "an argument that no file holds": 1j,
         "an argument that can't be copied": threading.Lock(),
     }
-    own = ("a cache in a dict", "a counter in the constructor", "config of its own", "initial values from elsewhere")
+    own = (
+        "a cache in a deque",
+        "a counter in a namespace",
+        "a cache in a dict",
+        "a counter in the constructor",
+        "config of its own",
+        "initial values from elsewhere",
+    )
     if fault in (*values, *own):
         return Kept(values.get(fault, 1.0), fault), ROW
     return Affine(fault), ROW

@@ -7,7 +7,9 @@ import dataclasses
 import os
 import pickle
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,19 @@ from lamella.testing.comparison import Broken, compare, named
 
 __all__ = ["round_trip"]
 
-MUTABLE = {list: "a tuple", dict: "types.MappingProxyType", set: "a frozenset", bytearray: "bytes"}
+MUTABLE = {
+    list: "a tuple",
+    deque: "a tuple",
+    dict: "types.MappingProxyType",
+    set: "a frozenset",
+    bytearray: "bytes",
+    SimpleNamespace: "a frozen dataclass",
+    np.random.Generator: "a seed",
+}
+
+
+IMMUTABLE = str | bytes | int | float | complex | None | np.generic | np.dtype | Configured
+"""Types of values that stay what they are; other objects may change inside, which their pickled form tells."""
 
 
 def round_trip(case: Case) -> str:
@@ -91,7 +105,12 @@ def _frozen(value: Any) -> Any:
         return tuple(sorted(map(repr, value)))
     if isinstance(value, np.ndarray):
         return _frozen(value.tolist())
-    return bytes(value) if isinstance(value, bytearray) else value
+    if isinstance(value, IMMUTABLE | type) or callable(value):
+        return value
+    try:
+        return pickle.dumps(value)
+    except Exception:  # a lock, say, or an object whose own code raises
+        return value
 
 
 def _attributes(subject: Any) -> Iterator[tuple[str, Any]]:
@@ -107,6 +126,9 @@ def _inside(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, tuple | frozenset):
         for k, item in enumerate(value):
             yield from _inside(f"{path}[{k}]", item)
+    elif isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        for name, item in vars(value).items() if hasattr(value, "__dict__") else ():
+            yield from _inside(f"{path}.{name}", item)
 
 
 def _from_config(subject: Any) -> Any:
