@@ -101,8 +101,8 @@ def test_what_is_broken_is_told_below_and_fails(module, capsys):
 
 
 def test_a_terminal_gets_a_table_that_fits(module, monkeypatch, capsys):
-    for variable, value in (("FORCE_COLOR", "1"), ("NO_COLOR", "1"), ("COLUMNS", "80")):
-        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = checked(module("shown", "Doubled(), Doubled(True)"), "lamella:Reshape", capsys=capsys)
     head = out[: out.index("broken  ")]
     assert status == 1

@@ -2,6 +2,7 @@
 
 import collections
 import importlib.metadata
+import io
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import pytest
 
 import lamella as lm
 from lamella import registry
+from lamella.terminal import Terminal
 from lamella.testing import ConformanceError, Specimen, check_layer, check_specimen
 from lamella.testing.check import laws
 from lamella_layers import (
@@ -804,13 +806,9 @@ def test_a_broken_report_prints_in_colour_on_a_terminal_and_holds_every_fault_as
     assert len(fault["index"]) == 1
     assert fault["found"] != pytest.approx(fault["expected"])
     assert fault["witness"] == scale.witness
-    import io
-
-    from rich.console import Console
-
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
-    terminal.print(report)
-    assert "\x1b[1;31mbroken" in terminal.file.getvalue()
+    terminal = Terminal(io.StringIO(), is_terminal=True, width=100)
+    terminal.print(report.table())
+    assert "\x1b[1;31mbroken" in terminal.stream.getvalue()
 
 
 def test_numbers_that_json_lacks_become_words():

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from rich.console import Console
 from sample_layers import Add
 
 import lamella as lm
 from lamella.progress import Progress
+from lamella.terminal import Terminal
 from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 CROSS_ENTROPY = "softmax_cross_entropy"
@@ -301,9 +301,9 @@ def test_progress_shows_loss_metrics_speed_and_time_left(capsys):
     assert capsys.readouterr().out == ""  # nobody is watching
     screen, pipe = io.StringIO(), io.StringIO()
     for file, terminal in ((screen, True), (pipe, False)):
-        console = Console(file=file, force_terminal=terminal, width=120, color_system=None)
+        shown = Terminal(file, is_terminal=terminal, width=120)
         options = {"loss": CROSS_ENTROPY, "optimizer": "sgd", "epochs": 2, "metrics": ["accuracy"]}
-        classifier().fit(*classes(), callbacks=[Progress(console)], **options)
+        classifier().fit(*classes(), callbacks=[Progress(shown)], **options)
     assert "━" in screen.getvalue()
     assert "left" in screen.getvalue()
     lines = pipe.getvalue().splitlines()
@@ -432,9 +432,9 @@ def test_steps_per_epoch_goes_on_where_the_last_epoch_stopped():
 def test_progress_without_a_known_length():
     x, y = classes(12)
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=120, color_system=None)
+    shown = Terminal(screen, is_terminal=True, width=120)
     options = {"loss": CROSS_ENTROPY, "optimizer": "sgd", "epochs": 2, "progress": False}
-    classifier().fit(lambda: iter(batches(x, y, 4)), callbacks=[Progress(console)], **options)
+    classifier().fit(lambda: iter(batches(x, y, 4)), callbacks=[Progress(shown)], **options)
     assert "batch 1  loss" in screen.getvalue()
     assert "left" in screen.getvalue()  # from the second epoch on it is known
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import math
 import os
 import platform
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamella import __version__, errors, registry
+from lamella.terminal import Column, Table, Terminal, styled
 from lamella.testing import Specimen
 
 __all__ = ["OWN", "Command", "main"]
@@ -182,35 +184,32 @@ def _layers(arguments: argparse.Namespace) -> int:
 
 def _list_layers(only: Collection[type] | None) -> int:
     """On a terminal a table in groups; elsewhere one line for each layer, with everything in it."""
-    from rich import box, table
-    from rich.console import Console
-    from rich.text import Text
-
     specimens, wrong = _specimens()
-    rows, console = _rows(specimens, only), Console()
+    rows, terminal = _rows(specimens, only), Terminal()
     wrong = [*_broken_plugins(), *wrong]
-    if not console.is_terminal:
+    if not terminal.is_terminal:
         heading = ("layer", "class", "family", "distribution", "arguments", "ONNX operators")
         lines = [tuple(cell or "none" for cell in line) for line in (heading, *rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
         print("".join(f"\n{line}\n" for line in wrong), end="")
         return 0
-    shown = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, width=min(console.width, 120))
-    shown.add_column("layer", no_wrap=True)
-    shown.add_column("class and arguments", ratio=5, overflow="fold")
-    shown.add_column("ONNX operators", ratio=2, overflow="fold")
+    columns = (
+        Column("layer", share=math.inf),
+        Column("class and arguments", share=5),
+        Column("ONNX operators", share=2),
+    )
+    table = Table(columns)
     families = [list(group) for _, group in itertools.groupby(rows, key=lambda row: (row.origin, row.family))]
     for family in families:
-        shown.add_row(Text(family[0].family, style="bold"), Text(family[0].origin, style="bright_black"))
+        if table.rows:
+            table.add()
+        table.add(styled(family[0].family, "bold"), styled(family[0].origin, "dim"))
         for row in family:
-            call = Text.assemble((row.name, "cyan"), f"({row.parameters})")
-            shown.add_row(Text(f"  {row.layer}"), call, Text(row.operators))
-        shown.add_section()
-    console.print(shown)
-    console.print(f"{len(rows)} layers in {len(families)} families", highlight=False)
-    for line in wrong:
-        console.print(f"\n{line}", style="yellow", markup=False, highlight=False)
+            table.add(f"  {row.layer}", f"{styled(row.name, 'cyan')}({row.parameters})", row.operators)
+    table.notes.append(f"{len(rows)} layers in {len(families)} families")
+    table.notes += [f"\n{styled(line, 'yellow')}" for line in wrong]
+    terminal.print(table)
     return 0
 
 

@@ -6,11 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
 from lamella.callbacks import Callback
+from lamella.terminal import Line, Terminal, styled
 
 if TYPE_CHECKING:
     from lamella.model import Model
@@ -22,7 +19,7 @@ _WIDTH, _LEAST = 24, 6  # of the bar
 
 def is_terminal() -> bool:
     """Whether somebody is watching."""
-    return Console().is_terminal
+    return Terminal().is_terminal
 
 
 def _duration(seconds: float) -> str:
@@ -39,18 +36,17 @@ def _numbers(logs: Mapping[str, float]) -> str:
 
 
 class Progress(Callback):
-    """Prints training on a console: bar, loss, metrics, samples per second, and the time that is left."""
+    """Prints training on a terminal: bar, loss, metrics, samples per second, and the time that is left."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+    def __init__(self, terminal: Terminal | None = None) -> None:
+        self.terminal = terminal or Terminal()
 
     def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
         self.epochs, self.batches, self.epoch = epochs, batches, 0  # None: as many as the first epoch turns out to have
         self.done = 0  # batches of all epochs
         self.began = time.perf_counter()
-        self.live = Live(console=self.console, auto_refresh=False, transient=True)
-        if self.console.is_terminal:
-            self.live.start()
+        self.line = Line(self.terminal)
+        self.line.start()
 
     def on_epoch_begin(self, model: Model, epoch: int) -> None:
         self.epoch, self.batch, self.rows = epoch, 0, 0
@@ -61,52 +57,47 @@ class Progress(Callback):
         self.done += 1
         self.rows += rows
         now = time.perf_counter()
-        if not self.live.is_started or (now - self.shown < 0.1 and self.batch != self.batches):
+        if not self.line.started or (now - self.shown < 0.1 and self.batch != self.batches):
             return
         self.shown = now
         label, tail = self._label(), f"  {self._speed(now)}"
         if self.batches is None:
             label += f"batch {self.batch}"
             numbers = self._fitting(logs, len(label + tail))
-            line = Text.assemble(label, numbers, (tail, "bright_black"))
+            bar = ""
         else:
             left = (now - self.began) / self.done * max(0, self.epochs * self.batches - self.done)
             tail += f"  {_duration(left)} left"
             numbers = self._fitting(logs, len(label + tail) + _LEAST)
-            width = max(_LEAST, min(_WIDTH, self.console.width - len(label + numbers + tail)))
+            width = max(_LEAST, min(_WIDTH, self.terminal.width - len(label + numbers + tail)))
             filled = min(width, width * self.batch // self.batches)
-            line = Text.assemble(
-                label,
-                ("━" * filled, "green"),
-                ("━" * (width - filled), "bright_black"),
-                numbers,
-                (tail, "bright_black"),
-            )
-        line.no_wrap, line.overflow = True, "ellipsis"
-        self.live.update(line, refresh=True)
+            done, rest = "━─" if self.terminal.has_unicode else "=-"
+            bar = styled(done * filled, "green") + styled(rest * (width - filled), "dim")
+        self.line.show(f"{label}{bar}{numbers}{styled(tail, 'dim')}")
 
     def on_epoch_end(self, model: Model, epoch: int, logs: Mapping[str, float]) -> None:
         now = time.perf_counter()
         self.batches = self.batches or self.batch
-        line = Text(f"{self._label()}{_numbers(logs)}")
+        line = f"{self._label()}{_numbers(logs)}"
         tail = f"  {self._speed(now)}  {now - self.epoch_began:.1f} s"
-        if not self.console.is_terminal or len(line) + len(tail) <= self.console.width:
-            line.append(tail, "bright_black")
-        self.console.print(line, highlight=False, soft_wrap=True)
+        if not self.terminal.is_terminal or len(line) + len(tail) <= self.terminal.width:
+            line += styled(tail, "dim")
+        self.line.show("")
+        self.line.above(self.terminal.shown(line))
 
     def on_train_end(self, model: Model) -> None:
-        if self.live.is_started:
-            self.live.stop()
+        self.line.stop()
 
     def say(self, reason: str) -> None:
         """Print why training ended."""
-        self.console.print(Text(f"stopped: {reason}"), highlight=False, soft_wrap=True)
+        self.terminal.print(f"stopped: {reason}")
 
     def _fitting(self, logs: Mapping[str, float], taken: int) -> str:
-        """As many of the numbers as the console has room for beside so many characters; the loss comes first."""
+        """As many of the numbers as the terminal has room for beside so many characters; the loss comes first."""
         text = f"  {_numbers(logs)}"
-        room = max(len(f"  {_numbers(dict([*logs.items()][:1]))}"), self.console.width - taken)
-        return text if len(text) <= room else f"{text[: room - 1].rstrip()}…"
+        room = max(len(f"  {_numbers(dict([*logs.items()][:1]))}"), self.terminal.width - taken)
+        more = "…" if self.terminal.has_unicode else "..."
+        return text if len(text) <= room else f"{text[: room - len(more)].rstrip()}{more}"
 
     def _label(self) -> str:
         return f"epoch {self.epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lamella.protocol import snake_case
+from lamella.terminal import Column, Table, Terminal, styled
 
 if TYPE_CHECKING:
     from lamella.graph import Leaf
@@ -15,26 +16,12 @@ __all__ = ["print_summary"]
 
 def print_summary(model: Model) -> None:
     """Print a table of a model's layers: output shapes, parameters, connections, shared and frozen marks, totals."""
-    from rich import box  # brings half a second of imports that training does not need
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     program = model.program
     source = dict(zip(program.inputs, program.input_names, strict=True))
-    table = Table(
-        box=box.SIMPLE_HEAD, title=_title(model), title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
-    )
-    for heading, justify in (
-        ("layer", "left"),
-        ("output shape", "left"),
-        ("parameters", "right"),
-        ("connected to", "left"),
-        ("", "left"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    headings = ("layer", "output shape", Column("parameters", right=True), "connected to", "")
+    table = Table(headings, title=_title(model))
     for name, spec in zip(model.input_names, model.input_specs, strict=True):
-        table.add_row(Text(f"{name} (Input)"), _shape(spec), "", "", spec.dtype if not spec.is_float else "")
+        table.add(f"{name} (Input)", _shape(spec), "", "", spec.dtype if not spec.is_float else "")
     shown: tuple[str, ...] = ()
     first: dict[str, str] = {}  # owner -> the leaf whose row shows its parameters
     rows: set[str] = set()
@@ -42,7 +29,7 @@ def print_summary(model: Model) -> None:
         own = [group for group in leaf.groups if group != leaf.name]
         for depth, group in enumerate(own):
             if shown[: depth + 1] != tuple(own[: depth + 1]) and group not in rows:
-                table.add_row(Text("  " * depth + group, style="italic"), "", "", "", "")
+                table.add("  " * depth + styled(group, "italic"))
         shown = tuple(own)
         rows.add(leaf.name)
         marks = []
@@ -53,18 +40,15 @@ def print_summary(model: Model) -> None:
         if leaf.owner in model.frozen_layers:
             marks.append("frozen")
         source.update(dict.fromkeys(leaf.outputs, leaf.name))
-        table.add_row(
-            Text("  " * len(own) + _title_of(leaf)),
+        table.add(
+            "  " * len(own) + _title_of(leaf),
             ", ".join(_shape(program.specs[value]) for value in leaf.outputs),
             f"{count:,}" if count else "",
             ", ".join(source[value] for value in leaf.inputs),
             ", ".join(marks),
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 200))
-    console.print(table, highlight=False)
-    console.print(_totals(model), highlight=False)
+    table.notes.append(_totals(model))
+    Terminal().print(table)
 
 
 def _title_of(leaf: Leaf) -> str:

@@ -423,6 +423,6 @@ class _Listeners:
 def _progress(progress: bool | str) -> Progress | None:
     if progress is False:
         return None
-    from lamella.progress import Progress, is_terminal  # brings rich, which only people at a terminal need
+    from lamella.progress import Progress, is_terminal
 
     return Progress() if progress is True or is_terminal() else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import lamella as lm
 from lamella.cli import Command
+from lamella.terminal import Terminal
 from lamella_onnx.demo import DEMO
 
 __all__: list[str] = []
@@ -18,8 +19,6 @@ def _configure_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from lamella_onnx import ParityError, verify
 
     try:
@@ -27,8 +26,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     except ParityError as error:
         print(f"lamella: {error}", file=sys.stderr)
         return 1
-    console = Console()
-    (console.print if console.is_terminal else print)(report)
+    Terminal().print(report.table())
     return 0
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import lamella as lm
 from lamella.cli import Command
 from lamella.datasets import digits
+from lamella.terminal import Terminal
 
 __all__ = ["DEMO", "network", "run", "stratified_split", "with_moved_copies"]
 
@@ -55,7 +56,6 @@ def with_moved_copies(images: Any, labels: Any) -> tuple[Any, Any]:
 
 def run(folder: Path) -> float:
     """Train, test, export and draw; leave everything in a folder and return the accuracy on the test digits."""
-    from rich.console import Console
     from threadpoolctl import threadpool_limits
 
     from lamella_onnx import export
@@ -90,8 +90,7 @@ def run(folder: Path) -> float:
     model.save(folder / "digits.lamella")
     softmax = lm.layer("activation", function="softmax")  # the model ends in logits, the file in probabilities
     report = export(model, folder / "digits.onnx", samples=images[test][:32], append=softmax)
-    console = Console()
-    (console.print if console.is_terminal else print)(report)
+    Terminal().print(report.table())
     rows = np.column_stack([np.arange(len(history["loss"])) + 1, *history.values()])
     np.savetxt(folder / "history.csv", rows, "%.6g", ",", header=",".join(["epoch", *history]), comments="")
     pictures = _draw(folder, history, images[test], labels[test])

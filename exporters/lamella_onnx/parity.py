@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from lamella import ArraySpec, Model
 from lamella.backends import get_backend
 from lamella.backends.counter import mix_keys, uniform
 from lamella.engine import infer
+from lamella.terminal import Column, Table, styled
 from lamella_onnx.trace import Trace
 
 __all__ = [
@@ -295,39 +295,26 @@ class ParityReport:
         """The report as it stands in a file's metadata, without the path."""
         return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if key != "path"})
 
-    def __rich__(self) -> Any:
-        from rich import box  # half a second of imports that an export does not need
-
-        return self._table(box.SIMPLE_HEAD)
-
     def __repr__(self) -> str:
         verdict = "agrees" if self.agrees else "differs"
         return f"<ParityReport of {self.path}: onnxruntime {verdict}, largest error {self.max_error:.1e}>"
 
     def __str__(self) -> str:
-        from rich import box
-        from rich.console import Console
+        return str(self.table())
 
-        console = Console(file=io.StringIO(), width=10_000, no_color=True)  # nothing is cut or folded
-        console.print(self._table(box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)))
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
-
-    def _table(self, border: Any) -> Any:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
+    def table(self) -> Table:
+        """Return the report as a table with styles, which a terminal shows."""
         rules = list(dict.fromkeys(row.rule for row in self.agreements))
         several = len(rules) > 1  # a single one is told below the table
-        table = Table(box=border, pad_edge=False)
-        for heading in ("output", "input", "values", "error", "allowed", *["rule"] * several, ""):
-            table.add_column(heading, justify="right" if heading in ("values", "error", "allowed") else "left")
+        headings = ("output", "input", "values", "error", "allowed", *["rule"] * several, "")
+        title = f"{self.path}: opset {self.opset}, IR {self.ir}"
+        table = Table((Column(name, right=name in ("values", "error", "allowed")) for name in headings), title)
         for row in self.agreements:
-            mark = Text("agrees", "green") if row.agrees else Text("differs", "bold red")
+            mark = styled("agrees", "green") if row.agrees else styled("differs", "bold red")
             numbers = (f"{row.values:,}", f"{row.error:.1e}", f"{row.allowed:.1e}")
-            table.add_row(Text(row.output), row.data, *numbers, *[row.rule] * several, mark)
+            table.add(row.output, row.data, *numbers, *[row.rule] * several, mark)
         told = [", ".join(f"{name} {version}" for name, version in self.versions.items())]
         if not several:
             told.insert(0, f"allowed: {rules[0]}")
-        title = Text(f"{self.path}: opset {self.opset}, IR {self.ir}", "bold")
-        return Group(title, table, *(Text(line, "dim") for line in told))
+        table.notes = [styled(line, "dim") for line in told]
+        return table

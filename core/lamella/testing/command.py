@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lamella import __version__
+from lamella.terminal import Column, Line, Table, Terminal, styled
 from lamella.testing.check import Verdict
 from lamella.testing.package import Package, Subject, examine, find_package
 
@@ -70,13 +71,12 @@ def _rows(package: Package) -> Iterator[_Row]:
 
 def _progress(package: Package) -> Iterator[_Row]:
     """The rows; on a terminal, with a line meanwhile that says how far it is."""
-    from rich.console import Console
-
     total = sum(max(1, len(subject.specimens)) for subject in package.subjects)
-    with Console(stderr=True).status(f"{package.target}: {total} specimens") as status:
+    with Line(Terminal(sys.stderr)) as line:
+        line.show(f"{package.target}: {total} specimens")
         for count, row in enumerate(_rows(package), 1):
             yield row
-            status.update(f"{package.target}: {count} of {total} specimens")
+            line.show(f"{package.target}: {count} of {total} specimens")
 
 
 def _data(packages: list[Package], rows: list[list[_Row]]) -> list[dict[str, Any]]:
@@ -105,30 +105,22 @@ def _show(targets: list[tuple[str, _Row]], faults: list[str]) -> None:
 
     Rows come with the target that gave them, if there are several.
     """
-    from rich import box, table
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
+    terminal = Terminal()
     rows = [row for _, row in targets]
     heading = ("layer", "specimen", "laws", "seconds")
     cells = [(row.subject.name, _shown(row), row.summary, f"{row.seconds:.2f}") for row in rows]
-    if console.is_terminal:
-        shown = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in heading:
-            shown.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
-        for row, line in zip(rows, cells, strict=True):
-            name, specimen, laws, seconds = map(Text, line)
-            laws.stylize("red" if row.broken else "green")
-            shown.add_row(name, specimen, laws, seconds)
-        console.print(shown)
+    if terminal.is_terminal:
+        table = Table(Column(name, right=name == "seconds") for name in heading)
+        for row, (name, specimen, laws, seconds) in zip(rows, cells, strict=True):
+            table.add(name, specimen, styled(laws, "red" if row.broken else "green"), seconds)
+        terminal.print(table)
     else:
         widths = [max(map(len, column)) for column in zip(heading, *cells, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (heading, *cells)))
-        print()
+    print()
 
     def say(text: str, style: str) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        terminal.print(styled(text, style))
 
     for target, row in targets:
         about = f"{f'{target}: ' if target else ''}{_shown(row) if row.specimen else row.subject.name}"

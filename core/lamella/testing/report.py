@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import re
 from typing import Any, Literal
 
+from lamella.terminal import Table, styled
 from lamella.testing.comparison import Fault
 
 __all__ = ["ConformanceError", "ConformanceReport", "Verdict"]
@@ -68,31 +68,16 @@ class ConformanceReport:
         some = f", {skipped} skipped" if skipped else ""
         return f"<ConformanceReport: {self.subject} {many} {len(self.verdicts)} laws{some}>"
 
-    def __rich__(self) -> Any:
-        from rich import box  # half a second of imports that a check does not need
-
-        return self._table(box.SIMPLE_HEAD)
-
     def __str__(self) -> str:
-        from rich import box
-        from rich.console import Console
+        return str(self.table())
 
-        console = Console(file=io.StringIO(), width=10_000, no_color=True)  # nothing is cut or folded
-        console.print(self._table(box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)))
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
-
-    def _table(self, border: Any) -> Any:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
+    def table(self) -> Table:
+        """Return the report as a table with styles, which a terminal shows."""
         styles = {"holds": "green", "broken": "bold red", "skipped": "yellow"}
-        table = Table(box=border, pad_edge=False)
-        for heading in ("law", "", "what was seen"):
-            table.add_column(heading)
+        table = Table(("law", "", "what was seen"), title=self.subject)
         for verdict in self.verdicts:
-            table.add_row(verdict.law, Text(verdict.outcome, styles[verdict.outcome]), Text(verdict.detail))
-        return Group(Text(self.subject, "bold"), table)
+            table.add(verdict.law, styled(verdict.outcome, styles[verdict.outcome]), verdict.detail)
+        return table
 
 
 class ConformanceError(AssertionError):
