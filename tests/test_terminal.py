@@ -95,6 +95,9 @@ def test_a_table_fits_a_terminal(tty, monkeypatch):
         " 層       units, use_bias=True,        7",
     ]
     assert lines[-4:] == ["", " dense_1  units                    1,234", "", "2 layers"]
+    made = Table(["one", "many"])
+    made.add("several words here", "unbreakable")
+    assert [plain(line).split() for line in made.lines(21)[2:]] == [["several", "unbreakable"], ["words"], ["here"]]
     for columns in range(14, 120):
         assert max(map(width_of, table().lines(columns))) <= columns
     monkeypatch.setattr(tty, "encoding", "ascii", raising=False)
@@ -134,9 +137,14 @@ def test_what_others_print_goes_above_the_line(tty, monkeypatch):
 
 def test_the_cursor_comes_back_after_an_error(tty, monkeypatch):
     monkeypatch.setattr(sys, "stdout", tty)
-    with pytest.raises(ValueError, match="no"), Line(Terminal()) as line:
-        line.show("half done")
-        raise ValueError("no")
+
+    def fail() -> None:
+        with Line(Terminal()) as line:
+            line.show("half done")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
     assert tty.getvalue().endswith("\x1b[2K\x1b[?25h")
     assert sys.stdout is tty
 

@@ -93,8 +93,13 @@ def fold(text: str, width: int) -> list[str]:
     return lines
 
 
+def _longest_word(text: str) -> int:
+    """The width below which folding breaks a word of it, with the indentation that the word would get."""
+    return max(width_of(word) for line in plain(text).split("\n") for word in re.findall(r"^ *[^ ]*|[^ ]+", line))
+
+
 class Column(NamedTuple):
-    """A column of a table; in a narrow terminal the column that is widest for its share is folded first."""
+    """A column of a table; in a narrow terminal the one that is widest for its share is folded first."""
 
     heading: str
     right: bool = False
@@ -132,9 +137,10 @@ class Table:
         ]
         shown = [at for at, wide in enumerate(widths) if wide]
         room = sys.maxsize if width is None else width - 2 * len(shown) + 1  # one before the first, two between
+        words = [max(map(_longest_word, cells)) for cells in zip(*rows, strict=True)]
         while sum(widths) > room and max(widths) > 2:
-            widest = max((at for at in shown if widths[at] > 2), key=lambda at: widths[at] / self.columns[at].share)
-            widths[widest] -= 1
+            wide = [at for at in shown if widths[at] > words[at]] or [at for at in shown if widths[at] > 2]
+            widths[max(wide, key=lambda at: widths[at] / self.columns[at].share)] -= 1
         body = []
         for row in rows:
             folded = [fold(row[at], widths[at]) for at in shown]
