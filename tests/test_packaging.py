@@ -72,7 +72,7 @@ def test_installed_size(installed, capsys):
     with capsys.disabled():
         listed = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in largest)
         print(f"\ninstalled size: {sum(sizes.values()) / 1e6:.1f} MB ({listed})")
-    assert {"numpy", "onnx", "onnxruntime", "protobuf", "typing-extensions"} < set(sizes)
+    assert {"numpy", "onnx", "onnxruntime", "protobuf"} < set(sizes)
     assert not {"pip", "setuptools", "matplotlib", "pytest"} & set(sizes)
     assert sum(sizes.values()) < 200e6
 
