@@ -71,6 +71,7 @@ def _off(case: Case, label: str, training: bool, changes: int) -> float:
     moved = [_nudged(case, inputs, cotangents, k, training) for k in range(changes)]
     length = max((x[0].size for x in inputs if len(x)), default=0)
     explained = max(16.0, 2.0 * length**0.5)
+    own = max(4.0, length / 16 if label.startswith(("zeros", "ones")) else length**0.5)  # equal terms err alike
     fits = {name: _fits(name, exact, moved) for name, value in exact.items() if value.dtype.kind == "f"}
     overflows = not all(fit.all() for name, fit in fits.items() if name.startswith("output"))
     outputs = max(largest(y) for name, y in exact.items() if name.startswith("output"))
@@ -93,9 +94,7 @@ def _off(case: Case, label: str, training: bool, changes: int) -> float:
             continue  # gradients may be made of outputs that float32 can't hold
         value, found = exact[name][fit], rounded[name][fit]
         change = max(difference(value, other[name][fit]) for other in moved)
-        limit = explained * change + max(4.0, length**0.5) * EPS * (
-            largest(value) + (0.0 if name.startswith("output") else incoming)
-        )
+        limit = explained * change + own * EPS * (largest(value) + (0.0 if name.startswith("output") else incoming))
         limit += TINY  # below it, float32 has fewer digits, or none
         if name.startswith("output"):
             if change < INSENSITIVE * EPS * largest(value):
