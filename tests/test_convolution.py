@@ -205,3 +205,9 @@ def test_winograds_blocks_give_what_windows_give(height, width, padding, channel
         np.testing.assert_allclose(one(XP, *arguments, windows), right, rtol=0, atol=1e-13 * abs(right).max())
         short = [None if array is None else array.astype("float32") for array in arguments]
         np.testing.assert_allclose(one(XP, *short, windows), right, rtol=0, atol=3e-6 * abs(right).max())
+
+
+@pytest.mark.parametrize("layer", [DepthwiseConv2D(3), SeparableConv2D(4, 3), Conv2DTranspose(4, 3), Conv2D(4, 3)])
+def test_no_rows_give_no_rows(layer):
+    model = lm.Sequential([layer], input_shape=(3, 4, 4))
+    assert model.predict(np.zeros((0, 3, 4, 4))).shape == (0, *model.output_specs[0].shape[1:])

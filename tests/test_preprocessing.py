@@ -84,3 +84,11 @@ def test_what_is_refused():
         Normalization()(lm.Input(3))
     with pytest.raises(lm.ArgumentError, match="scale: expected a finite number, got inf"):
         Rescaling(np.inf)
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.7, 1e6 + 0.1])
+def test_features_that_are_constant_are_only_shifted(constant):
+    layer = Normalization().adapted(np.full((7, 1), constant))
+    assert layer.config()["variance"] in ((0.0,), 0.0)
+    model = lm.Sequential([layer], input_shape=(1,), dtype="float64")
+    np.testing.assert_allclose(model.predict([[constant], [constant + 1.0]]), [[0.0], [1.0]], atol=1e-9)

@@ -229,3 +229,11 @@ def test_numbers_may_be_those_of_numpy():
     assert SGD(np.float32(0.5)).learning_rate == 0.5
     assert isinstance(SGD(np.float64(0.5)).learning_rate, float)
     step(small(), SGD(np.float32(0.01)), clip_norm=np.float32(1.0))
+
+
+def test_a_step_of_a_frozen_model_moves_nothing():
+    model = lm.Sequential([Dense(2).frozen()], input_shape=4)
+    before = dict(model.parameters)
+    assert step(model) > 0.0
+    for name, value in model.parameters.items():
+        np.testing.assert_array_equal(value, before[name])

@@ -102,7 +102,7 @@ class OptimizerState:
         pieces = list(storage.runs(gradients.names))
         if model.backend == "numpy" and sum(run.stop - run.start for run in pieces) > PIECE:
             pieces = [slice(k, min(k + PIECE, run.stop)) for run in pieces for k in range(run.start, run.stop, PIECE)]
-        count = min(thread_count(), len(pieces)) if model.backend == "numpy" else 1
+        count = max(1, min(thread_count(), len(pieces))) if model.backend == "numpy" else 1
         errors: list[BaseException] = []
 
         def lane(first: int) -> None:

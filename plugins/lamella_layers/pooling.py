@@ -341,8 +341,8 @@ def global_average_pool(xp: Any, x: Any) -> Any:
 
 @global_average_pool.kernel("numpy")
 def _(xp: Any, x: Any) -> Any:
-    rows = x.reshape(*x.shape[:2], -1)
-    count = rows.shape[2]
+    count = math.prod(x.shape[2:])
+    rows = x.reshape(*x.shape[:2], count)
     total = rows @ np.ones(count, x.dtype)  # much faster than a sum along the last axis
     return (total / x.dtype.type(count)).reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
 

@@ -130,7 +130,10 @@ class Normalization(lm.Layer):
             squares = squares + deviations + apart**2 * (n * (count - n) / count)
         if not np.isfinite(squares).all():
             raise lm.DataError("Normalization.adapted: expected finite numbers; the data holds NaN or infinity")
-        adapted = self.replace(mean=mean, variance=squares / count)
+        variance = squares / count
+        # of equal numbers only rounding is left, which is no variance
+        variance = np.where(variance <= (4.0 * np.finfo("float64").eps * mean) ** 2, 0.0, variance)
+        adapted = self.replace(mean=mean, variance=variance)
         return adapted if self.name is None else adapted.named(self.name)
 
     @property

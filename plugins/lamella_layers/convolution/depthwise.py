@@ -33,7 +33,7 @@ def depthwise(x: Any, kernel: Any, windows: Windows) -> Any:
         for k, weight in enumerate(weights):
             sums = np.einsum(seen, rows + cells + run, np.tile(weight, width), cells + run, rows + run)
             y[some, ..., k] = sums.reshape(*sums.shape[:-1], width, c)[..., ::gap, :]
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], c * len(weights))
 
 
 def depthwise_dw(x: Any, dy: Any, windows: Windows) -> Any:

@@ -98,7 +98,7 @@ def _by_group(y: Any, groups: int) -> Any:
 def _add(y: Any, bias: Any) -> Any:
     """Add the bias to (N, h, w, F) in place, a row of pixels at a time."""
     if bias is not None:
-        rows = y.reshape(*y.shape[:-2], -1)
+        rows = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
         rows += np.tile(bias, y.shape[-2])
     return y
 
