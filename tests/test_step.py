@@ -102,6 +102,25 @@ def test_an_optimizer_that_fails_half_way_moves_nothing():
         np.testing.assert_array_equal(one, other)
 
 
+class Fails(lm.schedules.Schedule):
+    """A learning rate that can't be had from the second step on."""
+
+    def at(self, step):
+        if step > 1:
+            raise ZeroDivisionError("no rate")
+        return 0.1
+
+
+def test_a_schedule_that_fails_moves_nothing():
+    model = small()
+    step(model, SGD(Fails(), momentum=0.9))
+    before = everything(model)
+    with pytest.raises(ZeroDivisionError):
+        step(model, SGD(Fails(), momentum=0.9))
+    for one, other in zip(before, everything(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_constraint_that_fails_moves_nothing_and_keeps_the_learning_rate():
     model = small()
     step(model, Adam(0.01), constraints={"dense_2.*": Bound(lambda p: p)})

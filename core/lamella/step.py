@@ -35,6 +35,7 @@ class OptimizerState:
         slots: the optimizer's arrays.
         scale: what every learning rate is multiplied with; callbacks change it.
         began: how many steps were taken before the first with this learning rate, from where its schedule counts.
+        moved: the pieces of the flat buffers that the step in progress has moved, for `take_back`.
     """
 
     def __init__(self, optimizer: Optimizer, model: Model) -> None:
@@ -48,7 +49,7 @@ class OptimizerState:
             self.slots[name] = model.storage.empty_like().flat
             self.slots[name][...] = value
         self._before: dict[str, Any] = {}  # slots as they were before the last step
-        self._moved: list[slice] = []  # which pieces the step has moved
+        self.moved: list[slice] = []
 
     def fits(self, optimizer: Optimizer) -> bool:
         """Whether steps of an optimizer go on from here: it may differ in its learning rate only."""
@@ -95,7 +96,6 @@ class OptimizerState:
                 pieces may have moved.
         """
         storage, rate = model.storage, self.learning_rate(self.t + 1)
-        self._moved.clear()
         for name in self.slots:
             if name not in self._before:
                 self._before[name] = storage.empty_like().flat
@@ -130,14 +130,14 @@ class OptimizerState:
         gradients.storage.flat[piece] = storage.flat[piece]
         for name, slot in self.slots.items():
             self._before[name][piece] = slot[piece]
-        self._moved.append(piece)
+        self.moved.append(piece)
         storage.flat[piece] = new
         for name, value in values.items():
             self.slots[name][piece] = value
 
     def take_back(self, model: Model, gradients: Gradients) -> None:
         """Undo what `apply` has moved."""
-        for piece in self._moved:
+        for piece in self.moved:
             model.storage.flat[piece] = gradients.storage.flat[piece]
             for name, slot in self.slots.items():
                 slot[piece] = self._before[name][piece]
@@ -227,6 +227,7 @@ def _commit(
     parts = {name: model.state_storage.part(name) for name in updates}
     new = {name: _own(model.device.storable(value)) for name, value in updates.items()}
     before = dict(vars(state)), model.optimizer_state, model.step, {name: part.copy() for name, part in parts.items()}
+    state.moved.clear()  # whatever fails from here on, what an earlier step has moved stays
     with held():
         try:
             state.go_on_with(optimizer)
