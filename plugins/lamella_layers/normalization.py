@@ -84,12 +84,14 @@ class BatchNormalization(lm.Layer):
             ctx.save(x)
             y = batch_normalization(ctx, x, gamma, beta, running.mean, running.variance, epsilon=self.epsilon)
             return _shaped(xp, y, shape)
-        # the slice's own moments, in float64: sums of x^2 would lose the variance of channels far from 0
-        n = _count(x)
-        mean, squares = channel_moments(ctx, x)
-        n, total, squares, apart = yield n, n * mean, squares, n * mean * mean
+        # sums in float64; of squares only once the mean is known, since sum(x^2) - n mean^2 would cancel far from 0
+        count = _count(x)
+        own, squares = channel_moments(ctx, x)
+        n, total = yield count, count * own
         mean = total / n
-        variance = xp.maximum(squares + apart - total * mean, 0.0) / n
+        apart = own - mean
+        (squares,) = yield (squares + count * apart * apart,)
+        variance = squares / n
         keep, follow = self.momentum, 1.0 - self.momentum
         ctx.update(
             mean=xp.astype(keep * running.mean + follow * mean, ctx.dtype),
@@ -546,17 +548,20 @@ def _channels(sums: Any, channels: int) -> Any:
 def _(xp: Any, x: Any) -> tuple[Any, Any]:
     rows, channels = _rows(x), x.shape[_channel_axis(x.ndim)]
     sums = np.zeros((3, rows.shape[1]))  # of the tiles' sums, of their squared deviations and of those of their means
-    for tile in (rows[some] for some in _tiles(rows)):
+    near = np.zeros(channels)  # about where the mean is: sums are taken from there, else those of squares cancel
+    for k, tile in enumerate(rows[some] for some in _tiles(rows)):
         n = len(tile)
         center = _sum(tile) / x.dtype.type(n)
         d = tile - center
         rest = _sum(d).astype("float64")
         d *= d
-        mean = center + rest / n
+        if k == 0:
+            near = center[:channels].astype("float64")
+        mean = center - next(_repeat(rows, near)) + rest / n
         sums += n * mean, _sum(d) - rest * rest / n, n * mean * mean
     total, squares, apart = sums.reshape(3, -1, channels).sum(axis=1)
     mean = total / _count(x)
-    return mean, squares + (apart - total * mean)
+    return near + mean, squares + (apart - total * mean)
 
 
 @channel_affine.kernel("numpy")
