@@ -28,10 +28,10 @@ from lamella.graph import Input, Node
 from lamella.losses import Loss
 from lamella.model import Model
 from lamella.protocol import ArraySpec, Declare, Layer
-from lamella.testing.comparison import Skipped
+from lamella.testing.comparison import Named, Skipped, difference, named
 from lamella.testing.specimen import Specimen
 
-__all__ = ["Case", "Finding", "LossLayer", "contiguous", "scattered"]
+__all__ = ["Case", "Finding", "LossLayer", "channels_last", "contiguous", "scattered"]
 
 T = TypeVar("T")
 Array = np.ndarray[Any, Any]
@@ -356,6 +356,31 @@ class Case:
             updates={name: device.asnumpy(value) for name, value in result.updates.items()},
         )
 
+    def nudged(self, inputs: Sequence[Any], cotangents: Sequence[Any], attempt: int, **how: Any) -> Named:
+        """A step in float64 with all inputs and parameters moved by one float32 unit in the last place, up or down."""
+        parameters = self.model().parameters
+        rng = np.random.default_rng([self.seed, 5, attempt])
+
+        def nudge(a: Any) -> Any:
+            if a.dtype.kind != "f":
+                return a
+            return a + np.spacing(np.abs(a).astype("float32")).astype("float64") * rng.choice([-1.0, 1.0], a.shape)
+
+        before = dict(parameters)
+        try:
+            for name, value in before.items():
+                parameters[name] = nudge(value)
+            return named(self.step("float64", tuple(map(nudge, inputs)), tuple(map(nudge, cotangents)), **how))
+        finally:
+            for name, value in before.items():
+                parameters[name] = value
+
+    def rounding(self, inputs: Sequence[Any], cotangents: Sequence[Any], times: float, **how: Any) -> dict[str, float]:
+        """By how much every array of a step may be off: ``times`` its largest change where all inputs are nudged."""
+        exact = named(self.step("float64", inputs, cotangents, **how))
+        moved = [self.nudged(inputs, cotangents, attempt, **how) for attempt in range(3)]
+        return {name: times * max(difference(value, other[name]) for other in moved) for name, value in exact.items()}
+
     def start(self, dtype: str, inputs: Sequence[Any], *, training: bool = True) -> Callable[[], StepResult]:
         """Run forward only; what is returned runs backward, whatever has been called in between."""
         model = self.model(dtype)
@@ -410,6 +435,11 @@ def _within(spec: ArraySpec, values: Array) -> Array:
 def contiguous(array: Any) -> Array:
     """A copy in C order."""
     return np.array(array, order="C")
+
+
+def channels_last(array: Any) -> Array:
+    """A copy without gaps with axis 1 fastest in memory, as images lie in NumPy kernels."""
+    return np.moveaxis(contiguous(np.moveaxis(array, 1, -1)), -1, 1) if array.ndim > 1 else contiguous(array)
 
 
 def scattered(array: Any) -> Array:

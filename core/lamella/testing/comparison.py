@@ -149,17 +149,22 @@ def compare(
     inputs: tuple[Any, ...] = (),
     cause: str | Callable[[str], str] = "",
     sides: tuple[str, str] | None = None,
+    rounding: Callable[[], dict[str, float]] | None = None,
 ) -> float:
     """Raise unless every array agrees to a tolerance relative to its largest value.
 
     An array that is nothing but rounding, as the gradient of a bias in front of a normalization is, has no size of
     its own: no array counts as smaller than ``least`` of the largest one. ``cause`` may depend on the name of
     the first array that differs. ``sides`` names what gives ``expected`` and ``given`` where either may be wrong.
+    ``rounding`` is asked where the tolerance does not do: how large a difference of every array is nothing but that.
     """
     floor = least * max(map(largest, expected.values()), default=0.0)
     scales = {name: max(floor, largest(value)) or 1.0 for name, value in expected.items()}
     errors = {name: difference(value, given[name]) / scales[name] for name, value in expected.items()}
     wrong = [name for name, error in errors.items() if not error <= tolerance]
+    if wrong and rounding is not None:
+        allowed = rounding()
+        wrong = [name for name in wrong if not errors[name] * scales[name] <= allowed[name]]
     if not wrong:
         return max(errors.values(), default=0.0)
     first, *others = wrong

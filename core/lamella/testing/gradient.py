@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ __all__ = ["gradient"]
 STEP = 1e-5  # of difference quotients; less where inputs lie within narrower limits than 1
 FINER = 1e-2  # of that, where the function turns too fast for it
 TOLERANCE = 1e-6
+MOST_INPUTS = 4  # of which every choice is asked for the gradients
 MOST_NUMBERS = 200  # whose slopes are taken one by one, to see what is wrong with a gradient
 
 Target = int | str  # an input by number, a parameter by name
@@ -40,17 +43,23 @@ LARGE = _Mode("training mode for large values", 2, 300.0, {"training": True})  #
 
 
 class _Slope(NamedTuple):
-    """One slope by backward_pass and by difference quotients, what rounding adds to it, and whether it is smooth."""
+    """A slope by backward_pass and by difference quotients, what rounding adds to it, and how far its sides differ."""
 
     analytic: float
     numeric: float
     noise: float
-    smooth: bool
+    bend: float
 
     @property
     def error(self) -> float:
         scale = max(abs(self.analytic), abs(self.numeric)) + self.noise / TOLERANCE or 1.0
         return abs(self.analytic - self.numeric) / scale
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the function is smooth there and its slope more than rounding."""
+        smooth = self.bend <= 1e-3 * abs(self.numeric) + 4 * self.noise
+        return smooth and max(map(abs, self[:2])) > 8 * self.noise
 
     @property
     def ratio(self) -> float | None:
@@ -77,6 +86,7 @@ def gradient(case: Case) -> str:
     if not case.findings:
         for sizes in case.other_sizes:
             errors += [case.examine(_at_sizes, sizes, target) for target in targets]
+        errors += [case.examine(_at_ties, mode) for mode in MODES if any(case.wants)]
     if not targets:
         raise Skipped("the layer has neither parameters nor floating inputs")
     if not case.findings:  # else results with and without a wrong gradient say nothing new
@@ -157,6 +167,48 @@ def _at_sizes(case: Case, sizes: dict[str, int], target: Target) -> float:
     return slope.error
 
 
+def _at_ties(case: Case, mode: _Mode) -> float:
+    """The relative error of all dx together where numbers are equal, and stay equal.
+
+    Of two greatest numbers each may get all of the gradient, or half of it, or none, but not both all of it. Along a
+    way on which equal numbers move alike, and zeros stay, most functions are smooth; the others are left out.
+    """
+    for attempt in range(4):
+        inputs = case.cast("float64", case.draw(mode.rows, scale=None, attempt=attempt))
+        cotangents = case.cast("float64", case.cotangents(inputs))
+        wanted = [x for x, yes in zip(inputs, case.wants, strict=True) if yes]
+        values = np.unique(np.concatenate([x.ravel() for x in wanted]))
+        pace = np.random.default_rng([case.seed, 6, attempt]).uniform(0.5, 1.5, len(values)) * (values != 0.0)
+        ways = tuple(pace[np.searchsorted(values, x)] for x in wanted)
+
+        def run(shift: float, inputs: Any = inputs, cotangents: Any = cotangents, ways: Any = ways) -> StepResult:
+            left = iter(ways)
+            moved = (x + shift * next(left) if yes else x for x, yes in zip(inputs, case.wants, strict=True))
+            return case.step("float64", tuple(moved), cotangents, **mode.how)
+
+        here = run(0.0)
+        pairs = zip((dx for dx, yes in zip(here.dx, case.wants, strict=True) if yes), ways, strict=True)
+        given = [(dx, way) for dx, way in pairs if dx is not None]  # None: no way leads there from any output
+        analytic = sum(float(np.vdot(dx, way)) for dx, way in given)
+        size = sum(float(np.sum(np.abs(dx))) for dx, _ in given) * max(map(largest, wanted))
+        slope = _along(run, here, analytic, cotangents, STEP, size)
+        if slope.is_clear and np.isfinite(slope[:2]).all():
+            break
+    else:
+        return 0.0
+    if slope.error > TOLERANCE and abs(slope.analytic - slope.numeric) > slope.bend:  # else the slope has a kink there
+        raise Broken(
+            f"dx where numbers are equal, in {mode.name}, right where all are different: backward_pass gives "
+            f"{slope.analytic:.10g} along a way on which equal numbers move alike, difference quotients of "
+            f"forward_pass give {slope.numeric:.10g}",
+            subject="dx where numbers are equal",
+            inputs=inputs,
+            cause="each of several equal numbers gets the whole gradient, as where a mask says x == maximum; give it "
+            "to the first of them, or divide it by their count",
+        )
+    return min(slope.error, TOLERANCE)
+
+
 def title(target: Target) -> str:
     """What messages call a gradient."""
     return f"dx of input {target}" if isinstance(target, int) else f"gradient of {target.rpartition('.')[2]!r}"
@@ -171,7 +223,7 @@ def _settled(case: Case, mode: _Mode, target: Target) -> _Slope:
     """A slope at a point without a kink, and not all rounding, if there is one among eight."""
     for attempt in range(8):
         slope = _measure(case, mode, target, attempt)
-        if slope.error <= TOLERANCE or (slope.smooth and max(map(abs, slope[:2])) > 8 * slope.noise):
+        if slope.error <= TOLERANCE or slope.is_clear:
             break
     if not slope.error <= TOLERANCE:
         finer = _measure(case, mode, target, attempt, FINER)
@@ -231,26 +283,31 @@ class _Point:
 
 def _measure(case: Case, mode: _Mode, target: Target, attempt: int, fineness: float = 1.0) -> _Slope:
     point = _Point(case, mode, target, attempt, fineness)
-    cotangents, value, step = point.cotangents, point.value, point.step
+    here = point.run()
+    given = point.given(here)
+    random = _unit(np.random.default_rng([case.seed, 4, attempt]).standard_normal(point.value.shape))
+    direction = _unit(random + _unit(given))  # along the gradient too, lest the slope vanish by chance
+    analytic, size = float(np.vdot(given, direction)), float(np.linalg.norm(given)) * largest(point.value)
+    return _along(lambda shift: point.run(shift * direction), here, analytic, point.cotangents, point.step, size)
+
+
+def _along(
+    run: Callable[[float], StepResult], here: StepResult, analytic: float, cotangents: Any, step: float, size: float
+) -> _Slope:
+    """The slope at ``here`` on a way that ``run`` goes along; ``size`` is that of the terms of ``analytic``."""
 
     def slope(start: Any, end: Any) -> float:  # subtracted number by number: a large offset drowns nothing
         outputs = zip(start, end, cotangents, strict=True)
         return sum(float(np.vdot(c, b - a)) for a, b, c in outputs if a.dtype.kind == "f") / step
 
-    result = point.run()
-    given = point.given(result)
-    random = _unit(np.random.default_rng([case.seed, 4, attempt]).standard_normal(value.shape))
-    direction = _unit(random + _unit(given))  # along the gradient too, lest the slope vanish by chance
-    here = result.predictions
-    below, above = (point.run(shift * direction).predictions for shift in (-step, step))
-    left, right = slope(below, here), slope(here, above)
-    sizes = [np.linalg.norm(given) * largest(value)]
-    sizes += [np.linalg.norm(c) * largest(y) for c, y in zip(cotangents, here, strict=True) if y.dtype.kind == "f"]
-    noise = 16 * float(np.finfo("float64").eps * sum(sizes)) / step
-    noise = max(noise, min(abs(left - right), 32 * noise))  # what cancels within the layer adds to it
-    numeric = slope(below, above) / 2
-    smooth = abs(left - right) <= 1e-3 * abs(numeric) + 4 * noise
-    return _Slope(float(np.vdot(given, direction)), numeric, noise, smooth)
+    below, middle, above = (result.predictions for result in (run(-step), here, run(step)))
+    left, right = slope(below, middle), slope(middle, above)
+    pairs = zip(cotangents, middle, strict=True)
+    size += sum(float(np.linalg.norm(c)) * largest(y) for c, y in pairs if y.dtype.kind == "f")
+    noise = 16 * float(np.finfo("float64").eps) * size / step
+    bend = abs(left - right)
+    noise = max(noise, min(bend, 32 * noise))  # what cancels within the layer adds to it
+    return _Slope(analytic, slope(below, above) / 2, noise, bend)
 
 
 def _unit(a: Any) -> Any:
@@ -258,12 +315,14 @@ def _unit(a: Any) -> Any:
 
 
 def _on_demand(case: Case, mode: _Mode) -> None:
-    """What is asked for does not depend on what else is: each input's gradient alone, and none of them."""
+    """What is asked for does not depend on what else is: any choice of the inputs' gradients, and none of them."""
     inputs = case.draw(3, scale=mode.scale)
     cotangents = case.cotangents(inputs)
     full = named(case.step("float64", inputs, cotangents, **mode.how))
-    single = [tuple(k == j for k in range(len(inputs))) for j, wanted in enumerate(case.wants) if wanted]
-    for wants in (*single, (False,) * len(inputs)):
+    wanted = [k for k, yes in enumerate(case.wants) if yes]
+    counts = range(len(wanted)) if len(wanted) <= MOST_INPUTS else (0, 1, len(wanted) - 1)
+    for some in itertools.chain.from_iterable(itertools.combinations(wanted, count) for count in counts):
+        wants = tuple(k in some for k in range(len(inputs)))
         try:
             alone = named(case.step("float64", inputs, cotangents, wants_dx=wants, **mode.how))
         except LayerError as error:
