@@ -40,6 +40,7 @@ class Affine(lm.Layer):
     """y = x * scale + shift over the last axis, right unless a fault is named."""
 
     last = None
+    calls = 0
 
     def __init__(self, fault=""):
         self.fault = fault
@@ -81,6 +82,8 @@ class Affine(lm.Layer):
             shift = shift + 1e-3 * np.random.random()  # noqa: NPY002
         if fault == "state on the layer":
             self.calls = 1
+        if fault == "a counter on the class":
+            type(self).calls += 1
         if fault == "statistics in a closure, updated in inference" and not ctx.training:
             BOX["mean"] = BOX.get("mean", 0.0) + 1e-3
             shift = shift + BOX["mean"]
@@ -200,6 +203,12 @@ class Affine(lm.Layer):
             scale = 2.0 * scale
         if fault == "wrong if contiguous" and getattr(x, "flags", None) is not None and x.flags.c_contiguous:
             scale = 2.0 * scale
+        if fault == "wrong if permuted" and getattr(x, "flags", None) is not None and x.flags.f_contiguous:
+            scale = 2.0 * scale if x.size > 1 and not x.flags.c_contiguous else scale
+        if fault == "wrong if broadcast" and xp.backend == "numpy" and 0 in dy.strides:
+            shift = 2.0 * shift
+        if fault == "inaccurate if contiguous" and dx.dtype == xp.float32 and xp.backend == "numpy":
+            dx = 1.0005 * dx if x.flags.c_contiguous else dx
         if fault == "wrong for many rows" and xp.backend == "numpy" and dy.shape[0] >= 8:
             dx = 2.0 * dx
         if fault == "wrong while frozen" and not ctx.trainable:
@@ -276,6 +285,43 @@ class Times(lm.Layer):
         if self.fault == "asks for input 1 only":
             return (dy * b, dy * a) if ctx.wants_dx[1] else (None, None)
         return dy * b, (2.0 if self.fault == "second of two inputs" else 1.0) * dy * a
+
+
+class Product(lm.Layer):
+    """y = a * b * c, with one choice of gradients forgotten."""
+
+    def forward_pass(self, ctx, a, b, c):
+        ctx.save(a, b, c)
+        return a * b * c
+
+    def build(self, declare, a, b, c):
+        return a
+
+    def backward_pass(self, ctx, dy):
+        a, b, c = ctx.saved
+        if ctx.wants_dx == (True, False, True):
+            return dy * b * c, None, 0.0 * c
+        return dy * b * c, dy * a * c, dy * a * b
+
+
+class Greatest(lm.Layer):
+    """The greatest number of each row; several equal ones share the gradient, or each gets all of it."""
+
+    def __init__(self, fault=""):
+        self.fault = fault
+
+    def build(self, declare, x):
+        return x.replace(shape=("N",))
+
+    def forward_pass(self, ctx, x):
+        y = ctx.xp.max(x, axis=1)
+        ctx.save(ctx.xp.astype(x == ctx.xp.expand_dims(y, axis=1), ctx.dtype))
+        return y
+
+    def backward_pass(self, ctx, dy):
+        xp, (mask,) = ctx.xp, ctx.saved
+        share = mask if self.fault else mask / xp.sum(mask, axis=1, keepdims=True)
+        return xp.expand_dims(dy, axis=1) * share
 
 
 class Correlation(lm.Layer):
@@ -601,6 +647,12 @@ FAULTS = {
     "input modified in inference": ("purity", "was written to"),
     "incoming gradient modified": ("purity", "incoming gradient 0 was written to"),
     "wrong if contiguous": ("purity", "gradient of 'scale': .* inputs scattered .* and with inputs contiguous"),
+    "wrong if permuted": ("purity", "gradient of 'scale': .* with inputs permuted and dy"),
+    "wrong if broadcast": ("purity", "gradient of 'shift': .* dy that is broadcast along the batch"),
+    "inaccurate if contiguous": (
+        "purity",
+        "dx of input 0 for random values, contiguous in memory: float32 .*right where arrays are scattered",
+    ),
     "keeps state on the side": ("purity", "results of two equal calls.*a counter, cache or running value in a closure"),
     "state on the layer": ("purity", "is configuration and frozen.*state kept on the layer"),
     "nondeterminism": ("purity", "results of two equal calls.*random numbers from elsewhere than ctx.uniform"),
@@ -643,6 +695,8 @@ FAULTS = {
     "second of two inputs": ("gradient", r"gradient: dx of input 1 .*factor 2: counted twice"),
     "asks for input 0 only": ("gradient", r"ctx.wants_dx = \(False, True\) in .* gradient of input 1"),
     "asks for input 1 only": ("gradient", r"ctx.wants_dx = \(True, False\)"),
+    "one choice of three inputs": ("gradient", r"input 2: .* ctx.wants_dx = .* and \(True, False, True\) in"),
+    "each of the greatest gets all": ("gradient", "dx where numbers are equal.*in training mode.*divide it by their"),
     "square kernels only": ("gradient", "constant factor of 1.5"),
     "equal paddings only": ("gradient", "dx of input 0 .*shifted by one place along axis 2|wrong only at"),
     "transposed": ("gradient", r"gradient of 'kernel'.*transposed: .* axes in the order \(1, 0\)"),
@@ -691,6 +745,7 @@ FAULTS = {
     "a cache in a deque": ("round trip", "Kept.cache was changed by a pass"),
     "a counter in a namespace": ("round trip", "Kept.cache was changed by a pass"),
     "a set": ("round trip", r"Kept.value is a set, .*make it a frozenset"),
+    "a counter on the class": ("round trip", "Affine.calls was changed by a pass; .* that the class holds"),
     "a counter in the constructor": ("round trip", "what config gives differ .*depends on more than the arguments"),
     "config of its own": ("round trip", r"what copy.copy gives is not equal: Kept\(3.0\) .* not the arguments"),
     "initial values from elsewhere": ("round trip", "initial values .*use the rng that they are given"),
@@ -705,6 +760,7 @@ def faulty(fault):
         **dict.fromkeys(("second of two inputs", "asks for input 0 only", "asks for input 1 only"), (Times, ROW, ROW)),
         **dict.fromkeys(("transposed", "jacobian without its other rows"), (Mix, ROW)),
         "later steps missing": (Mix, STEPS),
+        "each of the greatest gets all": (Greatest, ROW),
         **dict.fromkeys(
             ("five steps in ONNX", "an even number of steps", "steps on another backend"),
             (Mix, lm.ArraySpec(("N", "T", 2))),
@@ -719,6 +775,8 @@ def faulty(fault):
     if fault in special:
         kind, *specs = special[fault]
         return kind(fault), *specs
+    if fault == "one choice of three inputs":
+        return Product(), ROW, ROW, ROW
     if fault in KERNELS:
         return Sift(KERNELS[fault][2]), lm.ArraySpec(("N", 6))
     if fault == "square kernels only":

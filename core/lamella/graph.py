@@ -288,7 +288,7 @@ def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Pro
         for local, declaration in declared.items():
             full = f"{owner}.{local}"
             known = arrays.setdefault(full, declaration)
-            if known != declaration:
+            if (known.shape, known.memory) != (declaration.shape, declaration.memory):
                 raise GraphError(
                     f"{name}: shared layer {owner!r} needs {local!r} of shape {declaration.shape} here and "
                     f"{known.shape} at its first node; use two layers"

@@ -387,6 +387,8 @@ def matmul(g: Graph, a: Any, b: Any, /) -> Any:
     a, b = _together(g, a, b)
     if not a.ndim or not b.ndim or not same_size(a.shape[-1], b.shape[-2:][0]):
         raise TraceError(f"shapes {a.shape} and {b.shape} don't fit together in a matrix product")
+    if b.ndim == 1 < a.ndim:  # onnxruntime is wrong for a transposed matrix times a vector once it has joined the two
+        return squeeze(g, matmul(g, a, expand_dims(g, b, axis=1)), axis=-1)
     shape = (*broadcast(a.shape[:-2], b.shape[:-2]), *a.shape[-2:-1], *(b.shape[-1:] if b.ndim > 1 else ()))
     wide = [_wide(x, "MatMul") for x in (a, b)]
     return astype(g, g.node("MatMul", *wide, shape=shape, dtype=wide[0].dtype), a.dtype)

@@ -22,6 +22,7 @@ from lamella_onnx.trace import Trace
 
 __all__ = [
     "BATCHES",
+    "ROUNDING",
     "Agreement",
     "ParityError",
     "ParityReport",

@@ -31,7 +31,7 @@ from lamella.protocol import ArraySpec, Declare, Layer
 from lamella.testing.comparison import Named, Skipped, difference, named
 from lamella.testing.specimen import Specimen
 
-__all__ = ["Case", "Finding", "LossLayer", "channels_last", "contiguous", "scattered"]
+__all__ = ["Case", "Finding", "LossLayer", "contiguous", "permuted", "scattered"]
 
 T = TypeVar("T")
 Array = np.ndarray[Any, Any]
@@ -350,11 +350,17 @@ class Case:
         buffer = Gradients(model.storage.empty_like())
         result = run_step(plan, device, model.arrays(), slices, losses, [buffer], seed=self.seed, step=3)
         return result._replace(
-            predictions=tuple(device.asnumpy(y)[place] for y in result.predictions),
+            predictions=tuple(self._apart(model, device.asnumpy(y)[place]) for y in result.predictions),
             gradients={name: device.asnumpy(value) for name, value in result.gradients.items()},
             dx=tuple(None if dx is None else device.asnumpy(dx)[place] for dx in result.dx),
             updates={name: device.asnumpy(value) for name, value in result.updates.items()},
         )
+
+    @staticmethod
+    def _apart(model: Model, output: Array) -> Array:
+        """An output that stays what it is when parameters get other values: it may be a view of one."""
+        shared = any(np.may_share_memory(output, value) for value in model.arrays().values())
+        return np.copy(output) if shared else output
 
     def nudged(self, inputs: Sequence[Any], cotangents: Sequence[Any], attempt: int, **how: Any) -> Named:
         """A step in float64 with all inputs and parameters moved by one float32 unit in the last place, up or down."""
@@ -437,9 +443,11 @@ def contiguous(array: Any) -> Array:
     return np.array(array, order="C")
 
 
-def channels_last(array: Any) -> Array:
-    """A copy without gaps with axis 1 fastest in memory, as images lie in NumPy kernels."""
-    return np.moveaxis(contiguous(np.moveaxis(array, 1, -1)), -1, 1) if array.ndim > 1 else contiguous(array)
+def permuted(array: Any) -> Array:
+    """A copy without gaps that is not in C order: axis 1 is fastest, as channels last are; a table's is axis 0."""
+    if array.ndim < 3:
+        return np.array(array, order="F")
+    return np.moveaxis(contiguous(np.moveaxis(array, 1, -1)), -1, 1)
 
 
 def scattered(array: Any) -> Array:

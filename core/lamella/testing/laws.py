@@ -19,7 +19,7 @@ import numpy as np
 from lamella.errors import LayerError
 from lamella.model import Model
 from lamella.testing.accuracy import accuracy
-from lamella.testing.case import Case, channels_last, contiguous, scattered
+from lamella.testing.case import Case, contiguous, permuted, scattered
 from lamella.testing.comparison import Broken, Named, Skipped, compare, examine_gradients, most, named
 from lamella.testing.gradient import gradient
 from lamella.testing.kernels import kernels_that_differ
@@ -48,7 +48,7 @@ OUTSIDE = (
     "elsewhere than ctx.uniform. What lasts goes into declare.state and ctx.update"
 )
 
-LAYOUTS = tuple(itertools.product((scattered, contiguous, channels_last), repeat=2))  # of inputs and of dy
+LAYOUTS = tuple(itertools.product((scattered, contiguous, permuted), repeat=2))  # of inputs and of dy
 
 EXPLAINED = 1e-3
 """Of what rounding the inputs to float32 does to a result: so much float64 results may differ where they are rounded
@@ -153,8 +153,7 @@ def untouched(case: Case, training: bool) -> None:
 
 
 def _layout(lay: Any, lay_dy: Any) -> str:
-    words = [function.__name__.replace("_", " ") for function in (lay, lay_dy)]
-    return f"inputs {words[0]} and dy {words[1]} in memory"
+    return f"inputs {lay.__name__} and dy {lay_dy.__name__} in memory"
 
 
 def _layouts(case: Case, training: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import os
 import pickle
 import tempfile
@@ -16,6 +17,7 @@ import numpy as np
 
 from lamella import archive, registry
 from lamella.configuration import Configured
+from lamella.losses import Loss
 from lamella.protocol import Layer
 from lamella.testing.case import Case
 from lamella.testing.comparison import Broken, compare, named
@@ -80,19 +82,27 @@ def _immutable(case: Case) -> None:
 
 
 def _unchanged(case: Case) -> None:
-    """Passes change nothing that a layer holds: shown by a twin that has not run yet."""
+    """Passes change nothing that a layer or its class holds: shown by a twin that has not run yet."""
     twin = _from_config(case.specimen.subject)
-    before = {name: _frozen(value) for name, value in vars(twin).items()}
+    holders = [twin, *itertools.takewhile(lambda kind: kind not in (Layer, Loss), type(twin).__mro__)]
+    before = [{name: _frozen(value) for name, value in _own(holder).items()} for holder in holders]
     other = case.like(specimen=dataclasses.replace(case.specimen, subject=twin))
     inputs = case.draw(2)
     for training in (True, False):
         other.step("float64", inputs, case.cotangents(inputs), training=training)
-    for name, value in vars(twin).items():
-        if name in before and _frozen(value) != before[name]:
-            raise Broken(
-                f"{type(twin).__name__}.{name} was changed by a pass; it is now {value!r:.60}",
-                cause="state kept in something that the layer holds; use ctx.save, or declare.state and ctx.update",
-            )
+    for holder, old in zip(holders, before, strict=True):
+        for name, value in _own(holder).items():
+            lazy = holder is twin and name not in old  # as a cached_property of the configuration is
+            if not lazy and (name not in old or _frozen(value) != old[name]):
+                raise Broken(
+                    f"{type(twin).__name__}.{name} was changed by a pass; it is now {value!r:.60}",
+                    cause=f"state kept in something that the {'layer' if holder is twin else 'class'} holds; use "
+                    "ctx.save, or declare.state and ctx.update",
+                )
+
+
+def _own(holder: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(holder).items() if not name.startswith("__")}
 
 
 def _frozen(value: Any) -> Any:
