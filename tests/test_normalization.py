@@ -403,6 +403,16 @@ def test_exports_survive_features_a_hundred_deviations_from_0(tmp_path):
     assert [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node] == ["RMSNormalization"]
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (4, 1, 1)])
+def test_one_number_by_itself_becomes_beta_in_onnx_too(shape, tmp_path):
+    x = np.random.default_rng(1).normal(1e4, 1e3, (9, *shape)).astype("float32")
+    model = lm.Sequential([GroupNormalization(4, epsilon=1e-12)], input_shape=shape)
+    model.parameters["group_normalization_1.gamma"] = np.full(4, 123.456)
+    model.parameters["group_normalization_1.beta"] = np.full(4, 0.75)
+    np.testing.assert_array_equal(model.predict(x), np.full(x.shape, 0.75))
+    assert export(model, tmp_path / "model.onnx", samples=x).max_error == 0.0
+
+
 def test_normalizations_within_samples_say_what_they_refuse():
     for layer in (LayerNormalization, RMSNormalization):
         for axis in (0, 2, -2, (1, -1)):

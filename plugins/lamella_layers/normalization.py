@@ -276,7 +276,8 @@ class GroupNormalization(lm.Layer):
     width) -> the same. Parameters: ``gamma``, ``beta`` (channels,).
 
     In ONNX it is InstanceNormalization, of groups as if they were channels: onnxruntime's GroupNormalization squares
-    before it subtracts the mean, and gives NaN where that is 10000 times the deviation.
+    before it subtracts the mean, and gives NaN where that is 10000 times the deviation. Its InstanceNormalization
+    rounds the mean, so that exporting is refused for numbers whose mean is some hundred times their deviation.
 
     Raises:
         ArgumentError: if ``groups`` is not positive, ``epsilon`` not above 0, or ``axis`` neither 1, -1 nor None.
@@ -491,7 +492,9 @@ def group_normalization(xp: Any, x: Any, gamma: Any, beta: Any, *, groups: int, 
 @group_normalization.kernel("onnx")
 def _(xp: Any, x: Any, gamma: Any, beta: Any, *, groups: int, epsilon: float) -> tuple[Any, Any, Any]:
     reference = group_normalization.reference(xp, x, gamma, beta, groups=groups, epsilon=epsilon)
-    if x.dtype != xp.float32:  # the attribute epsilon is float32
+    alone = isinstance(size := math.prod(x.shape[1:]), int) and size == groups
+    # the attribute epsilon is float32; and the operator makes rounding of groups of one number, which are beta
+    if x.dtype != xp.float32 or alone:
         return reference  # type: ignore[no-any-return]
     each = groups == gamma.shape[0]  # then gamma and beta are the operator's own
     rows = x if each and x.ndim == 4 else _grouped(xp, x, groups)
