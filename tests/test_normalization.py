@@ -359,6 +359,18 @@ def test_each_sample_is_normalized_by_itself_however_far_from_0(layer, shape, se
     np.testing.assert_allclose(sets(lm.Sequential([layer], input_shape=shape).predict(x)), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("centered", [True, False])
+def test_a_million_features_are_normalized_as_exactly_as_few(centered):
+    x = np.tile(np.array([0.3, -0.1], "float32"), (1, 500_000))
+    d = np.tile(np.array([0.1, 0.1, 0.1, 0.3], "float32"), (1, 250_000))
+    y, inverse = standardize(NUMPY.xp, x, axes=1, epsilon=1e-6, centered=centered)
+    few, scale = standardize(NUMPY.xp, x[:, :4].astype("float64"), axes=1, epsilon=1e-6, centered=centered)
+    np.testing.assert_allclose(y[:, :4], few, rtol=3e-7)
+    dx = standardize_dx(NUMPY.xp, d, y, inverse, axes=1, centered=centered)
+    slope = standardize_dx(NUMPY.xp, d[:, :4].astype("float64"), few, scale, axes=1, centered=centered)
+    np.testing.assert_allclose(dx[:, :4], slope, atol=3e-7)
+
+
 @pytest.mark.parametrize("layer", [LayerNormalization(), RMSNormalization(), GroupNormalization(2)])
 def test_gamma_and_beta_belong_to_features_and_freeze(layer):
     x, dy = drawn((7, 4, 3, 6)[: 4 if isinstance(layer, GroupNormalization) else 3])

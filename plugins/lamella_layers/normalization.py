@@ -15,6 +15,7 @@ import numpy as np
 
 import lamella as lm
 from lamella.arguments import fraction, number, positive
+from lamella_layers.sums import row_sums
 
 __all__ = [
     "BatchNormalization",
@@ -614,7 +615,7 @@ def _(xp: Any, x: Any, *, axes: int, epsilon: float, centered: bool = True) -> t
         d = rows[some]
         for _ in range(2 if centered else 0):
             d = np.subtract(d, _row_means(d), out=unit[some])
-        squares[some] = np.einsum("ij,ij->i", d, d)[:, None]
+        squares[some] = row_sums(d, d)[:, None]
     inverse = 1.0 / np.sqrt(squares / rows.dtype.type(count) + rows.dtype.type(epsilon))
     np.multiply(unit if centered else rows, inverse, out=unit)
     return unit.reshape(x.shape), inverse.reshape(*x.shape[:-axes], *(1,) * axes)
@@ -627,7 +628,7 @@ def _(xp: Any, d: Any, unit: Any, inverse: Any, *, axes: int, centered: bool = T
     dx = np.empty(rows.shape, rows.dtype)
     for some in _tiles(rows):
         d, u, here = rows[some], units[some], dx[some]
-        slopes = np.einsum("ij,ij->i", d, u)[:, None] / d.dtype.type(count)
+        slopes = row_sums(d, u)[:, None] / d.dtype.type(count)
         np.multiply(u, slopes, out=here)
         np.subtract(d, here, out=here)
         if centered:
@@ -637,7 +638,7 @@ def _(xp: Any, d: Any, unit: Any, inverse: Any, *, axes: int, centered: bool = T
 
 
 def _row_means(rows: Any) -> Any:
-    return (rows @ np.ones(rows.shape[1], rows.dtype))[:, None] / rows.dtype.type(rows.shape[1])
+    return row_sums(rows)[:, None] / rows.dtype.type(rows.shape[1])
 
 
 @lm.hookimpl
