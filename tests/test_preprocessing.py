@@ -94,6 +94,7 @@ def test_what_is_refused():
     for data, words in (
         (np.zeros((0, 3)), r"expected numbers, got \(0, 3\)"),
         (["a"], "expected numbers"),
+        ([[1.0, 2.0], [3.0]], "expected numbers, got something that is no rectangular array"),
         ([[1.0, np.nan]], "NaN or infinity"),
         ([1.0, 2.0], "axis=-1 among the axes after that of the samples"),
     ):

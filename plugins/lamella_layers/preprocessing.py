@@ -9,6 +9,7 @@ import numpy as np
 
 import lamella as lm
 from lamella.arguments import number
+from lamella.data import as_array
 
 __all__ = ["Normalization", "Rescaling"]
 
@@ -115,7 +116,7 @@ class Normalization(lm.Layer):
 
     def adapted(self, data: Any) -> Self:
         """Return a copy of the layer with the mean and the (biased) variance of data, whose axis 0 counts samples."""
-        array = np.asarray(data)
+        array = as_array(data, "Normalization.adapted: expected numbers")
         if array.dtype.kind not in "fiub" or not array.size:
             raise lm.DataError(f"Normalization.adapted: expected numbers, got {array.shape} {array.dtype}")
         axes = self._axes(array.ndim)
