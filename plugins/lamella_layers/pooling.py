@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import lamella as lm
+from lamella.arguments import flag
 from lamella_layers.sums import row_sums
 from lamella_layers.windows import Padding, Windows, fold, image_shape, padding_argument, unfold, window_argument
 
@@ -96,7 +97,7 @@ class _GlobalPooling(lm.Layer):
     pool_dx: lm.primitives.Primitive
 
     def __init__(self, keepdims: bool = False):
-        self.keepdims = keepdims
+        self.keepdims = flag(keepdims, "keepdims")
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         if len(x.shape) != 2 + self.axes or not x.is_float or 0 in x.shape:

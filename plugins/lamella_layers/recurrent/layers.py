@@ -14,7 +14,7 @@ import numpy as np
 
 import lamella as lm
 from lamella import registry
-from lamella.arguments import choice, positive
+from lamella.arguments import choice, flag, positive
 from lamella_layers.recurrent.steps import gru_step, gru_step_dx, lstm_step, lstm_step_dx
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent", "recurrence"]
@@ -54,11 +54,11 @@ class Recurrent(lm.Layer):
         recurrent_initializer: Any = "orthogonal",
     ):
         self.units = positive(units, "units")
-        self.return_sequences = return_sequences
-        self.return_state = return_state
-        self.reverse = reverse
+        self.return_sequences = flag(return_sequences, "return_sequences")
+        self.return_state = flag(return_state, "return_state")
+        self.reverse = flag(reverse, "reverse")
         self.truncate = None if truncate is None else positive(truncate, "truncate")
-        self.use_bias = use_bias
+        self.use_bias = flag(use_bias, "use_bias")
         self.kernel_initializer = kernel_initializer
         self.recurrent_initializer = recurrent_initializer
 
