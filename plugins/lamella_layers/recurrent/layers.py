@@ -398,6 +398,8 @@ class LSTM(Recurrent):
     ``kernel`` (features, 4 units), ``recurrent_kernel`` (units, 4 units), ``bias`` (4 units,), in blocks i, f, c, o as
     in Keras (and PyTorch, whose bias is the sum of two); ONNX has i, o, f, c.
 
+    Onnxruntime's LSTM ends the process, without an error, where a batch has no rows: give a file one at least.
+
     Raises:
         ArgumentError: if ``units`` or ``truncate`` is no positive int.
         GraphError: if the input is no sequence, or lengths or states don't fit.
@@ -454,6 +456,9 @@ class GRU(Recurrent):
     ``kernel`` (features, 3 units), ``recurrent_kernel`` (units, 3 units), ``bias`` and ``recurrent_bias`` (3 units,),
     in blocks z, r, h as in Keras, whose bias has both in its rows, and as in ONNX with ``linear_before_reset=1``;
     PyTorch has r, z, h.
+
+    Onnxruntime's GRU ends the process, without an error, where a batch has no rows or no steps: give a file one at
+    least.
 
     Raises:
         ArgumentError: if ``units`` or ``truncate`` is no positive int.
