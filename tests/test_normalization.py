@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import lamella as lm
@@ -423,6 +424,17 @@ def test_one_number_by_itself_becomes_beta_in_onnx_too(shape, tmp_path):
     model.parameters["group_normalization_1.beta"] = np.full(4, 0.75)
     np.testing.assert_array_equal(model.predict(x), np.full(x.shape, 0.75))
     assert export(model, tmp_path / "model.onnx", samples=x).max_error == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sample", [("T", 4), (2, "H", "W")])
+def test_a_file_takes_no_rows_of_unknown_size(sample, dtype, tmp_path):
+    model = lm.Sequential([GroupNormalization(1)], input_shape=sample, dtype=dtype)
+    export(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for shape in ((0, 2, 4, 4)[: 1 + len(sample)], (3, 2, 4, 4)[: 1 + len(sample)]):
+        (y,) = session.run(None, {model.input_names[0]: np.ones(shape, dtype)})
+        np.testing.assert_allclose(y, np.zeros(shape), atol=1e-6)
 
 
 def test_normalizations_within_samples_say_what_they_refuse():

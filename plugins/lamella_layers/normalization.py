@@ -715,7 +715,10 @@ def lamella_specimens() -> list[Any]:
         ),
         Specimen(GroupNormalization(3), (lm.ArraySpec(("N", 3, "H", 4)),), ("InstanceNormalization",), docs=group_docs),
         Specimen(
-            GroupNormalization(1), (lm.ArraySpec(("N", "T", 4)),), (*grouped, *turned, "Mul", "Add"), docs=group_docs
+            GroupNormalization(1),
+            (lm.ArraySpec(("N", "T", 4)),),
+            (*grouped, *turned, *affine, "Shape", "Shape", "Mul", "Concat", "Concat"),
+            docs=group_docs,
         ),
         Specimen(GroupNormalization(2), (lm.ArraySpec(("N", 6)),), (*grouped, *affine), docs=group_docs),
         Specimen(
