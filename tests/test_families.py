@@ -8,6 +8,7 @@ import pytest
 
 import lamella as lm
 from lamella_layers import (
+    LSTM,
     Activation,
     AveragePooling2D,
     Conv2D,
@@ -15,7 +16,11 @@ from lamella_layers import (
     Dropout,
     Flatten,
     GaussianNoise,
+    GlobalAveragePooling1D,
+    GlobalMaxPooling1D,
+    GroupNormalization,
     MaxPooling2D,
+    MultiHeadAttention,
     PReLU,
     Reshape,
     SpatialDropout2D,
@@ -122,6 +127,9 @@ def test_slopes_at_zero_are_those_of_pytorch(name, slope):
 
 
 def test_softmax_runs_along_its_axis_but_never_along_the_batch():
+    assert Activation("softmax", axis=np.int64(1)) == Activation("softmax", axis=1)
+    with pytest.raises(lm.ArgumentError, match="axis: expected an int, got 'x'"):
+        Activation("softmax", axis="x")
     x = np.random.default_rng(2).normal(size=(2, 3, 4))
     np.testing.assert_allclose(run(Activation("softmax", axis=1), x).sum(1), 1.0)
     np.testing.assert_allclose(run(Activation("softmax"), x).sum(-1), 1.0)
@@ -161,6 +169,9 @@ def test_prelu_has_a_slope_for_each_number_that_shares_none(shared_axes, shape):
 
 
 def test_prelu_says_what_it_refuses():
+    for axes in (1.5, "x", (1, "x"), 0, True):
+        with pytest.raises(lm.ArgumentError, match="PReLU: shared_axes: expected a positive int, got"):
+            PReLU(shared_axes=axes)
     assert "known sizes but along shared_axes=()" in refused(PReLU(), ("T", 5))
     assert PReLU(shared_axes=1)(lm.Input(("T", 5))).spec.shape == ("N", "T", 5)
     assert "shared_axes=(2,)" in refused(PReLU(shared_axes=2), 5)
@@ -329,6 +340,24 @@ def test_arguments_of_windows_are_checked():
 
 
 # Shapes and noise
+
+
+@pytest.mark.parametrize(
+    ("layer", "sample"),
+    [
+        (GlobalMaxPooling1D(), (3, "T")),
+        (GlobalAveragePooling1D(), (3, "T")),
+        (MultiHeadAttention(1, 2), ("T", 3)),
+        (LSTM(2), ("T", 3)),
+        (GroupNormalization(1), ("T", 3)),
+        (Activation("softmax", axis=1), ("T", 3)),
+    ],
+)
+def test_time_has_a_step_at_least_where_a_batch_may_have_no_row(layer, sample):
+    model = lm.Sequential([layer], input_shape=sample)
+    assert model.predict(np.zeros((0, 3, 3))).shape == (0, *model.predict(np.zeros((2, 3, 3))).shape[1:])
+    with pytest.raises(lm.DataError, match="axis 'T' has nothing in it, and only the batch may be empty"):
+        model.predict(np.zeros((2, *(0 if size == "T" else size for size in sample))))
 
 
 def test_flatten_and_reshape_read_images_channel_by_channel():

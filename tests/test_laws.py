@@ -1,5 +1,7 @@
 """The laws: every specimen obeys them, and so does whatever is right in an unusual way."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,39 @@ def test_every_specimen_obeys_every_law(specimen):
     if specimen.gradient == "exact" and any(spec.is_float for spec in specimen.inputs):
         assert "gradient" in examined
     assert set(LAWS) - {"gradient"} <= examined
+
+
+ONE_OF_EACH = {type(s.subject): s for s in SPECIMENS if type(s.subject).__module__.startswith("lamella_layers.")}
+ANYTHING = (
+    "x", "", b"x", 1.5, -1, 0, 1, True, None, 1e300, float("nan"), 2**70, 1j, object(), np.int64(2), np.float32(0.5),
+    np.array([1, 2]), (), (1, 2), (1.5, 2), ("a", "b"), (None, None), ((1,), 2), ((1, 2), (3, 4)), [1, 2], {}, {"a": 1},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("specimen", ONE_OF_EACH.values(), ids=[cls.__name__ for cls in ONE_OF_EACH])
+def test_whatever_an_argument_is_there_is_a_layer_or_one_clear_error(specimen):
+    for name, right in specimen.subject.config().items():
+        for value in ANYTHING:
+            with contextlib.suppress(lm.LamellaError):
+                layer = specimen.subject.replace(**{name: value})
+                assert not isinstance(right, bool) or isinstance(value, bool), f"{name} is a flag, not {value!r}"
+                nodes = [lm.Input(x.shape[1:], x.dtype, low=x.low, high=x.high) for x in specimen.inputs]
+                lm.Model(nodes, layer(*nodes))
+        if type(right) is int:
+            assert specimen.subject.replace(**{name: np.int32(right)}) == specimen.subject
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("specimen", ONE_OF_EACH.values(), ids=[cls.__name__ for cls in ONE_OF_EACH])
+def test_a_batch_without_rows_is_predicted_and_not_learnt_from(specimen, dtype):
+    case = Case(specimen)
+    model, x = case.model(dtype), case.cast(dtype, case.draw(2))
+    some, none = (model.predict(tuple(a[:rows] for a in x)) for rows in (2, 0))
+    some, none = (y if isinstance(y, tuple) else (y,) for y in (some, none))
+    assert [(0, *y.shape[1:]) for y in some] == [y.shape for y in none]
+    assert [y.dtype for y in some] == [y.dtype for y in none] == [spec.dtype for spec in model.output_specs]
+    with pytest.raises(lm.DataError, match="there are no rows"):
+        model.gradients(tuple(a[:0] for a in x), none, loss="mean_squared_error")
 
 
 @pytest.mark.parametrize("kind", ["layers", "losses", "activations"])

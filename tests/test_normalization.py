@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import lamella as lm
@@ -359,6 +360,18 @@ def test_each_sample_is_normalized_by_itself_however_far_from_0(layer, shape, se
     np.testing.assert_allclose(sets(lm.Sequential([layer], input_shape=shape).predict(x)), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("centered", [True, False])
+def test_a_million_features_are_normalized_as_exactly_as_few(centered):
+    x = np.tile(np.array([0.3, -0.1], "float32"), (1, 500_000))
+    d = np.tile(np.array([0.1, 0.1, 0.1, 0.3], "float32"), (1, 250_000))
+    y, inverse = standardize(NUMPY.xp, x, axes=1, epsilon=1e-6, centered=centered)
+    few, scale = standardize(NUMPY.xp, x[:, :4].astype("float64"), axes=1, epsilon=1e-6, centered=centered)
+    np.testing.assert_allclose(y[:, :4], few, rtol=3e-7)
+    dx = standardize_dx(NUMPY.xp, d, y, inverse, axes=1, centered=centered)
+    slope = standardize_dx(NUMPY.xp, d[:, :4].astype("float64"), few, scale, axes=1, centered=centered)
+    np.testing.assert_allclose(dx[:, :4], slope, atol=3e-7)
+
+
 @pytest.mark.parametrize("layer", [LayerNormalization(), RMSNormalization(), GroupNormalization(2)])
 def test_gamma_and_beta_belong_to_features_and_freeze(layer):
     x, dy = drawn((7, 4, 3, 6)[: 4 if isinstance(layer, GroupNormalization) else 3])
@@ -401,6 +414,27 @@ def test_exports_survive_features_a_hundred_deviations_from_0(tmp_path):
         export(lm.Sequential([layer], input_shape=x.shape[1:]), tmp_path / "model.onnx", samples=x)
     export(lm.Sequential([RMSNormalization()], input_shape=6), tmp_path / "model.onnx", opset=23)
     assert [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node] == ["RMSNormalization"]
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (4, 1, 1)])
+def test_one_number_by_itself_becomes_beta_in_onnx_too(shape, tmp_path):
+    x = np.random.default_rng(1).normal(1e4, 1e3, (9, *shape)).astype("float32")
+    model = lm.Sequential([GroupNormalization(4, epsilon=1e-12)], input_shape=shape)
+    model.parameters["group_normalization_1.gamma"] = np.full(4, 123.456)
+    model.parameters["group_normalization_1.beta"] = np.full(4, 0.75)
+    np.testing.assert_array_equal(model.predict(x), np.full(x.shape, 0.75))
+    assert export(model, tmp_path / "model.onnx", samples=x).max_error == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sample", [("T", 4), (2, "H", "W")])
+def test_a_file_takes_no_rows_of_unknown_size(sample, dtype, tmp_path):
+    model = lm.Sequential([GroupNormalization(1)], input_shape=sample, dtype=dtype)
+    export(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for shape in ((0, 2, 4, 4)[: 1 + len(sample)], (3, 2, 4, 4)[: 1 + len(sample)]):
+        (y,) = session.run(None, {model.input_names[0]: np.ones(shape, dtype)})
+        np.testing.assert_allclose(y, np.zeros(shape), atol=1e-6)
 
 
 def test_normalizations_within_samples_say_what_they_refuse():

@@ -103,3 +103,10 @@ def test_series_are_asked_for_in_words(layer):
         MaxPooling1D(2, padding=2)
     with pytest.raises(lm.ArgumentError, match=r"MaxPooling1D: pool_size: expected a positive int, got \(2, 2\)"):
         MaxPooling1D((2, 2))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(1, 2, 1_000_003), (2, 3, 500, 601)])
+def test_the_mean_of_a_million_numbers_is_as_exact_as_that_of_few(shape, order):
+    x = np.full(shape, 0.1, "float32", order=order)
+    np.testing.assert_allclose(global_average_pool(NUMPY.xp, x), np.float32(0.1), rtol=2e-7)

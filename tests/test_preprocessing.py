@@ -1,6 +1,9 @@
 """Preprocessing layers: integers and floats in, the model's floats out, with statistics of the data."""
 
+import math
+
 import numpy as np
+import onnxruntime
 import pytest
 
 import lamella as lm
@@ -43,6 +46,33 @@ def test_statistics_are_those_of_numbers_far_from_0():
     np.testing.assert_allclose(layer.config()["mean"], data.mean(0), rtol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["int32", "uint32", "int64", "uint64"])
+def test_integers_lose_nothing_against_their_mean(kind, dtype, tmp_path):
+    limits = np.iinfo(kind)
+    mean = {"int32": -1.7e9, "uint32": 4.2e9, "int64": 1.7e18, "uint64": 1.6e19}[kind] + 0.25
+    whole = math.floor(mean)
+    x = np.array([*range(whole - 5, whole + 6), 0, limits.min, limits.max, limits.max // 2 + 1], kind)
+    right = np.array([int(k) - whole for k in x], "float64") - mean % 1.0
+    model = lm.Model(node := lm.Input((), kind), Normalization(mean, 4.0, axis=None)(node), dtype=dtype)
+    np.testing.assert_allclose(model.predict(x), right / 2.0, rtol=4 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(model.to("strict").predict(x), model.predict(x))
+    export(model, tmp_path / "model.onnx", samples=x)
+    y = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {model.input_names[0]: x})[0]
+    np.testing.assert_array_equal(y, model.predict(x))
+
+
+def test_floats_are_not_shifted_by_what_rounding_took_from_the_mean(tmp_path):
+    x = np.float32(1e6) + np.arange(4, dtype="float32")[:, None] / 16
+    mean = float(x.mean(dtype="float64"))
+    assert mean != float(np.float32(mean))
+    layer = Normalization().adapted(x)
+    model = lm.Sequential([layer], input_shape=1)
+    np.testing.assert_allclose(model.predict(x)[:, 0], [-1.342, -0.447, 0.447, 1.342], atol=1e-3)
+    np.testing.assert_allclose(model.predict(x).mean(), 0.0, atol=1e-7)
+    export(model, tmp_path / "model.onnx", samples=x)
+
+
 def test_constant_features_are_only_shifted_and_one_number_may_stand_for_all():
     model = lm.Sequential([Normalization((5.0, 1.0), (0.0, 4.0))], input_shape=2)
     np.testing.assert_array_equal(model.predict([[5.0, 5.0], [6.0, 1.0]]), [[0.0, 2.0], [1.0, 0.0]])
@@ -64,6 +94,7 @@ def test_what_is_refused():
     for data, words in (
         (np.zeros((0, 3)), r"expected numbers, got \(0, 3\)"),
         (["a"], "expected numbers"),
+        ([[1.0, 2.0], [3.0]], "expected numbers, got something that is no rectangular array"),
         ([[1.0, np.nan]], "NaN or infinity"),
         ([1.0, 2.0], "axis=-1 among the axes after that of the samples"),
     ):

@@ -40,7 +40,7 @@ def gru_cell(x, states, w):
 def walked(cell, x, length, states, weights, reverse):
     """One sequence, step by step: outputs in the order of time, 0 after its end, and the last states."""
     ys = np.zeros((len(x), len(states[0])))
-    for t in range(length)[:: -1 if reverse else 1]:
+    for t in range(min(length, len(x)))[:: -1 if reverse else 1]:
         states = cell(x[t], states, weights)
         ys[t] = states[0]
     return ys, states
@@ -58,7 +58,7 @@ CELLS = {
 def model_of(layer, *, lengths=False, states=0, steps=T, rng=None):
     """A model of a layer alone in float64, its parameters drawn from ``rng``."""
     nodes = [lm.Input((steps, F))]
-    nodes += [lm.Input((), dtype="int64", low=1, high=T + 1)] if lengths else []
+    nodes += [lm.Input((), dtype="int64", low=0)] if lengths else []
     nodes += [lm.Input((U,)) for _ in range(states)]
     model = lm.Model(nodes, layer(*nodes), dtype="float64")
     if rng is not None:
@@ -76,7 +76,7 @@ def weights_of(model, layer=""):
 def test_every_step_follows_the_formula_and_sequences_end_where_they_say(kind, reverse):
     make, cell, count = CELLS[kind]
     rng = np.random.default_rng(len(kind))
-    x, lengths = rng.normal(size=(5, T, F)), np.array([6, 1, 3, 5, 2])
+    x, lengths = rng.normal(size=(5, T, F)), np.array([6, 1, 3, 0, T + 3])
     states = [rng.normal(size=(5, U)) for _ in range(count)]
     model = model_of(make(return_state=True, reverse=reverse), lengths=True, states=count, rng=rng)
     y, *last = model.predict((x, lengths, *states))
@@ -208,6 +208,28 @@ def test_a_frozen_layer_is_frozen_in_both_directions():
     model = lm.Sequential([Bidirectional(RNN(2, return_sequences=False).frozen()), Dense(1)], input_shape=(T, F))
     _, gradients, _ = model.gradients(np.ones((2, T, F)), np.ones((2, 1)), loss="mean_squared_error")
     assert list(gradients) == ["dense_1.kernel", "dense_1.bias"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+def test_lengths_of_0_and_beyond_the_end_mean_the_same_in_onnx(kind, reverse, dtype, tmp_path):
+    make, _, count = CELLS[kind]
+    nodes = [lm.Input(("T", F)), lm.Input((), dtype="int32"), *(lm.Input((U,)) for _ in range(count))]
+    model = lm.Model(nodes, make(return_state=True, reverse=reverse, truncate=2)(*nodes), dtype=dtype)
+    lamella_onnx.export(model, tmp_path / "model.onnx")
+    rng = np.random.default_rng(8)
+    lengths = np.array([3, 0, T + 1, 2**31 - 1, -1, T], "int32")
+    given = (rng.normal(size=(6, T, F)), lengths, *(rng.normal(size=(6, U)) for _ in range(count)))
+    given = tuple(x if x.dtype == "int32" else x.astype(dtype) for x in given)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    got = session.run(None, dict(zip(model.input_names, given, strict=True)))
+    for a, b in zip(got, model.predict(given), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    whole = (given[0], np.array([3, 0, T, T, 0, T], "int32"), *given[2:])
+    targets = [np.zeros((6, T, U)), *[np.zeros((6, U))] * count]
+    a, b = (model.gradients(x, targets, loss="mean_squared_error")[2] for x in (given, whole))
+    np.testing.assert_array_equal(a[0], b[0])  # truncation in reverse counts from the end
 
 
 def test_exports_run_on_any_batch_and_any_time(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from lamella.errors import ArgumentError, did_you_mean
 
-__all__ = ["choice", "fraction", "number", "pair", "positive"]
+__all__ = ["choice", "flag", "fraction", "number", "pair", "positive"]
 
 
 def positive(value: Any, name: str, *, minimum: int = 1) -> int:
@@ -68,6 +68,13 @@ def fraction(value: Any, name: str) -> float:
     if not 0.0 <= result < 1.0:
         raise ArgumentError(f"{name}: expected a fraction in [0, 1), got {value!r}")
     return result
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return ``value`` if it is True or False; words and numbers would only look like one of them."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name}: expected True or False, got {value!r}")
+    return value
 
 
 def choice(value: Any, name: str, known: Iterable[str]) -> str:

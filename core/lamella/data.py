@@ -58,6 +58,9 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
         if isinstance(want, str) and sizes.setdefault(want, (have, name))[0] != have:
             size, other = sizes[want]
             raise DataError(f"{where}, got {got}; axis {want!r} has {size} in input {other!r}")
+    for want, have in zip(spec.shape[1:], array.shape[1:], strict=True):
+        if isinstance(want, str) and have == 0:
+            raise DataError(f"{where}, got {got}; axis {want!r} has nothing in it, and only the batch may be empty")
     kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}[np.dtype(spec.dtype).kind]
     if array.dtype.kind not in kinds:
         fix = f"convert it with .astype({spec.dtype!r})" if array.dtype.kind in "fiub" else "give numbers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ __all__ = ["ArrayDeclaration", "ArraySpec", "Declare", "Layer", "snake_case"]
 
 FLOATS = ("float32", "float64")
 DTYPES = (*FLOATS, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_MOST = 1 << 48  # numbers in an array; NumPy's own words for more are about dimensions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +159,8 @@ class Declare:
                     f"array {name!r} has shape {shape!r}; axis {axis} must be a known size. "
                     "An axis named by a string (the batch, or a symbolic time axis) can't size a parameter."
                 )
+        if math.prod(shape) > _MOST:
+            raise GraphError(f"array {name!r} has shape {shape!r}, which no memory holds")
         if not isinstance(initializer, str) and not callable(initializer):
             raise GraphError(
                 f"array {name!r}: initializer: expected a registered name or a function (rng, shape, fan_in, fan_out) "

@@ -492,13 +492,14 @@ def reshape(g: Graph, x: Any, /, shape: Any, *, copy: bool | None = None) -> Any
 
 
 def _target(g: Graph, x: Traced, shape: tuple[Size, ...]) -> Any:
-    """What Reshape is told: 0 copies the size at the same place, and one -1 takes what is left."""
+    """What Reshape is told: 0 copies the size at the same place, or one -1 takes what is left."""
     if any(isinstance(size, int) and size == 0 for size in (*x.shape, *shape)):
         raise TraceError(f"xp.reshape from {x.shape} to {shape}: an array without elements")
     kept = [0 if isinstance(n, Dim) and k < x.ndim and same_size(n, x.shape[k]) else n for k, n in enumerate(shape)]
-    if sum(isinstance(size, Dim) for size in kept) <= 1:
+    left = sum(isinstance(size, Dim) for size in kept)
+    if left == 0 or (left == 1 and not any(isinstance(size, int) and size == 0 for size in kept)):
         return np.array([-1 if isinstance(size, Dim) else size for size in kept], "int64")
-    return g.sizes(shape)
+    return g.sizes(shape)  # what is left beside a copy of the size 0, that of an empty batch, could be anything
 
 
 @_function

@@ -33,7 +33,7 @@ class Activation(lm.Layer):
 
     Raises:
         RegistryError: if no plugin gives the name.
-        ArgumentError: if ``axis`` is given to an elementwise function.
+        ArgumentError: if ``axis`` is no int, or given to an elementwise function.
         GraphError: if the function would run along the batch axis.
 
     Source: https://onnx.ai/onnx/operators/
@@ -52,6 +52,8 @@ class Activation(lm.Layer):
         self.has_axis = "axis" in inspect.signature(self.function.forward).parameters
         if axis is not None and not self.has_axis:
             raise lm.ArgumentError(f"axis={axis!r}: {function!r} works on each number by itself; leave axis out")
+        if axis is not None and type(axis) is not int:
+            raise lm.ArgumentError(f"axis: expected an int, got {axis!r}")
         self.axis = -1 if axis is None else axis
         self.options = {"axis": self.axis} if self.has_axis else {}
 
@@ -101,7 +103,7 @@ class PReLU(lm.Layer):
     """
 
     def __init__(self, *, shared_axes: int | tuple[int, ...] | None = None, alpha_initializer: Any = "zeros"):
-        shared = () if shared_axes is None else (shared_axes,) if isinstance(shared_axes, int) else shared_axes
+        shared = () if shared_axes is None else shared_axes if isinstance(shared_axes, tuple) else (shared_axes,)
         self.shared_axes = tuple(positive(axis, "shared_axes") for axis in shared)
         if len(set(self.shared_axes)) < len(self.shared_axes):
             raise lm.ArgumentError(f"shared_axes: expected different axes, got {shared_axes!r}")

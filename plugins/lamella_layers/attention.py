@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import fraction, positive
+from lamella.arguments import flag, fraction, positive
 from lamella.primitives import softmax
 from lamella_layers.dense import Dense
 
@@ -64,7 +64,7 @@ class MultiHeadAttention(lm.Layer):
         self.heads, self.key_dim = positive(num_heads, "num_heads"), positive(key_dim, "key_dim")
         self.value_dim = self.key_dim if value_dim is None else positive(value_dim, "value_dim")
         self.attention = ScaledDotProductAttention(self.heads, causal=causal, dropout=dropout)
-        self.options = {"use_bias": use_bias, "kernel_initializer": kernel_initializer}
+        self.options = {"use_bias": flag(use_bias, "use_bias"), "kernel_initializer": kernel_initializer}
 
     def expand(self, *nodes: lm.Node) -> Any:
         mask = [node for node in nodes[-1:] if node.spec.dtype == "bool"]
@@ -113,7 +113,7 @@ class ScaledDotProductAttention(lm.Layer):
     """
 
     def __init__(self, num_heads: int = 1, *, causal: bool = False, dropout: float = 0.0):
-        self.heads, self.causal = positive(num_heads, "num_heads"), causal
+        self.heads, self.causal = positive(num_heads, "num_heads"), flag(causal, "causal")
         self.dropout = fraction(dropout, "dropout")
 
     def build(

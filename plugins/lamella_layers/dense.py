@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import positive
+from lamella.arguments import flag, positive
 from lamella_layers.activation import Activation
 
 __all__ = ["Dense"]
@@ -42,7 +42,7 @@ class Dense(lm.Layer):
         kernel_initializer: Any = "glorot_uniform",
     ):
         self.units = positive(units, "units")
-        self.use_bias = use_bias
+        self.use_bias = flag(use_bias, "use_bias")
         self.activation = None if activation is None else Activation(activation)
         self.kernel_initializer = kernel_initializer
 

@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Any
 
 import lamella as lm
+from lamella.arguments import flag
 from lamella.primitives import Primitive
 
 __all__ = [
@@ -283,7 +284,7 @@ class Dot(lm.Layer):
         if len(both) != 2:
             raise lm.ArgumentError(f"axes: expected an int or two ints, got {axes!r}")
         self.axes = tuple(_axis_argument(axis, "axes") for axis in both)
-        self.normalize = normalize
+        self.normalize = flag(normalize, "normalize")
 
     def build(self, declare: lm.Declare, *inputs: lm.ArraySpec) -> lm.ArraySpec:
         if len(inputs) != 2:

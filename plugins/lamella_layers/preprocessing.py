@@ -9,10 +9,12 @@ import numpy as np
 
 import lamella as lm
 from lamella.arguments import number
+from lamella.data import as_array
 
 __all__ = ["Normalization", "Rescaling"]
 
 _BLOCK = 1 << 20  # how many numbers are brought to float64 at a time
+_NEAR = 2.0**62  # differences that 64 bits hold, even if they were rounded before they were compared
 
 
 class Rescaling(lm.Layer):
@@ -23,6 +25,9 @@ class Rescaling(lm.Layer):
         offset: added afterwards.
 
     Shapes: any numbers -> the same, in the model's float type.
+
+    Integers become floats first: in float32, those beyond 2^24 are rounded to 24 bits, and an ``offset`` does not bring
+    back what they lost. `Normalization` subtracts from integers before it rounds.
 
     Raises:
         ArgumentError: if ``scale`` or ``offset`` is not a finite number.
@@ -61,6 +66,10 @@ class Normalization(lm.Layer):
             and sequences, 1 for the channels of images. With None there is one mean and variance for all numbers.
 
     Shapes: (N, ...) of any numbers -> the same, in the model's float type.
+
+    Nothing is lost where numbers are far from 0 and close to their mean, such as time stamps: from integers of 32 and
+    64 bits the whole part of the mean is subtracted in 64 bits before they become floats, and the mean is no rounded
+    float32. An input of ``dtype="int64"`` takes them; as float32 they would be rounded before the layer sees them.
 
     Raises:
         ArgumentError: if only one of ``mean`` and ``variance`` is given, their shapes differ, they are not finite, or
@@ -107,7 +116,7 @@ class Normalization(lm.Layer):
 
     def adapted(self, data: Any) -> Self:
         """Return a copy of the layer with the mean and the (biased) variance of data, whose axis 0 counts samples."""
-        array = np.asarray(data)
+        array = as_array(data, "Normalization.adapted: expected numbers")
         if array.dtype.kind not in "fiub" or not array.size:
             raise lm.DataError(f"Normalization.adapted: expected numbers, got {array.shape} {array.dtype}")
         axes = self._axes(array.ndim)
@@ -160,21 +169,38 @@ class Normalization(lm.Layer):
         return x.replace(dtype=declare.dtype, low=None, high=None)
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
-        mean, scale = self._beside(ctx, x)
-        return (ctx.xp.astype(x, ctx.dtype) - mean) * scale
+        return self._centered(ctx, x) * self._beside(ctx, x, self._scale())
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
-        return dy * self._beside(ctx, dy)[1]
+        return dy * self._beside(ctx, dy, self._scale())
 
-    def _beside(self, ctx: lm.Context, x: Any) -> tuple[Any, ...]:
-        """Mean and scale in the shape that goes with ``x``."""
-        assert self.mean is not None
+    def _scale(self) -> Any:
         assert self.variance is not None
-        axes = self._axes(x.ndim) if self.mean.ndim else ()
-        sizes = dict(zip(axes or (), self.mean.shape, strict=True))
+        return 1.0 / np.sqrt(np.where(self.variance > 0.0, self.variance, 1.0))
+
+    def _centered(self, ctx: lm.Context, x: Any) -> Any:
+        """``x - mean`` for a mean that is rounded neither to float32 nor, beside wide integers, to floats at all."""
+        xp, mean = ctx.xp, self.mean
+        assert mean is not None
+        center = mean.astype("float32").astype("float64") if ctx.dtype == xp.float32 else mean
+        d = xp.astype(x, ctx.dtype) - self._beside(ctx, x, center)
+        if (center != mean).any():
+            d = d - self._beside(ctx, x, mean - center)
+        if x.dtype not in (xp.int32, xp.int64, xp.uint32, xp.uint64):  # floats hold all others
+            return d
+        # differences modulo 2^64 are right where they are near; where not, those of floats are
+        whole = np.rint(mean)
+        wrapped = np.array([int(m) % 2**64 for m in whole.flat], "uint64").astype("int64").reshape(whole.shape)
+        near = xp.astype(xp.astype(x, xp.int64) - self._beside(ctx, x, wrapped, xp.int64), ctx.dtype)
+        near = near - self._beside(ctx, x, mean - whole)
+        return xp.where(xp.abs(d) < _NEAR, near, d)
+
+    def _beside(self, ctx: lm.Context, x: Any, array: Any, dtype: Any = None) -> Any:
+        """Numbers for each feature in the shape that goes with ``x``."""
+        axes = self._axes(x.ndim) if array.ndim else ()
+        sizes = dict(zip(axes or (), array.shape, strict=True))
         shape = tuple(sizes.get(k, 1) for k in range(min(sizes, default=x.ndim), x.ndim))
-        scale = 1.0 / np.sqrt(np.where(self.variance > 0.0, self.variance, 1.0))
-        return tuple(ctx.xp.asarray(a.reshape(shape), dtype=ctx.dtype) for a in (self.mean, scale))
+        return ctx.xp.asarray(array.reshape(shape), dtype=ctx.dtype if dtype is None else dtype)
 
 
 def _numbers(value: Any, name: str) -> Any:
@@ -214,5 +240,11 @@ def lamella_specimens() -> list[Any]:
             ),
         ),
         Specimen(Normalization((90.0, 140.0), (40.0, 900.0), axis=1), (image,), ("Cast", "Sub", "Mul"), docs=docs),
+        Specimen(
+            Normalization((1.7e9 + 0.3, 1.6e9), (1e4, 1e5)),
+            (lm.ArraySpec(("N", 2), "int64", low=1_699_999_000, high=1_700_001_000),),
+            ("Cast", "Sub", "Sub", "Sub", "Cast", "Sub", "Abs", "Less", "Where", "Mul"),
+            docs=docs,
+        ),
         Specimen(Normalization(0.5, 4.0, axis=None), (lm.ArraySpec(("N", "T", 2)),), ("Sub", "Mul"), docs=docs),
     ]

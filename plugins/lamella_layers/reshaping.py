@@ -112,7 +112,8 @@ class Permute(lm.Layer):
     """
 
     def __init__(self, dims: tuple[int, ...]):
-        if not isinstance(dims, tuple) or sorted(dims) != list(range(1, len(dims) + 1)):
+        ints = isinstance(dims, tuple) and all(type(axis) is int for axis in dims)
+        if not ints or sorted(dims) != list(range(1, len(dims) + 1)):
             raise lm.ArgumentError(
                 f"dims: expected each of the axes 1, 2, ... once, such as (2, 1), got {dims!r}; the batch, axis 0, "
                 "stays where it is"

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import pair, positive
+from lamella.arguments import flag, pair, positive
 from lamella_layers.activation import Activation
 from lamella_layers.convolution.primitives import conv, conv_dw, conv_transpose, sum_pixels
 from lamella_layers.windows import Padding, Windows, image_shape, padding_argument, window_argument
@@ -41,7 +41,7 @@ class _Convolution(lm.Layer):
         self.padding = padding_argument(padding, self.axes)
         self.dilation_rate = window_argument(dilation_rate, "dilation_rate", self.axes)
         self.groups = positive(groups, "groups")
-        self.use_bias = use_bias
+        self.use_bias = flag(use_bias, "use_bias")
         self.activation = None if activation is None else Activation(activation)
         self.kernel_initializer = kernel_initializer
         if self.filters % self.groups:

@@ -20,10 +20,11 @@ def lamella_layers() -> dict[str, type]:
 def lamella_specimens() -> list[Any]:
     from lamella.testing import Specimen
 
-    x, lengths, h = lm.ArraySpec(("N", "T", 3)), lm.ArraySpec(("N",), "int64", low=1, high=6), lm.ArraySpec(("N", 2))
+    x, lengths, h = lm.ArraySpec(("N", "T", 3)), lm.ArraySpec(("N",), "int64", low=0, high=6), lm.ArraySpec(("N", 2))
     docs = {name: f"https://onnx.ai/onnx/operators/onnx__{name}.html" for name in ("RNN", "LSTM", "GRU")}
     plain = ("Transpose", "Transpose", "Unsqueeze", "Transpose", "Unsqueeze", "Concat", "Unsqueeze")
     ordered, whole = (*plain, "Gather", "Gather", "Gather"), ("Squeeze", "Transpose")
+    cut_off, none = ("Shape", "Squeeze", "Clip"), ("Greater", "Unsqueeze")  # of lengths, and where they are 0
     refuses = (
         ((lm.ArraySpec(("N", 3)),), "timesteps, features"),
         ((lm.ArraySpec(("N", "T", "F")),), "known number of features"),
@@ -37,7 +38,7 @@ def lamella_specimens() -> list[Any]:
         Specimen(
             RNN(2, activation="relu", reverse=True),
             (x, lengths, h),
-            (*plain, "Cast", "Unsqueeze", "RNN", *whole),
+            (*plain, *cut_off, "Cast", "Unsqueeze", "RNN", *whole),
             docs=docs["RNN"],
         ),
         Specimen(
@@ -52,7 +53,7 @@ def lamella_specimens() -> list[Any]:
         Specimen(
             LSTM(2, return_state=True),
             (x, lengths, h, h),
-            (*ordered, "Cast", "Unsqueeze", "Unsqueeze", "LSTM", *whole, "Squeeze", "Squeeze"),
+            (*ordered, *cut_off, "Cast", *("Unsqueeze", "Squeeze", "Where") * 2, "LSTM", *whole, *none),
             docs=docs["LSTM"],
         ),
         Specimen(LSTM(2, reverse=True, truncate=3, return_sequences=False), (x, lengths), docs=docs["LSTM"], **cut),
@@ -60,7 +61,7 @@ def lamella_specimens() -> list[Any]:
         Specimen(
             GRU(2, return_state=True, reverse=True),
             (x, lengths, h),
-            (*plain, "Cast", "Unsqueeze", "GRU", *whole, "Squeeze"),
+            (*plain, *cut_off, "Cast", "Unsqueeze", "GRU", *whole, "Squeeze", "Where", *none),
             docs=docs["GRU"],
             refuses=refuses,
         ),
@@ -68,7 +69,7 @@ def lamella_specimens() -> list[Any]:
         Specimen(
             Bidirectional(LSTM(2)),
             (x, lengths),
-            (*(*ordered, "Cast", "LSTM", *whole) * 2, "Concat"),
+            (*(*ordered, "Clip", "Cast", "LSTM", *whole) * 2, "Shape", "Squeeze", "Concat"),
             docs=docs["LSTM"],
         ),
         Specimen(

@@ -14,7 +14,7 @@ import numpy as np
 
 import lamella as lm
 from lamella import registry
-from lamella.arguments import choice, positive
+from lamella.arguments import choice, flag, positive
 from lamella_layers.recurrent.steps import gru_step, gru_step_dx, lstm_step, lstm_step_dx
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent", "recurrence"]
@@ -54,11 +54,11 @@ class Recurrent(lm.Layer):
         recurrent_initializer: Any = "orthogonal",
     ):
         self.units = positive(units, "units")
-        self.return_sequences = return_sequences
-        self.return_state = return_state
-        self.reverse = reverse
+        self.return_sequences = flag(return_sequences, "return_sequences")
+        self.return_state = flag(return_state, "return_state")
+        self.reverse = flag(reverse, "reverse")
         self.truncate = None if truncate is None else positive(truncate, "truncate")
-        self.use_bias = use_bias
+        self.use_bias = flag(use_bias, "use_bias")
         self.kernel_initializer = kernel_initializer
         self.recurrent_initializer = recurrent_initializer
 
@@ -88,7 +88,7 @@ class Recurrent(lm.Layer):
         if lengths is not None and not np.issubdtype(lengths.dtype, np.integer):
             raise lm.GraphError(
                 f"expected the lengths of the sequences as integers (N,), got {lengths}. Likely fix: "
-                "Input((), dtype='int64', low=1, high=timesteps + 1)"
+                "Input((), dtype='int64', low=0, high=timesteps + 1)"
             )
         state = lm.ArraySpec(("N", self.units), x.dtype)
         if initial and [(s.shape, s.dtype) for s in initial] != [(state.shape, state.dtype)] * len(self.states):
@@ -191,7 +191,7 @@ class Recurrent(lm.Layer):
         """(T, N or 1, 1): 0 for the first step of each chunk but the first, through which no gradient goes on."""
         steps = xp.arange(given.x.shape[1])[:, None, None]
         if self.reverse:  # counted from the end of each sequence
-            steps = xp.flip(steps, axis=0) if given.lengths is None else _lengths(xp, given) - 1 - steps
+            steps = xp.flip(steps, axis=0) if given.lengths is None else _lengths(xp, given)[None, :, None] - 1 - steps
         return xp.astype((steps % self.truncate != 0) | (steps == 0), given.x.dtype)
 
 
@@ -201,13 +201,13 @@ def _by_gate(xp: Any, kernel: Any, units: int) -> Any:
 
 
 def _lengths(xp: Any, given: Sequences) -> Any:
-    """(1, N, 1)."""
-    return xp.astype(given.lengths, xp.int64)[None, :, None]
+    """How many steps of each sequence there are, (N,): what is more than all of them, is all."""
+    return xp.clip(xp.astype(given.lengths, xp.int64), 0, given.x.shape[1])
 
 
 def _valid(xp: Any, given: Sequences) -> Any:
     """(T, N, 1): whether a sequence has a step."""
-    return xp.arange(given.x.shape[1])[:, None, None] < _lengths(xp, given)
+    return xp.arange(given.x.shape[1])[:, None, None] < _lengths(xp, given)[None, :, None]
 
 
 def walk(
@@ -250,9 +250,10 @@ def recurrence(xp: Any, layer: Recurrent, params: Any, given: Sequences) -> tupl
 @recurrence.kernel("onnx")
 def _(xp: Any, layer: Recurrent, params: Any, given: Sequences) -> tuple[Any, States]:
     """The native operator: https://onnx.ai/onnx/operators/. Onnxruntime has it for float32."""
-    x, lengths, initial = given
+    x, _, initial = given
     if x.dtype != xp.float32:
         return recurrence.reference(xp, layer, params, given)  # type: ignore[no-any-return]
+    lengths = None if given.lengths is None else _lengths(xp, given)
     rows, steps, units = x.shape[0], x.shape[1], layer.units
     order = [layer.gates.index(gate) * units + k for gate in layer.onnx_gates for k in range(units)]
 
@@ -283,7 +284,11 @@ def _(xp: Any, layer: Recurrent, params: Any, given: Sequences) -> tuple[Any, St
     )
     # (T, 1, N, units) -> (N, T, units)
     y = xp.permute_dims(xp.squeeze(y, axis=1), (1, 0, 2)) if layer.return_sequences else None
-    return y, tuple(xp.squeeze(s, axis=0) for s in last)
+    last = [xp.squeeze(s, axis=0) for s in last]
+    if lengths is not None and initial:  # onnxruntime makes the last state of a sequence without steps 0
+        some = lengths[:, None] > 0
+        last = [xp.where(some, after, before) for after, before in zip(last, initial, strict=True)]
+    return y, tuple(last)
 
 
 class RNN(Recurrent):
@@ -301,9 +306,10 @@ class RNN(Recurrent):
         kernel_initializer: how ``W`` starts.
         recurrent_initializer: how ``R`` starts; ``b`` starts at zero.
 
-    Inputs: x; then, if sequences have different lengths, these as integers (N,), at least 1; then, if it is not zero,
-    the h to begin with (N, units). After the end of a sequence outputs are 0, and its last state is that of its own
-    last step.
+    Inputs: x; then, if sequences have different lengths, these as integers (N,); then, if it is not zero, the h to
+    begin with (N, units). After the end of a sequence outputs are 0, and its last state is that of its own last step:
+    with the length 0, the one that it begins with. A length of more than ``timesteps`` means all of them; an input
+    with ``low=0, high=timesteps + 1`` refuses it.
 
     Shapes: (N, timesteps, features) -> (N, timesteps, units), or (N, units) without ``return_sequences``. Parameters:
     ``kernel`` (features, units), ``recurrent_kernel`` (units, units), ``bias`` (units,).
@@ -383,13 +389,16 @@ class LSTM(Recurrent):
         kernel_initializer: how ``W`` starts.
         recurrent_initializer: how ``R`` starts; ``b`` starts at zero, but at one for the forget gate.
 
-    Inputs: x; then, if sequences have different lengths, these as integers (N,), at least 1; then, if they are not
-    zero, the h and c to begin with, (N, units) each. After the end of a sequence outputs are 0, and its last states
-    are those of its own last step.
+    Inputs: x; then, if sequences have different lengths, these as integers (N,); then, if they are not zero, the h and
+    c to begin with, (N, units) each. After the end of a sequence outputs are 0, and its last states are those of its
+    own last step: with the length 0, those that it begins with. A length of more than ``timesteps`` means all of them;
+    an input with ``low=0, high=timesteps + 1`` refuses it.
 
     Shapes: (N, timesteps, features) -> (N, timesteps, units), or (N, units) without ``return_sequences``. Parameters:
     ``kernel`` (features, 4 units), ``recurrent_kernel`` (units, 4 units), ``bias`` (4 units,), in blocks i, f, c, o as
     in Keras (and PyTorch, whose bias is the sum of two); ONNX has i, o, f, c.
+
+    Onnxruntime's LSTM ends the process, without an error, where a batch has no rows: give a file one at least.
 
     Raises:
         ArgumentError: if ``units`` or ``truncate`` is no positive int.
@@ -400,7 +409,7 @@ class LSTM(Recurrent):
     https://proceedings.mlr.press/v37/jozefowicz15.html
 
     >>> import lamella as lm
-    >>> sequence, length = lm.Input(("T", 3)), lm.Input((), dtype="int64", low=1, high=6)
+    >>> sequence, length = lm.Input(("T", 3)), lm.Input((), dtype="int64", low=0, high=6)
     >>> h, last, cell = LSTM(4, return_state=True)(sequence, length)
     >>> h.shape, cell.shape
     (('N', 'T', 4), ('N', 4))
@@ -438,14 +447,18 @@ class GRU(Recurrent):
         kernel_initializer: how ``W`` starts.
         recurrent_initializer: how ``R`` starts; both biases start at zero.
 
-    Inputs: x; then, if sequences have different lengths, these as integers (N,), at least 1; then, if it is not zero,
-    the h to begin with (N, units). After the end of a sequence outputs are 0, and its last state is that of its own
-    last step.
+    Inputs: x; then, if sequences have different lengths, these as integers (N,); then, if it is not zero, the h to
+    begin with (N, units). After the end of a sequence outputs are 0, and its last state is that of its own last step:
+    with the length 0, the one that it begins with. A length of more than ``timesteps`` means all of them; an input
+    with ``low=0, high=timesteps + 1`` refuses it.
 
     Shapes: (N, timesteps, features) -> (N, timesteps, units), or (N, units) without ``return_sequences``. Parameters:
     ``kernel`` (features, 3 units), ``recurrent_kernel`` (units, 3 units), ``bias`` and ``recurrent_bias`` (3 units,),
     in blocks z, r, h as in Keras, whose bias has both in its rows, and as in ONNX with ``linear_before_reset=1``;
     PyTorch has r, z, h.
+
+    Onnxruntime's GRU ends the process, without an error, where a batch has no rows or no steps: give a file one at
+    least.
 
     Raises:
         ArgumentError: if ``units`` or ``truncate`` is no positive int.
