@@ -432,7 +432,8 @@ def configuration(rng: np.random.Generator, kind: type) -> Specimen:
             subject, *specs = GENERATORS[kind](draw)
             if isinstance(subject, lm.Layer):
                 subject = subject.frozen() if draw.chance(0.1) else subject
-                subject(*(lm.Input(x.shape[1:], x.dtype) for x in specs))
+                nodes = [lm.Input(x.shape[1:], x.dtype) for x in specs]
+                lm.Model(nodes, subject(*nodes))
         except (lm.ArgumentError, lm.GraphError):
             continue
         if getattr(getattr(subject, "layer", subject), "truncate", None) is None:
