@@ -23,7 +23,7 @@ class Dense(lm.Layer):
     Shapes: (N, ..., features) -> (N, ..., units). Parameters: ``kernel`` (features, units), ``bias`` (units,).
 
     Raises:
-        GraphError: if the input has no feature axis beside the batch, or one of unknown size, or holds integers.
+        GraphError: if the input has no feature axis beside the batch, or one of size 0 or of unknown size, or integers.
 
     Source: https://onnx.ai/onnx/operators/onnx__MatMul.html
 
@@ -53,10 +53,10 @@ class Dense(lm.Layer):
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         features = x.shape[-1]
-        if len(x.shape) < 2 or not isinstance(features, int) or not x.is_float:
+        if len(x.shape) < 2 or not isinstance(features, int) or not features or not x.is_float:
             raise lm.GraphError(
-                f"expected floats (N, ..., features) with a known number of features, got {x}. Likely fix: Flatten() "
-                "or Reshape((..., features)) before this layer, or x.astype('float32') for integers"
+                f"expected floats (N, ..., features) with a known number of features, one or more, got {x}. Likely "
+                "fix: Flatten() or Reshape((..., features)) before this layer, or x.astype('float32') for integers"
             )
         declare.parameter(
             "kernel", (features, self.units), self.kernel_initializer, fan_in=features, fan_out=self.units
@@ -99,6 +99,7 @@ def lamella_specimens() -> list[Any]:
             refuses=(
                 ((lm.ArraySpec(("N",)),), "features"),
                 ((lm.ArraySpec(("N", "T")),), "known number of features"),
+                ((lm.ArraySpec(("N", 0)),), "a known number of features, one or more, got (N, 0)"),
                 ((x.replace(dtype="int64", low=0, high=9),), "astype"),
             ),
         ),
