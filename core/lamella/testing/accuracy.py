@@ -23,6 +23,8 @@ PROBES: dict[str, Any] = {
     "random values, batch of 2": lambda case: case.draw(2),
     "values up to 100": lambda case: case.draw(3, scale=30.0),
     "values up to 1e3": lambda case: case.draw(3, scale=300.0),
+    "values around 1e3": lambda case: case.draw(7, offset=1e3),
+    "small values": lambda case: case.draw(3, scale=1e-4),
     "zeros": lambda case: case.constant(2, 0.0),
     "ones": lambda case: case.constant(2, 1.0),
 }

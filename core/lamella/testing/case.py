@@ -111,7 +111,9 @@ class Case:
             self.layer: Any = LossLayer(specimen.subject)
             prepared = self._prepare(self._numbers(2, np.random.default_rng(seed), 1.0))[1]
             kind = "float32" if prepared.dtype.kind == "f" else str(prepared.dtype)
-            specs = (specs[0], ArraySpec(("N", *prepared.shape[1:]), kind))
+            alike = next((spec.shape for spec in reversed(specs) if len(spec.shape) == prepared.ndim), prepared.shape)
+            shape = [own if isinstance(own, str) else n for own, n in zip(alike, prepared.shape, strict=True)]
+            specs = (specs[0], ArraySpec(("N", *shape[1:]), kind))
         else:
             self.layer = specimen.subject
         self.specs = specs
@@ -201,19 +203,40 @@ class Case:
         if (dtype, backend) not in self._models:
             nodes = self.nodes()
             model = Model(nodes, self.layer(*nodes), dtype=dtype, seed=self.seed, backend=backend)
+            self._models[dtype, backend] = model
             if self._values is None:
-                rng = np.random.default_rng([self.seed, 1])
-                moved = {name: v + 0.3 * rng.standard_normal(v.shape) for name, v in model.parameters.items()}
-                self._values = {name: self._shorten(value).astype("float32") for name, value in moved.items()}
+                self._values = self._moved(model)
             for name, value in self._values.items():
                 model.parameters[name] = value
-            self._models[dtype, backend] = model
             if self._state is None:
                 self._state = {}  # while it is being found
                 self._state = self._trained()
             for name, value in self._state.items():
                 model.state[name] = value
         return self._models[dtype, backend]
+
+    def _moved(self, model: Model) -> dict[str, Array]:
+        """Other parameters than the initial ones: larger ones only, or those, where the layer gives no numbers else."""
+        rng = np.random.default_rng([self.seed, 1])
+        initial = dict(model.parameters)
+        noise = {name: 0.3 * rng.standard_normal(value.shape) for name, value in initial.items()}
+        candidates = []
+        for move in (np.positive, np.abs, np.zeros_like):
+            moved = {name: self._shorten(value + move(noise[name])) for name, value in initial.items()}
+            candidates.append({name: value.astype("float32") for name, value in moved.items()})
+            for name, value in candidates[-1].items():
+                model.parameters[name] = value
+            if self._is_finite(model):
+                return candidates[-1]
+        return candidates[0]
+
+    def _is_finite(self, model: Model) -> bool:
+        try:
+            inputs = tuple(map(model.device.asarray, self.cast(model.dtype, self.draw(5))))
+            outputs = infer(model.program, model.device.xp, model.arrays(), inputs)
+        except Exception:  # the layer's own code may raise anything, which a law will tell
+            return True
+        return all(np.isfinite(model.device.asnumpy(y)).all() for y in outputs)
 
     def _trained(self) -> dict[str, Array]:
         """State after some steps of training: no other values are known to be valid, as variances have to be."""
@@ -233,16 +256,16 @@ class Case:
         """The parameters of all models."""
         return dict(self.model().parameters)
 
-    def draw(self, rows: int, *, scale: float | None = 1.0, attempt: int = 0) -> tuple[Array, ...]:
+    def draw(self, rows: int, *, scale: float | None = 1.0, attempt: int = 0, offset: float = 0.0) -> tuple[Array, ...]:
         """Random inputs, floats as float32 numbers, scattered in memory.
 
-        Floats are normal with standard deviation ``scale`` and at most 1e3 in size, or within what their spec allows:
+        Floats are normal around ``offset`` with deviation ``scale``, at most 1e3 off, or within what their spec allows:
         uniform between two limits, on the allowed side of one. Without a scale they are multiples of one half from
         -2 to 2, or nine values between two limits, so that there are ties, zeros and halves among them.
         """
         rows = min(rows, self.most or rows)
         rng = np.random.default_rng([self.seed, 2, rows, attempt])
-        return tuple(map(scattered, self._prepare(self._numbers(rows, rng, scale))))
+        return tuple(map(scattered, self._prepare(self._numbers(rows, rng, scale, offset))))
 
     def constant(self, rows: int, value: float) -> tuple[Array, ...]:
         """Inputs whose floats are all one value, or the nearest that their spec allows."""
@@ -251,12 +274,14 @@ class Case:
             for k, (x, spec) in enumerate(zip(self.draw(rows), self.specs, strict=True))
         )
 
-    def _numbers(self, rows: int, rng: np.random.Generator, scale: float | None) -> tuple[Any, ...]:
+    def _numbers(
+        self, rows: int, rng: np.random.Generator, scale: float | None, offset: float = 0.0
+    ) -> tuple[Any, ...]:
         drawn = []
         for spec in self.specimen.inputs:
             shape = tuple(rows if n == "N" else self.sizes[n] if isinstance(n, str) else n for n in spec.shape)
             if spec.is_float:
-                drawn.append(self._floats(spec, shape, rng, scale))
+                drawn.append(self._floats(spec, shape, rng, scale, offset))
             elif spec.dtype == "bool":
                 drawn.append(rng.integers(0, 2, shape).astype(bool))
             else:
@@ -265,7 +290,9 @@ class Case:
                 drawn.append(rng.integers(low, high, shape).astype(spec.dtype))
         return tuple(drawn)
 
-    def _floats(self, spec: ArraySpec, shape: tuple[int, ...], rng: np.random.Generator, scale: float | None) -> Array:
+    def _floats(
+        self, spec: ArraySpec, shape: tuple[int, ...], rng: np.random.Generator, scale: float | None, offset: float
+    ) -> Array:
         low, high = spec.low, spec.high
         if low is not None and high is not None:
             values = rng.uniform(low, high, shape) if scale else low + (high - low) * rng.integers(9, size=shape) / 8
@@ -275,6 +302,8 @@ class Case:
                 values = low + np.abs(values)
             if high is not None:
                 values = high - np.abs(values)
+            if (low, high) == (None, None):
+                values = values + offset
         return _within(spec, self._shorten(values).astype("float32"))
 
     def _shorten(self, values: Any) -> Any:
@@ -387,8 +416,10 @@ class Case:
         moved = [self.nudged(inputs, cotangents, attempt, **how) for attempt in range(3)]
         return {name: times * max(difference(value, other[name]) for other in moved) for name, value in exact.items()}
 
-    def start(self, dtype: str, inputs: Sequence[Any], *, training: bool = True) -> Callable[[], StepResult]:
-        """Run forward only; what is returned runs backward, whatever has been called in between."""
+    def start(
+        self, dtype: str, inputs: Sequence[Any], *, training: bool = True
+    ) -> tuple[tuple[Array, ...], Callable[[], StepResult]]:
+        """Run forward only: the outputs, and what runs backward, whatever has been called in between."""
         model = self.model(dtype)
         program, xp = model.program, model.device.xp
         cotangents = self.cast(dtype, self.cotangents(inputs))
@@ -405,7 +436,7 @@ class Case:
             _alone(backward(plan, xp, gradients, tape, given.__setitem__))
             return StepResult((), outputs, given, tuple(map(gradients.get, program.inputs)), updates)
 
-        return finish
+        return outputs, finish
 
     @staticmethod
     def cast(dtype: str, arrays: Sequence[Any]) -> tuple[Any, ...]:

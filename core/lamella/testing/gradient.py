@@ -16,9 +16,11 @@ from lamella.testing.relation import constant_factor, digits, factor_in_words, s
 
 __all__ = ["gradient"]
 
+TINY = 1e-290  # float64 has fewer digits below
 STEP = 1e-5  # of difference quotients; less where inputs lie within narrower limits than 1
 FINER = 1e-2  # of that, where the function turns too fast for it
 TOLERANCE = 1e-6
+EPS = float(np.finfo("float64").eps)
 MOST_INPUTS = 4  # of which every choice is asked for the gradients
 MOST_NUMBERS = 200  # whose slopes are taken one by one, to see what is wrong with a gradient
 
@@ -32,6 +34,7 @@ class _Mode(NamedTuple):
     rows: int
     scale: float
     how: dict[str, Any]
+    only: int | None = None  # the output that is looked at, if not all
 
 
 MODES = (
@@ -73,34 +76,50 @@ def gradient(case: Case) -> str:
     difference quotients from both sides disagree, the function has a kink there, and another point is drawn.
     """
     case.examine(_uses)
-    if case.specimen.gradient == "surrogate":
-        raise Skipped(f"declared a surrogate: {case.specimen.reason}")
-    if not any(spec.is_float for spec in case.model().output_specs):
+    smooth = [k for k, spec in enumerate(case.model().output_specs) if spec.is_float]
+    if not smooth:
         raise Skipped("no output is of floats, so there is no gradient")
+    if case.specimen.gradient == "surrogate":
+        for mode in MODES:
+            case.examine(_on_demand, mode)
+        raise Skipped(f"declared a surrogate: {case.specimen.reason}")
+    modes: tuple[_Mode, ...] = MODES
+    if len(smooth) > 1:  # a small output's share must not drown in that of a large one
+        modes += tuple(MODES[0]._replace(name=f"training mode, of output {k} alone", only=k) for k in smooth)
     inputs = case.draw(2)
     targets: list[Target] = [k for k, x in enumerate(inputs) if case.wants[k] and x.size]
     targets += list(case.step("float64", inputs, case.cotangents(inputs)).gradients)
-    errors = [case.examine(_examine, target) for target in targets]
+    errors = [case.examine(_examine, target, modes) for target in targets]
     if not case.findings:
         errors += [case.examine(_examine, target, (LARGE,)) for target in targets]
     if not case.findings:
         for sizes in case.other_sizes:
             errors += [case.examine(_at_sizes, sizes, target) for target in targets]
-        errors += [case.examine(_at_ties, mode) for mode in MODES if any(case.wants)]
+        errors += [case.examine(_at_ties, mode, zero) for mode in MODES if any(case.wants) for zero in (False, True)]
     if not targets:
         raise Skipped("the layer has neither parameters nor floating inputs")
     if not case.findings:  # else results with and without a wrong gradient say nothing new
         for mode in MODES:
             case.examine(_on_demand, mode)
+            case.examine(_linear, mode)
     return f"{len(targets)} gradient{'s' * (len(targets) > 1)} right, largest relative error {most(errors):.1e}"
 
 
 def _uses(case: Case) -> None:
-    """Every parameter changes something: what no output ever depends on is no parameter.
+    """Every parameter and state changes something: what no output ever depends on is no parameter.
 
     Not-a-number gets through where other values leave no mark, as in the softmax of a single number.
     """
     before = _outputs(case)
+    updated = case.step("float64", inputs := case.draw(3), case.cotangents(inputs)).updates
+    for name, value in dict(case.model().state).items():
+        if value.size and name not in updated and not _changes(case, before, name, np.nan * value):
+            own = name.rpartition(".")[2]
+            raise Broken(
+                f"state {own!r} is declared, but no step updates it, and no output depends on it",
+                subject=f"state {own!r}",
+                cause=f"ctx.update({own}=...) and ctx.state.{own} are missing. Use it, or do not declare it",
+            )
     for name, value in case.values.items():
         if value.size and not any(_changes(case, before, name, other) for other in (1.5 * value + 0.7, np.nan * value)):
             own = name.rpartition(".")[2]
@@ -112,14 +131,15 @@ def _uses(case: Case) -> None:
 
 
 def _changes(case: Case, before: list[Any], name: str, value: Any) -> bool:
-    """Whether another value of a parameter changes any output; the old one is put back."""
-    parameters = case.model().parameters
-    old = parameters[name]
-    parameters[name] = value
+    """Whether another value of a parameter or state changes any output; the old one is put back."""
+    model = case.model()
+    arrays = model.parameters if name in model.parameters else model.state
+    old = arrays[name]
+    arrays[name] = value
     try:
         return any(a.tobytes() != b.tobytes() for a, b in zip(before, _outputs(case), strict=True))
     finally:
-        parameters[name] = old
+        arrays[name] = old
 
 
 def _outputs(case: Case) -> list[Any]:
@@ -167,18 +187,19 @@ def _at_sizes(case: Case, sizes: dict[str, int], target: Target) -> float:
     return slope.error
 
 
-def _at_ties(case: Case, mode: _Mode) -> float:
-    """The relative error of all dx together where numbers are equal, and stay equal.
+def _at_ties(case: Case, mode: _Mode, zero: bool) -> float:
+    """The relative error of all dx together where numbers are equal, and stay equal: of zeros, or of all others.
 
     Of two greatest numbers each may get all of the gradient, or half of it, or none, but not both all of it. Along a
-    way on which equal numbers move alike, and zeros stay, most functions are smooth; the others are left out.
+    way on which equal numbers move alike most functions are smooth; the others are left out.
     """
     for attempt in range(4):
         inputs = case.cast("float64", case.draw(mode.rows, scale=None, attempt=attempt))
         cotangents = case.cast("float64", case.cotangents(inputs))
         wanted = [x for x, yes in zip(inputs, case.wants, strict=True) if yes]
         values = np.unique(np.concatenate([x.ravel() for x in wanted]))
-        pace = np.random.default_rng([case.seed, 6, attempt]).uniform(0.5, 1.5, len(values)) * (values != 0.0)
+        pace = np.random.default_rng([case.seed, 6, attempt]).uniform(0.5, 1.5, len(values))
+        pace *= (values == 0.0) == zero
         ways = tuple(pace[np.searchsorted(values, x)] for x in wanted)
 
         def run(shift: float, inputs: Any = inputs, cotangents: Any = cotangents, ways: Any = ways) -> StepResult:
@@ -196,17 +217,24 @@ def _at_ties(case: Case, mode: _Mode) -> float:
             break
     else:
         return 0.0
-    if slope.error > TOLERANCE and abs(slope.analytic - slope.numeric) > slope.bend:  # else the slope has a kink there
-        raise Broken(
-            f"dx where numbers are equal, in {mode.name}, right where all are different: backward_pass gives "
-            f"{slope.analytic:.10g} along a way on which equal numbers move alike, difference quotients of "
-            f"forward_pass give {slope.numeric:.10g}",
-            subject="dx where numbers are equal",
-            inputs=inputs,
-            cause="each of several equal numbers gets the whole gradient, as where a mask says x == maximum; give it "
-            "to the first of them, or divide it by their count",
+    if not slope.error <= TOLERANCE:  # the slope itself may have a kink there
+        slope = _along(run, here, analytic, cotangents, STEP * FINER, size)
+    if not slope.error <= TOLERANCE:
+        where = "at zeros" if zero else "where numbers are equal"
+        cause = (
+            "a case of its own for 0, where the slope is what it is beside it"
+            if zero
+            else "each of several equal numbers gets the whole gradient, as where a mask says x == maximum; give it to "
+            "the first of them, or divide it by their count"
         )
-    return min(slope.error, TOLERANCE)
+        raise Broken(
+            f"dx {where}, in {mode.name}, right elsewhere: backward_pass gives {slope.analytic:.10g} along a way on "
+            f"which equal numbers move alike, difference quotients of forward_pass give {slope.numeric:.10g}",
+            subject=f"dx {where}",
+            inputs=inputs,
+            cause=cause,
+        )
+    return slope.error
 
 
 def title(target: Target) -> str:
@@ -246,7 +274,8 @@ class _Point:
             self.step *= min(1.0, high - low)
             inside = np.clip(self.inputs[target], low + self.step, high - self.step)  # with room for a step each way
             self.inputs = tuple(scattered(inside) if k == target else x for k, x in enumerate(self.inputs))
-        self.cotangents = case.cast("float64", case.cotangents(self.inputs))
+        cotangents = case.cast("float64", case.cotangents(self.inputs))
+        self.cotangents = tuple(c if mode.only in (None, k) else 0.0 * c for k, c in enumerate(cotangents))
         self.value = self.inputs[target] if isinstance(target, int) else case.model().parameters[target]
 
     def run(self, shift: Any = 0.0) -> StepResult:
@@ -303,8 +332,8 @@ def _along(
     below, middle, above = (result.predictions for result in (run(-step), here, run(step)))
     left, right = slope(below, middle), slope(middle, above)
     pairs = zip(cotangents, middle, strict=True)
-    size += sum(float(np.linalg.norm(c)) * largest(y) for c, y in pairs if y.dtype.kind == "f")
-    noise = 16 * float(np.finfo("float64").eps) * size / step
+    size += sum(float(np.linalg.norm(c)) * (largest(y) + EPS) for c, y in pairs if y.dtype.kind == "f")
+    noise = 16 * EPS * size / step
     bend = abs(left - right)
     noise = max(noise, min(bend, 32 * noise))  # what cancels within the layer adds to it
     return _Slope(analytic, slope(below, above) / 2, noise, bend)
@@ -330,6 +359,28 @@ def _on_demand(case: Case, mode: _Mode) -> None:
         what = f"results with ctx.wants_dx = {case.wants} and {wants} in {mode.name}"
         cause = "an if ctx.wants_dx[k] that covers more than the gradient of input k"
         compare({name: full[name] for name in alone}, alone, what, 1e-12, inputs=inputs, cause=cause)
+
+
+def _linear(case: Case, mode: _Mode) -> None:
+    """Twice the incoming gradient gives twice the gradients: exactly, for powers of two, and nothing gives nothing."""
+    inputs = case.draw(3, scale=mode.scale)
+    cotangents = case.cast("float64", case.cotangents(inputs))
+    results = {}
+    for factor in (1.0, 2.0**20, 2.0**-20, 0.0):
+        found = named(case.step("float64", inputs, tuple(factor * c for c in cotangents), **mode.how))
+        results[factor] = {name: g for name, g in found.items() if not name.startswith(("output", "update"))}
+    for factor in (2.0**20, 2.0**-20, 0.0):
+        compare(
+            {name: factor * gradient for name, gradient in results[1.0].items()},
+            results[factor],
+            f"{factor:.3g} times the gradients, and those of {factor:.3g} times dy, in {mode.name},",
+            1e-12,
+            inputs=inputs,
+            cause="backward_pass is not linear in dy: it limits it, cuts off what is small, or adds a constant. Clip "
+            "gradients by fit(..., clip_norm=...) or clip_value",
+            sides=("the gradient times the factor", "that of dy times the factor"),
+            rounding=lambda: dict.fromkeys(results[1.0], TINY),
+        )
 
 
 # What is wrong with a wrong gradient
