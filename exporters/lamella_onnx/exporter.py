@@ -146,8 +146,8 @@ def _first_accepted(
         except LamellaError as error:  # the engine's: what it refuses is nothing to compare on
             refusal = refusal or error
     raise ParityError(
-        f"the engine itself refuses all random batches; the first with {refusal}. Likely fix: export(..., samples=...) "
-        "with data that model.predict takes, or low and high in lamella.Input"
+        "the engine itself refuses all random batches. Likely fix: export(..., samples=...) with data that "
+        f"model.predict takes, or low and high in lamella.Input. What it said first: {refusal}"
     ) from refusal
 
 

@@ -128,7 +128,7 @@ def candidates(model: Model, samples: Arrays | None = None) -> Iterator[Probes]:
         batch: {name: max(n, min(need, own.get(name, need)) + (batch == 2)) for name, n in sizes.items()}
         for batch, sizes in usual.items()
     }
-    others = [dict.fromkeys(BATCHES, own)] if samples is not None else []
+    others = [dict.fromkeys(BATCHES, own)] if own and all(own.values()) else []
     for most, least in ((4, 3), (32, 16), (2, 1), (1, 1)):
         others.append({batch: dict.fromkeys(usual[batch], least if batch == 2 else most) for batch in BATCHES})
     tried: list[Probes] = []
