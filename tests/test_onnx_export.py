@@ -122,7 +122,7 @@ def test_several_inputs_and_outputs_symbolic_axes_and_sharing(path):
     y, best, _ = Mixed()(dense(dense(x)), labels)
     model = lm.Model([x, labels], [y, best])
     report = export(model, path, metadata={"author": "me"})
-    assert {row.rule for row in report.agreements} == {"1e-05 of the largest of the row", "equal"}
+    assert {row.rule for row in report.agreements} == {"1e-05 of the row's scale", "equal"}
     proto = onnx.load(path)
     assert [v.name for v in proto.graph.input] == ["signal", "label"]
     assert [array.name for array in proto.graph.initializer][:2] == ["shared.kernel", "shared.bias"]
@@ -598,15 +598,17 @@ def test_the_rule_for_each_row():
     wild = [[1.0, 2.0], [1e6, 0.0], [0.5, -1.0]]
     assert judged(wild, wild, wild)[0] == 0.0
     off = [[1.0, 2.0], [1e6 + 5, 0.0], [0.5, -1.0]]
-    assert judged(off, wild, wild) == (5.0, 1e-5 * 1e6, "1e-05 of the largest of the row")
+    assert judged(off, wild, wild) == (5.0, 1e-5 * 1e6, "1e-05 of the row's scale")
     error, allowed, rule = judged([[1.0, 2.0], [1e6, 0.0], [0.51, -1.0]], wild, wild)
-    assert (round(error, 3), allowed, rule) == (0.01, 1e-5, "1e-05 of the largest of the row")
+    assert (round(error, 3), allowed, rule) == (0.01, 2e-5, "1e-05 of the row's scale")
     rounded = [[1.0, 2.0], [1e6 + 50, 0.0], [0.5, -1.0]]  # by 5e-5 of the largest: 1e-4 is explained where that is 1
     assert judged([[1.0, 2.0], [1e6, 0.0], [0.5001, -1.0]], wild, rounded)[2] == "4 x float32 rounding"
     error, allowed, _ = judged([[1.0, 2.0], [1e6, 0.0], [0.51, -1.0]], wild, rounded)
     assert error > 9 * allowed
-    small = [[100.0], [0.01], [200.0]]  # rows that are small by chance round as the others do
-    assert judged([[100.0], [0.0102], [200.0]], small, [[100.0001], [0.01], [200.0]])[1] == pytest.approx(4e-4, rel=0.1)
+    small = [[100.0], [0.01], [1e6]]  # what is small by chance is computed from numbers as large as the median row's
+    assert judged([[100.0], [0.0108], [1e6]], small, small)[:2] == (pytest.approx(8e-4, rel=0.01), 1e-5 * 100)
+    error, allowed, rule = judged([[100.0], [0.013], [1e6]], small, [[100.001], [0.01], [1e6]])
+    assert (error, allowed, rule) == (pytest.approx(3e-3), pytest.approx(4e-3), "4 x float32 rounding")
     assert judged(np.zeros((2, 0)), np.zeros((2, 0)), np.zeros((2, 0)))[0] == 0.0
 
 

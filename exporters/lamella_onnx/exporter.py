@@ -71,8 +71,8 @@ def export(
 
     In random batches an axis of unknown size has one of 6 or 7, or as much as an integer given once a row may be, such
     as a length. Should the engine refuse such a batch, the samples' sizes and others follow, and lengths within them.
-    Each row of each output is judged on its own: the difference may be 1e-5 of the row's largest result (of 1, if all
-    are smaller), or 4 times the engine's own rounding in float32, where that is more.
+    Each row of each output is judged on its own scale, which is its largest result, and 1 and that of the median row at
+    least: the difference may be 1e-5 of it, or, where that is more, 4 times the engine's own rounding in float32.
 
     Raises:
         ParityError: onnxruntime refuses the graph or differs; names the first layer at fault. Or the engine refuses

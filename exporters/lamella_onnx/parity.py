@@ -266,9 +266,10 @@ def compare(got: Array, e32: Array, e64: Array, *, by_row: bool = False) -> tupl
     float32 rounding is larger, though not beyond ``1e-3 max(1, max|e32|)``: more is no rounding. Integers must be
     equal; NaN and infinities must stand in the same places.
 
-    With ``by_row``, the largest are those of each row, so that one with huge results allows the others nothing; what
-    is returned is that of the row nearest to its limit. One row's rounding may be small by chance: it is taken in
-    proportion to the row's largest result, and that of the median row at least, and the batch's largest counts.
+    With ``by_row``, each row is judged on its own scale, so that one with huge results allows the others nothing; what
+    is returned is that of the row nearest to its limit. By chance a row's results may be small, though it was computed
+    from numbers as large as the others': its scale is that of the median row at least. By chance its rounding may be
+    small, too: the largest of all rows counts, in proportion to their scales.
     """
     if got.shape != e32.shape or got.dtype != e32.dtype:
         return np.inf, 0.0, f"{got.dtype} {got.shape} for {e32.dtype} {e32.shape}"
@@ -280,19 +281,20 @@ def compare(got: Array, e32: Array, e64: Array, *, by_row: bool = False) -> tupl
         or not np.isfinite(got[finite]).all()
     ):
         return np.inf, 0.0, "NaN and infinity in the same places"
-    rule = f"{TOLERANCE:g} of the {'largest of the row' if by_row else 'largest'}"
+    whose = "row's scale" if by_row else "largest"
+    rule = f"{TOLERANCE:g} of the {whose}"
     if not e32.size:
         return 0.0, TOLERANCE, rule
     x, y, exact = (
         np.where(finite, values, 0).astype("float64").reshape(len(values) if by_row else 1, -1)
         for values in (got, e32, e64)
     )
-    scale = np.maximum(1.0, _largest(y))
+    largest = _largest(y)
+    scale = np.maximum(np.maximum(1.0, largest), np.sort(largest)[(len(largest) - 1) // 2])
     error, allowed = _largest(x - y), TOLERANCE * scale
-    floor = np.maximum(scale, np.sort(scale)[(len(scale) - 1) // 2])
-    rounding, own = _largest(x - exact), _largest(y - exact) / floor
+    rounding, own = _largest(x - exact), _largest(y - exact) / scale
     plausible = own <= PLAUSIBLE  # neither NaN nor infinity is
-    limit = ROUNDING * floor * np.max(own, where=plausible, initial=0.0)
+    limit = ROUNDING * scale * np.max(own, where=plausible, initial=0.0)
     explained = (error > allowed) & plausible & (rounding <= limit)
     error, allowed = np.where(explained, rounding, error), np.where(explained, limit, allowed)
     worst = int(np.argmax(error / allowed))
