@@ -15,9 +15,19 @@ import pytest
 import lamella as lm
 import lamella_onnx
 from lamella import cli
-from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from lamella_layers import (
+    LSTM,
+    Activation,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPooling2D,
+    Normalization,
+    PositionEmbedding,
+)
 from lamella_onnx import ParityError, ParityReport, TraceError, export, verify
-from lamella_onnx.parity import compare, ranges
+from lamella_onnx.parity import PLACES, compare, ranges
 from lamella_onnx.target import installed, resolve
 from lamella_onnx.trace import trace_model, trace_step
 
@@ -112,7 +122,7 @@ def test_several_inputs_and_outputs_symbolic_axes_and_sharing(path):
     y, best, _ = Mixed()(dense(dense(x)), labels)
     model = lm.Model([x, labels], [y, best])
     report = export(model, path, metadata={"author": "me"})
-    assert {row.rule for row in report.agreements} == {"1e-05 of the largest", "equal"}
+    assert {row.rule for row in report.agreements} == {"1e-05 of the row's scale", "equal"}
     proto = onnx.load(path)
     assert [v.name for v in proto.graph.input] == ["signal", "label"]
     assert [array.name for array in proto.graph.initializer][:2] == ["shared.kernel", "shared.bias"]
@@ -127,11 +137,11 @@ def test_several_inputs_and_outputs_symbolic_axes_and_sharing(path):
 
 def test_samples_set_the_range_and_are_compared(path):
     model = lm.Sequential([Dense(16, activation="tanh"), Dense(4)], input_shape=(8,))
-    samples = np.random.default_rng(0).uniform(0, 255, (50, 8))
+    samples = np.random.default_rng(0).uniform(0, 255, (50, 8)).astype("float32")
     report = export(model, path, samples=samples)
     assert [row.data for row in report.agreements][-1] == "50 samples"
-    proof = json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["lamella.proof"])
-    assert proof["inputs"][0]["high"] > 200
+    (given,) = proof_of(path)["inputs"]
+    np.testing.assert_array_equal([given["low"], given["high"]], [samples.min(axis=0), samples.max(axis=0)])
     with pytest.raises(lm.DataError, match=r"expected \(N, 8\)"):
         export(model, path, samples=samples[:, :3])
 
@@ -140,17 +150,114 @@ def test_ranges_of_inputs():
     def range_of(low=None, high=None, dtype=None, samples=None):
         x = lm.Input((3,), dtype)
         x.spec = x.spec.replace(low=low, high=high)
-        samples = None if samples is None else (np.array([samples], x.spec.dtype),)
+        samples = None if samples is None else (np.array(samples, x.spec.dtype),)
         (row,) = ranges(lm.Model(x, Flatten()(x)), samples)
         return row.low, row.high
 
     assert range_of() == (None, None)  # drawn from [-1, 1), in the batch of 7 from [-10, 10)
     assert range_of(high=-3) == (-4.0, -3.0)
     assert range_of(low=5) == (5.0, 6.0)
-    assert range_of(samples=[1, 2, 4]) == (1.0, 4.0)
-    assert range_of(low=0, samples=[1, 2, 4]) == (0.0, 4.0)
+    assert range_of(samples=[[1, 2, 4], [1, 0, 8]]) == ([1.0, 0.0, 4.0], [1.0, 2.0, 8.0])  # the 1 stays what it is
+    assert range_of(samples=[[1, 2, 4]]) == ([1.0, 2.0, 4.0], [2.0, 3.0, 5.0])
+    assert range_of(high=2, samples=[[1, 2, 4]]) == ([0.0, 1.0, 2.0], [1.0, 2.0, 2.0])
+    assert range_of(low=0, high=9, samples=[[1, 1, 1], [3, 3, 3]]) == (1.0, 3.0)
     assert range_of(dtype="int8") == (0.0, 2.0)
-    assert range_of(dtype="int8", samples=[127, 0, -128]) == (-128.0, 128.0)
+    assert range_of(dtype="int8", samples=[[127, 0, -128], [127, 3, 4]]) == ([127.0, 0.0, -128.0], [128.0, 4.0, 5.0])
+    assert range_of(samples=[[np.nan, 0, 1]]) == (None, None)
+
+
+def test_places_share_a_range_where_their_axis_has_no_size_or_is_too_long():
+    def shape_of(*shape):
+        x = lm.Input(shape)
+        sizes = [5 if size == "T" else size for size in shape]
+        (row,) = ranges(lm.Model(x, Activation("relu")(x)), (np.random.default_rng(0).random((2, *sizes), "float32"),))
+        return np.shape(row.low)
+
+    assert shape_of("T", 3) == (1, 3)
+    assert shape_of("T") == ()
+    assert shape_of(2, 8, 8) == (2, 8, 8)
+    assert shape_of(3, 64, 32) == (3, 1, 32)  # channels and columns
+    assert shape_of(PLACES, 4) == (1, 4)
+    assert shape_of(PLACES + 1) == ()
+
+
+def test_columns_of_a_table_keep_their_scale_and_a_small_change_is_found(path):
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.integers(0, 2, 99), rng.uniform(0, 1e6, 99)], axis=1)
+    model = lm.Sequential([Normalization().adapted(x), Dense(1)], input_shape=(2,))
+    report = export(model, path, samples=x)
+    assert max(row.allowed for row in report.agreements) < 1e-4
+    change(path, lambda proto: add_to(proto, "dense_1.bias", 0.01))
+    with pytest.raises(ParityError, match=r"on the proof differs by 0\.01"):
+        verify(path)
+
+
+# Sizes that are not known
+
+
+class Clock(lm.Layer):
+    """The time at the end of each sequence, for lengths of 1 to the longest."""
+
+    def build(self, declare, x, length):
+        return x.replace(shape=("N",))
+
+    def forward_pass(self, ctx, x, length):
+        xp = ctx.xp
+        times = xp.arange(x.shape[1], dtype=x.dtype)
+        return lm.primitives.take_rows(ctx, times, length - 1) + 0.0 * xp.sum(x, axis=(1, 2))
+
+
+SERIES = (np.random.default_rng(0).normal(size=(5, 30, 2)), np.array([30, 3, 7, 20, 1]))
+
+
+@pytest.mark.parametrize("layer", [LSTM(3, return_sequences=False), Clock()])
+@pytest.mark.parametrize(
+    ("limits", "samples"), [((1, 31), None), ((1, 31), SERIES), ((None, None), SERIES), ((1, 10_001), SERIES)]
+)
+def test_lengths_fit_into_a_time_of_unknown_size(layer, limits, samples, path):
+    x, length = lm.Input(("T", 2)), lm.Input((), "int64", low=limits[0], high=limits[1])
+    model = lm.Model([x, length], layer(x, length))
+    export(model, path, samples=samples)
+    proof = proof_of(path)
+    assert proof["sizes"] == {"1": {"T": 30}, "2": {"T": 31}, "7": {"T": 30}}
+    assert (proof["inputs"][1]["low"], proof["inputs"][1]["high"]) == (1.0, 31.0)
+    assert verify(path, model).agrees
+
+
+@pytest.mark.parametrize(("limits", "drawn"), [((None, None), [1.0, 2.0]), ((1, 10_001), [1.0, 7.0])])
+def test_lengths_that_the_engine_refuses_are_drawn_from_what_fits(limits, drawn, path):
+    x, length = lm.Input(("T", 2)), lm.Input((), "int64", low=limits[0], high=limits[1])
+    model = lm.Model([x, length], Clock()(x, length))
+    export(model, path)
+    proof = proof_of(path)
+    assert proof["sizes"] == {"1": {"T": 6}, "2": {"T": 7}, "7": {"T": 6}}
+    assert [proof["inputs"][1][side] for side in ("low", "high")] == drawn
+    assert verify(path, model).agrees
+
+
+@pytest.mark.parametrize(
+    ("longest", "samples", "sizes"),
+    [(6, None, (4, 3)), (1, None, (1, 1)), (7, None, (6, 7)), (5, np.zeros((2, 5, 3)), (5, 5))],
+)
+def test_sizes_that_the_engine_refuses_are_not_tried(longest, samples, sizes, path):
+    model = lm.Sequential([PositionEmbedding(longest), Dense(2)], input_shape=("T", 3))
+    export(model, path, samples=samples)
+    assert proof_of(path)["sizes"] == {"1": {"T": sizes[0]}, "2": {"T": sizes[1]}, "7": {"T": sizes[0]}}
+    assert verify(path, model).agrees
+
+
+class Weekday(lm.Layer):
+    def forward_pass(self, ctx, x):
+        if ctx.xp.backend != "onnx":
+            raise ValueError("not today")
+        return x
+
+
+def test_an_engine_that_refuses_all_that_is_drawn(path):
+    words = r"is not written: the engine itself refuses all .*samples=.* first: weekday_1 .*not today"
+    with pytest.raises(ParityError, match=f"(?s){words}"):
+        export(lm.Sequential([Weekday()], input_shape=("T", 3)), path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float32", 3e38), ("float64", 1.7e308)])
@@ -171,12 +278,64 @@ def test_exports_of_equal_models_are_equal_files(path):
     assert path.read_bytes() == first
 
 
+class Twice(lm.Layer):
+    def build(self, declare, x):
+        return x, x
+
+    def forward_pass(self, ctx, x):
+        return x, x
+
+
 def test_append_leaves_the_model_alone_and_takes_several(path):
     model = lm.Sequential([Dense(3)], input_shape=(4,))
     model.parameters["dense_1.bias"] = [1.0, 2.0, 3.0]
     export(model, path, append=[Dense(2).named("head"), Activation("softmax")])
     assert [name for _, name in nodes(path)] == ["dense_1", "dense_1/Add", "head", "head/Add", "activation_1"]
     assert model.output_names == ("dense_1",)
+
+
+def heads():
+    x = lm.Input((4,))
+    names = ("price", "sold", "kind")
+    return lm.Model(x, [Dense(k).named(name)(x) for k, name in enumerate(names, 1)])
+
+
+def test_layers_may_be_appended_to_some_outputs_and_names_stay(path):
+    model = heads()
+    export(model, path, append={"kind": [Dense(2), Activation("softmax")], "sold": Activation("sigmoid")})
+    assert [output.name for output in onnx.load(path).graph.output] == ["price", "sold", "kind"]
+    x = np.ones((5, 4), "float32")
+    price, sold, kind = ort(path, x)
+    np.testing.assert_allclose(price, model.predict(x)[0], atol=1e-6)
+    np.testing.assert_allclose(sold, 1 / (1 + np.exp(-model.predict(x)[1])), atol=1e-6)
+    np.testing.assert_allclose(kind.sum(axis=1), 1.0, atol=1e-6)
+    assert verify(path).agrees
+
+
+def test_an_appended_model_keeps_the_names_of_its_outputs(path):
+    price, sold, kind = (lm.Input((size,)) for size in (1, 2, 3))
+    head = lm.Model([price, sold, kind], [price, Activation("sigmoid").named("sold")(sold), Dense(2).named("k")(kind)])
+    report = export(heads(), path, append=head)
+    assert [output.name for output in onnx.load(path).graph.output] == ["price", "sold", "k"]
+    assert {row.output for row in report.agreements} == {"price", "sold", "k"}
+    assert verify(path).agrees
+
+
+@pytest.mark.parametrize(
+    ("append", "words"),
+    [
+        (
+            Activation("tanh"),
+            r"can't take all 3 outputs, price, sold, kind, at once.* append=\{'kind': Activation\('tanh",
+        ),
+        ({"sould": Activation("tanh")}, r"unknown output 'sould'; expected price, sold, kind\. Did you mean 'sold'\?"),
+        ({"sold": LSTM}, r"append: expected a layer or several, got .*; did you mean LSTM\(\.\.\.\)\?"),
+        ({"sold": Twice()}, "append: expected one output in place of 'sold', got 2"),
+    ],
+)
+def test_what_can_not_be_appended_to_several_outputs(append, words, path):
+    with pytest.raises(lm.ArgumentError, match=words):
+        export(heads(), path, append=append)
 
 
 def test_a_model_may_be_appended(path):
@@ -205,6 +364,15 @@ def test_arguments_of_the_wrong_kind(options, words, path):
     with pytest.raises(lm.ArgumentError, match=words):
         export(**{"model": cnn(), "path": path, **options})
     assert not path.exists()
+
+
+def test_every_node_carries_the_name_of_its_layer(path):
+    x = lm.Input(("T", 3))
+    export(lm.Model(x, Dense(2)(PositionEmbedding(9)(x))), path)
+    named = [(operator, name.partition("/")[0]) for operator, name in nodes(path)]
+    assert named[-2:] == [("MatMul", "dense_1"), ("Add", "dense_1")]
+    assert {name for _, name in named[:-2]} == {"position_embedding_1"}
+    assert {"Shape", "Expand"} < {operator for operator, _ in named[:-2]}
 
 
 def test_the_report_prints_as_a_table_and_stands_in_the_file(path):
@@ -263,6 +431,17 @@ def test_a_kernel_that_is_wrong_for_a_single_row_is_caught(monkeypatch):
     monkeypatch.setitem(double.kernels, "onnx", squeezed)
     with pytest.raises(lm.testing.ConformanceError, match="onnx: output 0 in inference, batch of 1"):
         lm.testing.check_layer(Double(), lm.ArraySpec(("N", 4)))
+
+
+def test_onnxruntime_says_nothing_beside_our_own_error(path, monkeypatch, capfd):
+    def beyond(xp, x):
+        places = xp.astype(x * 0.0 + 99.0, xp.int64)
+        return xp.node("Gather", np.zeros(3, "float32"), places, shape=x.shape, dtype=x.dtype)
+
+    monkeypatch.setitem(double.kernels, "onnx", beyond)
+    with pytest.raises(ParityError, match="can't run the graph on .*Name:'twice.* out of data bounds"):
+        export(lm.Sequential([Double().named("twice")], input_shape=(4,)), path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_layer_that_is_no_pure_function_is_named(path):
@@ -410,6 +589,29 @@ def test_the_rule():
     assert compare(y.astype("float64"), y, y)[0] == np.inf
 
 
+def test_the_rule_for_each_row():
+    def judged(got, e32, e64):
+        return compare(
+            *(np.array(values, kind) for values, kind in ((got, "f4"), (e32, "f4"), (e64, "f8"))), by_row=True
+        )
+
+    wild = [[1.0, 2.0], [1e6, 0.0], [0.5, -1.0]]
+    assert judged(wild, wild, wild)[0] == 0.0
+    off = [[1.0, 2.0], [1e6 + 5, 0.0], [0.5, -1.0]]
+    assert judged(off, wild, wild) == (5.0, 1e-5 * 1e6, "1e-05 of the row's scale")
+    error, allowed, rule = judged([[1.0, 2.0], [1e6, 0.0], [0.51, -1.0]], wild, wild)
+    assert (round(error, 3), allowed, rule) == (0.01, 2e-5, "1e-05 of the row's scale")
+    rounded = [[1.0, 2.0], [1e6 + 50, 0.0], [0.5, -1.0]]  # by 5e-5 of the largest: 1e-4 is explained where that is 1
+    assert judged([[1.0, 2.0], [1e6, 0.0], [0.5001, -1.0]], wild, rounded)[2] == "4 x float32 rounding"
+    error, allowed, _ = judged([[1.0, 2.0], [1e6, 0.0], [0.51, -1.0]], wild, rounded)
+    assert error > 9 * allowed
+    small = [[100.0], [0.01], [1e6]]  # what is small by chance is computed from numbers as large as the median row's
+    assert judged([[100.0], [0.0108], [1e6]], small, small)[:2] == (pytest.approx(8e-4, rel=0.01), 1e-5 * 100)
+    error, allowed, rule = judged([[100.0], [0.013], [1e6]], small, [[100.001], [0.01], [1e6]])
+    assert (error, allowed, rule) == (pytest.approx(3e-3), pytest.approx(4e-3), "4 x float32 rounding")
+    assert judged(np.zeros((2, 0)), np.zeros((2, 0)), np.zeros((2, 0)))[0] == 0.0
+
+
 # Proofs
 
 
@@ -427,15 +629,16 @@ def change(path, edit):
     onnx.save(proto, path)
 
 
-def set_weight(proto):
-    array = onnx.numpy_helper.to_array(proto.graph.initializer[0]).copy()
-    array.flat[0] += 0.1
-    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, proto.graph.initializer[0].name))
+def add_to(proto, name, number):
+    (initializer,) = (array for array in proto.graph.initializer if array.name == name)
+    array = onnx.numpy_helper.to_array(initializer).copy()
+    array.flat[0] += number
+    initializer.CopyFrom(onnx.numpy_helper.from_array(array, name))
 
 
 def test_a_changed_file_is_caught(path, capsys):
     export(cnn(), path)
-    change(path, set_weight)
+    change(path, lambda proto: add_to(proto, "conv2d_1.kernel", 0.1))
     with pytest.raises(ParityError, match=r"output 'dense_1' on the proof differs by .* file was changed"):
         verify(path)
     assert cli.main(["verify", str(path)]) == 1
@@ -467,7 +670,25 @@ def rewrite_proof(proto, edit):
     prop.value = json.dumps(proof)
 
 
+def proof_of(path):
+    return json.loads({prop.key: prop.value for prop in onnx.load(path).metadata_props}["lamella.proof"])
+
+
+def test_proofs_of_older_files_say_no_sizes_and_hold(path):
+    model = lm.Sequential([Dense(2)], input_shape=("T", 3))
+    export(model, path)
+    change(path, lambda proto: rewrite_proof(proto, lambda proof: proof.pop("sizes")))
+    assert verify(path, model).agrees
+
+
 TAMPERED = {
+    "a large size": lambda p: (p["inputs"][0].update(shape=["N", "T", 8, 8]), p.update(sizes={"7": {"T": 10**12}})),
+    "a size that is none": lambda p: p.update(sizes={"2": {"T": "x"}}),
+    "sizes that are none": lambda p: p.update(sizes=[1]),
+    "sizes of no batch": lambda p: p.update(sizes={"T": {}}),
+    "limits of another shape": lambda p: p["inputs"][0].update(low=[[[0.0] * 7]], high=1.0),
+    "limits for other axes": lambda p: p["inputs"][0].update(low=[0.0], high=1.0),
+    "limits that are none": lambda p: p["inputs"][0].update(low=[[[float("nan")]]], high=1.0),
     "a large axis": lambda p: p["inputs"][0].update(shape=["N", 10**12]),
     "a large product": lambda p: p["inputs"][0].update(shape=["N", *"ABCDEFGHIJKL"]),
     "a negative axis": lambda p: p["inputs"][0].update(shape=["N", -3]),

@@ -125,7 +125,7 @@ def _draw(folder: Path, history: Mapping[str, Sequence[float]], images: Any, lab
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return "  no pictures        for them: python -m pip install matplotlib, and run this again"
+        return "  no pictures         for them: python -m pip install matplotlib, and run this again"
     from onnxruntime import InferenceSession
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # or it tells of its caches

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import helper
 
-from lamella import ArgumentError, Layer, Model, registry
+from lamella import ArgumentError, GraphError, LamellaError, Layer, Model, registry
 from lamella.archive import write_atomically
 from lamella.data import as_inputs
+from lamella.errors import did_you_mean
+from lamella.graph import Node
 from lamella_onnx.parity import (
     BATCHES,
+    Agreement,
+    Arrays,
     ParityError,
     ParityReport,
+    Probes,
     blame,
-    draw,
+    candidates,
     examine,
-    ranges,
     session,
     versions,
 )
@@ -30,6 +34,8 @@ from lamella_onnx.target import resolve
 from lamella_onnx.trace import trace_model
 
 __all__ = ["export"]
+
+_Appended = Layer | Model | Sequence[Layer | Model]
 
 LARGEST = 2**31 - 2**22  # bytes of arrays; protobuf takes messages below 2 GiB, graph and proof included
 
@@ -41,7 +47,7 @@ def export(
     opset: int | None = None,
     target: str | None = None,
     samples: Any = None,
-    append: Layer | Model | Sequence[Layer | Model] | None = None,
+    append: _Appended | Mapping[str, _Appended] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ParityReport:
     """Write a model as an ONNX file, once onnxruntime has given the engine's results.
@@ -54,15 +60,23 @@ def export(
         path: where to write; an existing file and its proof are replaced whole, or stay.
         opset: the operator set, from 18; by default 21, or the newest that the target reads.
         target: the oldest runtime that must read the file, such as ``"onnxruntime==1.20"``.
-        samples: inputs to compare on, as for ``model.predict``, beside random batches of 1, 2 and 7; random floats
-            are then drawn from the samples' range. Without samples, and where the input's spec has no range either,
-            they are drawn from [-1, 1), for the batch of 7 from [-10, 10).
+        samples: inputs to compare on, as for ``model.predict``, beside random batches of 1, 2 and 7. These then have
+            the samples' range: each place of a row its own, such as each column of a table, and axes of unknown size
+            one for all places. Without samples an input's ``low`` and ``high`` count, else floats are drawn from
+            [-1, 1), for the batch of 7 from [-10, 10), and integers are 0 or 1.
         append: a layer or model, or several, that the file has after the model's own, such as
-            ``Activation("softmax")``.
+            ``Activation("softmax")``; or a dict of these by output, where the outputs keep their names:
+            ``{"digit": Activation("softmax")}``. An appended model's outputs keep the names they have there.
         metadata: texts by name for the file's metadata.
 
+    In random batches an axis of unknown size has one of 6 or 7, or as much as an integer given once a row may be, such
+    as a length. Should the engine refuse such a batch, the samples' sizes and others follow, and lengths within them.
+    Each row of each output is judged on its own scale, which is its largest result, and 1 and that of the median row at
+    least: the difference may be 1e-5 of it, or, where that is more, 4 times the engine's own rounding in float32.
+
     Raises:
-        ParityError: onnxruntime refuses the graph or differs; names the first layer at fault. Nothing is written.
+        ParityError: onnxruntime refuses the graph or differs; names the first layer at fault. Or the engine refuses
+            all that was drawn. Nothing is written.
         TraceError: a layer does something that can't be written down; names the layer.
         ArgumentError: an opset or target out of reach, or an argument of the wrong kind.
 
@@ -77,15 +91,16 @@ def export(
     path = Path(path)
     opset = resolve(opset, target)
     properties = _properties(metadata)
+    names = model.output_names
     if append is not None:
-        model = _extended(model, append)
+        model, names = _extended(model, append)
     size = sum(array.nbytes for array in (*model.parameters.values(), *model.state.values()))
     if size > LARGEST:
         raise ArgumentError(
             f"export: the model's arrays take {size:,} bytes; an ONNX file of one piece holds less than 2 GiB"
         )
     given = None if samples is None else as_inputs(model.input_names, model.input_specs, samples)
-    trace = trace_model(model, opset)
+    trace = trace_model(model, opset, names)
     proto = trace.proto
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -93,12 +108,14 @@ def export(
         raise ParityError(f"{path} is not written: the graph is not valid ONNX: {error}") from error
 
     exact = model.copy(dtype="float64", backend="numpy")
-    drawn = ranges(model, given)
-    batches = {f"batch of {size}": draw(drawn, size, SEED) for size in BATCHES}
-    if given is not None and len(given[0]):
-        batches[f"{len(given[0])} samples"] = given
+    samples_too = {f"{len(given[0])} samples": given} if given is not None and len(given[0]) else {}
     try:
-        agreements = examine(session(proto.SerializeToString()), model, exact, batches)
+        loaded = session(proto.SerializeToString())
+        probes, batches, agreements = _first_accepted(
+            candidates(model, given), lambda batches: examine(loaded, model, exact, batches, names)
+        )
+        agreements += examine(loaded, model, exact, samples_too, names)
+        batches |= samples_too
     except ParityError as error:
         raise ParityError(f"{path} is not written: {error}") from error
     wrong = next((row for row in agreements if not row.agrees), None)
@@ -109,10 +126,29 @@ def export(
             f"{wrong.error:.3g} where {wrong.allowed:.3g} is allowed; {reason}"
         )
     report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
-    proof, beside = make_proof(model, exact, drawn, SEED)
+    proof, beside = make_proof(model, exact, probes, SEED, names)
     helper.set_model_props(proto, {**properties, REPORT: report.to_json(), PROOF: proof})
     _write(path, proto.SerializeToString(), beside)
     return report
+
+
+def _first_accepted(
+    candidates: Iterable[Probes], examined: Callable[[dict[str, Arrays]], list[Agreement]]
+) -> tuple[Probes, dict[str, Arrays], list[Agreement]]:
+    """The first probes that the engine takes, the batches drawn from them, and how these agree."""
+    refusal: LamellaError | None = None
+    for probes in candidates:
+        batches = {f"batch of {size}": probes.draw(size, SEED) for size in BATCHES}
+        try:
+            return probes, batches, examined(batches)
+        except ParityError:
+            raise
+        except LamellaError as error:  # the engine's: what it refuses is nothing to compare on
+            refusal = refusal or error
+    raise ParityError(
+        "the engine itself refuses all random batches. Likely fix: export(..., samples=...) with data that "
+        f"model.predict takes, or low and high in lamella.Input. What it said first: {refusal}"
+    ) from refusal
 
 
 def _write(path: Path, content: bytes, proof: bytes | None) -> None:
@@ -153,18 +189,59 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
-def _extended(model: Model, append: Any) -> Model:
-    """A new model of the same layers and values, with more layers after its outputs."""
-    nodes: Any = model.output_nodes
-    several = isinstance(append, Iterable) and not isinstance(append, str)
-    for layer in append if several else [append]:
-        if not isinstance(layer, Layer | Model):
-            raise ArgumentError(f"export: append: expected a layer or several, got {layer!r}{_layer_hint(layer)}")
-        result = layer(*nodes)
-        nodes = result if isinstance(result, tuple) else (result,)
+def _extended(model: Model, append: Any) -> tuple[Model, tuple[str, ...]]:
+    """A new model of the same layers and values, with more layers after its outputs, and the names of its outputs."""
+    nodes, names = model.output_nodes, model.output_names
+    if isinstance(append, Mapping):
+        ends = dict(zip(names, nodes, strict=True))
+        for name, layers in append.items():
+            if name not in ends:
+                raise ArgumentError(
+                    f"export: append: unknown output {name!r}; expected {', '.join(names)}."
+                    f"{did_you_mean(str(name), names)}"
+                )
+            made, _ = _chained((ends[name],), (name,), layers)
+            if len(made) != 1:
+                raise ArgumentError(f"export: append: expected one output in place of {name!r}, got {len(made)}")
+            ends[name] = made[0]
+        nodes = tuple(ends.values())
+    else:
+        nodes, names = _chained(nodes, names, append)
     longer = Model(model.input_nodes, nodes, dtype=model.dtype, seed=model.seed, backend=model.backend)
     longer.copy_values(model)
-    return longer
+    names = tuple(name or own for name, own in zip(names, longer.output_names, strict=True))
+    clear = len({*names, *longer.input_names}) == len(names) + len(longer.input_names)
+    return longer, names if clear else longer.output_names
+
+
+def _chained(nodes: tuple[Node, ...], names: tuple[str, ...], layers: Any) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+    """The nodes after one layer or several, and their names: none where a layer gives them one."""
+    several = isinstance(layers, Iterable) and not isinstance(layers, str)
+    for layer in layers if several else [layers]:
+        if not isinstance(layer, Layer | Model):
+            raise ArgumentError(f"export: append: expected a layer or several, got {layer!r}{_layer_hint(layer)}")
+        try:
+            result = layer(*nodes)
+        except GraphError as error:
+            if len(nodes) == 1 or not all(names) or isinstance(layer, Model):
+                raise
+            raise ArgumentError(
+                f"export: append: {layer!r} can't take all {len(nodes)} outputs, {', '.join(names)}, at once. Likely "
+                f"fix: say which one it follows, as in append={{{names[-1]!r}: {layer!r}}}"
+            ) from error
+        names = _names_after(layer, names)
+        nodes = result if isinstance(result, tuple) else (result,)
+        names = names or ("",) * len(nodes)
+    return nodes, names
+
+
+def _names_after(layer: Layer | Model, names: tuple[str, ...]) -> tuple[str, ...]:
+    """What an appended model calls its outputs; those that it hands through keep their names. A layer has no say."""
+    if not isinstance(layer, Model):
+        return ()
+    known = {id(node): name for node, name in zip(layer.input_nodes, names, strict=True)}
+    own = zip(layer.output_nodes, layer.output_names, strict=True)
+    return tuple(known.get(id(node), name) for node, name in own)
 
 
 def _layer_hint(given: Any) -> str:

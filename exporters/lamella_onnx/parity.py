@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ __all__ = [
     "Agreement",
     "ParityError",
     "ParityReport",
+    "Probes",
     "Range",
     "blame",
+    "candidates",
     "compare",
-    "draw",
     "examine",
     "predict",
     "ranges",
@@ -41,13 +43,15 @@ BATCHES = {1: 1.0, 2: 1.0, 7: 10.0}  # rows, and how far random floats reach whe
 TOLERANCE = 1e-5
 ROUNDING = 4.0  # how many times the engine's own rounding error onnxruntime may be off
 PLAUSIBLE = 1e-3  # of the largest result: beyond it, a difference between float32 and float64 is no rounding
+PLACES = 1024  # as many places of an input may have a range of their own; a proof holds them all
+LONGEST = 512  # axes of unknown size grow up to here, so that an integer may be as large as its spec says
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, ...]
 
 
 class ParityError(lamella.LamellaError, RuntimeError):
-    """A graph that onnxruntime refuses, or whose results differ from the engine's."""
+    """A graph that onnxruntime refuses, or whose results differ from the engine's, or that nothing can be tried on."""
 
 
 # Inputs
@@ -55,13 +59,16 @@ class ParityError(lamella.LamellaError, RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """An input and the values ``low <= value < high`` that are drawn for it; None for floats that may be anything."""
+    """An input and the values ``low <= value < high`` that are drawn for it; None for floats that may be anything.
+
+    A limit is a number, or nested lists: one for each place in a row, where axes of size 1 stand for any size.
+    """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str
-    low: float | None = None
-    high: float | None = None
+    low: float | list[Any] | None = None
+    high: float | list[Any] | None = None
 
     def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """The shape for known sizes; axes not known yet get one, and stay in ``sizes``."""
@@ -69,53 +76,152 @@ class Range:
         return tuple(sizes.setdefault(n, 4 + len(sizes) + batch % 3) if isinstance(n, str) else n for n in self.shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """What random batches are drawn from: a range for each input, and for each batch the sizes of axes with a name.
+
+    Sizes that are not said follow from the batch.
+    """
+
+    inputs: tuple[Range, ...]
+    sizes: Mapping[int, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+
+    def bytes(self, batch: int) -> int:
+        """How large a batch is."""
+        sizes = {"N": batch, **self.sizes.get(batch, {})}
+        return sum(np.dtype(row.dtype).itemsize * math.prod(max(n, 1) for n in row.sized(sizes)) for row in self.inputs)
+
+    @np.errstate(over="ignore", invalid="ignore")  # ranges that exceed the dtype
+    def draw(self, batch: int, seed: int) -> Arrays:
+        """Draw a batch of inputs: the same numbers everywhere, from the counter generator.
+
+        Floats that may be anything are drawn from [-1, 1), in the largest batch from [-10, 10).
+        """
+        sizes = {"N": batch, **self.sizes.get(batch, {})}
+        reach = BATCHES.get(batch, 1.0)
+        arrays = []
+        for row in self.inputs:
+            given = (-reach, reach) if row.low is None or row.high is None else (row.low, row.high)
+            low, high = (np.asarray(limit, "float64") for limit in given)
+            key = mix_keys(None, (seed, batch, zlib.crc32(row.name.encode())))
+            unit = uniform(get_backend("numpy").xp, key, batch, 0, row.sized(sizes)).astype("float64")
+            is_float = "float" in row.dtype  # then high - low may be too large for a number
+            values = low * (1.0 - unit) + high * unit if is_float else np.floor(unit * (high - low) + low)
+            arrays.append(values.astype(row.dtype, order="C"))
+        return tuple(arrays)
+
+
+def candidates(model: Model, samples: Arrays | None = None) -> Iterator[Probes]:
+    """Yield what random batches may be drawn from, for the engine to take or refuse; the first it takes is used.
+
+    What an input may be can depend on another: the length of a sequence is at most the size of an axis. So axes with
+    a name first get sizes that no integer given once a row exceeds, if samples are as long; then that of the samples,
+    then small and even ones. Each is also tried with these integers from 1 to the smallest size only.
+    """
+    rows = ranges(model, samples)
+    own = _sizes(model, samples) if samples is not None else {}
+    longest = max(own.values(), default=0) if samples is not None else LONGEST
+    needs = [int(limits[1]) - 1 for row in rows if (limits := _limits_of_length(row)) and limits[1] - 1 <= longest]
+    usual = {batch: _usual_sizes(rows, batch) for batch in BATCHES}
+    need = max(needs, default=0)
+    fitting = {
+        batch: {name: max(n, min(need, own.get(name, need)) + (batch == 2)) for name, n in sizes.items()}
+        for batch, sizes in usual.items()
+    }
+    others = [dict.fromkeys(BATCHES, own)] if own and all(own.values()) else []
+    for most, least in ((4, 3), (32, 16), (2, 1), (1, 1)):
+        others.append({batch: dict.fromkeys(usual[batch], least if batch == 2 else most) for batch in BATCHES})
+    tried: list[Probes] = []
+    for sizes in (fitting, *others):
+        for probes in (Probes(rows, sizes), Probes(_within(rows, sizes), sizes)):
+            if probes not in tried:
+                tried.append(probes)
+                yield probes
+
+
+def _sizes(model: Model, samples: Arrays) -> dict[str, int]:
+    """The sizes that samples have along axes with a name."""
+    shapes = ((spec.shape[1:], sample.shape[1:]) for spec, sample in zip(model.input_specs, samples, strict=True))
+    return {name: n for own, shape in shapes for name, n in zip(own, shape, strict=True) if isinstance(name, str)}
+
+
+def _usual_sizes(rows: Sequence[Range], batch: int) -> dict[str, int]:
+    sizes = {"N": batch}
+    for row in rows:
+        row.sized(sizes)
+    return {name: size for name, size in sizes.items() if name != "N"}
+
+
+def _limits_of_length(row: Range) -> tuple[float, float] | None:
+    """The limits of what may be a length: one integer for each row."""
+    if row.shape == ("N",) and np.dtype(row.dtype).kind in "iu":
+        return float(row.low), float(row.high)  # type: ignore[arg-type]  # integers have limits, and one place only one
+    return None
+
+
+def _within(rows: tuple[Range, ...], sizes: Mapping[int, Mapping[str, int]]) -> tuple[Range, ...]:
+    """Ranges where integers that may be lengths fit into the smallest axis."""
+    smallest = min((size for named in sizes.values() for size in named.values()), default=np.inf)
+    fitting = []
+    for row in rows:
+        if limits := _limits_of_length(row):
+            low, high = max(limits[0], 1.0), min(limits[1], smallest + 1.0)
+            row = dataclasses.replace(row, low=low, high=high) if low < high else row
+        fitting.append(row)
+    return tuple(fitting)
+
+
 def ranges(model: Model, samples: Arrays | None = None) -> tuple[Range, ...]:
-    """Return what to draw for each input: what its spec says, else as wide as the samples, else anything or 0 and 1."""
+    """Return what to draw for each input: what samples have, else what its spec says, else anything, or 0 and 1.
+
+    With samples, each place of a row has its own range, if its axis has a known size: columns of a table differ. Of
+    inputs with more places than a proof should hold, the longest axes share one.
+    """
     given = (None,) * len(model.input_specs) if samples is None else samples
     rows = zip(model.input_names, model.input_specs, given, strict=True)
     return tuple(Range(name, spec.shape, spec.dtype, *_limits(spec, sample)) for name, spec, sample in rows)
 
 
-def _limits(spec: ArraySpec, sample: Array | None) -> tuple[float, float] | tuple[None, None]:
+def _limits(spec: ArraySpec, sample: Array | None) -> tuple[Any, Any]:
     if sample is not None and sample.size and np.isfinite(sample).all():
-        low, high = float(sample.min()), float(sample.max()) + (0.0 if spec.is_float else 1.0)
-    elif spec.is_float and spec.low is None and spec.high is None:
+        return _limits_of(spec, sample)
+    if spec.is_float and spec.low is None and spec.high is None:
         return None, None
-    else:
-        low, high = (-1.0, 1.0) if spec.is_float else (0.0, 2.0)
+    low, high = (-1.0, 1.0) if spec.is_float else (0.0, 2.0)
     low, high = low if spec.low is None else float(spec.low), high if spec.high is None else float(spec.high)
     if low < high:
         return low, high
     return (low, low + 1.0) if spec.high is None else (high - 1.0, high)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # ranges that exceed the dtype
-def draw(drawn: Iterable[Range], batch: int, seed: int) -> Arrays:
-    """Draw a batch of inputs: the same numbers everywhere, from the counter generator.
+def _limits_of(spec: ArraySpec, sample: Array) -> tuple[Any, Any]:
+    """The limits of samples, place by place, within the spec's; what never changes stays, unless nothing does."""
+    kept = {axis: n for axis, n in enumerate(spec.shape) if axis and isinstance(n, int)}
+    while math.prod(kept.values()) > PLACES:
+        del kept[max(kept, key=lambda axis: kept[axis])]
+    common = tuple(axis for axis in range(sample.ndim) if axis not in kept)
+    least, most = (reduce(sample, axis=common, keepdims=True)[0].astype("float64") for reduce in (np.min, np.max))
+    limits = -np.inf if spec.low is None else spec.low, np.inf if spec.high is None else spec.high
+    if not spec.is_float:
+        most += 1.0
+    elif np.array_equal(least, most):
+        least, most = (least, most + 1.0) if spec.high is None else (least - 1.0, most)
+    return _short(np.clip(least, *limits)), _short(np.clip(most, *limits))
 
-    Floats that may be anything are drawn from [-1, 1), in the largest batch from [-10, 10).
-    """
-    sizes = {"N": batch}
-    reach = BATCHES.get(batch, 1.0)
-    arrays = []
-    for row in drawn:
-        low, high = (-reach, reach) if row.low is None or row.high is None else (row.low, row.high)
-        key = mix_keys(None, (seed, batch, zlib.crc32(row.name.encode())))
-        unit = uniform(get_backend("numpy").xp, key, batch, 0, row.sized(sizes)).astype("float64")
-        is_float = "float" in row.dtype  # then high - low may be too large for a number
-        values = low * (1.0 - unit) + high * unit if is_float else np.floor(unit * (high - low) + low)
-        arrays.append(values.astype(row.dtype, order="C"))
-    return tuple(arrays)
+
+def _short(limits: Array) -> Any:
+    """One number where all are equal, else lists."""
+    return float(limits.flat[0]) if (limits == limits.flat[0]).all() else limits.tolist()
 
 
 # onnxruntime
 
 
 def session(model: bytes) -> onnxruntime.InferenceSession:
-    """Load a model into onnxruntime, as its users do by default."""
+    """Load a model into onnxruntime, as its users do by default, but for its log: our errors say what stands there."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions have no common base
@@ -137,7 +243,7 @@ def run(loaded: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """One output on one batch of inputs: the largest error, what is allowed, and why."""
+    """One output on one batch of inputs: error, what is allowed, and why, for the row that is nearest to its limit."""
 
     output: str
     data: str
@@ -153,12 +259,17 @@ class Agreement:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def compare(got: Array, e32: Array, e64: Array) -> tuple[float, float, str]:
+def compare(got: Array, e32: Array, e64: Array, *, by_row: bool = False) -> tuple[float, float, str]:
     """Return error, allowed error and rule.
 
     ``|ort - e32| <= 1e-5 max(1, max|e32|)``, or ``max|ort - e64| <= 4 max|e32 - e64|`` where the engine's own
-    float32 rounding is larger, though at most ``1e-3 max(1, max|e32|)``: more is no rounding. Integers must be equal;
-    NaN and infinities must stand in the same places.
+    float32 rounding is larger, though not beyond ``1e-3 max(1, max|e32|)``: more is no rounding. Integers must be
+    equal; NaN and infinities must stand in the same places.
+
+    With ``by_row``, each row is judged on its own scale, so that one with huge results allows the others nothing; what
+    is returned is that of the row nearest to its limit. By chance a row's results may be small, though it was computed
+    from numbers as large as the others': its scale is that of the median row at least. By chance its rounding may be
+    small, too: the largest of all rows counts, in proportion to their scales.
     """
     if got.shape != e32.shape or got.dtype != e32.dtype:
         return np.inf, 0.0, f"{got.dtype} {got.shape} for {e32.dtype} {e32.shape}"
@@ -170,29 +281,48 @@ def compare(got: Array, e32: Array, e64: Array) -> tuple[float, float, str]:
         or not np.isfinite(got[finite]).all()
     ):
         return np.inf, 0.0, "NaN and infinity in the same places"
-    x, y = got[finite].astype("float64"), e32[finite].astype("float64")
-    scale = max(1.0, _largest(y))
-    error, exact = _largest(x - y), e64[finite].astype("float64")
-    if error > TOLERANCE * scale and np.isfinite(exact).all():
-        rounding, own = _largest(x - exact), _largest(y - exact)
-        if own <= PLAUSIBLE * scale and rounding <= ROUNDING * own:
-            return rounding, ROUNDING * own, f"{ROUNDING:g} x float32 rounding"
-    return error, TOLERANCE * scale, f"{TOLERANCE:g} of the largest"
+    whose = "row's scale" if by_row else "largest"
+    rule = f"{TOLERANCE:g} of the {whose}"
+    if not e32.size:
+        return 0.0, TOLERANCE, rule
+    x, y, exact = (
+        np.where(finite, values, 0).astype("float64").reshape(len(values) if by_row else 1, -1)
+        for values in (got, e32, e64)
+    )
+    largest = _largest(y)
+    scale = np.maximum(np.maximum(1.0, largest), np.sort(largest)[(len(largest) - 1) // 2])
+    error, allowed = _largest(x - y), TOLERANCE * scale
+    rounding, own = _largest(x - exact), _largest(y - exact) / scale
+    plausible = own <= PLAUSIBLE  # neither NaN nor infinity is
+    limit = ROUNDING * scale * np.max(own, where=plausible, initial=0.0)
+    explained = (error > allowed) & plausible & (rounding <= limit)
+    error, allowed = np.where(explained, rounding, error), np.where(explained, limit, allowed)
+    worst = int(np.argmax(error / allowed))
+    return float(error[worst]), float(allowed[worst]), f"{ROUNDING:g} x float32 rounding" if explained[worst] else rule
 
 
-def _largest(values: Array) -> float:
-    return float(np.max(np.abs(values), initial=0.0))
+def _largest(rows: Array) -> Array:
+    return np.max(np.abs(rows), axis=1, initial=0.0)  # type: ignore[no-any-return]
 
 
 def examine(
-    loaded: onnxruntime.InferenceSession, model: Model, exact: Model, batches: Mapping[str, Arrays]
+    loaded: onnxruntime.InferenceSession,
+    model: Model,
+    exact: Model,
+    batches: Mapping[str, Arrays],
+    names: Sequence[str],
 ) -> list[Agreement]:
-    """Run onnxruntime and the engine, in the model's dtype and in float64, on each batch of inputs."""
+    """Run the engine, in the model's dtype and in float64, and onnxruntime on each batch of inputs.
+
+    Raises:
+        ParityError: onnxruntime refuses what the engine takes.
+        LamellaError: the engine itself refuses the inputs.
+    """
     found = []
     for data, inputs in batches.items():
-        results = (run(loaded, inputs), predict(model, inputs), predict(exact, inputs))
-        for name, got, e32, e64 in zip(model.output_names, *results, strict=True):
-            found.append(Agreement(name, data, e32.size, *compare(got, e32, e64)))
+        results = (predict(model, inputs), predict(exact, inputs), run(loaded, inputs))
+        for name, e32, e64, got in zip(names, *results, strict=True):
+            found.append(Agreement(name, data, e32.size, *compare(got, e32, e64, by_row=True)))
     return found
 
 
@@ -213,7 +343,7 @@ def blame(trace: Trace, model: Model, exact: Model, inputs: Arrays, data: str) -
     for leaf in model.program.leaves:
         for k, (e32, e64) in enumerate(zip(own[leaf.name], precise[leaf.name], strict=True)):
             value = got[f"{leaf.name}:{k}"]
-            error, allowed, rule = compare(value, e32, e64)
+            error, allowed, rule = compare(value, e32, e64, by_row=True)
             if not error <= allowed:
                 operators = ", ".join(trace.graph.operators(leaf.name))
                 return (
@@ -289,7 +419,7 @@ class ParityReport:
 
     @property
     def max_error(self) -> float:
-        """The largest error of all."""
+        """The largest of these errors."""
         return max(row.error for row in self.agreements)
 
     def to_json(self) -> str:

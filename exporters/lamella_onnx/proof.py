@@ -11,9 +11,9 @@ import dataclasses
 import glob
 import hashlib
 import json
-import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from lamella_onnx.parity import (
     Arrays,
     ParityError,
     ParityReport,
+    Probes,
     Range,
     compare,
-    draw,
     examine,
     predict,
     run,
@@ -69,15 +69,16 @@ def need_model(model: Any, where: str) -> None:
         raise ArgumentError(f"{where}: model: expected a lamella.Model, got {model!r}{fix}")
 
 
-def make_proof(model: Model, exact: Model, drawn: tuple[Range, ...], seed: int) -> tuple[str, bytes | None]:
+def make_proof(model: Model, exact: Model, probes: Probes, seed: int, names: Sequence[str]) -> tuple[str, bytes | None]:
     """Return the proof for the metadata, and, if it is too long for that, the content of the file beside the model."""
-    inputs = draw(drawn, BATCH, seed)
-    results = zip(model.output_names, predict(model, inputs), predict(exact, inputs), strict=True)
+    inputs = probes.draw(BATCH, seed)
+    results = zip(names, predict(model, inputs), predict(exact, inputs), strict=True)
     proof = json.dumps(
         {
             "seed": seed,
             "batch": BATCH,
-            "inputs": [dataclasses.asdict(row) for row in drawn],
+            "inputs": [dataclasses.asdict(row) for row in probes.inputs],
+            "sizes": probes.sizes,
             "outputs": [{"name": name, "value": _packed(e32), "exact": _packed(e64)} for name, e32, e64 in results],
         }
     )
@@ -112,21 +113,21 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
         onnx.checker.check_model(proto)
     except Exception as error:  # the parser's exception belongs to protobuf, not to onnx
         raise DataError(f"verify {path}: this is no ONNX file, or it is damaged ({error})") from error
-    drawn, inputs, recorded = _proof(path, {prop.key: prop.value for prop in proto.metadata_props})
+    probes, inputs, recorded = _proof(path, {prop.key: prop.value for prop in proto.metadata_props})
     loaded = session(content)
-    _same_names(path, "the file's inputs", [v.name for v in loaded.get_inputs()], [row.name for row in drawn])
+    _same_names(path, "the file's inputs", [v.name for v in loaded.get_inputs()], [row.name for row in probes.inputs])
     _same_names(path, "the file's outputs", [v.name for v in loaded.get_outputs()], list(recorded))
     agreements = [
-        Agreement(name, "proof", got.size, *compare(got, *recorded[name]))
+        Agreement(name, "proof", got.size, *compare(got, *recorded[name], by_row=True))
         for name, got in zip(recorded, run(loaded, inputs), strict=True)
     ]
     if model is not None:
         own = [(name, spec.shape, spec.dtype) for name, spec in zip(model.input_names, model.input_specs, strict=True)]
-        _same_names(path, "the model's inputs", own, [(row.name, row.shape, row.dtype) for row in drawn])
+        _same_names(path, "the model's inputs", own, [(row.name, row.shape, row.dtype) for row in probes.inputs])
         _same_names(path, "the model's outputs", list(model.output_names), list(recorded))
         exact = model.copy(dtype="float64", backend="numpy")
-        batches = {f"batch of {size}": draw(drawn, size, SEED) for size in BATCHES}
-        agreements += examine(loaded, model, exact, batches)
+        batches = {f"batch of {size}": probes.draw(size, SEED) for size in BATCHES}
+        agreements += examine(loaded, model, exact, batches, model.output_names)
     opset = next(imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx"))
     report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
     if not report.agrees:
@@ -139,7 +140,7 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
     return report
 
 
-def _proof(path: Path, metadata: dict[str, str]) -> tuple[tuple[Range, ...], Arrays, dict[str, tuple[Array, Array]]]:
+def _proof(path: Path, metadata: dict[str, str]) -> tuple[Probes, Arrays, dict[str, tuple[Array, Array]]]:
     """What to draw, the inputs drawn, and the recorded outputs by name, in the model's dtype and in float64."""
     if PROOF not in metadata:
         raise DataError(f"verify {path}: the file carries no proof; it was not written by lamella_onnx.export")
@@ -147,13 +148,12 @@ def _proof(path: Path, metadata: dict[str, str]) -> tuple[tuple[Range, ...], Arr
         proof = json.loads(metadata[PROOF])
         if "sha256" in proof:
             proof = json.loads(_beside(path, proof["sha256"]))
-        drawn = tuple(map(_range, proof["inputs"]))
+        probes = Probes(tuple(map(_range, proof["inputs"])), _sizes(proof.get("sizes", {})))
         batch, seed = proof["batch"], proof["seed"]
         _need(_is_size(batch) and batch and _is_size(seed), f"batch {batch!r}, seed {seed!r}")
-        sizes = {"N": batch}
-        size = sum(np.dtype(row.dtype).itemsize * math.prod(max(n, 1) for n in row.sized(sizes)) for row in drawn)
+        size = max(map(probes.bytes, (batch, *BATCHES)))
         _need(size <= _LARGEST_INPUTS, f"inputs of {size:,} bytes")
-        return drawn, draw(drawn, batch, seed), dict(map(_recorded, proof["outputs"]))
+        return probes, probes.draw(batch, seed), dict(map(_recorded, proof["outputs"]))
     except DataError:
         raise
     except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -178,8 +178,22 @@ def _range(packed: dict[str, Any]) -> Range:
     sizes_known = all(_is_size(n) or isinstance(n, str) for n in row.shape) and row.shape[0] == "N"
     _need(isinstance(row.name, str) and row.dtype in DTYPE_NAMES and sizes_known, f"input {packed!r}")
     if row.low is not None or row.high is not None:
-        _need(math.isfinite(row.low) and math.isfinite(row.high), f"input {packed!r}")  # type: ignore[arg-type]
+        _need(_is_limit(row.low, row.shape) and _is_limit(row.high, row.shape), f"input {row.name!r}")
     return row
+
+
+def _is_limit(limit: Any, shape: tuple[int | str, ...]) -> bool:
+    """Whether this is a finite number, or one for each place of a row."""
+    array = np.asarray(limit, "float64")
+    axes = zip(array.shape, shape[1:], strict=True) if array.ndim else ()
+    return bool(np.isfinite(array).all()) and all(have in (1, want) for have, want in axes)
+
+
+def _sizes(packed: dict[str, dict[str, int]]) -> dict[int, dict[str, int]]:
+    """The sizes of axes with a name for each batch; older proofs leave them to follow from the batch."""
+    known = isinstance(packed, dict) and all(isinstance(named, dict) for named in packed.values())
+    _need(known and all(_is_size(n) for named in packed.values() for n in named.values()), f"sizes {packed!r}")
+    return {int(batch): {name: size for name, size in named.items() if name != "N"} for batch, named in packed.items()}
 
 
 def _recorded(packed: dict[str, Any]) -> tuple[str, tuple[Array, Array]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import onnx
@@ -37,14 +37,14 @@ class Trace:
         return self.graph.model(self.outputs | inner)
 
 
-def trace_model(model: Model, opset: int = DEFAULT_OPSET) -> Trace:
-    """Run a model's layers forward, in inference mode, and write down what they do."""
+def trace_model(model: Model, opset: int = DEFAULT_OPSET, names: Sequence[str] | None = None) -> Trace:
+    """Run a model's layers forward, in inference mode, and write down what they do; ``names``: those of the outputs."""
     graph = Graph(opset)
     inputs = _inputs(graph, model)
     arrays = {name: graph.initializer(name, array) for name, array in (*model.parameters.items(), *model.state.items())}
     watch = _Watch(graph, model)
     outputs = engine.infer(model.program, graph.xp, arrays, inputs, around=watch.around, observe=watch.observe)
-    return Trace(graph, dict(zip(model.output_names, outputs, strict=True)), watch.layers)
+    return Trace(graph, dict(zip(names or model.output_names, outputs, strict=True)), watch.layers)
 
 
 def trace_step(

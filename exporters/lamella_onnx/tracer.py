@@ -50,7 +50,7 @@ class Traced:
     (N, 2)
     """
 
-    __slots__ = ("dtype", "graph", "held", "shape", "source")
+    __slots__ = ("dtype", "graph", "held", "layer", "shape", "source")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
@@ -66,6 +66,7 @@ class Traced:
         self.shape = tuple(shape)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.held = self.shape if held is None else tuple(held)
+        self.layer = graph.current_layer
 
     @property
     def ndim(self) -> int:
@@ -118,6 +119,7 @@ class _Node:
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
     layer: str
+    is_size: bool = False  # a part of a size, which every layer and body can see
 
 
 class Graph:
@@ -136,7 +138,7 @@ class Graph:
     def __init__(self, opset: int) -> None:
         self.opset = opset
         self._scopes = [_Scope()]
-        self._layer = ""
+        self.current_layer = ""  # the name of the layer that is being traced
         self._inputs: dict[str, Traced] = {}
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}  # initializers by name
         self._constants: dict[Any, str] = {}
@@ -180,13 +182,19 @@ class Graph:
     @contextlib.contextmanager
     def layer(self, name: str, label: str) -> Iterator[None]:
         """Name nodes and errors after a layer."""
-        outer, self._layer = self._layer, name
         try:
-            yield
+            with self._made_by(name):
+                yield
         except TraceError as error:
             raise TraceError(f"{label}: {error}") from error
+
+    @contextlib.contextmanager
+    def _made_by(self, layer: str) -> Iterator[None]:
+        outer, self.current_layer = self.current_layer, layer
+        try:
+            yield
         finally:
-            self._layer = outer
+            self.current_layer = outer
 
     def entitle(self, name: str, outputs: Sequence[Traced]) -> None:
         """Name the values that a layer gives after it."""
@@ -232,16 +240,16 @@ class Graph:
         dtypes: Sequence[Any],
         attributes: Mapping[str, Any],
         *,
-        everywhere: bool = False,
+        is_size: bool = False,
     ) -> tuple[Traced, ...]:
-        """Add a node, or find the layer's equal one; ``everywhere`` puts it where every layer and body can see it."""
+        """Add a node, or find the layer's equal one; that of a size is put where every layer and body can see it."""
         kept = {name: value for name, value in attributes.items() if value is not None}
-        layer, scope = ("", self._scopes[0]) if everywhere else (self._layer, self._scopes[-1])
-        key = (operator, *inputs, repr(sorted(kept.items())), layer)
+        layer, scope = self.current_layer, self._scopes[0 if is_size else -1]
+        key = (operator, *inputs, repr(sorted(kept.items())), None if is_size else layer)
         outputs = next((s.made[key] for s in self._scopes if key in s.made), None)
         if outputs is None:
             outputs = tuple(self._value(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
-            scope.nodes.append(_Node(operator, inputs, outputs, kept, layer))
+            scope.nodes.append(_Node(operator, inputs, outputs, kept, layer, is_size))
             scope.made[key] = outputs
         return tuple(Traced(self, *row) for row in zip(outputs, shapes, dtypes, strict=True))
 
@@ -259,7 +267,8 @@ class Graph:
         name = x.source if isinstance(x.source, str) else self._constant_name(x.source)
         if not whole or same_shape(x.held, x.shape):
             return name
-        (expanded,) = self._emit("Expand", [name, self.name_of(self.sizes(x.shape))], [x.shape], [x.dtype], {})
+        with self._made_by(x.layer):  # not by the first that needs all of it
+            (expanded,) = self._emit("Expand", [name, self.name_of(self.sizes(x.shape))], [x.shape], [x.dtype], {})
         return str(expanded.source)
 
     def _constant_name(self, array: np.ndarray[Any, Any]) -> str:
@@ -295,7 +304,7 @@ class Graph:
             vector = self._from_sizes(
                 "Cast", [vector], 1, dtype=dtype, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
             )
-        return self._emit("Squeeze", [self.name_of(vector)], [()], [dtype], {}, everywhere=True)[0]
+        return self._emit("Squeeze", [self.name_of(vector)], [()], [dtype], {}, is_size=True)[0]
 
     def _size(self, size: Dim) -> Traced:
         total: Traced | None = None
@@ -320,7 +329,7 @@ class Graph:
         self, operator: str, inputs: list[Traced], length: int, *, dtype: Any = "int64", **attributes: Any
     ) -> Traced:
         names = [self.name_of(x) for x in inputs]
-        return self._emit(operator, names, [(length,)], [dtype], attributes, everywhere=True)[0]
+        return self._emit(operator, names, [(length,)], [dtype], attributes, is_size=True)[0]
 
     # Loops
 
@@ -365,7 +374,7 @@ class Graph:
         name = self.name_of(x)
         if name in scope.outputs or not any(name in node.outputs for node in scope.nodes):
             name = self._value(x.shape, x.dtype)
-            scope.nodes.append(_Node("Identity", [self.name_of(x)], (name,), {}, self._layer))
+            scope.nodes.append(_Node("Identity", [self.name_of(x)], (name,), {}, x.layer))
         return name
 
     # What comes out
@@ -377,7 +386,7 @@ class Graph:
         for title, x in outputs.items():
             value = self.name_of(x)
             if value in self._arrays or value in names:
-                nodes.append(_Node("Identity", [value], (title,), {}, ""))
+                nodes.append(_Node("Identity", [value], (title,), {}, x.layer))
                 self._kinds[title] = x.shape, x.dtype
                 value = title
             names[value] = title
@@ -451,7 +460,7 @@ class _Writer:
             if value is not None
         }
         path = f"{node.layer}/{node.operator}".strip("/")
-        title = _unused(self._nodes, node.layer or path, path)
+        title = _unused(self._nodes, path if node.is_size else node.layer or path, path)
         outputs = [self._output(value, path) for value in node.outputs]
         return helper.make_node(node.operator, inputs, outputs, name=title, **attributes)
 
