@@ -69,6 +69,25 @@ def test_layers_on_a_terminal_fit_and_lose_nothing(width, monkeypatch, capsys):
     assert f"{len(lm.layers())} layers in" in plain
 
 
+def test_layers_tells_by_which_name_one_is_found_and_what_a_question_mark_means(monkeypatch, capsys):
+    class Dense(lm.Layer):
+        pass
+
+    plugin = SimpleNamespace(lamella_layers=lm.hookimpl(lambda: {"dense": Dense}))
+    point = SimpleNamespace(name="d", value="d", dist=SimpleNamespace(name="acme", version="1"), load=lambda: plugin)
+    one = registry.Registry([*importlib.metadata.entry_points(group="lamella"), point])
+    for name in ("plugins", "entries", "specimens"):
+        monkeypatch.setattr(registry, name, getattr(one, name))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main(["layers"]) == 0
+    printed = capsys.readouterr().out
+    assert " acme:dense " in printed
+    assert " dense " in printed
+    assert "acme:dense is found by its full name only: lamella, or another plugin, has that name" in printed
+    assert "\n?: no specimen says which" in printed
+
+
 class Broken:
     name, value, dist = "swish", "nowhere.swish", None
 
