@@ -253,10 +253,6 @@ import lamella as lm
 import registry_of_tests
 
 DEFAULT = registry_of_tests.known.find("layers", "mine")
-try:
-    registry_of_tests.known.find("layers", "later")
-except lm.RegistryError as error:
-    told = str(error)
 
 class Later(lm.Layer):
     pass
@@ -264,23 +260,62 @@ class Later(lm.Layer):
 @lm.hookimpl
 def lamella_layers():
     return {"later": registry_of_tests.known.find("layers", "mine") and Later}
+
+try:
+    registry_of_tests.known.find("layers", "later")
+except lm.RegistryError as error:
+    told = str(error)
+
+@lm.hookimpl
+def lamella_specimens():
+    return [lm.testing.Specimen(Later(), lm.ArraySpec(("N", 3)))]
+"""
+HOOKS = """
+import lamella as lm
+from looks_up import Later
+
+@lm.hookimpl
+def lamella_layers():
+    return {"later": Later}
 """
 
 
-@pytest.mark.parametrize("first", ["import", "look-up"])
-def test_a_plugin_may_look_up_names_of_others_while_it_is_imported(first, tmp_path, monkeypatch):
-    (tmp_path / "looks_up.py").write_text(LOOKS)
+@pytest.fixture
+def looking_up(tmp_path, monkeypatch):
+    """A registry with a module or package that looks up a name while it is imported."""
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("later", None, distribution="zoo", value="looks_up")
-    point.load = lambda: importlib.import_module("looks_up")
-    known = Registry([point, EntryPoint("a", plugin(layers={"mine": Mine}))])
-    monkeypatch.setitem(sys.modules, "registry_of_tests", SimpleNamespace(known=known))
+
+    def known(value):
+        point = EntryPoint("later", None, distribution="zoo", value=value)
+        point.load = lambda: importlib.import_module(value)
+        found = Registry([point, EntryPoint("a", plugin(layers={"mine": Mine}))])
+        monkeypatch.setitem(sys.modules, "registry_of_tests", SimpleNamespace(known=found))
+        return found
+
+    yield known
+    for name in ("looks_up", "looks_up.hooks"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("first", ["import", "look-up"])
+def test_a_plugin_may_look_up_names_of_others_while_it_is_imported(first, looking_up, tmp_path):
+    (tmp_path / "looks_up.py").write_text(LOOKS)
+    known = looking_up("looks_up")
     if first == "import":
         importlib.import_module("looks_up")
     found = known.find("layers", "later")
-    module = sys.modules.pop("looks_up")
-    assert (found, module.DEFAULT) == (module.Later, Mine)
+    module = sys.modules["looks_up"]
+    assert (found, module.DEFAULT, len(known.specimens())) == (module.Later, Mine, 1)
     assert "plugin 'later' of zoo 2.1 (looks_up) is being imported just now, and may give it" in module.told
+
+
+def test_a_package_may_look_up_names_before_its_modules_can_be_imported(looking_up, tmp_path):
+    (tmp_path / "looks_up").mkdir()
+    (tmp_path / "looks_up" / "__init__.py").write_text(LOOKS[: LOOKS.index("@lm.hookimpl")])
+    (tmp_path / "looks_up" / "hooks.py").write_text(HOOKS)
+    known = looking_up("looks_up.hooks")
+    package = importlib.import_module("looks_up")
+    assert known.find("layers", "later") is package.Later
 
 
 def test_entry_points_that_name_nothing_or_one_thing_twice_say_so():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import threading
@@ -284,8 +285,7 @@ class Registry:
         except FAILURES as error:  # reported where it is needed
             if self._manager.has_plugin(plugin.key):
                 self._manager.unregister(name=plugin.key)
-            packages = [module[:end] for end in range(len(module) + 1) if module[end : end + 1] in (".", "")]
-            if any(map(_is_half_made, packages)):
+            if any(map(_is_half_made, itertools.accumulate(module.split("."), "{}.{}".format))):
                 return  # perhaps it lacked only what is not there yet
             plugin.error = f"{type(error).__name__}: {error}"
             if not re.fullmatch(r"\w[\w.]*(\s*:\s*\w[\w.]*)?", plugin.module):  # Python's own words tell nothing
