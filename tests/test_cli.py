@@ -71,9 +71,13 @@ def test_layers_on_a_terminal_fit_and_lose_nothing(width, monkeypatch, capsys):
 
 def test_layers_tells_by_which_name_one_is_found_and_what_a_question_mark_means(monkeypatch, capsys):
     class Dense(lm.Layer):
-        pass
+        def build(self, declare, x):
+            raise SystemExit(0)
 
-    plugin = SimpleNamespace(lamella_layers=lm.hookimpl(lambda: {"dense": Dense}))
+    plugin = SimpleNamespace(
+        lamella_layers=lm.hookimpl(lambda: {"dense": Dense}),
+        lamella_specimens=lm.hookimpl(lambda: [lm.testing.Specimen(Dense(), lm.ArraySpec(("N", 3)))]),
+    )
     point = SimpleNamespace(name="d", value="d", dist=SimpleNamespace(name="acme", version="1"), load=lambda: plugin)
     one = registry.Registry([*importlib.metadata.entry_points(group="lamella"), point])
     for name in ("plugins", "entries", "specimens"):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamella import __version__, errors, registry
-from lamella.registry import by_name
+from lamella.registry import FAILURES, by_name
 from lamella.terminal import Column, Table, Terminal, aside, styled
 from lamella.testing import Specimen
 
@@ -144,7 +144,10 @@ def _rows(specimens: list[Specimen], only: Collection[type] | None) -> list[_Row
         if only is not None and cls not in only:
             continue
         family = plugin.module.partition(":")[0].rpartition(".")[2]
-        known = operators([specimen for specimen in specimens if type(specimen.subject) is cls])
+        try:
+            known = operators([specimen for specimen in specimens if type(specimen.subject) is cls])
+        except FAILURES:  # `lamella check` tells what is wrong with it
+            known = None
         nodes = "?" if known is None else ", ".join(known) or "nothing"
         rows.append(_Row(name, cls.__name__, family, plugin.origin, str(cls._signature)[1:-1], nodes))
     return sorted(rows, key=lambda row: (not row.origin.startswith("lamella "), row.origin, row.family, row.layer))
