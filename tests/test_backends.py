@@ -31,6 +31,7 @@ CALLS = [
     "xp.logical_and(b, x > y)", "xp.logical_or(b, x > y)", "xp.logical_not(b)", "xp.where(b, x, y)",
     "xp.matmul(x, xp.permute_dims(y, (0, 2, 1)))", "x[0, ...] @ y[1, ...].T",
     "x[:, None, :, ::2] - y[:, None, :, -1:]",
+    "x[:, :2] - y[0, :2]", "x[None]", "(xp.sum(x) * y)[1]", "(y - x[0, 0, 0])[None]",
     "xp.max(x)", "xp.max(x, axis=-1, keepdims=True)", "xp.min(x, axis=0)", "xp.maximum(x, y)", "xp.minimum(x, y)",
     "xp.mean(x)", "xp.mean(x, axis=(1, 2), keepdims=True)", "xp.prod(x, axis=1)", "xp.pow(x, y)", "x**2.5",
     "xp.sum(x, axis=(0, 2))", "xp.sum(i, axis=0, keepdims=True)", "xp.sum(xp.astype(b, xp.uint8))",

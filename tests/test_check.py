@@ -14,8 +14,10 @@ import pytest
 
 import lamella as lm
 from lamella import cli
+from lamella.new_plugin import create
 from lamella.testing.check import laws
 from lamella.testing.package import examine, find_package
+from lamella_layers import Flatten
 
 ALL = list(laws())
 MODULE = """
@@ -140,9 +142,15 @@ def test_json_holds_the_verdicts(module, capsys):
     ("target", "words"),
     [
         ("lamela", "'lamela': no installed distribution, package or module of that name; .* Did you mean 'lamella'"),
-        ("lamella:Desne", "'lamella' has no layer 'Desne'; expected one of .* Did you mean 'dense'"),
+        ("lamella:Desne", r"'lamella' has no layer 'Desne'\. Did you mean 'dense'\? Expected one of activation, "),
         ("lamella_onnx", "'lamella_onnx' gives no layers, losses or specimens, so there is nothing to examine"),
-        ("json", "json has no hooks; is @lamella.hookimpl missing"),
+        ("json", "'json' has no hooks, so there is nothing to examine.*, or name the module .* such as json.my_layer"),
+        ("json:dumps", "'json' has no hooks, so there is nothing to examine"),
+        ("lamella-new", r"'lamella-new' is not installed, .* Likely fix: python -m pip install -e \./lamella-new\n"),
+        ("Lamella_New", r".* Likely fix: python -m pip install -e \./lamella-new\n"),
+        ("folder", "'folder' is a folder without __init__.py, and no package, so there is nothing to examine"),
+        ("lamella_layers.Dense", "'lamella_layers.Dense': no module of that name. Did you mean 'lamella_layers:Dense'"),
+        *((one, f"'{one}': expected a package or module, such as 'my_package', or") for one in ("", ":", ":x", ".x")),
         ("failing", "'failing' could not be imported: ZeroDivisionError"),
         ("needing", "'needing' could not be imported: No module named 'moon'"),
     ],
@@ -152,13 +160,11 @@ def test_targets_that_are_not_there_are_one_message(target, words, tmp_path, mon
     monkeypatch.setattr(sys, "path", [*sys.path])
     Path("failing.py").write_text("1 / 0")
     Path("needing.py").write_text("import moon")
+    Path("folder").mkdir()
+    create("lamella-new")
     status, out, error = checked(target, capsys=capsys)
-    if target == "json":  # a package that is there, but gives nothing
-        assert status == 1
-        assert words in out
-    else:
-        assert (status, out) == (2, "")
-        assert re.match(f"lamella: {words}", error)
+    assert (status, out) == (2, "")
+    assert re.match(f"lamella: {words}", error)
 
 
 def test_distributions_packages_and_modules_are_found_by_name():
@@ -249,3 +255,104 @@ def test_a_layer_that_ends_the_program_is_broken():
 
     (verdict,) = examine(lm.testing.Specimen(Quits(), lm.ArraySpec(("N", 4))))
     assert (verdict.law, verdict.outcome, verdict.detail) == ("runs", "broken", "SystemExit: 0")
+
+
+PLUGIN = """
+import sys
+import lamella as lm
+
+print("shone at import")
+
+class Shining(lm.Layer):
+    def forward_pass(self, ctx, x):
+        print("shone in a pass")
+        return x
+
+    def backward_pass(self, ctx, dy):
+        return dy
+
+class Mute(Shining):
+    def __repr__(self):
+        raise ValueError("no words")
+
+@lm.hookimpl
+def lamella_layers():
+    return {"NAME": SUBJECT}
+
+@lm.hookimpl
+def lamella_specimens():
+    BEFORE
+    return [lm.testing.Specimen(SUBJECT(), lm.ArraySpec(("N", 3)))]
+"""
+
+
+@pytest.fixture
+def plugin(module):
+    """Writes a module with what plugins do wrong."""
+
+    def write(name: str, *, layer: str = "shining", subject: str = "Shining", before: str = "pass") -> str:
+        text = PLUGIN.replace("NAME", layer).replace("SUBJECT", subject).replace("BEFORE", before)
+        Path(f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
+@pytest.mark.parametrize("before", ["pass", "sys.stdout = None"])
+def test_what_a_plugin_prints_stays_out_of_what_is_told(before, plugin, capsys):
+    status, out, error = checked("--json", plugin("loud", before=before), capsys=capsys)
+    assert (status, json.loads(out)["sound"]) == (0, True)
+    assert set(error.splitlines()) == {"shone at import", *["shone in a pass"] * (before == "pass")}
+
+
+def test_a_layer_without_words_is_broken_in_words(plugin, capsys):
+    name = plugin("mute", subject="Mute")
+    status, out, _ = checked(name, capsys=capsys)
+    assert status == 1
+    assert "broken  Mute(...) on (N, 3) float32: runs: Mute.__repr__ failed: ValueError: no words\n" in out
+
+
+def test_a_name_of_lamellas_own_is_a_fault(plugin, capsys):
+    status, out, _ = checked(plugin("taken", layer="dense"), capsys=capsys)
+    assert status == 1
+    assert "broken  module taken: layers: 'dense' is lamella's own" in out
+    assert out.splitlines()[-1] == "specimens: 1, broken: 1"
+
+
+@pytest.mark.parametrize(
+    ("before", "words"), [("sys.exit(0)", "SystemExit: 0"), ("return None", "got NoneType; is a return missing?")]
+)
+def test_specimens_that_cannot_be_had_are_told_once(before, words, plugin, capsys):
+    name = plugin("lost", before=before)
+    status, out, _ = checked(name, capsys=capsys)
+    first, last = out.splitlines()
+    assert (status, last) == (1, "specimens: 0, broken: 1")
+    assert re.fullmatch(rf"broken  module lost: lamella_specimens\(\): .*{re.escape(words)}", first)
+    status, out, _ = checked(f"{name}:shining", capsys=capsys)
+    assert status == 1
+    assert f"broken  shining: {first.removeprefix('broken  ')}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x: (Flatten, x), "expected a layer or a loss, got the class Flatten; did you mean Flatten()?"),
+        (lambda x: ("flatten", x), "expected a layer or a loss, got 'flatten'"),
+        (lambda x: (Flatten(), 3), "inputs: expected specs such as lamella.ArraySpec(('N', 4)), got 3"),
+        (lambda x: (Flatten(), lm.ArraySpec((3,))), "the batch axis first, got (3,) float32"),
+        (lambda x: (Flatten(), x, "Identity"), "operators: expected names such as ('Conv',), got 'Identity'"),
+        (lambda x: (Flatten(), x, None, "", "exact", "", (x, "words")), "refuses: expected pairs of input specs and"),
+    ],
+)
+def test_specimens_that_show_nothing_are_refused(make, words):
+    with pytest.raises(lm.ArgumentError, match=f"Specimen: .*{re.escape(words)}"):
+        lm.testing.Specimen(*make(lm.ArraySpec(("N", 3))))
+
+
+def test_pytest_tells_what_cannot_be_examined_and_nothing_twice(plugin):
+    lost, mute = plugin("lost", before="sys.exit(0)"), plugin("mute", subject="Mute")
+    status, out = run_pytest("-q", *(word for name in (lost, mute, mute) for word in ("--lamella", name)))
+    assert status == 1
+    assert "module lost: lamella_specimens(): SystemExit: 0" in out
+    assert "Mute.__repr__ failed: ValueError: no words" in out
+    assert f"{1 + len(ALL)} failed" in out

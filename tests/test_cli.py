@@ -69,6 +69,29 @@ def test_layers_on_a_terminal_fit_and_lose_nothing(width, monkeypatch, capsys):
     assert f"{len(lm.layers())} layers in" in plain
 
 
+def test_layers_tells_by_which_name_one_is_found_and_what_a_question_mark_means(monkeypatch, capsys):
+    class Dense(lm.Layer):
+        def build(self, declare, x):
+            raise SystemExit(0)
+
+    plugin = SimpleNamespace(
+        lamella_layers=lm.hookimpl(lambda: {"dense": Dense}),
+        lamella_specimens=lm.hookimpl(lambda: [lm.testing.Specimen(Dense(), lm.ArraySpec(("N", 3)))]),
+    )
+    point = SimpleNamespace(name="d", value="d", dist=SimpleNamespace(name="acme", version="1"), load=lambda: plugin)
+    one = registry.Registry([*importlib.metadata.entry_points(group="lamella"), point])
+    for name in ("plugins", "entries", "specimens"):
+        monkeypatch.setattr(registry, name, getattr(one, name))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main(["layers"]) == 0
+    printed = capsys.readouterr().out
+    assert " acme:dense " in printed
+    assert " dense " in printed
+    assert "acme:dense is found by its full name only: lamella, or another plugin, has that name" in printed
+    assert "\n?: no specimen says which" in printed
+
+
 class Broken:
     name, value, dist = "swish", "nowhere.swish", None
 
@@ -88,7 +111,7 @@ def test_layers_lists_broken_plugins_below(capsys):
     assert cli.main(["layers"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (
-        "plugin 'swish' of unknown 0 (nowhere.swish) could not be loaded: "
+        "plugin 'swish' of an unknown distribution (nowhere.swish) could not be loaded: "
         "ModuleNotFoundError: No module named 'nowhere'"
     )
 
@@ -102,7 +125,7 @@ def test_an_unknown_command_gets_a_suggestion_and_the_plugins_that_might_give_it
         "lamella: unknown command 'verfy'; expected one of check, demo, layers, new-plugin, verify. "
         "Did you mean 'verify'?"
     )
-    assert "\nplugin 'swish' of unknown 0" in error
+    assert "\nplugin 'swish' of an unknown distribution" in error
 
 
 def test_commands_of_one_name_are_told_apart_by_their_distributions(monkeypatch, capsys):
@@ -127,6 +150,24 @@ def test_commands_of_one_name_are_told_apart_by_their_distributions(monkeypatch,
     capsys.readouterr()
     assert cli.main(["shine"]) == 2
     assert "several distributions give the command 'shine'; say moon:shine or sun:shine" in capsys.readouterr().err
+
+
+def test_no_plugin_of_others_is_imported_for_lamellas_own_commands(monkeypatch, capsys):
+    point = SimpleNamespace(name="slow", value="slow", dist=None, loads=0)
+
+    def load() -> SimpleNamespace:
+        point.loads += 1
+        return SimpleNamespace()
+
+    point.load = load
+    one = registry.Registry([*importlib.metadata.entry_points(group="lamella"), point])
+    for name in ("plugins", "entries", "specimens"):
+        monkeypatch.setattr(registry, name, getattr(one, name))
+    assert cli.main(["verify", "nowhere.onnx"]) == 2
+    assert cli.main(["new-plugin", "lamella-swirl", "--folder", "nowhere"]) == 2
+    assert point.loads == 0
+    assert cli.main(["swirl"]) == 2
+    assert point.loads == 1
 
 
 def command(monkeypatch: pytest.MonkeyPatch, run: Callable[[object], int]) -> None:

@@ -129,6 +129,6 @@ def test_what_is_missing_on_the_page_is_told(capsys):
     Path("dull.py").write_text(SHINE.replace('("Add",))]', '("Add",)), 7]'))
     assert cli.main(["layers", "dull", "--markdown", "docs/layers.md"]) == 1
     assert "### Shine" in Path("docs/layers.md").read_text(encoding="utf-8")
-    assert "lamella: plugin 'dull' of unknown 0 (dull): lamella_specimens()" in capsys.readouterr().err
+    assert "lamella: module dull: lamella_specimens()" in capsys.readouterr().err
     assert cli.main(["layers", "shining", "--markdown", "nowhere/layers.md"]) == 2
     assert capsys.readouterr().err == "lamella: nowhere/layers.md: No such file or directory\n"

@@ -1,5 +1,6 @@
 """The registry: plugins through entry points, imported when asked for, with errors that name both sides."""
 
+import importlib
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from lamella.registry import Registry
 class EntryPoint:
     """What importlib.metadata gives for one entry point."""
 
-    def __init__(self, name, plugin, distribution="acme", version="2.1"):
-        self.name, self.value, self.plugin, self.loads = name, f"{distribution}.{name}", plugin, 0
+    def __init__(self, name, plugin, distribution="acme", version="2.1", value=None):
+        self.name, self.value, self.plugin, self.loads = name, value or f"{distribution}.{name}", plugin, 0
         self.dist = SimpleNamespace(name=distribution, version=version)
 
     def load(self):
@@ -82,8 +83,11 @@ def test_a_broken_plugin_stops_only_those_who_need_it():
     leaving = EntryPoint("leaves", SystemExit(3), distribution="zoo", version="0.3")
     known = Registry([EntryPoint("a", plugin(layers={"mine": Mine})), broken, leaving])
     assert known.find("layers", "mine") is Mine
-    with pytest.raises(lm.RegistryError, match=r"unknown name 'mien'.*Did you mean 'mine'\?\n  plugin 'bad' of zoo 0.3 "
-                       r"\(zoo.bad\) could not be loaded.*ImportError: no module named 'torch'"):  # fmt: skip
+    words = (
+        r"unknown name 'mien'\. Did you mean 'mine'\? Expected one of mine\.\n  plugin 'bad' of zoo 0.3 \(zoo.bad\) "
+        "could not be loaded.*ImportError: no module named 'torch'"
+    )
+    with pytest.raises(lm.RegistryError, match=words):
         known.find("layers", "mien")
     assert broken.loads == 1
     assert [p.error for p in known.plugins()] == [None, "ImportError: no module named 'torch'", "SystemExit: 3"]
@@ -135,8 +139,11 @@ def raising():
 @pytest.mark.parametrize(
     ("hook", "words"),
     [
-        (lambda: None, "TypeError: must return a list of lamella.testing.Specimen, got None"),
-        (lambda: [3], r"must return a list of lamella.testing.Specimen, got \[3\]"),
+        (lambda: None, "TypeError: must return a list of lamella.testing.Specimen, got NoneType; is a return missing"),
+        (lambda: [Mine], "TypeError: must return a list of lamella.testing.Specimen, got a list with the class Mine"),
+        (lambda: (yield), "must return a list of .*, got generator; is a yield where a return is due"),
+        (lambda: lm.testing.Specimen(Mine(), lm.ArraySpec(("N", 1))), "got Specimen; put it into a list"),
+        (lambda: sys.exit(0), "SystemExit: 0"),
         (raising, "OSError: no such table"),
     ],
 )
@@ -157,7 +164,8 @@ def test_wrong_specimens_stop_only_those_who_ask_for_them(hook, words):
     ("name", "function", "words"),
     [
         ("lamella_layer", lambda: {"mine": Mine}, "there is no hook lamella_layer. Did you mean 'lamella_layers'"),
-        ("lamella_layers", lambda registry: {}, "lamella_layers.*registry"),
+        ("lamella_layers", lambda registry: {}, r"lamella_layers\(registry\): a hook takes no arguments$"),
+        ("lamella_layers", lambda: (yield), "got generator; is a yield where a return is due"),
         ("lamella_layers", raising, "OSError: no such table"),
     ],
 )
@@ -198,7 +206,9 @@ def test_a_plugin_without_hooks_says_so():
 
 
 def test_unknown_names_and_distributions_get_hints():
-    with pytest.raises(lm.RegistryError, match="layers: unknown name 'dens'; expected one of .* Did you mean 'dense'"):
+    with pytest.raises(
+        lm.RegistryError, match=r"layers: unknown name 'dens'\. Did you mean 'dense'\? Expected one of "
+    ):
         lm.layer("dens", units=3)
     with pytest.raises(lm.RegistryError, match=r"no installed distribution 'lamela'.*Did you mean 'lamella'\?"):
         lm.layer("lamela:dense", units=3)
@@ -215,3 +225,107 @@ print(before, "lamella_layers" in sys.modules)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "True"]
+
+
+def test_plain_names_of_lamellas_own_are_lamellas_and_no_other_plugin_is_imported_for_them():
+    own = EntryPoint("own", plugin(layers={"m": Mine}), distribution="Lamella")
+    other = EntryPoint("a", plugin(layers={"m": Yours, "n": Yours}))
+    known = Registry([other, own])
+    assert known.find("layers", "m") is Mine
+    assert (own.loads, other.loads) == (1, 0)
+    assert known.find("layers", "acme:m") is known.find("layers", "n") is Yours
+    assert list(registry.by_name(known.entries("layers"))) == ["acme:m", "m", "n"]
+
+
+def test_a_distribution_without_metadata_has_no_name(tmp_path, monkeypatch):
+    """As an interrupted uninstall leaves it."""
+    folder = tmp_path / "acme-1.0.dist-info"
+    folder.mkdir()
+    (folder / "entry_points.txt").write_text("[lamella]\nlost = lost_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = Registry()
+    assert known.find("losses", "huber")
+    assert "plugin 'lost' of an unknown distribution (lost_module)" in [str(plugin) for plugin in known.plugins()]
+
+
+LOOKS = """
+import lamella as lm
+import registry_of_tests
+
+DEFAULT = registry_of_tests.known.find("layers", "mine")
+
+class Later(lm.Layer):
+    pass
+
+@lm.hookimpl
+def lamella_layers():
+    return {"later": registry_of_tests.known.find("layers", "mine") and Later}
+
+try:
+    registry_of_tests.known.find("layers", "later")
+except lm.RegistryError as error:
+    told = str(error)
+
+@lm.hookimpl
+def lamella_specimens():
+    return [lm.testing.Specimen(Later(), lm.ArraySpec(("N", 3)))]
+"""
+HOOKS = """
+import lamella as lm
+from looks_up import Later
+
+@lm.hookimpl
+def lamella_layers():
+    return {"later": Later}
+"""
+
+
+@pytest.fixture
+def looking_up(tmp_path, monkeypatch):
+    """A registry with a module or package that looks up a name while it is imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def known(value):
+        point = EntryPoint("later", None, distribution="zoo", value=value)
+        point.load = lambda: importlib.import_module(value)
+        found = Registry([point, EntryPoint("a", plugin(layers={"mine": Mine}))])
+        monkeypatch.setitem(sys.modules, "registry_of_tests", SimpleNamespace(known=found))
+        return found
+
+    yield known
+    for name in ("looks_up", "looks_up.hooks"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("first", ["import", "look-up"])
+def test_a_plugin_may_look_up_names_of_others_while_it_is_imported(first, looking_up, tmp_path):
+    (tmp_path / "looks_up.py").write_text(LOOKS)
+    known = looking_up("looks_up")
+    if first == "import":
+        importlib.import_module("looks_up")
+    found = known.find("layers", "later")
+    module = sys.modules["looks_up"]
+    assert (found, module.DEFAULT, len(known.specimens())) == (module.Later, Mine, 1)
+    assert "plugin 'later' of zoo 2.1 (looks_up) is being imported just now, and may give it" in module.told
+
+
+def test_a_package_may_look_up_names_before_its_modules_can_be_imported(looking_up, tmp_path):
+    (tmp_path / "looks_up").mkdir()
+    (tmp_path / "looks_up" / "__init__.py").write_text(LOOKS[: LOOKS.index("@lm.hookimpl")])
+    (tmp_path / "looks_up" / "hooks.py").write_text(HOOKS)
+    known = looking_up("looks_up.hooks")
+    package = importlib.import_module("looks_up")
+    assert known.find("layers", "later") is package.Later
+
+
+def test_entry_points_that_name_nothing_or_one_thing_twice_say_so():
+    one = plugin(layers={"mine": Mine})
+    unreadable = EntryPoint("c", AttributeError("'NoneType' object has no attribute 'group'"), value="1-2 3!")
+    known = Registry([EntryPoint("a", one), EntryPoint("b", one), unreadable, EntryPoint("d", GeneratorExit())])
+    assert known.find("layers", "mine") is Mine
+    assert [plugin.error for plugin in known.plugins()] == [
+        None,
+        "ValueError: entry point 'acme:a' names acme.b already; remove one of the two",
+        "'1-2 3!' is not the name of a module, such as 'my_package.my_layers'",
+        "GeneratorExit: ",
+    ]

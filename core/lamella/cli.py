@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamella import __version__, errors, registry
-from lamella.terminal import Column, Table, Terminal, styled
+from lamella.registry import FAILURES, by_name
+from lamella.terminal import Column, Table, Terminal, aside, styled
 from lamella.testing import Specimen
 
 __all__ = ["OWN", "Command", "main"]
@@ -33,14 +34,15 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``lamella`` and return its exit status: 2, and a message without a traceback, for what the user can mend."""
     _mend_streams()
+    stream = sys.stdout
     try:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
-        sys.stdout.flush()
+        stream.flush()
         return status
     except errors.LamellaError as error:
         message = str(error)
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -72,8 +74,9 @@ def _run(arguments: list[str]) -> int:
     )
     root.add_argument("--version", action="version", version=_versions(), help="print versions and exit")
     choices = root.add_subparsers(title="commands", metavar="COMMAND")
-    commands = _commands()
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    with aside():
+        commands = _commands(asked)
     for name, command in sorted(commands.items()):
         sub = choices.add_parser(name, help=command.help, description=f"{command.help[:1].upper()}{command.help[1:]}.")
         if name == asked:
@@ -94,14 +97,16 @@ def _run(arguments: list[str]) -> int:
     return status
 
 
-def _commands() -> dict[str, Command]:
-    """By name; in full where another distribution, or lamella itself, has a command of that name too."""
-    found = registry.entries("commands")
-    names = [*OWN, *(entry.name for entry in found)]
-    return {
-        **OWN,
-        **{entry.name if names.count(entry.name) == 1 else entry.qualified: entry.object for entry in found},
-    }
+def _commands(asked: str | None) -> dict[str, Command]:
+    """By name, in full where lamella or several others have it; where lamella has what is asked for, only lamella's."""
+    if asked in OWN:
+        return OWN
+    inside = [plugin for plugin in registry.plugins() if plugin.is_own]
+    own = {**OWN, **{entry.name: entry.object for plugin in inside for entry in registry.entries("commands", plugin)}}
+    if asked in own:
+        return own
+    found = by_name(registry.entries("commands"))
+    return {**OWN, **{entry.qualified if name in OWN else name: entry.object for name, entry in found.items()}}
 
 
 def _broken_plugins() -> list[str]:
@@ -134,14 +139,17 @@ def _rows(specimens: list[Specimen], only: Collection[type] | None) -> list[_Row
     from lamella.reference import operators
 
     rows = []
-    for entry in registry.entries("layers"):
+    for name, entry in by_name(registry.entries("layers")).items():
         plugin, cls = entry.plugin, entry.object
         if only is not None and cls not in only:
             continue
         family = plugin.module.partition(":")[0].rpartition(".")[2]
-        known = operators([specimen for specimen in specimens if type(specimen.subject) is cls])
+        try:
+            known = operators([specimen for specimen in specimens if type(specimen.subject) is cls])
+        except FAILURES:  # `lamella check` tells what is wrong with it
+            known = None
         nodes = "?" if known is None else ", ".join(known) or "nothing"
-        rows.append(_Row(entry.name, cls.__name__, family, plugin.origin, str(cls._signature)[1:-1], nodes))
+        rows.append(_Row(name, cls.__name__, family, plugin.origin, str(cls._signature)[1:-1], nodes))
     return sorted(rows, key=lambda row: (not row.origin.startswith("lamella "), row.origin, row.family, row.layer))
 
 
@@ -170,7 +178,8 @@ def _layers(arguments: argparse.Namespace) -> int:
         from lamella.testing.package import find_package  # which loads the laws
 
         every = dict.fromkeys(plugin.distribution for plugin in registry.plugins())
-        packages = [find_package(name) for name in arguments.package or every]
+        with aside():
+            packages = [find_package(name) for name in arguments.package or every]
     if arguments.markdown:
         from lamella.reference import markdown
 
@@ -184,9 +193,13 @@ def _layers(arguments: argparse.Namespace) -> int:
 
 def _list_layers(only: Collection[type] | None) -> int:
     """On a terminal a table in groups; elsewhere one line for each layer, with everything in it."""
-    specimens, wrong = _specimens()
-    rows, terminal = _rows(specimens, only), Terminal()
+    with aside():
+        specimens, wrong = _specimens()
+        rows = _rows(specimens, only)
+    terminal = Terminal()
     wrong = [*_broken_plugins(), *wrong]
+    shared = [row.layer for row in rows if ":" in row.layer]
+    wrong += [f"{name} is found by its full name only: lamella, or another plugin, has that name" for name in shared]
     if not terminal.is_terminal:
         heading = ("layer", "class", "family", "distribution", "arguments", "ONNX operators")
         lines = [tuple(cell or "none" for cell in line) for line in (heading, *rows)]
@@ -208,6 +221,8 @@ def _list_layers(only: Collection[type] | None) -> int:
         for row in family:
             table.add(f"  {row.layer}", f"{styled(row.name, 'cyan')}({row.parameters})", row.operators)
     table.notes.append(f"{len(rows)} layers in {len(families)} families")
+    if any(row.operators == "?" for row in rows):
+        table.notes.append("?: no specimen says which")
     table.notes += [f"\n{styled(line, 'yellow')}" for line in wrong]
     terminal.print(table)
     return 0
@@ -236,7 +251,9 @@ def _configure_new_plugin(parser: argparse.ArgumentParser) -> None:
 def _new_plugin(arguments: argparse.Namespace) -> int:
     from lamella.new_plugin import create
 
-    print(create(arguments.name, arguments.folder))
+    with aside():
+        told = create(arguments.name, arguments.folder)
+    print(told)
     return 0
 
 

@@ -1,15 +1,19 @@
 """Names to objects: layers, activations, losses, ... that plugins give, found through entry points.
 
 Built-in families and other distributions come in by the same door. Entry points are read on first use of the
-registry; a plugin's module is imported when a name is looked up that it might give. A plugin that cannot be imported
-is remembered with its error and stops only those who ask for a name that nobody else gives.
+registry; a plugin's module is imported when a name is looked up that it might give: lamella's own first, whose plain
+names nobody else can take, and others where lamella has no such name. A plugin that cannot be imported is remembered
+with its error and stops only those who ask for a name that nobody else gives.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
+import itertools
 import re
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -21,19 +25,25 @@ from lamella.errors import RegistryError, did_you_mean
 from lamella.protocol import Layer
 
 __all__ = [
+    "FAILURES",
     "Entry",
     "LayerTable",
     "Plugin",
     "Registry",
+    "by_name",
     "canonical",
     "entries",
     "find",
+    "hooks",
     "layer",
     "layers",
     "name_of",
     "plugins",
     "specimens",
 ]
+
+FAILURES = (Exception, SystemExit, GeneratorExit)
+"""What the code of others may raise at any time. An interruption is none: it is the user's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +79,21 @@ class Plugin:
     @property
     def origin(self) -> str:
         """Distribution and version."""
-        return f"{self.distribution} {self.version}"
+        return f"{self.distribution} {self.version}" if self.is_known else "an unknown distribution"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the distribution has a name."""
+        return self.distribution != _UNKNOWN
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of lamella itself."""
+        return self.distribution == hookspecs.PROJECT
 
     def __str__(self) -> str:
+        if not self.is_known and self.name == self.module:
+            return f"module {self.module}"
         return f"plugin {self.name!r} of {self.origin} ({self.module})"
 
 
@@ -92,6 +114,7 @@ _CLASSES = {
     "schedules": "lamella.schedules.Schedule",
     "metrics": "lamella.metrics.Metric",
 }
+_UNKNOWN = "unknown"
 _INSTANCES = {"activations": "lamella.ActivationFunction", "commands": "lamella.cli.Command"}
 
 
@@ -112,6 +135,7 @@ class Registry:
         self._plugins: list[Plugin] | None = None
         self._entries: dict[str, dict[str, dict[str, Entry]]] = {}  # plugin key -> kind -> name -> entry
         self._lock = threading.RLock()
+        self._under_way: set[str] = set()  # keys of plugins whose import has begun and not ended
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
@@ -124,13 +148,7 @@ class Registry:
 
                 source = importlib.metadata.entry_points(group=hookspecs.PROJECT)
             found = [
-                Plugin(
-                    point.name,
-                    point.value,
-                    canonical(point.dist.name) if point.dist else "unknown",
-                    point.dist.version if point.dist else "0",
-                    point,
-                )
+                Plugin(point.name, point.value.partition("[")[0].strip(), *_distribution(point), point)
                 for point in source
             ]
             self._plugins = sorted(found, key=lambda plugin: (plugin.distribution, plugin.name))
@@ -144,15 +162,15 @@ class Registry:
         return sorted(found, key=lambda entry: (entry.name, entry.plugin.distribution))
 
     def find(self, kind: str, name: str) -> Any:
-        """Return the object of a name, plain or ``"distribution:name"``."""
+        """Return the object of a name, plain or ``"distribution:name"``; a plain name of lamella's own is lamella's."""
         distribution, _, plain = name.rpartition(":")
         distribution = canonical(distribution)
-        asked = [plugin for plugin in self.plugins() if distribution in ("", plugin.distribution)]
         if not self.plugins():
             raise RegistryError(
                 f"{kind}: {name!r} can't be looked up, since no entry points in the group 'lamella' were found, not "
                 "even lamella's own; install it (pip install -e . in a source tree)"
             )
+        asked = [plugin for plugin in self.plugins() if distribution in ("", plugin.distribution)]
         if not asked:
             installed = {plugin.distribution for plugin in self.plugins()}
             family = any(distribution.startswith(f"{one}-") for one in installed)  # lamella-x is no typing error
@@ -161,22 +179,37 @@ class Registry:
                 f"{name!r}: no installed distribution {distribution!r} has lamella plugins. Install it, for example "
                 f"with pip install {distribution}; installed are {', '.join(sorted(installed))}.{hint}"
             )
-        self._import(asked)
-        found = [self._entries[p.key].get(kind, {}).get(plain) for p in asked if not p.error]
-        matches = [entry for entry in found if entry is not None]
-        if len(matches) == 1:
-            return matches[0].object
-        if matches:
-            given = " and ".join(f"{entry.qualified!r} (plugin {entry.plugin.name!r})" for entry in matches)
-            distinct = len({entry.qualified for entry in matches}) == len(matches)
-            fix = "say which one you mean by its full name" if distinct else "that distribution must rename one of them"
-            raise RegistryError(f"{kind}: {name!r} is given by {given}; {fix}")
-        known = [entry.name for p in asked if not p.error for entry in self._entry_list(p, kind)]
-        broken = [f"\n  {p} could not be loaded, and may give it: {p.error}" for p in asked if p.error]
+        for own in (True, False):
+            some = [plugin for plugin in asked if plugin.is_own is own]
+            self._import(some)
+            matches = [entry for one in some for entry in self._entry_list(one, kind) if entry.name == plain]
+            if len(matches) == 1:
+                return matches[0].object
+            if matches:
+                given = " and ".join(f"{entry.qualified!r} (plugin {entry.plugin.name!r})" for entry in matches)
+                if len({entry.qualified for entry in matches}) == len(matches):
+                    fix = "say which one you mean by its full name"
+                else:
+                    fix = "that distribution must rename one of them"
+                raise RegistryError(f"{kind}: {name!r} is given by {given}; {fix}")
+        known = [entry.name for one in asked for entry in self._entry_list(one, kind)]
         raise RegistryError(
-            f"{kind}: unknown name {name!r}; expected one of {', '.join(sorted(known)) or 'none'}."
-            f"{did_you_mean(plain, known)}{''.join(broken)}"
+            f"{kind}: unknown name {name!r}.{did_you_mean(plain, known)} Expected one of "
+            f"{', '.join(sorted(known)) or 'none'}.{''.join(self._silent(asked))}"
         )
+
+    def _silent(self, plugins: Iterable[Plugin]) -> list[str]:
+        """A line for each plugin that might give a name and could not be asked."""
+        told = []
+        for plugin in plugins:
+            if plugin.error:
+                told.append(f"\n  {plugin} could not be loaded, and may give it: {plugin.error}")
+            elif plugin.key not in self._entries:
+                told.append(
+                    f"\n  {plugin} is being imported just now, and may give it. Likely fix: look names up in "
+                    "functions, not while a module is imported"
+                )
+        return told
 
     def name_of(self, kind: str, thing: Any) -> Entry | None:
         """Return the entry under which an object is registered, looking only at plugins of its own package."""
@@ -199,11 +232,17 @@ class Registry:
     def _specimens_of(self, plugin: Plugin) -> list[Any]:
         from lamella.testing import Specimen
 
+        if plugin.key not in self._entries:  # it is being imported
+            return []
         try:
             given = self._call(self._manager.get_plugin(plugin.key), "lamella_specimens", [])
-            if not isinstance(given, list | tuple) or not all(isinstance(one, Specimen) for one in given):
-                raise TypeError(f"must return a list of lamella.testing.Specimen, got {given!r}")
-        except Exception as error:  # a stranger's hook may raise anything
+            if not isinstance(given, list | tuple):
+                hint = "; put it into a list" if isinstance(given, Specimen) else ""
+                raise TypeError(f"must return a list of lamella.testing.Specimen, got {_kind(given)}{hint}")
+            for one in given:
+                if not isinstance(one, Specimen):
+                    raise TypeError(f"must return a list of lamella.testing.Specimen, got a list with {_kind(one)}")
+        except FAILURES as error:
             raise RegistryError(f"{plugin}: lamella_specimens(): {type(error).__name__}: {error}") from error
         return list(given)
 
@@ -211,28 +250,46 @@ class Registry:
         return list(self._entries.get(plugin.key, {}).get(kind, {}).values())
 
     def _import(self, plugins: Iterable[Plugin]) -> None:
-        """Import plugins and take what they give; each one whole or not at all."""
+        """Import plugins and take what they give; each one whole or not at all.
+
+        A plugin that looks up names while it is imported finds those of others: it is itself left out until later.
+        """
+        waiting = [plugin for plugin in plugins if plugin.key not in self._entries and not plugin.error]
+        if not waiting:  # nor is there anything to wait for, such as a thread that imports what looks up names
+            return
         with self._lock:
-            for plugin in plugins:
-                if plugin.key not in self._entries and not plugin.error:
+            for plugin in waiting:
+                if plugin.key in self._entries or plugin.key in self._under_way or plugin.error:
+                    continue
+                self._under_way.add(plugin.key)
+                try:
                     self._import_one(plugin)
+                finally:
+                    self._under_way.remove(plugin.key)
 
     def _import_one(self, plugin: Plugin) -> None:
+        module = plugin.module.partition(":")[0]
         try:
-            module = plugin.source.load()
-            _check_hooks(module)
-            self._manager.register(module, plugin.key)
-            self._manager.check_pending()
-            if not self._manager.get_hookcallers(module):
+            given = plugin.source.load()
+            if _is_half_made(module):
+                return
+            if not hooks(given):
                 raise TypeError(
                     f"{plugin.module} has no hooks; is @lamella.hookimpl missing, or does the entry point name a class "
                     "where it should name the module?"
                 )
-            self._entries[plugin.key] = {kind: self._collect(plugin, module, kind) for kind in hookspecs.KINDS}
-        except (Exception, SystemExit) as error:  # a stranger's module may raise anything; reported where it is needed
-            plugin.error = f"{type(error).__name__}: {error}"
+            if other := self._manager.get_name(given):
+                raise ValueError(f"entry point {other!r} names {plugin.module} already; remove one of the two")
+            self._manager.register(given, plugin.key)
+            self._entries[plugin.key] = {kind: self._collect(plugin, given, kind) for kind in hookspecs.KINDS}
+        except FAILURES as error:  # reported where it is needed
             if self._manager.has_plugin(plugin.key):
                 self._manager.unregister(name=plugin.key)
+            if any(map(_is_half_made, itertools.accumulate(module.split("."), "{}.{}".format))):
+                return  # perhaps it lacked only what is not there yet
+            plugin.error = f"{type(error).__name__}: {error}"
+            if not re.fullmatch(r"\w[\w.]*(\s*:\s*\w[\w.]*)?", plugin.module):  # Python's own words tell nothing
+                plugin.error = f"{plugin.module!r} is not the name of a module, such as 'my_package.my_layers'"
 
     def _call(self, module: Any, hook: str, default: Any) -> Any:
         """What a plugin's own hook returns; the default where it has none."""
@@ -246,7 +303,7 @@ class Registry:
         hook = f"lamella_{kind}()"
         given = self._call(module, f"lamella_{kind}", {})
         if not isinstance(given, dict):
-            raise TypeError(f"{hook} must return a dict of names to objects, got {type(given).__name__}")
+            raise TypeError(f"{hook} must return a dict of names to objects, got {_kind(given)}")
         for name, thing in given.items():
             if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_\-]*", name):
                 raise ValueError(f"{hook} gives the name {name!r}; expected lower case, digits and '_'")
@@ -265,17 +322,63 @@ def _resolve(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _check_hooks(module: Any) -> None:
-    """Find functions with the name of a hook that pluggy would overlook, and hooks that do not exist."""
+def _distribution(point: _EntryPoint) -> tuple[str, str]:
+    """Name and version of the distribution that an entry point stands in."""
+    try:
+        return canonical(point.dist.name), str(point.dist.version)
+    except Exception:  # none, or one without METADATA, as an interrupted uninstall leaves it
+        return _UNKNOWN, "0"
+
+
+def _is_half_made(module: str) -> bool:
+    """Whether this thread is in the midst of importing a module; one that another thread imports was waited for."""
+    return bool(getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False))
+
+
+def hooks(module: Any) -> list[str]:
+    """Return the names of a plugin's hooks.
+
+    Raises:
+        TypeError: for a function with the name of a hook that pluggy would overlook, for a hook that does not exist,
+            and for one that asks for arguments.
+    """
     known = [name for name in vars(hookspecs) if name.startswith("lamella_")]
-    for name, function in vars(module).items() if hasattr(module, "__dict__") else ():
-        if not name.startswith("lamella_") or not callable(function) or isinstance(function, type):
+    found = []
+    for name in dir(module):
+        if not name.startswith("lamella_"):
+            continue
+        function = getattr(module, name)
+        if not callable(function) or isinstance(function, type):
             continue
         marked = hasattr(function, f"{hookspecs.PROJECT}_impl")
         if name in known and not marked:
             raise TypeError(f"{name} is not marked as a hook; put @lamella.hookimpl above it")
         if name not in known and marked:
             raise TypeError(f"there is no hook {name}.{did_you_mean(name, known)}")
+        if marked:
+            asked = [one.name for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+            if asked:
+                raise TypeError(f"{name}({', '.join(asked)}): a hook takes no arguments")
+            found.append(name)
+    return found
+
+
+def _kind(value: Any) -> str:
+    """What a hook gave, for an error message."""
+    hints = {"generator": "; is a yield where a return is due?", "NoneType": "; is a return missing?"}
+    name = type(value).__name__
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{name}{hints.get(name, '')}"
+
+
+def by_name(found: Iterable[Entry]) -> dict[str, Entry]:
+    """Entries of one kind by the shortest name that finds them: in full where lamella, or several others, have it."""
+    found = list(found)
+    own = [entry.name for entry in found if entry.plugin.is_own]
+    others = [entry.name for entry in found if not entry.plugin.is_own]
+    return {
+        entry.name if (own if entry.plugin.is_own else own + others).count(entry.name) == 1 else entry.qualified: entry
+        for entry in found
+    }
 
 
 _INSTALLED = Registry()
@@ -301,9 +404,7 @@ class LayerTable(dict[str, type[Layer]]):
     """Layer classes by name; prints as a table that says where each comes from."""
 
     def __init__(self, found: Iterable[Entry], broken: Iterable[Plugin] = ()) -> None:
-        found = list(found)
-        names = [entry.name for entry in found]
-        self.entries = {entry.name if names.count(entry.name) == 1 else entry.qualified: entry for entry in found}
+        self.entries = by_name(found)
         self.broken = list(broken)
         super().__init__({name: entry.object for name, entry in self.entries.items()})
 
@@ -315,7 +416,7 @@ class LayerTable(dict[str, type[Layer]]):
 
 
 def layers() -> LayerTable:
-    """Return every registered layer class by name; names that several distributions give appear in full.
+    """Return every registered layer class by name; in full where lamella, or several others, have a layer of that name.
 
     What it returns is a dict, and prints as a table with the distribution and version of each layer.
 

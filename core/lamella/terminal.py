@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Column", "Line", "Table", "Terminal", "fold", "plain", "styled", "width_of"]
+__all__ = ["Column", "Line", "Table", "Terminal", "aside", "fold", "plain", "styled", "width_of"]
 
 _CODES = {"bold": 1, "dim": 2, "italic": 3, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
 _RESET, _ERASE, _HIDE, _SHOW = "\x1b[0m", "\r\x1b[2K", "\x1b[?25l", "\x1b[?25h"
@@ -193,6 +194,13 @@ class Terminal:
     def shown(self, text: str) -> str:
         """Return text as it can be shown here: with its styles, or without."""
         return text if self.has_styles else plain(text)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Send what the code of others prints to standard error, and undo what it does to the standard streams."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.redirect_stderr(sys.stderr):
+        yield
 
 
 def _encodes(text: str, encoding: str) -> bool:

@@ -16,7 +16,8 @@ def pytest_addoption(parser: Any) -> None:
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="also examine the layers of a package (or of PACKAGE:LAYER one) against the laws that all layers obey",
+        help="also examine the layers of a package (or of PACKAGE:LAYER one) against the laws that all layers "
+        "obey; -k chooses among them by layer, specimen and law",
     )
 
 

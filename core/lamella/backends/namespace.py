@@ -73,7 +73,8 @@ NAMESPACE: tuple[str, ...] = tuple(
     sorted((*_CREATION, *_ELEMENTWISE, *_REDUCTIONS, *_PRODUCTS, *_MANIPULATION, *DTYPE_NAMES))
 )
 """Every name that ``ctx.xp`` has. Beside these, arrays have ``shape``, ``dtype``, ``ndim``, ``T`` (two axes only),
-operators, and slicing with ints, slices and ``None``."""
+operators, and slicing with ints, slices and ``None``: the last axes may be left out, and no slice reaches beyond its
+axis."""
 
 
 class Namespace:

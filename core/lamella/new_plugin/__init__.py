@@ -46,6 +46,11 @@ def create(name: str, folder: str | Path = ".") -> str:
         raise ArgumentError(f"folder: expected one that exists, got {str(folder)!r}")
     if target.exists():
         raise ArgumentError(f"{target} exists already; choose another name, or another place with --folder")
+    for entry in registry.entries("layers"):  # which imports every plugin
+        if entry.name == words["name"]:
+            raise ArgumentError(
+                f"name: {name!r} would name a layer {entry.name!r}, which {entry.plugin.origin} has; choose another"
+            )
     with tempfile.TemporaryDirectory(prefix=".new-plugin-", dir=target.parent) as waiting:
         root = Path(waiting) / target.name
         for path, template in _FILES.items():
@@ -89,12 +94,6 @@ def _words(name: str) -> dict[str, str]:
         raise ArgumentError(
             f"name: {name!r} would name a package {package!r}, but there is one already; choose another"
         )
-    layer = snake_case(cls)
-    for entry in registry.entries("layers"):
-        if entry.name == layer:
-            raise ArgumentError(
-                f"name: {name!r} would name a layer {layer!r}, which {entry.plugin.origin} has; choose another"
-            )
     year = str(datetime.date.today().year)
-    words = {"distribution": distribution, "package": package, "class": cls, "name": layer}
+    words = {"distribution": distribution, "package": package, "class": cls, "name": snake_case(cls)}
     return {**words, "version": ".".join(__version__.split(".")[:2]), "year": year}

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lamella import __version__
-from lamella.terminal import Column, Line, Table, Terminal, styled
+from lamella.terminal import Column, Line, Table, Terminal, aside, styled
 from lamella.testing.check import Verdict
-from lamella.testing.package import Package, Subject, examine, find_package
+from lamella.testing.package import Package, Subject, described, examine, find_package
 
 __all__ = ["check"]
 
@@ -40,13 +40,16 @@ class _Row(NamedTuple):
 def check(targets: Sequence[str], *, as_json: bool = False) -> int:
     """Examine every specimen of the targets; 0 if all laws hold, else 1.
 
+    What plugins print meanwhile goes to standard error.
+
     Raises:
         RegistryError: if there is no such package or layer, or nothing to examine.
     """
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module in the current folder is found, as python -m does
-    packages = [find_package(target) for target in dict.fromkeys(targets)]
-    rows = [list(_progress(package)) for package in packages]
+    with aside():
+        packages = [find_package(target) for target in dict.fromkeys(targets)]
+        rows = [list(_progress(package)) for package in packages]
     faults = [fault for package in packages for fault in package.faults]
     sound = not faults and not any(row.broken for found in rows for row in found)
     if as_json:
@@ -60,23 +63,23 @@ def check(targets: Sequence[str], *, as_json: bool = False) -> int:
 
 def _rows(package: Package) -> Iterator[_Row]:
     for subject in package.subjects:
-        if subject.fault:
-            yield _Row(subject, "", (), (Verdict("specimen", "broken", subject.fault),), 0.0)
+        if fault := package.fault_of(subject):
+            yield _Row(subject, "", (), (Verdict("specimen", "broken", fault),), 0.0)
         for specimen in subject.specimens:
             started = time.perf_counter()
             verdicts = examine(specimen)
             inputs = tuple(map(str, specimen.inputs))
-            yield _Row(subject, repr(specimen.subject), inputs, verdicts, time.perf_counter() - started)
+            yield _Row(subject, described(specimen), inputs, verdicts, time.perf_counter() - started)
 
 
 def _progress(package: Package) -> Iterator[_Row]:
     """The rows; on a terminal, with a line meanwhile that says how far it is."""
-    total = sum(max(1, len(subject.specimens)) for subject in package.subjects)
+    total = sum(len(subject.specimens) or bool(package.fault_of(subject)) for subject in package.subjects)
     with Line(Terminal(sys.stderr)) as line:
-        line.show(f"{package.target}: {total} specimens")
+        line.show(f"{package.target}: 0 of {total} examined")
         for count, row in enumerate(_rows(package), 1):
             yield row
-            line.show(f"{package.target}: {count} of {total} specimens")
+            line.show(f"{package.target}: {count} of {total} examined")
 
 
 def _data(packages: list[Package], rows: list[list[_Row]]) -> list[dict[str, Any]]:
@@ -109,15 +112,16 @@ def _show(targets: list[tuple[str, _Row]], faults: list[str]) -> None:
     rows = [row for _, row in targets]
     heading = ("layer", "specimen", "laws", "seconds")
     cells = [(row.subject.name, _shown(row), row.summary, f"{row.seconds:.2f}") for row in rows]
-    if terminal.is_terminal:
+    if terminal.is_terminal and rows:
         table = Table(Column(name, right=name == "seconds") for name in heading)
         for row, (name, specimen, laws, seconds) in zip(rows, cells, strict=True):
             table.add(name, specimen, styled(laws, "red" if row.broken else "green"), seconds)
         terminal.print(table)
-    else:
+    elif rows:
         widths = [max(map(len, column)) for column in zip(heading, *cells, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (heading, *cells)))
-    print()
+    if rows:
+        print()
 
     def say(text: str, style: str) -> None:
         terminal.print(styled(text, style))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lamella import registry
+from lamella import hookspecs, registry
 from lamella.configuration import Configured
 from lamella.errors import RegistryError, did_you_mean
 from lamella.protocol import Layer
-from lamella.registry import Entry, Plugin, Registry, canonical
+from lamella.registry import FAILURES, Entry, Plugin, Registry, canonical
 from lamella.testing.check import ConformanceError, Verdict, check_specimen
 from lamella.testing.specimen import Specimen
 
-__all__ = ["Package", "Subject", "examine", "find_package", "title"]
+__all__ = ["Package", "Subject", "described", "examine", "find_package", "title"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +31,21 @@ class Subject:
         cls: its class; of an activation, None.
         origin: distribution and version, or the module.
         specimens: what shows it; without any, it can't be examined and so fails.
+        lost: why the plugin's specimens can't be had, or nothing.
     """
 
     name: str
     cls: type | None
     origin: str
     specimens: tuple[Specimen, ...]
+    lost: str = ""
 
     @property
     def fault(self) -> str:
         """Why it can't be examined, or nothing."""
         if self.specimens:
             return ""
-        return (
+        return self.lost or (
             f"{self.name!r} has no specimen, so nothing can be examined. Likely fix: return one from the hook "
             "lamella_specimens beside it, such as Specimen(MyLayer(3), (lm.ArraySpec(('N', 4)),))"
         )
@@ -48,11 +53,15 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """What a target has found: subjects, and faults of plugins that could not be loaded."""
+    """What a target has found: subjects, and faults of plugins: what can't be loaded, and names that lamella has."""
 
     target: str
     subjects: tuple[Subject, ...]
     faults: tuple[str, ...]
+
+    def fault_of(self, subject: Subject) -> str:
+        """Why a subject can't be examined, or nothing, also where the package's own faults tell it already."""
+        return "" if subject.fault in self.faults else subject.fault
 
 
 class _Module:
@@ -82,12 +91,16 @@ def find_package(target: str) -> Package:
     if name.endswith(".py") or "/" in name or os.sep in name:
         module = os.path.basename(name).removesuffix(".py")
         raise RegistryError(f"{name!r}: expected the name of a package or module, such as {module!r}, in its folder")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise RegistryError(f"{target!r}: expected a package or module, such as 'my_package', or 'my_package:MyLayer'")
     plugins = [plugin for plugin in registry.plugins() if _belongs(plugin, name)]
-    if plugins:
-        subjects, faults = _subjects(registry, plugins)
-    else:
-        source = Registry([_Module(_import(name))])
-        subjects, faults = _subjects(source, source.plugins())
+    source: Any = registry
+    if not plugins:
+        imported = _import(name)
+        if not _has_hooks(imported) and not (layer and _layer_of(imported, layer)):
+            raise RegistryError(_without_hooks(name, imported))
+        source = Registry([_Module(imported)])
+    subjects, faults = _subjects(source, plugins or source.plugins())
     if layer:
         chosen = [subject for subject in subjects if layer in (subject.name, getattr(subject.cls, "__name__", ""))]
         subjects, faults = chosen or [_unregistered(name, layer, plugins, subjects, faults)], []
@@ -98,12 +111,23 @@ def find_package(target: str) -> Package:
 
 def examine(specimen: Specimen) -> tuple[Verdict, ...]:
     """What each law says of a specimen; one verdict, ``"runs"``, where the layer does not get as far as the laws."""
+    doing = f"{type(specimen.subject).__name__}.__repr__ failed: "
     try:
+        repr(specimen.subject)
+        doing = ""
         return check_specimen(specimen).verdicts
     except ConformanceError as error:
         return error.report.verdicts
-    except (Exception, SystemExit) as error:  # the layer's own code may raise anything, already while it is built
-        return (Verdict("runs", "broken", f"{type(error).__name__}: {error}"),)
+    except FAILURES as error:  # already while it is built
+        return (Verdict("runs", "broken", f"{doing}{type(error).__name__}: {error}"),)
+
+
+def described(specimen: Specimen) -> str:
+    """What a specimen shows, in its own words; where its ``__repr__`` fails, its class."""
+    try:
+        return repr(specimen.subject)
+    except FAILURES:
+        return f"{type(specimen.subject).__name__}(...)"
 
 
 def title(specimen: Specimen) -> str:
@@ -114,7 +138,7 @@ def title(specimen: Specimen) -> str:
     >>> title(Specimen(Dense(3), (lm.ArraySpec(("N", 4)),)))
     'Dense(3) on (N, 4) float32'
     """
-    return f"{specimen.subject!r} on {', '.join(map(str, specimen.inputs))}"
+    return f"{described(specimen)} on {', '.join(map(str, specimen.inputs))}"
 
 
 def _belongs(plugin: Plugin, name: str) -> bool:
@@ -129,13 +153,44 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise RegistryError(f"{name!r} could not be imported: {error}") from error
-    except (Exception, SystemExit) as error:
+    except FAILURES as error:
         raise RegistryError(f"{name!r} could not be imported: {type(error).__name__}: {error}") from error
-    known = {plugin.distribution for plugin in registry.plugins()}
+    parent, _, last = name.rpartition(".")
+    if parent and hasattr(sys.modules.get(parent), last):
+        raise RegistryError(f"{name!r}: no module of that name. Did you mean '{parent}:{last}'?")
+    known = {plugin.distribution for plugin in registry.plugins() if plugin.is_known}
     known |= {plugin.module.partition(".")[0] for plugin in registry.plugins()}
     raise RegistryError(
         f"{name!r}: no installed distribution, package or module of that name; those with lamella plugins are "
-        f"{', '.join(sorted(known))}.{did_you_mean(name, known)} Likely fix: python -m pip install -e . in its folder"
+        f"{', '.join(sorted(known))}.{did_you_mean(name, known)} Likely fix: python -m pip install -e {_place_of(name)}"
+    )
+
+
+def _place_of(distribution: str) -> str:
+    """Where to install it from."""
+    for folder in (distribution, canonical(distribution)):
+        if Path(folder, "pyproject.toml").is_file():
+            return f"./{folder}"
+    return ". in its folder"
+
+
+def _has_hooks(module: ModuleType) -> bool:
+    try:
+        return bool(registry.hooks(module))
+    except FAILURES:  # told when it is registered
+        return True
+
+
+def _without_hooks(name: str, module: ModuleType) -> str:
+    """Why there is nothing to examine in a module that nobody has registered."""
+    if module.__spec__ is not None and module.__spec__.origin is None:  # a folder that can be imported as any can
+        if Path(name, "pyproject.toml").is_file():
+            return f"{name!r} is not installed, only its folder is here. Likely fix: python -m pip install -e ./{name}"
+        return f"{name!r} is a folder without __init__.py, and no package, so there is nothing to examine"
+    inside = f", or name the module that has them, such as {name}.my_layer" if hasattr(module, "__path__") else ""
+    return (
+        f"{name!r} has no hooks, so there is nothing to examine. Likely fix: put @lamella.hookimpl above its "
+        f"lamella_layers and lamella_specimens{inside}"
     )
 
 
@@ -144,29 +199,49 @@ def _subjects(source: Any, plugins: list[Plugin]) -> tuple[list[Subject], list[s
     entries: list[tuple[Entry, str]] = []
     specimens: list[tuple[Specimen, Plugin]] = []
     faults = []
+    lost = {}
     for plugin in plugins:
+        for kind in ("layers", "losses", "activations"):
+            entries += [(entry, kind) for entry in source.entries(kind, plugin)]
         try:
-            for kind in ("layers", "losses", "activations"):
-                entries += [(entry, kind) for entry in source.entries(kind, plugin)]
             specimens += [(specimen, plugin) for specimen in source.specimens(plugin)]
         except RegistryError as error:
+            lost[plugin.key] = str(error)
             faults.append(str(error))
         if plugin.error:
             faults.append(f"{plugin} could not be loaded: {plugin.error}")
+        faults += _taken(source, plugin)
     subjects, shown = [], set()
     for entry, kind in entries:
+        why = lost.get(entry.plugin.key, "")
         if kind != "activations":
             own = tuple(specimen for specimen, _ in specimens if type(specimen.subject) is entry.object)
-            subjects.append(Subject(entry.name, entry.object, _origin(entry.plugin), own))
+            subjects.append(Subject(entry.name, entry.object, _origin(entry.plugin), own, why))
             shown.add(entry.object)
         elif not any(_mentions(specimen, entry) for specimen, _ in specimens):
-            subjects.append(Subject(entry.name, None, _origin(entry.plugin), ()))
+            subjects.append(Subject(entry.name, None, _origin(entry.plugin), (), why))
     others = {type(specimen.subject): plugin for specimen, plugin in specimens}
     for cls, plugin in others.items():
         if cls not in shown:
             own = tuple(specimen for specimen, _ in specimens if type(specimen.subject) is cls)
             subjects.append(Subject(cls.__name__, cls, _origin(plugin), own))
     return subjects, faults
+
+
+def _taken(source: Any, plugin: Plugin) -> list[str]:
+    """What is wrong with names that lamella itself gives, and goes on to mean by them."""
+    own = [] if plugin.is_own else [one for one in registry.plugins() if one.is_own]
+    told = []
+    for kind in hookspecs.KINDS:
+        taken = {entry.name: entry.object for one in own for entry in registry.entries(kind, one)}
+        for entry in source.entries(kind, plugin):
+            if entry.name in taken and taken[entry.name] is not entry.object:
+                full = entry.qualified if plugin.is_known else f"my-distribution:{entry.name}"
+                told.append(
+                    f"{plugin}: {kind}: {entry.name!r} is lamella's own, which the plain name goes on to mean; this "
+                    f"one is found by its full name only, {full!r}. Likely fix: choose another name"
+                )
+    return told
 
 
 def _origin(plugin: Plugin) -> str:
@@ -176,7 +251,8 @@ def _origin(plugin: Plugin) -> str:
 def _mentions(specimen: Specimen, entry: Entry) -> bool:
     """Whether a layer is configured with an activation, by name or as the object itself."""
     values = specimen.subject.config().values() if isinstance(specimen.subject, Configured) else ()
-    return any(value is entry.object or value in (entry.name, entry.qualified) for value in values)
+    names = (entry.name, entry.qualified)
+    return any(value is entry.object or (isinstance(value, str) and value in names) for value in values)
 
 
 def _unregistered(name: str, layer: str, plugins: list[Plugin], subjects: list[Subject], faults: list[str]) -> Subject:
@@ -184,11 +260,16 @@ def _unregistered(name: str, layer: str, plugins: list[Plugin], subjects: list[S
     modules = {plugin.module.partition(":")[0] for plugin in plugins if not plugin.error} | {name}
     for module in sorted(modules, key=len):
         try:
-            cls = getattr(importlib.import_module(module), layer, None)
+            cls = _layer_of(importlib.import_module(module), layer)
         except ImportError:  # the name of a distribution need not be that of a module
             continue
-        if isinstance(cls, type) and issubclass(cls, Layer):
+        if cls:
             return Subject(layer, cls, module, ())
     known = [subject.name for subject in subjects]
-    expected = f"expected one of {', '.join(sorted(known)) or 'none'}.{did_you_mean(layer, known)}"
-    raise RegistryError("\n".join([f"{name!r} has no layer {layer!r}; {expected}", *faults]))
+    expected = f"{did_you_mean(layer, known)} Expected one of {', '.join(sorted(known)) or 'none'}"
+    raise RegistryError("\n".join([f"{name!r} has no layer {layer!r}.{expected}", *faults]))
+
+
+def _layer_of(module: ModuleType, name: str) -> type[Layer] | None:
+    found = getattr(module, name, None)
+    return found if isinstance(found, type) and issubclass(found, Layer) else None

@@ -25,8 +25,9 @@ _packages = pytest.StashKey[list[Package]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
+    targets = dict.fromkeys(session.config.getoption("lamella"))
     try:
-        session.stash[_packages] = [find_package(target) for target in session.config.getoption("lamella")]
+        session.stash[_packages] = [find_package(target) for target in targets]
     except LamellaError as error:
         raise pytest.UsageError(f"--lamella: {error}") from None
 
@@ -55,19 +56,20 @@ class _Package(pytest.Collector):
         for fault in self.package.faults:
             yield _Fault.from_parent(self, name="loads", fault=fault, where="lamella plugin")
         for subject in self.package.subjects:
-            yield _Subject.from_parent(self, name=subject.name, subject=subject)
+            fault = self.package.fault_of(subject)
+            yield _Subject.from_parent(self, name=subject.name, subject=subject, fault=fault)
 
 
 class _Subject(pytest.Collector):
     """A layer or a loss."""
 
-    def __init__(self, *, subject: Subject, **given: Any) -> None:
+    def __init__(self, *, subject: Subject, fault: str, **given: Any) -> None:
         super().__init__(**given)
-        self.subject = subject
+        self.subject, self.fault = subject, fault
 
     def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
-        if self.subject.fault:
-            yield _Fault.from_parent(self, name="specimen", fault=self.subject.fault, where=self.subject.name)
+        if self.fault:
+            yield _Fault.from_parent(self, name="specimen", fault=self.fault, where=self.subject.name)
         for specimen in self.subject.specimens:
             yield _Specimen.from_parent(self, name=title(specimen), specimen=specimen)
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from lamella.errors import ArgumentError
-from lamella.protocol import ArraySpec
+from lamella.protocol import ArraySpec, Layer
 
 __all__ = ["Specimen"]
 
@@ -27,6 +27,9 @@ class Specimen:
             (truncation, straight-through); then ``reason`` says why, and the gradient check is skipped visibly.
         reason: see ``gradient``.
         refuses: pairs of input specs and words that the error for them must contain.
+
+    Raises:
+        ArgumentError: for what is none of these.
     """
 
     subject: Any
@@ -38,14 +41,43 @@ class Specimen:
     refuses: tuple[tuple[tuple[ArraySpec, ...], str], ...] = ()
 
     def __post_init__(self) -> None:
+        from lamella.losses import Loss  # whose module carries specimens
+
+        if isinstance(self.subject, type):
+            name = self.subject.__name__
+            raise ArgumentError(f"Specimen: expected a layer or a loss, got the class {name}; did you mean {name}()?")
+        if not isinstance(self.subject, Layer | Loss):
+            raise ArgumentError(f"Specimen: expected a layer or a loss, got {self.subject!r}")
         if self.gradient not in ("exact", "surrogate"):
             raise ArgumentError(f"Specimen: gradient: expected 'exact' or 'surrogate', got {self.gradient!r}")
         if self.gradient == "surrogate" and not self.reason:
             raise ArgumentError("Specimen: gradient='surrogate' needs a reason")
-        inputs = (self.inputs,) if isinstance(self.inputs, ArraySpec) else tuple(self.inputs)
-        for spec in inputs:
-            if not isinstance(spec, ArraySpec) or spec.shape[:1] != ("N",):
-                raise ArgumentError(
-                    f"inputs: expected specs such as lamella.ArraySpec(('N', 4)), the batch axis first, got {spec!r}"
-                )
-        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "inputs", _specs(self.inputs))
+        if any(spec.shape[:1] != ("N",) for spec in self.inputs):
+            raise ArgumentError(f"{_INPUTS}, the batch axis first, got {', '.join(map(str, self.inputs))}")
+        if self.operators is not None:
+            if not isinstance(self.operators, tuple | list) or not all(isinstance(one, str) for one in self.operators):
+                raise ArgumentError(f"Specimen: operators: expected names such as ('Conv',), got {self.operators!r}")
+            object.__setattr__(self, "operators", tuple(self.operators))
+        pairs = self.refuses if isinstance(self.refuses, tuple | list) else (self.refuses,)
+        object.__setattr__(self, "refuses", tuple(map(_refusal, pairs)))
+
+
+_INPUTS = "Specimen: inputs: expected specs such as lamella.ArraySpec(('N', 4))"
+
+
+def _specs(given: Any) -> tuple[ArraySpec, ...]:
+    specs = tuple(given) if isinstance(given, tuple | list) else (given,)
+    for spec in specs:
+        if not isinstance(spec, ArraySpec):
+            raise ArgumentError(f"{_INPUTS}, got {spec!r}")
+    return specs
+
+
+def _refusal(given: Any) -> tuple[tuple[ArraySpec, ...], str]:
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[1], str):
+        raise ArgumentError(
+            "Specimen: refuses: expected pairs of input specs and words, such as ((image, 'expected rows'),), got "
+            f"{given!r} in it"
+        )
+    return _specs(given[0]), given[1]
