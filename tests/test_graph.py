@@ -8,7 +8,7 @@ import pytest
 from sample_layers import Add
 
 import lamella as lm
-from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from lamella_layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 
 class Split(lm.Layer):
@@ -324,6 +324,62 @@ def test_numpy_numbers_and_dtypes_are_taken_as_plain_ones():
     assert (model.dtype, model.seed, type(model.seed)) == ("float64", 3, int)
     assert lm.Input((np.int32(2),), np.int64).spec == lm.ArraySpec(("N", 2), "int64")
     assert lm.from_config(model.config()).config() == model.config()
+
+
+def tower_and_head():
+    """A model that was called like a layer, and the trained model around it."""
+    a = lm.Input((4,), name="a")
+    tower = lm.Sequential([Dense(6, activation="tanh"), BatchNormalization(), Dense(3)], input_shape=4, seed=3)
+    model = lm.Model(a, Dense(2).named("head")(tower(a)))
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    task = {"loss": "mean_squared_error", "optimizer": "adam"}
+    model.fit(x, np.ones((16, 2)), **task, epochs=2)
+    return a, tower, model, x
+
+
+def test_trained_parts_can_be_taken_out_of_a_model():
+    a, tower, model, x = tower_and_head()
+    (node,) = model.output_nodes[0].call.inputs  # what the head is called with
+    features = lm.Model(a, node)
+    with pytest.warns(lm.MistakeWarning, match=r"inner.copy_values\(outer\)"):
+        untrained = tower.predict(x)
+    assert features.copy_values(model) == tower.copy_values(model) == ()
+    np.testing.assert_array_equal(tower.predict(x), features.predict(x))
+    assert not np.allclose(tower.predict(x), untrained)
+    np.testing.assert_array_equal(
+        tower.state["batch_normalization_1.mean"], features.state["sequential_1/batch_normalization_1.mean"]
+    )
+    head = lm.Sequential([model.layers["head"]], input_shape=3)
+    assert head.copy_values(model) == ()
+    np.testing.assert_allclose(head.predict(features.predict(x)), model.predict(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(KeyError, match=r"there are sequential_1, head. Did you mean 'head'"):
+        model.layers["heads"]
+
+
+def test_a_new_head_keeps_its_own_values():
+    a, tower, model, _ = tower_and_head()
+    model.freeze("sequential_1")
+    other = lm.Model(a, Dense(2).named("head")(tower(a)), seed=5)  # a new layer of the old one's name and shapes
+    before = other.parameters["head.kernel"]
+    assert other.copy_values(model) == ("head",)
+    np.testing.assert_array_equal(other.parameters["head.kernel"], before)
+    np.testing.assert_array_equal(
+        other.parameters["sequential_1/dense_1.kernel"], model.parameters["sequential_1/dense_1.kernel"]
+    )
+    assert other.frozen_layers == model.frozen_layers
+    twin = lm.Sequential([Dense(6), BatchNormalization(), Dense(5)], input_shape=4)  # no common object: by name
+    assert twin.copy_values(tower) == ("dense_2",)
+    stranger = lm.Sequential([Dense(7)], input_shape=4)
+    with pytest.raises(lm.DataError, match=r"copy_values: none of the layers dense_1 is in the other model.*head"):
+        stranger.copy_values(model)
+
+
+def test_the_outermost_model_is_the_one_that_was_trained():
+    a, _, model, _ = tower_and_head()
+    around = lm.Model(a, Dense(1)(model(a)))  # tower stands in it too, with values of its own
+    np.testing.assert_array_equal(
+        around.parameters["model_1/sequential_1/dense_1.kernel"], model.parameters["sequential_1/dense_1.kernel"]
+    )
 
 
 def test_one_head_of_an_inner_model_can_be_used_alone():
