@@ -582,3 +582,56 @@ def test_class_weights_are_not_for_rows_with_several_labels():
 def test_class_weights_that_are_all_zero_are_named():
     with pytest.raises(lm.DataError, match="class_weight: every row weighs 0"):
         classifier().fit(X, Y, loss=CROSS_ENTROPY, optimizer="sgd", class_weight={0: 0.0, 1: 0.0, 2: 0.0})
+
+
+def ending_in(*end):
+    return lm.Sequential([Dense(3), *end], input_shape=4)
+
+
+def test_a_softmax_before_a_loss_on_logits_is_told_once():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 4)), rng.integers(0, 3, 40)
+    task = {"loss": "softmax_cross_entropy", "optimizer": "sgd"}
+    with pytest.warns(lm.MistakeWarning, match="every row sums to 1. Leave out the softmax") as told:
+        ending_in(Activation("softmax")).fit(x, y, **task, epochs=2, batch_size=8)
+    assert [warning.filename for warning in told] == [__file__]
+    with pytest.warns(lm.MistakeWarning, match="every row sums to 1"):
+        ending_in(Activation("softmax")).train_on_batch(x, y, **task)
+    model = ending_in(Activation("softmax"))
+    model.fit(x, y, **task | {"loss": "categorical_cross_entropy"})
+    model.fit(x[:1], y[:1], **task)  # one row may be anything
+
+
+def test_logits_are_no_probabilities():
+    a = lm.Input((4,))
+    model = lm.Model(a, (Dense(3).named("kind")(a), Dense(1).named("size")(a)))
+    before = model.parameters["kind.kernel"]
+    x = np.random.default_rng(0).normal(size=(8, 4))
+    task = {"loss": {"kind": "categorical_cross_entropy", "size": lm.losses.Huber()}, "optimizer": "sgd"}
+    y = {"kind": np.zeros(8, int), "size": np.zeros((8, 1))}
+    with pytest.raises(lm.DataError, match=r"output 'kind': .* must be probabilities; got values from -.* use softmax"):
+        model.fit(x, y, **task)
+    np.testing.assert_array_equal(model.parameters["kind.kernel"], before)
+    with pytest.raises(lm.DataError, match="output 'size': accuracy: targets must lie in"):
+        model.evaluate(x, y | {"size": np.full((8, 1), 17.0)}, loss=task["loss"], metrics="accuracy")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda m: m.fit([], [], verbose=1),
+            TypeError,
+            "Sequential.fit: .* 'verbose'. Say progress=True or progress=F",
+        ),
+        (lambda m: m.fit([], [], validation_split=0.1), TypeError, r"validation_data=\(x\[n:\], y\[n:\]\)"),
+        (lambda m: m.fit([], [], los="huber"), TypeError, "no argument 'los'. Did you mean 'loss'"),
+        (lambda m: m.compile(loss="huber"), AttributeError, "Sequential has no 'compile'; .* stands in fit"),
+        (lambda m: Dense(2)(lm.Input(3), initial_state=3), TypeError, r"Dense.__call__: .* layer\(x, state\)"),
+        (lambda m: lm.optimizers.Adam(lr=0.1), TypeError, "Did you mean 'learning_rate'"),
+        (lambda m: m.fit([[0] * 4], [[0] * 3], loss="mse", optimizer="sgd"), LookupError, "mean 'mean_squared_error'"),
+    ],
+)
+def test_words_of_other_libraries_are_answered(call, error, words):
+    with pytest.raises(error, match=words):
+        call(ending_in())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from lamella.errors import DataError, did_you_mean
 from lamella.protocol import ArraySpec
 
-__all__ = ["as_array", "as_inputs", "as_weights", "by_name", "cast", "row_count"]
+__all__ = ["as_array", "as_inputs", "as_weights", "by_name", "cast", "naming", "row_count"]
 
 
 def by_name(
@@ -35,6 +36,17 @@ def by_name(
         got = f"{len(value)} entries" if isinstance(value, tuple | list) else type(value).__name__
         raise DataError(f"{what}: expected a tuple of {len(names)}, or a dict, for {', '.join(names)}; got {got}")
     return parts if parse is None else tuple(parse(name, part) for name, part in zip(names, parts, strict=True))
+
+
+@contextlib.contextmanager
+def naming(output: str, outputs: Sequence[str]) -> Iterator[None]:
+    """Let errors say which output they are about, where there are several."""
+    try:
+        yield
+    except DataError as error:
+        if len(outputs) == 1:
+            raise
+        raise DataError(f"output {output!r}: {error}") from None
 
 
 def as_inputs(names: Sequence[str], specs: Sequence[ArraySpec], x: Any) -> tuple[np.ndarray[Any, Any], ...]:

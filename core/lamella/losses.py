@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from lamella.arguments import number
 from lamella.backends import get_backend
 from lamella.configuration import Configured
 from lamella.data import as_array
-from lamella.errors import ArgumentError, DataError
+from lamella.errors import ArgumentError, DataError, MistakeWarning
 from lamella.hookspecs import hookimpl
 from lamella.primitives import one_hot, relu, sigmoid
 from lamella.protocol import ArraySpec, snake_case
@@ -57,6 +58,10 @@ class Loss(Configured):
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         """Return a NumPy target as ``forward`` takes it; raise `DataError` if it does not fit the prediction."""
         return value_targets(snake_case(type(self).__name__), prediction, target)
+
+    def examine(self, prediction: np.ndarray) -> None:
+        """Look at the predictions of a training's first batch: raise `DataError` where they are none of the loss's, or
+        warn. By default everything is right."""
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         """Return the loss of each sample, (N,), averaged over the sample's other axes."""
@@ -160,6 +165,7 @@ class SoftmaxCrossEntropy(Loss):
     infinity are classes that can't be.
 
     Prediction (N, ..., C); target integer labels (N, ...) in [0, C), or one-hot (N, ..., C); `DataError` else.
+    Training that begins with probabilities, as of a softmax, warns.
 
     Source: Bishop, Pattern Recognition and Machine Learning (2006), section 4.3.4.
 
@@ -169,6 +175,17 @@ class SoftmaxCrossEntropy(Loss):
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return class_targets("softmax_cross_entropy", prediction, target)
+
+    def examine(self, prediction: np.ndarray) -> None:
+        if len(prediction) < 2 or not prediction.size or not (prediction.min() >= 0.0 and prediction.max() <= 1.0):
+            return
+        if np.all(np.abs(np.sum(prediction, axis=-1, dtype="float64") - 1.0) <= 1e-5):
+            warnings.warn(
+                "softmax_cross_entropy expects logits, and the predictions are probabilities: every row sums to 1. "
+                "Leave out the softmax at the end, or use categorical_cross_entropy",
+                MistakeWarning,
+                stacklevel=6,
+            )
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         xp = ctx.xp
@@ -193,7 +210,8 @@ class CategoricalCrossEntropy(Loss):
     the limits and 0 beyond them, so a class whose probability fell under 1e-7 no longer learns. Prefer
     ``softmax_cross_entropy`` on logits, which has no limits. Rows are taken as they are, not rescaled to the sum 1.
 
-    Prediction (N, ..., C); target integer labels (N, ...) in [0, C), or one-hot (N, ..., C); `DataError` else.
+    Prediction (N, ..., C); target integer labels (N, ...) in [0, C), or one-hot (N, ..., C); `DataError` else, and
+    where training begins with predictions that are no probabilities.
 
     Source: https://keras.io/api/losses/probabilistic_losses/#categoricalcrossentropy-class
 
@@ -203,6 +221,13 @@ class CategoricalCrossEntropy(Loss):
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return class_targets("categorical_cross_entropy", prediction, target)
+
+    def examine(self, prediction: np.ndarray) -> None:
+        if prediction.size and (prediction.min() < 0.0 or prediction.max() > 1.001):
+            raise DataError(
+                f"categorical_cross_entropy: predictions must be probabilities; got values from {prediction.min():.4g} "
+                f"to {prediction.max():.4g}. On logits use softmax_cross_entropy, or end with a softmax."
+            )
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         t = _as_rows(ctx, prediction, target)
@@ -373,6 +398,9 @@ class Weighted(Loss):
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return self.loss.prepare(prediction, target)
+
+    def examine(self, prediction: np.ndarray) -> None:
+        self.loss.examine(prediction)
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         return self.loss.forward(ctx, prediction, target) * self.weight

@@ -7,7 +7,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -177,6 +177,15 @@ class Model:
     def __repr__(self) -> str:
         inputs, outputs = ", ".join(map(str, self.input_specs)), ", ".join(map(str, self.output_specs))
         return f"<{type(self).__name__} {inputs} -> {outputs}, {len(self.storage):,} parameters>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            known = {
+                "compile": "; what it takes elsewhere stands in fit: loss, optimizer, metrics",
+                "get_layer": "; layers go by name: model.layers[name]",
+            }
+            raise AttributeError(f"{type(self).__name__} has no {name!r}{known.get(name, '')}", name=name, obj=self)
 
     # What it does
 

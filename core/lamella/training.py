@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lamella import registry
-from lamella.arguments import number, positive
+from lamella.arguments import knows, number, positive
 from lamella.batches import ArrayBatches, Data, Rows, StreamBatches, batches_of, held_out
 from lamella.callbacks import Callback, StopTraining
-from lamella.data import by_name
+from lamella.data import by_name, naming
 from lamella.engine import Plan
-from lamella.errors import ArgumentError, DataError, did_you_mean
+from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean
 from lamella.history import History
 from lamella.interruption import Interruption
 from lamella.losses import Loss
@@ -96,7 +96,8 @@ class _Meter:
         for label, output, metric in self.metrics:
             if rows.targets[output] is None:
                 raise DataError(f"metrics: {label!r} needs targets for output {self.names[output]!r}; y has none")
-            sums = metric.update(predictions[output], rows.targets[output], rows.weights[output])
+            with naming(self.names[output], self.names):
+                sums = metric.update(predictions[output], rows.targets[output], rows.weights[output])
             known = self.sums.get(label)
             self.sums[label] = sums if known is None else tuple(a + b for a, b in zip(known, sums, strict=True))
 
@@ -154,8 +155,9 @@ def train_on_batch(
         model, clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints
     )
     plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
-    penalty = rules.penalty(model)
-    return take_step(model, plan, losses, optimizer, rules, data.take(slice(None)).batch).loss + penalty
+    penalty, batch = rules.penalty(model), data.take(slice(None)).batch
+    begins = model.optimizer_state is None
+    return take_step(model, plan, losses, optimizer, rules, batch, begins=begins).loss + penalty
 
 
 def gradients(
@@ -213,6 +215,13 @@ def _evaluate(
         between()
 
 
+@knows(
+    verbose="Say progress=True or progress=False",
+    validation_split="Hold data out yourself: validation_data=(x[n:], y[n:])",
+    learning_rate="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
+    lr="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
+    loss_weights="A loss brings its own: lm.losses.Weighted('huber', 0.1)",
+)
 def fit(
     model: Model,
     x: Any,
@@ -298,16 +307,17 @@ def fit(
     bounds = {"clip_value": clip_value, "clip_norm": clip_norm, "penalties": penalties, "constraints": constraints}
     plan, rules = _what_learns(model, bounds)
     listeners = _Listeners(callbacks, progress)
-    history = History()
+    history, begins = History(), True
     _warn_of_rate_zero(model, optimizer)
 
     def epoch_of_steps() -> None:
-        nonlocal plan, rules
+        nonlocal plan, rules, begins
         for rows in data.epoch():
             if plan.frozen != model.frozen_layers:  # by a callback
                 plan, rules = _what_learns(model, bounds)
             penalty = rules.penalty(model)
-            result = take_step(model, plan, losses, optimizer, rules, rows.batch)
+            result = take_step(model, plan, losses, optimizer, rules, rows.batch, begins=begins)
+            begins = False
             meter.add(result.losses, penalty, tuple(map(model.device.asnumpy, result.predictions)), rows)
             listeners.tell("on_batch_end", model, rows.size, meter.logs())
             interruption.check()
@@ -356,7 +366,8 @@ def _warn_of_rate_zero(model: Model, optimizer: Optimizer) -> None:
         warnings.warn(
             f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
             f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to start anew",
-            stacklevel=3,
+            MistakeWarning,
+            stacklevel=4,
         )
 
 
