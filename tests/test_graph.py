@@ -223,6 +223,19 @@ def node(shape=(4,)):
     return lm.Input(shape)
 
 
+def headless(method):
+    """A layer one of whose methods has forgotten its first argument."""
+
+    def passes(self, ctx, x):
+        return x
+
+    def forgets(self, x):
+        return x
+
+    methods = dict.fromkeys(("build", "forward_pass", "backward_pass"), passes)
+    return type("Headless", (lm.Layer,), methods | {method: forgets})()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -233,6 +246,16 @@ def node(shape=(4,)):
         (lambda: lm.Sequential([Shapeless()], input_shape=4), r"shape: expected a tuple of sizes, got 4; .* \(4,\)"),
         (lambda: Dense(3)(), "called with no nodes"),
         (lambda: Dense(3)(node(), node()), "called with 2 nodes: too many .* as many nodes as its expand takes"),
+        (lambda: headless("build")(node()), r"called with 1 node: too many .* def build\(self, declare, x\)"),
+        (lambda: headless("forward_pass")(node()), r"Headless.forward_pass, .* def forward_pass\(self, ctx, x\)"),
+        (lambda: headless("backward_pass")(node()), r"def backward_pass\(self, ctx, x\)"),
+        (lambda: node() + node(), r"lm.layer\('add'\)\(a, b\), and not by operators"),
+        (lambda: 2.0 * node(), "and not by operators"),
+        (
+            lambda: Dense(3, kernel_initializer="he")(node()),
+            "Dense.* initializer of 'kernel': .*Did you mean 'he_normal'",
+        ),
+        (lambda: lm.Input((4,), "int"), "Input: dtype: .* Did you mean 'int64'"),
         (lambda: Dense(3)(node(), name="a/b"), "Dense: name: expected letters, digits"),
         (lambda: lm.Input((4,), name="[x]"), "Input: name: expected letters, digits"),
         (lambda: lm.Input(("N", 4)), "the batch axis 'N' is added in front; leave it out"),
@@ -245,8 +268,8 @@ def node(shape=(4,)):
         ),
         (lambda: lm.Sequential([Dense(3, kernel_initializer=np.eye(4))], input_shape=4), "initializer: expected a reg"),
         (lambda: Conv2D(3, 3)(node((8, 8))), r"Conv2D.*called with \(N, 8, 8\) float32: .*channels"),
-        (lambda: lm.Model(node(), Dense(3)(node())), "not among the inputs"),
-        (lambda: lm.Model((x := node(), node()), Dense(3)(x)), "no output depends on input"),
+        (lambda: lm.Model(node(), Dense(3)(lm.Input(4, name="cat"))), "input 'cat'>, which is not among the inputs"),
+        (lambda: lm.Model((x := node(), lm.Input(4, name="cat")), Dense(3)(x)), "no output depends on input .* 'cat'>"),
         (lambda: lm.Model(x := node(), (y := Dense(3)(x), y)), "same node stands twice"),
         (lambda: lm.Sequential([Dense(3).named("a"), Dense(3).named("a")], input_shape=4), "two layers .* 'a'"),
         (lambda: lm.Sequential([lm.Layer()], input_shape=4), "defines neither forward_pass nor expand"),
@@ -262,7 +285,7 @@ def node(shape=(4,)):
     ],
 )
 def test_what_does_not_fit_says_why(make, words):
-    with pytest.raises((lm.GraphError, lm.ArgumentError, lm.RegistryError), match=words):
+    with pytest.raises((lm.GraphError, lm.ArgumentError, lm.RegistryError, TypeError), match=words):
         make()
 
 

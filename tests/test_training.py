@@ -616,6 +616,26 @@ def test_logits_are_no_probabilities():
         model.evaluate(x, y | {"size": np.full((8, 1), 17.0)}, loss=task["loss"], metrics="accuracy")
 
 
+def test_one_target_for_a_whole_sequence_is_told_apart_from_one_for_each_step():
+    x = lm.Input(("T", 2))
+    step, steps = (lm.Model(x, Dense(units)(x)) for units in (1, 4))
+    data = np.ones((5, 6, 2))
+    for model, loss, y in (
+        (step, "mean_squared_error", np.ones((5, 1))),
+        (steps, CROSS_ENTROPY, np.ones(5, int)),
+        (steps, CROSS_ENTROPY, np.eye(4)[[0] * 5]),
+    ):
+        with pytest.raises(lm.DataError, match="one target for all of them: return_sequences=False"):
+            model.evaluate(data, y, loss=loss)
+    with pytest.raises(lm.DataError, match=r"got \(5, 0, 2\) .* axis 'T' may have any size from 1 on"):
+        step.predict(data[:, :0])
+
+
+class Early(lm.Callback):
+    def on_epoch_end(self, epoch, logs):
+        pass
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -629,6 +649,11 @@ def test_logits_are_no_probabilities():
         (lambda m: m.compile(loss="huber"), AttributeError, "Sequential has no 'compile'; .* stands in fit"),
         (lambda m: Dense(2)(lm.Input(3), initial_state=3), TypeError, r"Dense.__call__: .* layer\(x, state\)"),
         (lambda m: lm.optimizers.Adam(lr=0.1), TypeError, "Did you mean 'learning_rate'"),
+        (
+            lambda m: m.fit(*classes(), loss=CROSS_ENTROPY, optimizer="sgd", callbacks=[Early()]),
+            lm.ArgumentError,
+            r"Early.on_epoch_end: too many .* expected on_epoch_end\(self, model, epoch, logs\)",
+        ),
         (lambda m: m.fit([[0] * 4], [[0] * 3], loss="mse", optimizer="sgd"), LookupError, "mean 'mean_squared_error'"),
     ],
 )

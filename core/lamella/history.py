@@ -88,7 +88,8 @@ class History:
     def __repr__(self) -> str:
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
         count = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
-        return f"<History of {count}: {last}{f'; {self.stopped}' if self.stopped else ''}>"
+        numbers = f": {last}" if last else ""
+        return f"<History of {count}{numbers}{f'; {self.stopped}' if self.stopped else ''}>"
 
 
 def _draw(axes: Any, name: str, trained: Sequence[float] | None, validated: Sequence[float] | None) -> None:

@@ -36,6 +36,12 @@ __all__ = [
 ]
 
 
+_EACH_STEP = (
+    " The model predicts for each place along axis 1, and there is one target for all of them: return_sequences=False "
+    "in the last recurrent layer, or Flatten() before Dense?"
+)
+
+
 class Loss(Configured):
     """What training makes small: a function of prediction and target, in the same array code as a layer.
 
@@ -105,6 +111,8 @@ Use y.reshape(-1, 1).
             fix = " Use y.astype('float32')."
         elif known and math.prod(target.shape[1:]) == math.prod(n for n in own if isinstance(n, int)):
             fix = f" Use y.reshape({', '.join(map(str, (-1, *own)))})."
+        elif _same(target.shape[1:], prediction.shape[2:]):
+            fix = _EACH_STEP
         raise DataError(
             f"{where}: target must have the prediction's shape {_text(prediction.shape)}; "
             f"got {target.dtype} {target.shape}.{fix}"
@@ -140,6 +148,8 @@ as many units as there are classes?
             fix = " Use y.astype('int64')."
         elif target.ndim and target.shape[-1] == 1 and _same(target.shape[:-1], tuple(axes)):
             fix = " Use y[..., 0]" + (".astype('int64')." if target.dtype.kind == "f" else ".")
+        elif len(axes) > 1 and target.shape[1:] in [(), (classes,)]:
+            fix = _EACH_STEP
         raise DataError(
             f"{where}: labels must be integers in [0, {classes}) of shape {_text(tuple(axes))}, or one-hot "
             f"{_text(prediction.shape)}; got {target.dtype} {target.shape}.{fix}"
@@ -377,6 +387,8 @@ def _text(shape: tuple[int | str, ...]) -> str:
 
 class Weighted(Loss):
     """Another loss times a number, which is how losses of several outputs get their shares of the sum.
+
+    What `fit` and `evaluate` report as the output's loss is the product.
 
     Arguments:
         loss: a registered name or a `Loss`.

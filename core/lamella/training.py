@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import math
 import warnings
@@ -256,7 +257,7 @@ def fit(
             outputs. Without ``y``, ``x`` is an iterable of batches ``(x, y)`` or ``(x, y, sample_weight)``, or a
             function that makes one for each epoch, such as a generator function.
         loss: a registered name or a `Loss`; a tuple, or a dict by name, for several outputs. Their losses are added up:
-            ``lm.losses.Weighted`` makes one count more or less.
+            ``lm.losses.Weighted`` makes one count more or less, and is reported as it counts.
         optimizer: a registered name or an `Optimizer`. A model goes on where steps with an equal one stopped, with its
             slots and its place in the schedule; ``model.optimizer_state = None`` starts anew.
         epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
@@ -397,6 +398,8 @@ class _Listeners:
                         f"callbacks: {type(callback).__name__}.{name} would never be called; events are "
                         f"{', '.join(events)}.{did_you_mean(name, events)}"
                     )
+                if name in events:
+                    _check_event(callback, name)
         self.begun: list[Callback] = []
         self.stopped: str | None = None
 
@@ -429,6 +432,17 @@ class _Listeners:
             method(*arguments)
         except StopTraining as stop:
             self.stopped = self.stopped or str(stop) or "stopped by a callback"
+
+
+def _check_event(callback: Callback, name: str) -> None:
+    """Refuse a method that can't be called as `fit` does."""
+    expected = list(inspect.signature(getattr(Callback, name)).parameters)
+    try:
+        inspect.signature(getattr(callback, name)).bind(*expected[1:])
+    except TypeError as error:
+        raise ArgumentError(
+            f"callbacks: {type(callback).__name__}.{name}: {error}; expected {name}({', '.join(expected)})"
+        ) from None
 
 
 def _progress(progress: bool | str) -> Progress | None:
