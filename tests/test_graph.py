@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+import sys
 
 import numpy as np
 import pytest
 from sample_layers import Add
 
 import lamella as lm
+from lamella.terminal import plain
 from lamella_layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 
@@ -187,7 +189,8 @@ def test_summary_shows_groups_shared_and_frozen_marks_and_totals(capsys):
         "dense_1#2 ",
         "shared with dense_1",
         "frozen",
-        "  twice_1/dense_1 ",
+        "   dense_1 ",
+        "   dense_1#2 ",
         "dense_1, twice_1",
         totals,
     )
@@ -198,12 +201,29 @@ def test_summary_shows_groups_shared_and_frozen_marks_and_totals(capsys):
 def test_summary_of_a_model_used_twice_has_one_row_for_each_use(capsys):
     square, x = lm.Sequential([Dense(4, activation="relu")], input_shape=4), lm.Input((4,))
     lm.Model(x, square(square(x))).summary()
-    rows = [line.split("  ")[0].strip() or line.strip().split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert [row for row in rows if row.startswith("sequential_1#2")] == [
-        "sequential_1#2",
-        "sequential_1#2/dense_1",
-        "sequential_1#2/dense_1/activation",
+    assert capsys.readouterr().out.splitlines()[4:-2] == [
+        " input_1 (Input)  (N, 4)",
+        " sequential_1",
+        "   dense_1        (N, 4)                20  input_1",
+        "     activation   (N, 4)                    dense_1",
+        " sequential_1#2                                           shared with sequential_1",
+        "   dense_1        (N, 4)                    sequential_1  shared",
+        "     activation   (N, 4)                    dense_1       shared",
     ]
+
+
+def test_summary_fits_a_terminal_without_breaking_shapes(capsys, monkeypatch):
+    tokens = lm.Input((12,), "int64", name="tokens", low=0, high=9)
+    x = lm.layer("embedding", input_dim=9, output_dim=32)(tokens)
+    model = lm.Model(tokens, Add()(x, lm.layer("multi_head_attention", num_heads=4, key_dim=8)(x, x, x)))
+    monkeypatch.setenv("COLUMNS", "72")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    model.summary()
+    text = plain(capsys.readouterr().out)
+    assert max(map(len, text.splitlines())) <= 72
+    assert text.count("(N, 12, 32)") == 7
+    for words in ("tokens (Input) ", "(N, 12) int64", "   query (Dense) ", "query, value, key", "multi_head_"):
+        assert words in text, words
 
 
 def test_parameters_are_numpy_copies_that_can_be_assigned():

@@ -279,7 +279,8 @@ def fit(
         penalties: what parameters add to the loss (``val_loss`` too) and its gradient, by patterns of their names, as
             in ``{"*.kernel": lm.regularization.L2(1e-4)}``.
         constraints: bounds of parameters after each step, as in ``{"dense_*.kernel": lm.regularization.MaxNorm(3)}``.
-        progress: ``"auto"`` shows a live line on a terminal and nothing elsewhere, True always, False never.
+        progress: what to print: ``"auto"`` a live line on a terminal, a line for each epoch in a notebook, and nothing
+            elsewhere, as in pipes and logs; True a line for each epoch there too; False nothing anywhere.
         engine: what computes; ``"numpy"`` stands for the model's own backend.
 
     Raises:
@@ -448,6 +449,6 @@ def _check_event(callback: Callback, name: str) -> None:
 def _progress(progress: bool | str) -> Progress | None:
     if progress is False:
         return None
-    from lamella.progress import Progress, is_terminal
+    from lamella.progress import Progress, is_watched
 
-    return Progress() if progress is True or is_terminal() else None
+    return Progress() if progress is True or is_watched() else None
