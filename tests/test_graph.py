@@ -380,12 +380,14 @@ def tower_and_head():
     return a, tower, model, x
 
 
-def test_trained_parts_can_be_taken_out_of_a_model():
+def test_trained_parts_can_be_taken_out_of_a_model(tmp_path):
     a, tower, model, x = tower_and_head()
     (node,) = model.output_nodes[0].call.inputs  # what the head is called with
     features = lm.Model(a, node)
     with pytest.warns(lm.MistakeWarning, match=r"inner.copy_values\(outer\)"):
         untrained = tower.predict(x)
+    with pytest.warns(lm.MistakeWarning, match="was called like a layer"):
+        tower.save(tmp_path / "m")
     assert features.copy_values(model) == tower.copy_values(model) == ()
     np.testing.assert_array_equal(tower.predict(x), features.predict(x))
     assert not np.allclose(tower.predict(x), untrained)

@@ -75,6 +75,7 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
     kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}[np.dtype(spec.dtype).kind]
     if array.dtype.kind not in kinds:
         fix = f"convert it with .astype({spec.dtype!r})" if array.dtype.kind in "fiub" else "give numbers"
+        fix += ", which cuts off what stands behind the point" if array.dtype.kind == "f" else ""
         raise DataError(f"{where}, got {got}; {fix}")
     if spec.dtype != "bool" and not spec.is_float and array.size:
         limits = np.iinfo(spec.dtype)

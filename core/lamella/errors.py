@@ -15,6 +15,7 @@ __all__ = [
     "NonFiniteError",
     "RegistryError",
     "VersionWarning",
+    "counted",
     "did_you_mean",
 ]
 
@@ -69,6 +70,15 @@ _ELSEWHERE = {  # what other libraries call things, where the words are too diff
     "rmse": "root_mean_squared_error",
     "xavier": "glorot_uniform",
 }
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and what it counts.
+
+    >>> counted(1, "row"), counted(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

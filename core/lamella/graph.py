@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lamella import registry
-from lamella.errors import ArgumentError, GraphError, RegistryError
+from lamella.errors import ArgumentError, GraphError, RegistryError, counted
 from lamella.protocol import ArrayDeclaration, ArraySpec, Declare, Layer, is_generator, snake_case, valid_name
 
 __all__ = ["Call", "Input", "Leaf", "Node", "Program", "assemble", "call"]
@@ -165,7 +165,7 @@ def _check_takes(layer: Any, method: str, nodes: int, *, first: str = "", count:
         fix = f"its first argument is missing: def {method}(self, {', '.join([first, *signature.parameters])})"
     elif method == "backward_pass":
         fix = f"it takes ctx, and a gradient for each output, of which build returns {count}"
-    raise GraphError(f"{where}called with {nodes} {'node' if nodes == 1 else 'nodes'}: {error}; {fix}")
+    raise GraphError(f"{where}called with {counted(nodes, 'node')}: {error}; {fix}")
 
 
 def _does_not_take(signature: inspect.Signature, count: int) -> str:
@@ -313,7 +313,9 @@ def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Pro
         given = [specs[number[id(node)]] for node in this.inputs]
         built, declared = _build(layer, given, dtype, name)
         if len(built) != len(this.outputs):
-            raise GraphError(f"{name}: build returned {len(built)} specs, {len(this.outputs)} when it was called")
+            raise GraphError(
+                f"{name}: build returned {counted(len(built), 'spec')}, {len(this.outputs)} when it was called"
+            )
         for node, spec in zip(this.outputs, built, strict=True):
             number[id(node)] = len(number)
             specs[number[id(node)]] = spec

@@ -16,7 +16,7 @@ from lamella.arguments import positive
 from lamella.backends import get_backend
 from lamella.data import as_inputs
 from lamella.engine import Gradients, infer, slice_rows
-from lamella.errors import ArgumentError, DataError, GraphError, MistakeWarning, did_you_mean
+from lamella.errors import ArgumentError, DataError, GraphError, MistakeWarning, counted, did_you_mean
 from lamella.graph import Input, Node, Program, assemble, one_or_more
 from lamella.protocol import FLOATS, ArraySpec, Layer, valid_name
 from lamella.step import OptimizerState
@@ -209,8 +209,8 @@ class Model:
         trained = [] if self.step else [outer for outer in self._around if outer.step]
         if any(set(outer._shared_layers(self)) - outer.frozen_layers for outer in trained):
             warnings.warn(
-                f"{self!r} was called like a layer and predicts with values of its own; the model around it, which was "
-                "trained, has arrays of its own. inner.copy_values(outer) takes these over",
+                f"{self!r} was called like a layer and has values of its own; the model around it, which was "
+                "trained, has others. inner.copy_values(outer) takes these over",
                 MistakeWarning,
                 stacklevel=3,
             )
@@ -339,6 +339,7 @@ class Model:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, from which `lamella.load` makes it again and training goes on."""
+        self._warn_of_outer_training()
         archive.save(self, path)
 
     def load_weights(self, path: str | os.PathLike[str], mapping: Mapping[str, str | None] | None = None) -> None:
@@ -362,7 +363,9 @@ class Model:
     def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
         """Run through the model's own layers on other nodes; called by the graph."""
         if len(nodes) != len(self.input_nodes):
-            raise GraphError(f"{self!r} was called with {len(nodes)} nodes; expected {len(self.input_nodes)}")
+            raise GraphError(
+                f"{self!r} was called with {counted(len(nodes), 'node')}; expected {len(self.input_nodes)}"
+            )
         for node, spec, name in zip(nodes, self.input_specs, self.input_names, strict=True):
             fits = len(node.shape) == len(spec.shape) and node.spec.is_float == spec.is_float
             if not fits or any(isinstance(n, int) and n != m for n, m in zip(spec.shape, node.shape, strict=True)):

@@ -296,7 +296,10 @@ def _explain_non_finite(
         phase = ", in its backward pass" if on_the_way_back else ""
         return NonFiniteError(f"{where}The first layer with values that are not finite is {label}{phase}")
     names = ", ".join(repr(one) for one in losses if one is not None)
-    return NonFiniteError(f"{where}Every layer's output is finite; the loss {names} overflows on these predictions")
+    return NonFiniteError(
+        f"{where}Every layer's output is finite; the loss {names} overflows on these predictions. Lower the learning "
+        "rate, or rescale the targets"
+    )
 
 
 def _is_finite(model: Model, array: Any) -> bool:
