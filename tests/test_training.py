@@ -588,18 +588,33 @@ def ending_in(*end):
     return lm.Sequential([Dense(3), *end], input_shape=4)
 
 
-def test_a_softmax_before_a_loss_on_logits_is_told_once():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 4)), rng.integers(0, 3, 40)
-    task = {"loss": "softmax_cross_entropy", "optimizer": "sgd"}
-    with pytest.warns(lm.MistakeWarning, match="every row sums to 1. Leave out the softmax") as told:
-        ending_in(Activation("softmax")).fit(x, y, **task, epochs=2, batch_size=8)
+@pytest.mark.parametrize(
+    ("end", "loss"),
+    [
+        ("softmax", CROSS_ENTROPY),
+        ("sigmoid", lm.losses.Weighted("binary_cross_entropy", 0.5)),
+        ("sigmoid", "binary_cross_entropy"),
+    ],
+)
+def test_probabilities_before_a_loss_on_logits_are_told_once(end, loss):
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    task = {"loss": loss, "optimizer": "sgd"}
+    y = np.eye(3)[np.arange(40) % 3]
+    with pytest.warns(lm.MistakeWarning, match=r"takes logits, and activation_1 \(Activation\) makes prob") as told:
+        ending_in(Activation(end)).fit(x, y, **task, epochs=2, batch_size=8)
     assert [warning.filename for warning in told] == [__file__]
-    with pytest.warns(lm.MistakeWarning, match="every row sums to 1"):
-        ending_in(Activation("softmax")).train_on_batch(x, y, **task)
-    model = ending_in(Activation("softmax"))
-    model.fit(x, y, **task | {"loss": "categorical_cross_entropy"})
-    model.fit(x[:1], y[:1], **task)  # one row may be anything
+    inside = lm.Sequential([Dense(3, activation=end)], input_shape=4)
+    with pytest.warns(lm.MistakeWarning, match="dense_1/activation") as told:
+        inside.train_on_batch(x, y, **task)
+    inside.train_on_batch(x, y, **task)
+    assert [warning.filename for warning in told] == [__file__]
+
+
+@pytest.mark.parametrize("end", [Activation("tanh"), Activation("relu"), Dropout(0.5), Flatten(), Dense(3)])
+def test_other_ends_are_left_alone(end):
+    x, y = classes(12)
+    ending_in(end).fit(x / 100, y, loss=CROSS_ENTROPY, optimizer="sgd")
+    ending_in(Activation("softmax")).fit(x, y, loss="categorical_cross_entropy", optimizer="sgd")
 
 
 def test_logits_are_no_probabilities():
@@ -644,6 +659,8 @@ class Early(lm.Callback):
             TypeError,
             "Sequential.fit: .* 'verbose'. Say progress=True or progress=F",
         ),
+        (lambda m: m.evaluate([], [], verbose=0), TypeError, "Sequential.evaluate: .* 'verbose'. It prints nothing"),
+        (lambda m: lm.Model(m.input_nodes, m.output_nodes, name="m"), TypeError, "Names belong to layers"),
         (lambda m: m.fit([], [], validation_split=0.1), TypeError, r"validation_data=\(x\[n:\], y\[n:\]\)"),
         (lambda m: m.fit([], [], los="huber"), TypeError, "no argument 'los'. Did you mean 'loss'"),
         (lambda m: m.compile(loss="huber"), AttributeError, "Sequential has no 'compile'; .* stands in fit"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from lamella.arguments import number
 from lamella.backends import get_backend
 from lamella.configuration import Configured
 from lamella.data import as_array
-from lamella.errors import ArgumentError, DataError, MistakeWarning
+from lamella.errors import ArgumentError, DataError
 from lamella.hookspecs import hookimpl
 from lamella.primitives import one_hot, relu, sigmoid
 from lamella.protocol import ArraySpec, snake_case
@@ -61,13 +60,15 @@ class Loss(Configured):
     array([8.])
     """
 
+    on_logits = False
+    """True where predictions are logits: training warns of a model that ends in probabilities."""
+
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         """Return a NumPy target as ``forward`` takes it; raise `DataError` if it does not fit the prediction."""
         return value_targets(snake_case(type(self).__name__), prediction, target)
 
     def examine(self, prediction: np.ndarray) -> None:
-        """Look at the predictions of a training's first batch: raise `DataError` where they are none of the loss's, or
-        warn. By default everything is right."""
+        """Look at the predictions of a training's first batch; raise `DataError` where the loss can't take them."""
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         """Return the loss of each sample, (N,), averaged over the sample's other axes."""
@@ -175,7 +176,6 @@ class SoftmaxCrossEntropy(Loss):
     infinity are classes that can't be.
 
     Prediction (N, ..., C); target integer labels (N, ...) in [0, C), or one-hot (N, ..., C); `DataError` else.
-    Training that begins with probabilities, as of a softmax, warns.
 
     Source: Bishop, Pattern Recognition and Machine Learning (2006), section 4.3.4.
 
@@ -183,19 +183,10 @@ class SoftmaxCrossEntropy(Loss):
     array([  0.6931, 100.    ])
     """
 
+    on_logits = True
+
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return class_targets("softmax_cross_entropy", prediction, target)
-
-    def examine(self, prediction: np.ndarray) -> None:
-        if len(prediction) < 2 or not prediction.size or not (prediction.min() >= 0.0 and prediction.max() <= 1.0):
-            return
-        if np.all(np.abs(np.sum(prediction, axis=-1, dtype="float64") - 1.0) <= 1e-5):
-            warnings.warn(
-                "softmax_cross_entropy expects logits, and the predictions are probabilities: every row sums to 1. "
-                "Leave out the softmax at the end, or use categorical_cross_entropy",
-                MistakeWarning,
-                stacklevel=6,
-            )
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         xp = ctx.xp
@@ -268,6 +259,8 @@ class BinaryCrossEntropy(Loss):
     >>> BinaryCrossEntropy()(np.array([0.0, 1000.0, 1000.0]), [1, 1, 0]).round(4)
     array([6.931e-01, 0.000e+00, 1.000e+03])
     """
+
+    on_logits = True
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return value_targets("binary_cross_entropy", prediction, target, unit=True)
@@ -407,6 +400,7 @@ class Weighted(Loss):
         if not isinstance(self.loss, Loss):
             raise ArgumentError(f"loss: expected a name or a Loss, got {loss!r}")
         self.weight = number(weight, "weight", minimum=0.0)
+        self.on_logits = self.loss.on_logits
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return self.loss.prepare(prediction, target)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from lamella import archive, graph, training
-from lamella.arguments import positive
+from lamella.arguments import knows, positive
 from lamella.backends import get_backend
 from lamella.data import as_inputs
 from lamella.engine import Gradients, infer, slice_rows
@@ -52,6 +52,7 @@ class Model:
     name: str | None = None
     trainable = True
 
+    @knows(name="Names belong to layers, nodes and inputs: layer(x, name='head')")
     def __init__(
         self,
         inputs: Node | Sequence[Node],

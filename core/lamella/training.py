@@ -18,7 +18,8 @@ from lamella.batches import ArrayBatches, Data, Rows, StreamBatches, batches_of,
 from lamella.callbacks import Callback, StopTraining
 from lamella.data import by_name, naming
 from lamella.engine import Plan
-from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean
+from lamella.errors import ArgumentError, DataError, LamellaError, MistakeWarning, did_you_mean
+from lamella.graph import Input
 from lamella.history import History
 from lamella.interruption import Interruption
 from lamella.losses import Loss
@@ -29,6 +30,7 @@ from lamella.regularization import Constraint, Penalty, Regularization
 from lamella.step import compute_step, take_step
 
 if TYPE_CHECKING:
+    from lamella.graph import Leaf
     from lamella.model import Model
     from lamella.progress import Progress
 
@@ -124,6 +126,7 @@ def _listed(metrics: Any) -> tuple[Any, ...]:
     return tuple(metrics)
 
 
+@knows()
 def train_on_batch(
     model: Model,
     x: Any,
@@ -157,7 +160,8 @@ def train_on_batch(
     )
     plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
     penalty, batch = rules.penalty(model), data.take(slice(None)).batch
-    begins = model.optimizer_state is None
+    if begins := model.optimizer_state is None:
+        _warn_of_probabilities(model, losses)
     return take_step(model, plan, losses, optimizer, rules, batch, begins=begins).loss + penalty
 
 
@@ -178,6 +182,7 @@ def gradients(
     return result.loss, given, dx[0] if len(dx) == 1 else dx
 
 
+@knows(verbose="It prints nothing")
 def evaluate(
     model: Model,
     x: Any,
@@ -310,6 +315,7 @@ def fit(
     plan, rules = _what_learns(model, bounds)
     listeners = _Listeners(callbacks, progress)
     history, begins = History(), True
+    _warn_of_probabilities(model, losses)
     _warn_of_rate_zero(model, optimizer)
 
     def epoch_of_steps() -> None:
@@ -357,6 +363,35 @@ def fit(
     if listeners.progress is not None and history.stopped:
         listeners.progress.say(history.stopped)
     return history
+
+
+def _warn_of_probabilities(model: Model, losses: tuple[Loss | None, ...]) -> None:
+    """Say so if a loss takes logits and the last layer of its output makes probabilities of anything."""
+    for value, loss in zip(model.program.outputs, losses, strict=True):
+        leaf = next((leaf for leaf in model.program.leaves if value in leaf.outputs), None)
+        if loss is not None and loss.on_logits and leaf is not None and _squeezes(model, leaf):
+            warnings.warn(
+                f"{loss!r} takes logits, and {leaf.label} makes probabilities of them; leave this layer out, or use a "
+                "loss on probabilities",
+                MistakeWarning,
+                stacklevel=4,
+            )
+
+
+def _squeezes(model: Model, leaf: Leaf) -> bool:
+    """Whether a layer without arrays takes even numbers far from 0 into [0, 1], as sigmoid and softmax do."""
+    from lamella.model import Model  # a model knows its training
+
+    spec = model.program.specs[leaf.inputs[0]]
+    if leaf.params or leaf.state or len(leaf.inputs) > 1 or len(leaf.outputs) > 1 or not spec.is_float:
+        return False
+    probe = Input(tuple(size if isinstance(size, int) else 2 for size in spec.shape[1:]))
+    far = np.where(np.arange(2 * math.prod(probe.spec.shape[1:])) % 2, 30.0, -30.0)
+    try:
+        result = Model(probe, leaf.layer.named("probe")(probe)).predict(far.reshape(2, *probe.spec.shape[1:]))
+    except LamellaError:  # it takes no such numbers
+        return False
+    return bool(result.size and result.min() >= 0.0 and result.max() <= 1.0)
 
 
 def _warn_of_rate_zero(model: Model, optimizer: Optimizer) -> None:
