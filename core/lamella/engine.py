@@ -532,8 +532,7 @@ def _check_output(leaf: Leaf, output: Any, spec: ArraySpec, rows: int, xp: Any) 
         widened = shape is not None and spec.dtype == "float32" and "float64" in str(output.dtype)
         hint = "; write scalars as Python floats" if widened else ""
         raise LayerError(
-            f"{leaf.label}.forward_pass: build said {spec} for {counted(rows, 'row')}, "
-            f"it returned {_kind(output)}{hint}"
+            f"{leaf.label}.forward_pass: build said {spec} for {rows} rows, it returned {_kind(output)}{hint}"
         )
 
 

@@ -105,26 +105,24 @@ class Model:
         """Layers with arrays that stand in both models, the same objects: what the other calls them."""
         theirs, own = other.program.owners, self.program.owners
         names = {own[key]: theirs[key] for key in own.keys() & theirs.keys()}
-        return {name: found for name in self._layer_shapes() if (found := _renamed(name, names))}
+        return {name: found for name in self._layer_arrays() if (found := _renamed(name, names))}
 
-    def _layer_shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """The shapes of each layer's arrays, for layers that have some."""
-        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    def _layer_arrays(self) -> dict[str, dict[str, tuple[tuple[int, ...], bool]]]:
+        """Each array's shape and whether it is a parameter, by the names of layers with arrays."""
+        arrays: dict[str, dict[str, tuple[tuple[int, ...], bool]]] = {}
         for full, declared in self.program.arrays.items():
             owner, _, local = full.rpartition(".")
-            shapes.setdefault(owner, {})[local] = declared.shape
-        return shapes
+            arrays.setdefault(owner, {})[local] = declared.shape, declared.trainable
+        return arrays
 
     def _take(self, other: Model, names: Mapping[str, str]) -> frozenset[str]:
         """Copy layers, by their names here and there, where all arrays agree; return which these were."""
-        own, theirs = self._layer_shapes(), other._layer_shapes()
+        own, theirs = self._layer_arrays(), other._layer_arrays()
         taken = frozenset(name for name, source in names.items() if own[name] == theirs.get(source))
         for name in taken:
-            for local in own[name]:
-                kept = f"{name}.{local}" in self.state
-                (self.state if kept else self.parameters)[f"{name}.{local}"] = (
-                    other.state if kept else other.parameters
-                )[f"{names[name]}.{local}"]
+            for local, (_, trainable) in own[name].items():
+                here, there = (self.parameters, other.parameters) if trainable else (self.state, other.state)
+                here[f"{name}.{local}"] = there[f"{names[name]}.{local}"]
         frozen = {name for name in taken if names[name] in other._frozen}
         self._frozen = frozenset(self._frozen - taken | frozen)
         return taken
@@ -314,12 +312,12 @@ class Model:
         >>> transfer.copy_values(trained)
         ('head',)
         """
-        layers = tuple(self._layer_shapes())
+        layers = tuple(self._layer_arrays())
         taken = self._take(other, self._shared_layers(other) or {name: name for name in layers})
         if layers and not taken:
             raise DataError(
                 f"copy_values: none of the layers {', '.join(layers)} is in the other model, which has "
-                f"{', '.join(other._layer_shapes()) or 'none with arrays'}, with arrays of equal shapes; a layer is "
+                f"{', '.join(other._layer_arrays()) or 'none with arrays'}, with arrays of equal shapes; a layer is "
                 "found as the same object, else by its name"
             )
         self.step = other.step
