@@ -260,8 +260,14 @@ def test_loading_weights_with_a_mapping(tmp_path):
     fresh = lm.from_config(model.config())
     fresh.load_weights(tmp_path / "m")
     np.testing.assert_array_equal(fresh.parameters["dense_1.kernel"], model.parameters["dense_1.kernel"])
-    with pytest.raises(lm.DataError, match="no array 'dense_1.kernel'"):
+    with pytest.raises(lm.DataError, match=r"no array 'dense_1.kernel'.* mapping=\{'dense_1.kernel': None\} leaves"):
         head.load_weights(tmp_path / "w")
+    head.load_weights(tmp_path / "w", {"dense_1.*": None, "dense_1.bias": "b"})
+    assert head.predict([[1, 1, 1, 1]]).tolist() == [[7.0, 7.0]]
+    with pytest.raises(lm.ArgumentError, match="expected a name in the file, or None, got 3"):
+        head.load_weights(tmp_path / "w", {"dense_1.bias": 3})
+    with pytest.raises(lm.DataError, match=r"mapping names 'head.\*', which the model does not have"):
+        head.load_weights(tmp_path / "w", {"head.*": None})
     with pytest.raises(lm.DataError, match=r"shape \(2,\); 'dense_1.kernel' needs \(4, 2\)"):
         head.load_weights(tmp_path / "w", {"dense_1.kernel": "b", "dense_1.bias": "b"})
     with pytest.raises(lm.DataError, match="Did you mean 'dense_1.kernel'"):

@@ -155,6 +155,7 @@ def test_mode_follows_from_the_name():
         (lambda: ReduceOnPlateau(factor=1.0), "ReduceOnPlateau: factor: expected a number below 1, got 1.0"),
         (lambda: CSVLogger("x.csv", separator=";;"), "CSVLogger: separator: expected one character .*, got ';;'"),
         (lambda: Checkpoint("m-{epoch.x}.lamella"), "Checkpoint: path: .* can't be filled in .AttributeError"),
+        (lambda: Checkpoint("m", monitor="val_loss"), "monitor='val_loss' has no effect .* save_best_only=True"),
         (lambda: Checkpoint("m-{acc}.lamella"), "Checkpoint: path: .* can't be filled in .*; there are epoch, loss"),
     ],
 )

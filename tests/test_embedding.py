@@ -65,7 +65,7 @@ def test_positions_are_learned_for_each_place_and_cut_to_the_length(tmp_path):
     expected = np.concatenate([2 * positions[:4] / 12, np.zeros((1, 3))])
     np.testing.assert_allclose(gradients["position_embedding_1.positions"], expected)
     np.testing.assert_array_equal(dx, 0.0)
-    with pytest.raises(lm.LayerError, match=r"\(2, 6, 3\).*expected indices from 0 to 4, got 0 to 5"):
+    with pytest.raises(lm.LayerError, match=r"\(2, 6, 3\).*expected a time of at most sequence_length=5, got 6"):
         model.predict(np.zeros((2, 6, 3)))
     export(lm.Sequential([PositionEmbedding(9)], input_shape=("T", 3)), tmp_path / "model.onnx", samples=x)
 

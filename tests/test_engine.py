@@ -180,7 +180,7 @@ class Faulty(lm.Layer):
         ("wrong dx", r"\(2, 3\) float32, got \(2, 1\) float32"),
         ("number as dx", "got a float"),
         ("dx of other dtype", r"expected the gradient of input 0, \(2, 3\) float32, got \(2, 3\) float64"),
-        ("two dx", "returned 2 gradients for 1 inputs"),
+        ("two dx", "returned 2 gradients for 1 input; return"),
     ],
 )
 def test_broken_layers_are_named_and_nothing_is_kept(fault, words):

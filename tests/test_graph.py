@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+import sys
 
 import numpy as np
 import pytest
 from sample_layers import Add
 
 import lamella as lm
-from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from lamella.terminal import plain
+from lamella_layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 
 class Split(lm.Layer):
@@ -187,7 +189,8 @@ def test_summary_shows_groups_shared_and_frozen_marks_and_totals(capsys):
         "dense_1#2 ",
         "shared with dense_1",
         "frozen",
-        "  twice_1/dense_1 ",
+        "   dense_1 ",
+        "   dense_1#2 ",
         "dense_1, twice_1",
         totals,
     )
@@ -198,12 +201,29 @@ def test_summary_shows_groups_shared_and_frozen_marks_and_totals(capsys):
 def test_summary_of_a_model_used_twice_has_one_row_for_each_use(capsys):
     square, x = lm.Sequential([Dense(4, activation="relu")], input_shape=4), lm.Input((4,))
     lm.Model(x, square(square(x))).summary()
-    rows = [line.split("  ")[0].strip() or line.strip().split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert [row for row in rows if row.startswith("sequential_1#2")] == [
-        "sequential_1#2",
-        "sequential_1#2/dense_1",
-        "sequential_1#2/dense_1/activation",
+    assert capsys.readouterr().out.splitlines()[4:-2] == [
+        " input_1 (Input)  (N, 4)",
+        " sequential_1",
+        "   dense_1        (N, 4)                20  input_1",
+        "     activation   (N, 4)                    dense_1",
+        " sequential_1#2                                           shared with sequential_1",
+        "   dense_1        (N, 4)                    sequential_1  shared",
+        "     activation   (N, 4)                    dense_1       shared",
     ]
+
+
+def test_summary_fits_a_terminal_without_breaking_shapes(capsys, monkeypatch):
+    tokens = lm.Input((12,), "int64", name="tokens", low=0, high=9)
+    x = lm.layer("embedding", input_dim=9, output_dim=32)(tokens)
+    model = lm.Model(tokens, Add()(x, lm.layer("multi_head_attention", num_heads=4, key_dim=8)(x, x, x)))
+    monkeypatch.setenv("COLUMNS", "72")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    model.summary()
+    text = plain(capsys.readouterr().out)
+    assert max(map(len, text.splitlines())) <= 72
+    assert text.count("(N, 12, 32)") == 7
+    for words in ("tokens (Input) ", "(N, 12) int64", "   query (Dense) ", "query, value, key", "multi_head_"):
+        assert words in text, words
 
 
 def test_parameters_are_numpy_copies_that_can_be_assigned():
@@ -223,6 +243,19 @@ def node(shape=(4,)):
     return lm.Input(shape)
 
 
+def headless(method):
+    """A layer one of whose methods has forgotten its first argument."""
+
+    def passes(self, ctx, x):
+        return x
+
+    def forgets(self, x):
+        return x
+
+    methods = dict.fromkeys(("build", "forward_pass", "backward_pass"), passes)
+    return type("Headless", (lm.Layer,), methods | {method: forgets})()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -233,6 +266,16 @@ def node(shape=(4,)):
         (lambda: lm.Sequential([Shapeless()], input_shape=4), r"shape: expected a tuple of sizes, got 4; .* \(4,\)"),
         (lambda: Dense(3)(), "called with no nodes"),
         (lambda: Dense(3)(node(), node()), "called with 2 nodes: too many .* as many nodes as its expand takes"),
+        (lambda: headless("build")(node()), r"called with 1 node: too many .* def build\(self, declare, x\)"),
+        (lambda: headless("forward_pass")(node()), r"Headless.forward_pass, .* def forward_pass\(self, ctx, x\)"),
+        (lambda: headless("backward_pass")(node()), r"def backward_pass\(self, ctx, x\)"),
+        (lambda: node() + node(), r"lm.layer\('add'\)\(a, b\), and not by operators"),
+        (lambda: 2.0 * node(), "and not by operators"),
+        (
+            lambda: Dense(3, kernel_initializer="he")(node()),
+            "Dense.* initializer of 'kernel': .*Did you mean 'he_normal'",
+        ),
+        (lambda: lm.Input((4,), "int"), "Input: dtype: .* Did you mean 'int64'"),
         (lambda: Dense(3)(node(), name="a/b"), "Dense: name: expected letters, digits"),
         (lambda: lm.Input((4,), name="[x]"), "Input: name: expected letters, digits"),
         (lambda: lm.Input(("N", 4)), "the batch axis 'N' is added in front; leave it out"),
@@ -245,8 +288,8 @@ def node(shape=(4,)):
         ),
         (lambda: lm.Sequential([Dense(3, kernel_initializer=np.eye(4))], input_shape=4), "initializer: expected a reg"),
         (lambda: Conv2D(3, 3)(node((8, 8))), r"Conv2D.*called with \(N, 8, 8\) float32: .*channels"),
-        (lambda: lm.Model(node(), Dense(3)(node())), "not among the inputs"),
-        (lambda: lm.Model((x := node(), node()), Dense(3)(x)), "no output depends on input"),
+        (lambda: lm.Model(node(), Dense(3)(lm.Input(4, name="cat"))), "input 'cat'>, which is not among the inputs"),
+        (lambda: lm.Model((x := node(), lm.Input(4, name="cat")), Dense(3)(x)), "no output depends on input .* 'cat'>"),
         (lambda: lm.Model(x := node(), (y := Dense(3)(x), y)), "same node stands twice"),
         (lambda: lm.Sequential([Dense(3).named("a"), Dense(3).named("a")], input_shape=4), "two layers .* 'a'"),
         (lambda: lm.Sequential([lm.Layer()], input_shape=4), "defines neither forward_pass nor expand"),
@@ -262,7 +305,7 @@ def node(shape=(4,)):
     ],
 )
 def test_what_does_not_fit_says_why(make, words):
-    with pytest.raises((lm.GraphError, lm.ArgumentError, lm.RegistryError), match=words):
+    with pytest.raises((lm.GraphError, lm.ArgumentError, lm.RegistryError, TypeError), match=words):
         make()
 
 
@@ -324,6 +367,64 @@ def test_numpy_numbers_and_dtypes_are_taken_as_plain_ones():
     assert (model.dtype, model.seed, type(model.seed)) == ("float64", 3, int)
     assert lm.Input((np.int32(2),), np.int64).spec == lm.ArraySpec(("N", 2), "int64")
     assert lm.from_config(model.config()).config() == model.config()
+
+
+def tower_and_head():
+    """A model that was called like a layer, and the trained model around it."""
+    a = lm.Input((4,), name="a")
+    tower = lm.Sequential([Dense(6, activation="tanh"), BatchNormalization(), Dense(3)], input_shape=4, seed=3)
+    model = lm.Model(a, Dense(2).named("head")(tower(a)))
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    task = {"loss": "mean_squared_error", "optimizer": "adam"}
+    model.fit(x, np.ones((16, 2)), **task, epochs=2)
+    return a, tower, model, x
+
+
+def test_trained_parts_can_be_taken_out_of_a_model(tmp_path):
+    a, tower, model, x = tower_and_head()
+    (node,) = model.output_nodes[0].call.inputs  # what the head is called with
+    features = lm.Model(a, node)
+    with pytest.warns(lm.MistakeWarning, match=r"inner.copy_values\(outer\)"):
+        untrained = tower.predict(x)
+    with pytest.warns(lm.MistakeWarning, match="was called like a layer"):
+        tower.save(tmp_path / "m")
+    assert features.copy_values(model) == tower.copy_values(model) == ()
+    np.testing.assert_array_equal(tower.predict(x), features.predict(x))
+    assert not np.allclose(tower.predict(x), untrained)
+    np.testing.assert_array_equal(
+        tower.state["batch_normalization_1.mean"], features.state["sequential_1/batch_normalization_1.mean"]
+    )
+    head = lm.Sequential([model.layers["head"]], input_shape=3)
+    assert head.copy_values(model) == ()
+    np.testing.assert_allclose(head.predict(features.predict(x)), model.predict(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(KeyError, match=r"there are sequential_1, head. Did you mean 'head'"):
+        model.layers["heads"]
+
+
+def test_a_new_head_keeps_its_own_values():
+    a, tower, model, _ = tower_and_head()
+    model.freeze("sequential_1")
+    other = lm.Model(a, Dense(2).named("head")(tower(a)), seed=5)  # a new layer of the old one's name and shapes
+    before = other.parameters["head.kernel"]
+    assert other.copy_values(model) == ("head",)
+    np.testing.assert_array_equal(other.parameters["head.kernel"], before)
+    np.testing.assert_array_equal(
+        other.parameters["sequential_1/dense_1.kernel"], model.parameters["sequential_1/dense_1.kernel"]
+    )
+    assert other.frozen_layers == model.frozen_layers
+    twin = lm.Sequential([Dense(6), BatchNormalization(), Dense(5)], input_shape=4)  # no common object: by name
+    assert twin.copy_values(tower) == ("dense_2",)
+    stranger = lm.Sequential([Dense(7)], input_shape=4)
+    with pytest.raises(lm.DataError, match=r"copy_values: none of the layers dense_1 is in the other model.*head"):
+        stranger.copy_values(model)
+
+
+def test_the_outermost_model_is_the_one_that_was_trained():
+    a, _, model, _ = tower_and_head()
+    around = lm.Model(a, Dense(1)(model(a)))  # tower stands in it too, with values of its own
+    np.testing.assert_array_equal(
+        around.parameters["model_1/sequential_1/dense_1.kernel"], model.parameters["sequential_1/dense_1.kernel"]
+    )
 
 
 def test_one_head_of_an_inner_model_can_be_used_alone():

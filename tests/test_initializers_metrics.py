@@ -11,6 +11,7 @@ from lamella.errors import ArgumentError, DataError
 from lamella.initializers import lamella_initializers
 from lamella.metrics import (
     Accuracy,
+    BinaryAccuracy,
     MeanAbsoluteError,
     MeanSquaredError,
     Metric,
@@ -112,6 +113,9 @@ STEPS = np.stack([SCORES, SCORES[::-1]], axis=1)  # (4, 2, 3)
         (Accuracy(), [[-1.0], [0.0], [0.1], [3.0]], [0, 1, 1, 0], None, 0.5),
         (Accuracy(), [[-1.0], [0.0], [0.1], [3.0]], [[False], [False], [True], [True]], None, 1.0),
         (Accuracy(), [[[-1.0], [1.0]], [[2.0], [3.0]]], [[0, 1], [0, 1]], [1, 3], 0.625),
+        (Accuracy(), SCORES, 0.9 * np.eye(3)[[1, 0, 0, 0]] + 0.1 / 3, None, 0.75),
+        (BinaryAccuracy(), [[-1.0, 1.0], [2.0, 3.0]], [[0, 1], [0, 1]], [1, 3], 0.625),
+        (BinaryAccuracy(threshold=2.5), [[-1.0, 1.0], [2.0, 3.0]], [[0, 1], [0, 1]], None, 0.75),
         (Accuracy(threshold=0.5), [0.2, 0.6], [0.0, 0.0], None, 0.5),
         (TopKAccuracy(k=1), SCORES, [1, 0, 0, 1], None, 0.5),
         (TopKAccuracy(k=2), SCORES, [0, 1, 0, 1], None, 0.75),
@@ -154,6 +158,14 @@ def test_top_one_is_accuracy():
     [
         (Accuracy(), SCORES, np.zeros(4), r"accuracy: labels must be integers in \[0, 3\) of shape \(4,\)"),
         (Accuracy(), SCORES, [0, 1, 2, 3], r"accuracy: labels must be integers in \[0, 3\); got 3 in row 3"),
+        (
+            Accuracy(),
+            SCORES,
+            [[1, 0, 0], [1, 0, 1]] * 2,
+            r"got the sum 2 in row 1. .* several labels.* binary_accuracy",
+        ),
+        (TopKAccuracy(), SCORES, np.zeros((4, 3)), r"top_k_accuracy: .* must be one-hot, or sum to 1; got the sum 0"),
+        (BinaryAccuracy(), SCORES, [1, 0, 0, 1], r"binary_accuracy: target must have the prediction's shape \(4, 3\)"),
         (Accuracy(), [[0.5], [1.0]], [-1, 1], r"accuracy: targets must lie in \[0, 1\]"),
         (Accuracy(), [[0.5], [1.0]], [[0, 1], [1, 0]], r"accuracy: target must have the prediction's shape \(2, 1\)"),
         (TopKAccuracy(), SCORES, [0, 1, 2, 0], r"top_k_accuracy: expected k of at most 3, .* got k=5"),

@@ -69,6 +69,8 @@ def test_what_is_folded_fits_and_keeps_text_styles_and_indentation():
         assert [line.count("\x1b[") % 2 for line in lines] == [0] * len(lines)  # none runs on into the next line
     assert fold(text, 50) == [text]
     assert [plain(line) for line in fold(text, 20)] == ["  Conv2D(filters,", "  kernel_size, *,", "  name=1)"]
+    assert fold("global_average_pooling1d_1", 18) == ["global_average_", "pooling1d_1"]
+    assert fold("a/b\N{NO-BREAK SPACE}c d", 6) == ["a/b\N{NO-BREAK SPACE}c", "d"]
     assert fold("層層層", 5) == ["層層", "層"]
     assert fold("e\u0301e\u0301e\u0301", 2) == ["e\u0301e\u0301", "e\u0301"]
     assert fold("one\ntwo", 9) == ["one", "two"]
@@ -164,3 +166,35 @@ def test_the_cursor_comes_back_after_an_error(tty, monkeypatch):
     assert tty.getvalue().endswith("\x1b[?25h")
     assert "seen" in screen(tty.getvalue())
     assert sys.stdout is tty
+
+
+def test_many_numbers_fit_the_terminal_and_none_is_cut(tty, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", tty)
+    progress, model = Progress(), lm.Sequential([Dense(1)], input_shape=2)
+    names = ["loss", "price_loss", "price_mean_absolute_error", "kind_accuracy"]
+    logs = dict.fromkeys((*names, *(f"val_{name}" for name in names)), 0.25)
+    progress.on_train_begin(model, 2, 1)
+    progress.on_epoch_begin(model, 0)
+    progress.on_batch_end(model, 8, logs)
+    assert screen(tty.getvalue())[-1].startswith("epoch 1/2  ━━━━━━  loss 0.2500  …  ")
+    progress.on_epoch_end(model, 0, logs)
+    progress.on_train_end(model)
+    assert screen(tty.getvalue()) == [
+        "epoch 1/2  loss 0.2500",
+        "           price_loss 0.2500",
+        "           price_mean_absolute_error 0.2500",
+        "           kind_accuracy 0.2500",
+        "           val_loss 0.2500",
+        "           val_price_loss 0.2500",
+        "           val_price_mean_absolute_error 0.2500",
+        "           val_kind_accuracy 0.2500",
+        "",
+    ]
+
+
+def test_a_notebook_gets_a_line_for_each_epoch(monkeypatch):
+    notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stdout", notebook)
+    model = lm.Sequential([Dense(1)], input_shape=2)
+    model.fit([[0.0, 1.0]] * 4, [[1.0]] * 4, loss="mean_squared_error", optimizer="sgd", epochs=2)
+    assert [line.split("  loss")[0] for line in notebook.getvalue().splitlines()] == ["epoch 1/2", "epoch 2/2"]

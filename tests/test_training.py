@@ -582,3 +582,98 @@ def test_class_weights_are_not_for_rows_with_several_labels():
 def test_class_weights_that_are_all_zero_are_named():
     with pytest.raises(lm.DataError, match="class_weight: every row weighs 0"):
         classifier().fit(X, Y, loss=CROSS_ENTROPY, optimizer="sgd", class_weight={0: 0.0, 1: 0.0, 2: 0.0})
+
+
+def ending_in(*end):
+    return lm.Sequential([Dense(3), *end], input_shape=4)
+
+
+@pytest.mark.parametrize(
+    ("end", "loss"),
+    [
+        ("softmax", CROSS_ENTROPY),
+        ("sigmoid", lm.losses.Weighted("binary_cross_entropy", 0.5)),
+        ("sigmoid", "binary_cross_entropy"),
+    ],
+)
+def test_probabilities_before_a_loss_on_logits_are_told_once(end, loss):
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    task = {"loss": loss, "optimizer": "sgd"}
+    y = np.eye(3)[np.arange(40) % 3]
+    with pytest.warns(lm.MistakeWarning, match=r"takes logits, and activation_1 \(Activation\) makes prob") as told:
+        ending_in(Activation(end)).fit(x, y, **task, epochs=2, batch_size=8)
+    assert [warning.filename for warning in told] == [__file__]
+    inside = lm.Sequential([Dense(3, activation=end)], input_shape=4)
+    with pytest.warns(lm.MistakeWarning, match="dense_1/activation") as told:
+        inside.train_on_batch(x, y, **task)
+    inside.train_on_batch(x, y, **task)
+    assert [warning.filename for warning in told] == [__file__]
+
+
+@pytest.mark.parametrize("end", [Activation("tanh"), Activation("relu"), Dropout(0.5), Flatten(), Dense(3)])
+def test_other_ends_are_left_alone(end):
+    x, y = classes(12)
+    ending_in(end).fit(x / 100, y, loss=CROSS_ENTROPY, optimizer="sgd")
+    ending_in(Activation("softmax")).fit(x, y, loss="categorical_cross_entropy", optimizer="sgd")
+
+
+def test_logits_are_no_probabilities():
+    a = lm.Input((4,))
+    model = lm.Model(a, (Dense(3).named("kind")(a), Dense(1).named("size")(a)))
+    before = model.parameters["kind.kernel"]
+    x = np.random.default_rng(0).normal(size=(8, 4))
+    task = {"loss": {"kind": "categorical_cross_entropy", "size": lm.losses.Huber()}, "optimizer": "sgd"}
+    y = {"kind": np.zeros(8, int), "size": np.zeros((8, 1))}
+    with pytest.raises(lm.DataError, match=r"output 'kind': .* must be probabilities; got values from -.* use softmax"):
+        model.fit(x, y, **task)
+    np.testing.assert_array_equal(model.parameters["kind.kernel"], before)
+    with pytest.raises(lm.DataError, match="output 'size': accuracy: targets must lie in"):
+        model.evaluate(x, y | {"size": np.full((8, 1), 17.0)}, loss=task["loss"], metrics="accuracy")
+
+
+def test_one_target_for_a_whole_sequence_is_told_apart_from_one_for_each_step():
+    x = lm.Input(("T", 2))
+    step, steps = (lm.Model(x, Dense(units)(x)) for units in (1, 4))
+    data = np.ones((5, 6, 2))
+    for model, loss, y in (
+        (step, "mean_squared_error", np.ones((5, 1))),
+        (steps, CROSS_ENTROPY, np.ones(5, int)),
+        (steps, CROSS_ENTROPY, np.eye(4)[[0] * 5]),
+    ):
+        with pytest.raises(lm.DataError, match="one target for all of them: return_sequences=False"):
+            model.evaluate(data, y, loss=loss)
+    with pytest.raises(lm.DataError, match=r"got \(5, 0, 2\) .* axis 'T' may have any size from 1 on"):
+        step.predict(data[:, :0])
+
+
+class Early(lm.Callback):
+    def on_epoch_end(self, epoch, logs):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda m: m.fit([], [], verbose=1),
+            TypeError,
+            "Sequential.fit: .* 'verbose'. Say progress=True or progress=F",
+        ),
+        (lambda m: m.evaluate([], [], verbose=0), TypeError, "Sequential.evaluate: .* 'verbose'. It prints nothing"),
+        (lambda m: lm.Model(m.input_nodes, m.output_nodes, name="m"), TypeError, "Names belong to layers"),
+        (lambda m: m.fit([], [], validation_split=0.1), TypeError, r"validation_data=\(x\[n:\], y\[n:\]\)"),
+        (lambda m: m.fit([], [], los="huber"), TypeError, "no argument 'los'. Did you mean 'loss'"),
+        (lambda m: m.compile(loss="huber"), AttributeError, "Sequential has no 'compile'; .* stands in fit"),
+        (lambda m: Dense(2)(lm.Input(3), initial_state=3), TypeError, r"Dense.__call__: .* layer\(x, state\)"),
+        (lambda m: lm.optimizers.Adam(lr=0.1), TypeError, "Did you mean 'learning_rate'"),
+        (
+            lambda m: m.fit(*classes(), loss=CROSS_ENTROPY, optimizer="sgd", callbacks=[Early()]),
+            lm.ArgumentError,
+            r"Early.on_epoch_end: too many .* expected on_epoch_end\(self, model, epoch, logs\)",
+        ),
+        (lambda m: m.fit([[0] * 4], [[0] * 3], loss="mse", optimizer="sgd"), LookupError, "mean 'mean_squared_error'"),
+    ],
+)
+def test_words_of_other_libraries_are_answered(call, error, words):
+    with pytest.raises(error, match=words):
+        call(ending_in())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from lamella.activations import ActivationFunction
 from lamella.arguments import number, positive
 from lamella.backends import get_backend
 from lamella.configuration import Configured
-from lamella.errors import DataError, GraphError, RegistryError, VersionWarning, did_you_mean
+from lamella.errors import ArgumentError, DataError, GraphError, RegistryError, VersionWarning, did_you_mean
 from lamella.graph import Call, Input, Node, assemble
 from lamella.losses import Loss
 from lamella.metrics import Metric
@@ -363,30 +364,39 @@ def _check_inner_models(where: str, inner: Sequence[Model], held: int) -> None:
         raise DataError(f"{where}: models used as layers have {size} numbers; expected about the file's {held}")
 
 
-def load_weights(model: Model, path: str | os.PathLike[str], mapping: Mapping[str, str] | None = None) -> None:
+def load_weights(model: Model, path: str | os.PathLike[str], mapping: Mapping[str, str | None] | None = None) -> None:
     """Take parameters and state from a file of `save`, or any safetensors file.
 
     ``mapping`` says, for names of the model, what they are called in the file; names that are not in it go by
-    themselves. Everything is checked before anything changes.
+    themselves. None leaves arrays as they are, by name or pattern: ``{"head.*": None}`` loads all but the head.
+    Everything is checked before anything changes.
 
     Raises:
         DataError: an array that is missing, of another shape, or holds no plain numbers.
     """
     where = f"load_weights {path}"
     arrays = model.program.arrays
-    for name in mapping or {}:
-        if name not in arrays:
+    sources: dict[str, str | None] = {name: name for name in arrays}
+    for name, source in (mapping or {}).items():
+        if source is not None and not isinstance(source, str):
+            raise ArgumentError(f"load_weights: mapping: expected a name in the file, or None, got {source!r}")
+        named = [name] if source is not None else fnmatch.filter(arrays, name)
+        if not named or named[0] not in arrays:
             raise DataError(
                 f"load_weights: mapping names {name!r}, which the model does not have.{did_you_mean(name, arrays)}"
             )
+        sources |= dict.fromkeys(named, source)
     found = {}
     with _opened(where, path) as file:
         own = {name.removeprefix("parameters/").removeprefix("state/"): name for name in file.keys()}  # noqa: SIM118
-        for name, declared in arrays.items():
-            source = (mapping or {}).get(name, name)
+        for name, source in sources.items():
+            if source is None:
+                continue
             if source not in own:
-                raise DataError(f"{where}: no array {source!r} for {name!r}.{did_you_mean(source, own)}")
-            found[name] = _array(where, file, own[source], repr(name), declared.shape, _NUMBERS).astype(model.dtype)
+                hint = did_you_mean(source, own) or f" mapping={{{name!r}: None}} leaves it as it is."
+                raise DataError(f"{where}: no array {source!r} for {name!r}.{hint}")
+            shape = arrays[name].shape
+            found[name] = _array(where, file, own[source], repr(name), shape, _NUMBERS).astype(model.dtype)
     for name, value in found.items():
         (model.parameters if arrays[name].trainable else model.state)[name] = value
 
@@ -400,7 +410,11 @@ def _opened(where: str, path: str | os.PathLike[str]) -> Iterator[Any]:
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{where}: this is no lamella model, or it is damaged ({error})") from error
+        fix = "; an ONNX file runs in onnxruntime, and load reads what model.save wrote"
+        onnx = os.fspath(path).lower().endswith(".onnx")
+        raise DataError(
+            f"{where}: this is no lamella model, or it is damaged ({error}){fix if onnx else ''}"
+        ) from error
     with file:
         yield file
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from lamella.errors import ArgumentError, did_you_mean
 
-__all__ = ["choice", "flag", "fraction", "number", "pair", "positive"]
+__all__ = ["choice", "flag", "fraction", "knows", "number", "pair", "positive"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def positive(value: Any, name: str, *, minimum: int = 1) -> int:
@@ -86,3 +91,23 @@ def choice(value: Any, name: str, known: Iterable[str]) -> str:
             f"{did_you_mean(str(value), options)}"
         )
     return str(value)
+
+
+def knows(**elsewhere: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Make a method answer arguments of other libraries, which it does not take, with what stands for them here."""
+
+    def answering(method: Callable[_P, _T]) -> Callable[_P, _T]:
+        own = inspect.signature(method).parameters
+
+        @functools.wraps(method)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            for name in kwargs:
+                if name not in own:
+                    where = f"{type(args[0]).__name__}.{method.__name__}"
+                    hint = f" {elsewhere[name]}." if name in elsewhere else did_you_mean(name, own)
+                    raise TypeError(f"{where}: there is no argument {name!r}.{hint}")
+            return method(*args, **kwargs)
+
+        return checked
+
+    return answering

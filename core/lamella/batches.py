@@ -10,7 +10,7 @@ import numpy as np
 from lamella.arguments import number, positive
 from lamella.data import as_array, as_inputs, as_weights, by_name, row_count
 from lamella.engine import Batch
-from lamella.errors import ArgumentError, DataError
+from lamella.errors import ArgumentError, DataError, counted
 from lamella.losses import Loss
 from lamella.protocol import ArraySpec
 
@@ -55,7 +55,7 @@ class Data:
         self.prepared = tuple(map(self._prepare, losses, self.targets, model.output_names, model.output_specs))
         rows = [len(target) for target in self.prepared if target is not None]
         if any(count != self.rows for count in rows):
-            raise DataError(f"x has {self.rows} rows and y has {rows[0]}; expected equally many")
+            raise DataError(f"x has {counted(self.rows, 'row')} and y has {rows[0]}; expected equally many")
         self.weights = as_weights(model.output_names, self.rows, sample_weight)
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)

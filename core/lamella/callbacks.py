@@ -229,12 +229,12 @@ class Checkpoint(Callback):
     Arguments:
         path: the file; fields in braces are filled in, ``{epoch}`` counted from 1 and every number of the logs, as in
             ``"digits-{epoch:03}-{val_loss:.4f}.lamella"``.
-        monitor, mode: as in `EarlyStopping`; they matter for ``save_best_only``.
-        save_best_only: whether to save only when the number is better than all before, those of earlier trainings
-            with this object included.
+        monitor, mode: as in `EarlyStopping`, for ``save_best_only``.
+        save_best_only: whether to save only when the number, ``"val_loss"`` unless told otherwise, is better than all
+            before, those of earlier trainings with this object included.
 
     Raises:
-        ArgumentError: the logs have no such number.
+        ArgumentError: the logs have no such number, or there is one to watch without ``save_best_only``.
 
     Source: https://keras.io/api/callbacks/model_checkpoint/
 
@@ -246,11 +246,16 @@ class Checkpoint(Callback):
         self,
         path: str | os.PathLike[str],
         *,
-        monitor: str = "val_loss",
+        monitor: str | None = None,
         mode: str = "auto",
         save_best_only: bool = False,
     ) -> None:
-        self.path, self.monitor, self.larger = os.fspath(path), monitor, _larger(monitor, mode)
+        if monitor is not None and not save_best_only:
+            raise ArgumentError(
+                f"Checkpoint: monitor={monitor!r} has no effect where every epoch is saved; say save_best_only=True"
+            )
+        self.path, self.monitor = os.fspath(path), "val_loss" if monitor is None else monitor
+        self.larger = _larger(self.monitor, mode)
         self.save_best_only = bool(save_best_only)
         self._best: float | None = None
 

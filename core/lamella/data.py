@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from lamella.errors import DataError, did_you_mean
 from lamella.protocol import ArraySpec
 
-__all__ = ["as_array", "as_inputs", "as_weights", "by_name", "cast", "row_count"]
+__all__ = ["as_array", "as_inputs", "as_weights", "by_name", "cast", "naming", "row_count"]
 
 
 def by_name(
@@ -37,6 +38,17 @@ def by_name(
     return parts if parse is None else tuple(parse(name, part) for name, part in zip(names, parts, strict=True))
 
 
+@contextlib.contextmanager
+def naming(output: str, outputs: Sequence[str]) -> Iterator[None]:
+    """Let errors say which output they are about, where there are several."""
+    try:
+        yield
+    except DataError as error:
+        if len(outputs) == 1:
+            raise
+        raise DataError(f"output {output!r}: {error}") from None
+
+
 def as_inputs(names: Sequence[str], specs: Sequence[ArraySpec], x: Any) -> tuple[np.ndarray[Any, Any], ...]:
     """Return one NumPy array for each input of a model, of its dtype, all with equally many rows."""
     sizes: dict[str, tuple[int, str]] = {}
@@ -54,7 +66,9 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
         isinstance(want, int) and want != have for want, have in zip(spec.shape, array.shape, strict=True)
     ):
         raise DataError(f"{where}, got {got}.{_fix(spec, array)}")
-    for want, have in zip(spec.shape, array.shape, strict=True):
+    for axis, (want, have) in enumerate(zip(spec.shape, array.shape, strict=True)):
+        if axis and isinstance(want, str) and not have:
+            raise DataError(f"{where}, got {got}; axis {want!r} may have any size from 1 on")
         if isinstance(want, str) and sizes.setdefault(want, (have, name))[0] != have:
             size, other = sizes[want]
             raise DataError(f"{where}, got {got}; axis {want!r} has {size} in input {other!r}")
@@ -64,6 +78,7 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
     kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}[np.dtype(spec.dtype).kind]
     if array.dtype.kind not in kinds:
         fix = f"convert it with .astype({spec.dtype!r})" if array.dtype.kind in "fiub" else "give numbers"
+        fix += ", which cuts off what stands behind the point" if array.dtype.kind == "f" else ""
         raise DataError(f"{where}, got {got}; {fix}")
     if spec.dtype != "bool" and not spec.is_float and array.size:
         limits = np.iinfo(spec.dtype)

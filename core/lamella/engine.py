@@ -18,7 +18,7 @@ import numpy as np
 
 from lamella.backends import Backend
 from lamella.context import Arrays, Context
-from lamella.errors import LayerError
+from lamella.errors import LayerError, counted
 from lamella.graph import Leaf, Program
 from lamella.interruption import Interruption
 from lamella.protocol import ArraySpec, Layer
@@ -404,7 +404,7 @@ def forward(
         outputs = output if isinstance(output, tuple) else (output,)
         if len(outputs) != len(leaf.outputs):
             raise LayerError(
-                f"{leaf.label}.forward_pass returned {len(outputs)} arrays; build said {len(leaf.outputs)}"
+                f"{leaf.label}.forward_pass returned {counted(len(outputs), 'array')}; build said {len(leaf.outputs)}"
             )
         if xp.backend != "onnx":  # the tracer knows sizes by their names, and looks at them itself
             for value, output in zip(leaf.outputs, outputs, strict=True):
@@ -450,7 +450,8 @@ def backward(
             observe(leaf, (*(dx for dx in outgoing if dx is not None), *ctx.gradients.values()))
         if len(outgoing) != len(leaf.inputs):
             raise LayerError(
-                f"{leaf.label}.backward_pass returned {len(outgoing)} gradients for {len(leaf.inputs)} inputs; return "
+                f"{leaf.label}.backward_pass returned {counted(len(outgoing), 'gradient')} for "
+                f"{counted(len(leaf.inputs), 'input')}; return "
                 "a tuple with one for each, None where ctx.wants_dx is False"
             )
         for k, (value, dx) in enumerate(zip(leaf.inputs, outgoing, strict=True)):

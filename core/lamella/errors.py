@@ -11,9 +11,11 @@ __all__ = [
     "GraphError",
     "LamellaError",
     "LayerError",
+    "MistakeWarning",
     "NonFiniteError",
     "RegistryError",
     "VersionWarning",
+    "counted",
     "did_you_mean",
 ]
 
@@ -50,12 +52,42 @@ class VersionWarning(UserWarning):
     """A file was written with another version of a distribution than the one installed."""
 
 
+class MistakeWarning(UserWarning):
+    """Something that can be done, and is most probably not what was meant; the message says what would be."""
+
+
+_ELSEWHERE = {  # what other libraries call things, where the words are too different to be taken for typing errors
+    "bce": "binary_cross_entropy",
+    "double": "float64",
+    "float": "float32",
+    "he": "he_normal",
+    "int": "int64",
+    "kaiming": "he_normal",
+    "long": "int64",
+    "lr": "learning_rate",
+    "mae": "mean_absolute_error",
+    "mse": "mean_squared_error",
+    "rmse": "root_mean_squared_error",
+    "xavier": "glorot_uniform",
+}
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and what it counts.
+
+    >>> counted(1, "row"), counted(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string.
 
-    >>> did_you_mean("dnese", ["dense", "conv2d"])
-    " Did you mean 'dense'?"
+    >>> did_you_mean("dnese", ["dense", "conv2d"]), did_you_mean("lr", ["learning_rate", "rho"])
+    (" Did you mean 'dense'?", " Did you mean 'learning_rate'?")
     """
     folded = {option.lower(): option for option in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    elsewhere = _ELSEWHERE.get(name.lower())
+    close = [elsewhere] if elsewhere in folded else difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""

@@ -8,11 +8,11 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lamella import registry
-from lamella.errors import ArgumentError, GraphError
+from lamella.errors import ArgumentError, GraphError, RegistryError, counted
 from lamella.protocol import ArrayDeclaration, ArraySpec, Declare, Layer, is_generator, snake_case, valid_name
 
 __all__ = ["Call", "Input", "Leaf", "Node", "Program", "assemble", "call"]
@@ -65,7 +65,12 @@ class Node:
 
     def __repr__(self) -> str:
         origin = f"output of {type(self.call.layer).__name__}" if self.call else "input"
-        return f"<node {self.spec}, {origin}>"
+        return f"<node {self.spec}, {origin}{f' {self.name!r}' if self.name else ''}>"
+
+    def __add__(self, other: object) -> Any:
+        raise TypeError("nodes are joined by layers, such as lm.layer('add')(a, b), and not by operators")
+
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __add__
 
 
 def Input(
@@ -95,7 +100,11 @@ def Input(
         raise ArgumentError(f"Input: shape {tuple(shape)!r}: the batch axis 'N' is added in front; leave it out")
     if name is not None:
         valid_name(name, "Input: name")
-    return Node(None, next(_serial), ArraySpec(("N", *shape), dtype or "float32", low, high), name)
+    try:
+        spec = ArraySpec(("N", *shape), dtype or "float32", low, high)
+    except ArgumentError as error:
+        raise ArgumentError(str(error).replace("ArraySpec", "Input", 1)) from None
+    return Node(None, next(_serial), spec, name)
 
 
 _open_group: contextvars.ContextVar[Call | None] = contextvars.ContextVar("open_group", default=None)
@@ -122,7 +131,8 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
     this = Call(layer, nodes, name, parent)
     token = _open_group.set(this)
     try:
-        expanded = _fitting(layer, nodes, layer.expand, *nodes)
+        _check_takes(layer, "expand", len(nodes))
+        expanded = layer.expand(*nodes)
     finally:
         _open_group.reset(token)
     if expanded is None:
@@ -132,6 +142,8 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
                 + _renamed(layer)
             )
         specs, _ = _build(layer, [node.spec for node in nodes], "float32", name)
+        _check_takes(layer, "forward_pass", len(nodes), first="ctx")
+        _check_takes(layer, "backward_pass", len(nodes), first="ctx", count=len(specs))
         this.outputs = tuple(Node(this, index, spec) for index, spec in enumerate(specs))
     else:
         this.outputs = expanded if isinstance(expanded, tuple) else (expanded,)
@@ -140,16 +152,29 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
     return this.outputs[0] if len(this.outputs) == 1 else this.outputs
 
 
-def _fitting(layer: Any, given: Sequence[Any], method: Callable[..., Any], *args: Any) -> Any:
-    """Call a method that takes one argument for each input; say so where there are too many or too few."""
+def _check_takes(layer: Any, method: str, nodes: int, *, first: str = "", count: int | None = None) -> None:
+    """Refuse a method that does not take a first argument, if it has a name, and one for each node, or ``count``."""
+    signature = inspect.signature(getattr(layer, method))
+    count = nodes if count is None else count
+    error = _does_not_take(signature, count + bool(first))
+    if not error:
+        return
+    where = "" if method == "build" else f"{type(layer).__name__}.{method}, "
+    fix = f"give {layer!r} as many nodes as its {method} takes"
+    if first and next(iter(signature.parameters), first) != first and not _does_not_take(signature, count):
+        fix = f"its first argument is missing: def {method}(self, {', '.join([first, *signature.parameters])})"
+    elif method == "backward_pass":
+        fix = f"it takes ctx, and a gradient for each output, of which build returns {count}"
+    raise GraphError(f"{where}called with {counted(nodes, 'node')}: {error}; {fix}")
+
+
+def _does_not_take(signature: inspect.Signature, count: int) -> str:
+    """Why so many arguments can't be given by position, or nothing."""
     try:
-        inspect.signature(method).bind(*args)
+        signature.bind(*[None] * count)
     except TypeError as error:
-        raise GraphError(
-            f"called with {len(given)} {'node' if len(given) == 1 else 'nodes'}: {error}; give {layer!r} as many nodes "
-            f"as its {method.__name__} takes"
-        ) from None
-    return method(*args)
+        return str(error)
+    return ""
 
 
 def _build(
@@ -160,9 +185,16 @@ def _build(
     where = f"{label}, called with {' and '.join(map(str, inputs)) or 'no inputs'}"
     declare = Declare(dtype)
     try:
-        result = _fitting(layer, inputs, layer.build, declare, *inputs)
+        _check_takes(layer, "build", len(inputs), first="declare")
+        result = layer.build(declare, *inputs)
     except ValueError as error:
         raise GraphError(f"{where}: {error}") from error
+    for local, declared in declare.arrays.items():
+        if isinstance(declared.initializer, str):
+            try:
+                registry.find("initializers", declared.initializer)
+            except RegistryError as error:
+                raise RegistryError(f"{where}: initializer of {local!r}: {error}") from None
     specs = result if isinstance(result, tuple) else (result,)
     for spec in specs:
         if not isinstance(spec, ArraySpec):
@@ -281,7 +313,9 @@ def assemble(inputs: Sequence[Node], outputs: Sequence[Node], dtype: str) -> Pro
         given = [specs[number[id(node)]] for node in this.inputs]
         built, declared = _build(layer, given, dtype, name)
         if len(built) != len(this.outputs):
-            raise GraphError(f"{name}: build returned {len(built)} specs, {len(this.outputs)} when it was called")
+            raise GraphError(
+                f"{name}: build returned {counted(len(built), 'spec')}, {len(this.outputs)} when it was called"
+            )
         for node, spec in zip(this.outputs, built, strict=True):
             number[id(node)] = len(number)
             specs[number[id(node)]] = spec

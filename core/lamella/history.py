@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lamella.callbacks import larger_is_better
-from lamella.errors import DataError
+from lamella.errors import DataError, counted
 
 __all__ = ["History"]
 
@@ -87,8 +87,8 @@ class History:
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
-        count = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
-        return f"<History of {count}: {last}{f'; {self.stopped}' if self.stopped else ''}>"
+        numbers = f": {last}" if last else ""
+        return f"<History of {counted(self.epochs, 'epoch')}{numbers}{f'; {self.stopped}' if self.stopped else ''}>"
 
 
 def _draw(axes: Any, name: str, trained: Sequence[float] | None, validated: Sequence[float] | None) -> None:

@@ -35,6 +35,12 @@ __all__ = [
 ]
 
 
+_EACH_STEP = (
+    " The model predicts for each place along axis 1, and there is one target for all of them: return_sequences=False "
+    "in the last recurrent layer, or Flatten() before Dense?"
+)
+
+
 class Loss(Configured):
     """What training makes small: a function of prediction and target, in the same array code as a layer.
 
@@ -54,9 +60,15 @@ class Loss(Configured):
     array([8.])
     """
 
+    on_logits = False
+    """True where predictions are logits: training warns of a model that ends in probabilities."""
+
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         """Return a NumPy target as ``forward`` takes it; raise `DataError` if it does not fit the prediction."""
         return value_targets(snake_case(type(self).__name__), prediction, target)
+
+    def examine(self, prediction: np.ndarray) -> None:
+        """Look at the predictions of a training's first batch; raise `DataError` where the loss can't take them."""
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         """Return the loss of each sample, (N,), averaged over the sample's other axes."""
@@ -100,6 +112,8 @@ Use y.reshape(-1, 1).
             fix = " Use y.astype('float32')."
         elif known and math.prod(target.shape[1:]) == math.prod(n for n in own if isinstance(n, int)):
             fix = f" Use y.reshape({', '.join(map(str, (-1, *own)))})."
+        elif _same(target.shape[1:], prediction.shape[2:]):
+            fix = _EACH_STEP
         raise DataError(
             f"{where}: target must have the prediction's shape {_text(prediction.shape)}; "
             f"got {target.dtype} {target.shape}.{fix}"
@@ -135,6 +149,8 @@ as many units as there are classes?
             fix = " Use y.astype('int64')."
         elif target.ndim and target.shape[-1] == 1 and _same(target.shape[:-1], tuple(axes)):
             fix = " Use y[..., 0]" + (".astype('int64')." if target.dtype.kind == "f" else ".")
+        elif len(axes) > 1 and target.shape[1:] in [(), (classes,)]:
+            fix = _EACH_STEP
         raise DataError(
             f"{where}: labels must be integers in [0, {classes}) of shape {_text(tuple(axes))}, or one-hot "
             f"{_text(prediction.shape)}; got {target.dtype} {target.shape}.{fix}"
@@ -167,6 +183,8 @@ class SoftmaxCrossEntropy(Loss):
     array([  0.6931, 100.    ])
     """
 
+    on_logits = True
+
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return class_targets("softmax_cross_entropy", prediction, target)
 
@@ -193,7 +211,8 @@ class CategoricalCrossEntropy(Loss):
     the limits and 0 beyond them, so a class whose probability fell under 1e-7 no longer learns. Prefer
     ``softmax_cross_entropy`` on logits, which has no limits. Rows are taken as they are, not rescaled to the sum 1.
 
-    Prediction (N, ..., C); target integer labels (N, ...) in [0, C), or one-hot (N, ..., C); `DataError` else.
+    Prediction (N, ..., C); target integer labels (N, ...) in [0, C), or one-hot (N, ..., C); `DataError` else, and
+    where training begins with predictions that are no probabilities.
 
     Source: https://keras.io/api/losses/probabilistic_losses/#categoricalcrossentropy-class
 
@@ -203,6 +222,13 @@ class CategoricalCrossEntropy(Loss):
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return class_targets("categorical_cross_entropy", prediction, target)
+
+    def examine(self, prediction: np.ndarray) -> None:
+        if prediction.size and (prediction.min() < 0.0 or prediction.max() > 1.001):
+            raise DataError(
+                f"categorical_cross_entropy: predictions must be probabilities; got values from {prediction.min():.4g} "
+                f"to {prediction.max():.4g}. On logits use softmax_cross_entropy, or end with a softmax."
+            )
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         t = _as_rows(ctx, prediction, target)
@@ -233,6 +259,8 @@ class BinaryCrossEntropy(Loss):
     >>> BinaryCrossEntropy()(np.array([0.0, 1000.0, 1000.0]), [1, 1, 0]).round(4)
     array([6.931e-01, 0.000e+00, 1.000e+03])
     """
+
+    on_logits = True
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return value_targets("binary_cross_entropy", prediction, target, unit=True)
@@ -353,6 +381,8 @@ def _text(shape: tuple[int | str, ...]) -> str:
 class Weighted(Loss):
     """Another loss times a number, which is how losses of several outputs get their shares of the sum.
 
+    What `fit` and `evaluate` report as the output's loss is the product.
+
     Arguments:
         loss: a registered name or a `Loss`.
         weight: the number, of at least 0.
@@ -370,9 +400,13 @@ class Weighted(Loss):
         if not isinstance(self.loss, Loss):
             raise ArgumentError(f"loss: expected a name or a Loss, got {loss!r}")
         self.weight = number(weight, "weight", minimum=0.0)
+        self.on_logits = self.loss.on_logits
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return self.loss.prepare(prediction, target)
+
+    def examine(self, prediction: np.ndarray) -> None:
+        self.loss.examine(prediction)
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         return self.loss.forward(ctx, prediction, target) * self.weight

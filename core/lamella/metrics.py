@@ -14,7 +14,15 @@ from lamella.hookspecs import hookimpl
 from lamella.losses import class_targets, value_targets
 from lamella.protocol import ArraySpec
 
-__all__ = ["Accuracy", "MeanAbsoluteError", "MeanSquaredError", "Metric", "RootMeanSquaredError", "TopKAccuracy"]
+__all__ = [
+    "Accuracy",
+    "BinaryAccuracy",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Metric",
+    "RootMeanSquaredError",
+    "TopKAccuracy",
+]
 
 Sums = tuple[Any, ...]
 
@@ -55,7 +63,8 @@ class Accuracy(Metric):
     """The share of right decisions.
 
     Predictions (N, ..., C) with two or more classes on the last axis decide for the largest; the target holds integer
-    labels (N, ...) or one-hot rows (N, ..., C). Predictions (N,) or (N, ..., 1) are yes-no decisions: yes where the
+    labels (N, ...) or rows (N, ..., C) that sum to 1, such as one-hot; rows with several labels are for
+    `BinaryAccuracy`. Predictions (N,) or (N, ..., 1) are yes-no decisions: yes where the
     prediction is above ``threshold``; the target is yes above one half, with or without the last axis of 1. A sample
     of several decisions, such as (N, T, C), counts with its share of right ones.
 
@@ -87,10 +96,37 @@ class Accuracy(Metric):
         return _mean(right)
 
 
+class BinaryAccuracy(Metric):
+    """The share of right yes-no decisions, each for itself, as where a sample may have several labels.
+
+    Predictions and targets of one shape: yes where the prediction is above ``threshold``, and where the target is above
+    one half.
+
+    Arguments:
+        threshold: 0 for logits, which is where the sigmoid is one half; use 0.5 for a model that ends with a sigmoid.
+
+    Raises:
+        DataError: a target of another shape, or beyond [0, 1].
+
+    Source: https://keras.io/api/metrics/accuracy_metrics/#binaryaccuracy-class
+
+    >>> metric = BinaryAccuracy()
+    >>> metric.result(metric.update([[-1.0, 2.0], [3.0, 0.5]], [[1, 1], [1, 1]]))
+    0.75
+    """
+
+    def __init__(self, threshold: float = 0.0):
+        self.threshold = number(threshold, "threshold")
+
+    def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+        yes = _values("binary_accuracy", prediction, target, unit=True) > 0.5
+        return _mean((prediction > self.threshold) == yes)
+
+
 class TopKAccuracy(Metric):
     """The share of samples whose true class is among the ``k`` largest predictions; ties go to the lower class.
 
-    Predictions (N, ..., C); targets integer labels (N, ...) or one-hot (N, ..., C).
+    Predictions (N, ..., C); targets integer labels (N, ...) or rows (N, ..., C) that sum to 1, such as one-hot.
 
     Raises:
         DataError: a target of another form, or ``k`` above the number of classes.
@@ -156,7 +192,16 @@ class RootMeanSquaredError(Metric):
 
 def _labels(where: str, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     target = class_targets(where, ArraySpec(prediction.shape, str(prediction.dtype)), target)
-    return target if target.ndim < prediction.ndim else np.argmax(target, axis=-1)
+    if target.ndim < prediction.ndim:
+        return target
+    totals = np.sum(target, axis=-1)
+    if not np.all(np.abs(totals - 1.0) <= 1e-3):
+        wrong = np.argwhere(~(np.abs(totals - 1.0) <= 1e-3))[0]
+        raise DataError(
+            f"{where}: targets of the prediction's shape must be one-hot, or sum to 1; got the sum "
+            f"{totals[tuple(wrong)]:g} in row {wrong[0]}. For samples with several labels there is binary_accuracy."
+        )
+    return np.asarray(np.argmax(target, axis=-1))
 
 
 def _values(where: str, prediction: np.ndarray, target: np.ndarray, *, unit: bool = False) -> np.ndarray:
@@ -172,6 +217,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def lamella_metrics() -> dict[str, type]:
     return {
         "accuracy": Accuracy,
+        "binary_accuracy": BinaryAccuracy,
         "top_k_accuracy": TopKAccuracy,
         "mean_absolute_error": MeanAbsoluteError,
         "mean_squared_error": MeanSquaredError,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import warnings
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from lamella import archive, graph, training
-from lamella.arguments import positive
+from lamella.arguments import knows, positive
 from lamella.backends import get_backend
 from lamella.data import as_inputs
 from lamella.engine import Gradients, infer, slice_rows
-from lamella.errors import ArgumentError, GraphError, did_you_mean
+from lamella.errors import ArgumentError, DataError, GraphError, MistakeWarning, counted, did_you_mean
 from lamella.graph import Input, Node, Program, assemble, one_or_more
 from lamella.protocol import FLOATS, ArraySpec, Layer, valid_name
 from lamella.step import OptimizerState
@@ -32,6 +34,10 @@ class Model:
     batches and every random number in training; equal seeds give equal models. A model may be called on nodes like a
     layer, and then its layers become part of the outer model, which starts with a copy of its values.
 
+    Arrays belong to the model, not to layers or nodes: a model made of another's nodes draws values of its own, and
+    training the outer model leaves a model that was called like a layer as it was. `copy_values` takes trained values
+    over: ``features.copy_values(model)``.
+
     Raises:
         GraphError: layers that do not fit together, an input that is missing or unused, a name used twice.
 
@@ -46,6 +52,7 @@ class Model:
     name: str | None = None
     trainable = True
 
+    @knows(name="Names belong to layers, nodes and inputs: layer(x, name='head')")
     def __init__(
         self,
         inputs: Node | Sequence[Node],
@@ -73,6 +80,7 @@ class Model:
         held = [leaf for leaf in self.program.leaves if leaf.params or leaf.state]
         self._frozen = frozenset(leaf.owner for leaf in held if not leaf.trainable)
         self.optimizer_state: OptimizerState | None = None
+        self._around: weakref.WeakSet[Model] = weakref.WeakSet()  # models that took this one as a layer
         draw(self.storage, seed)
         draw(self.state_storage, seed)
         self._adopt_inner_models()
@@ -86,20 +94,38 @@ class Model:
         self.gradient_buffers: list[Gradients] = []  # of training steps, one for each thread
 
     def _adopt_inner_models(self) -> None:
-        """Start with the values of models that were used as layers."""
-        for inner in self.program.inner_models:
-            # what stands before an array's name there, and here
-            names = {
-                inner.program.owners[id(this.layer)]: self.program.owners[id(this.layer)]
-                for this in inner.program.calls
-                if id(this.layer) in self.program.owners  # else only outputs that are not used here need it
-            }
-            for mapping, own in ((inner.parameters, self.parameters), (inner.state, self.state)):
-                for name, value in mapping.items():
-                    if (known := _renamed(name, names)) in own:
-                        own[known] = value
-            held = {leaf.owner for leaf in self.program.leaves if leaf.params or leaf.state}
-            self._frozen |= held & {_renamed(name, names) for name in inner._frozen}
+        """Start with the values of models that were used as layers, those that hold others last."""
+        frozen = self._frozen
+        for inner in sorted(self.program.inner_models, key=lambda inner: len(inner.program.inner_models)):
+            self._take(inner, self._shared_layers(inner))
+            inner._around.add(self)
+        self._frozen |= frozen
+
+    def _shared_layers(self, other: Model) -> dict[str, str]:
+        """Layers with arrays that stand in both models, the same objects: what the other calls them."""
+        theirs, own = other.program.owners, self.program.owners
+        names = {own[key]: theirs[key] for key in own.keys() & theirs.keys()}
+        return {name: found for name in self._layer_arrays() if (found := _renamed(name, names))}
+
+    def _layer_arrays(self) -> dict[str, dict[str, tuple[tuple[int, ...], bool]]]:
+        """Each array's shape and whether it is a parameter, by the names of layers with arrays."""
+        arrays: dict[str, dict[str, tuple[tuple[int, ...], bool]]] = {}
+        for full, declared in self.program.arrays.items():
+            owner, _, local = full.rpartition(".")
+            arrays.setdefault(owner, {})[local] = declared.shape, declared.trainable
+        return arrays
+
+    def _take(self, other: Model, names: Mapping[str, str]) -> frozenset[str]:
+        """Copy layers, by their names here and there, where all arrays agree; return which these were."""
+        own, theirs = self._layer_arrays(), other._layer_arrays()
+        taken = frozenset(name for name, source in names.items() if own[name] == theirs.get(source))
+        for name in taken:
+            for local, (_, trainable) in own[name].items():
+                here, there = (self.parameters, other.parameters) if trainable else (self.state, other.state)
+                here[f"{name}.{local}"] = there[f"{names[name]}.{local}"]
+        frozen = {name for name in taken if names[name] in other._frozen}
+        self._frozen = frozenset(self._frozen - taken | frozen)
+        return taken
 
     # What it is
 
@@ -141,7 +167,7 @@ class Model:
     @property
     def layers(self) -> dict[str, Any]:
         """The layers as written, composites whole, by name."""
-        return dict(zip(self.program.call_names, (this.layer for this in self.program.calls), strict=True))
+        return _ByName(zip(self.program.call_names, (this.layer for this in self.program.calls), strict=True))
 
     def summary(self) -> None:
         """Print a table of layers with output shapes, parameters, connections, and shared and frozen marks."""
@@ -151,6 +177,15 @@ class Model:
         inputs, outputs = ", ".join(map(str, self.input_specs)), ", ".join(map(str, self.output_specs))
         return f"<{type(self).__name__} {inputs} -> {outputs}, {len(self.storage):,} parameters>"
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            known = {
+                "compile": "; what it takes elsewhere stands in fit: loss, optimizer, metrics",
+                "get_layer": "; layers go by name: model.layers[name]",
+            }
+            raise AttributeError(f"{type(self).__name__} has no {name!r}{known.get(name, '')}", name=name, obj=self)
+
     # What it does
 
     def predict(self, x: Any, batch_size: int | None = None) -> Any:
@@ -159,6 +194,7 @@ class Model:
         On NumPy the rows run in slices small enough for the cache; ``batch_size`` bounds what a GPU holds at a time.
         """
         arrays = as_inputs(self.input_names, self.input_specs, x)
+        self._warn_of_outer_training()
         rows = len(arrays[0])
         size = positive(batch_size, "batch_size") if batch_size is not None else max(rows, 1)
         parts = [
@@ -166,6 +202,17 @@ class Model:
         ]
         outputs = tuple(np.concatenate(part, axis=0) for part in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _warn_of_outer_training(self) -> None:
+        """Say so where nothing was trained but copies of this model's layers in an outer one."""
+        trained = [] if self.step else [outer for outer in self._around if outer.step]
+        if any(set(outer._shared_layers(self)) - outer.frozen_layers for outer in trained):
+            warnings.warn(
+                f"{self!r} was called like a layer and has values of its own; the model around it, which was "
+                "trained, has others. inner.copy_values(outer) takes these over",
+                MistakeWarning,
+                stacklevel=3,
+            )
 
     def arrays(self) -> dict[str, Any]:
         """Return parameters and state by full name, as layers see them on the model's backend."""
@@ -242,14 +289,39 @@ class Model:
             twin.optimizer_state = self.optimizer_state.copy(twin)
         return twin
 
-    def copy_values(self, other: Model) -> None:
-        """Copy another model's values, step and frozen layers."""
-        for name, value in other.parameters.items():
-            self.parameters[name] = value
-        for name, value in other.state.items():
-            self.state[name] = value
+    def copy_values(self, other: Model) -> tuple[str, ...]:
+        """Take another model's values, layer by layer, and its step; return the layers that found none.
+
+        Taken are the arrays of every layer that both models have: the same object, whatever it is called here and
+        there, and whether a layer of the model or of one used as a layer. Models that share no such object are matched
+        by the names of their layers. Layers whose arrays have other shapes stay as they are. What is frozen there is
+        frozen here.
+
+        Raises:
+            DataError: no layer of the model has its match in the other one.
+
+        >>> import lamella as lm
+        >>> from lamella_layers import Dense
+        >>> x = lm.Input((4,))
+        >>> inner = Dense(3, activation="relu")(x)
+        >>> trained = lm.Model(x, Dense(10)(inner), seed=1)
+        >>> features = lm.Model(x, inner)
+        >>> features.copy_values(trained)
+        ()
+        >>> transfer = lm.Model(x, Dense(2).named("head")(inner))
+        >>> transfer.copy_values(trained)
+        ('head',)
+        """
+        layers = tuple(self._layer_arrays())
+        taken = self._take(other, self._shared_layers(other) or {name: name for name in layers})
+        if layers and not taken:
+            raise DataError(
+                f"copy_values: none of the layers {', '.join(layers)} is in the other model, which has "
+                f"{', '.join(other._layer_arrays()) or 'none with arrays'}, with arrays of equal shapes; a layer is "
+                "found as the same object, else by its name"
+            )
         self.step = other.step
-        self._frozen = other._frozen
+        return tuple(name for name in layers if name not in taken)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         twin = memo[id(self)] = archive.from_config(self.config(), backend=self.backend)
@@ -266,10 +338,15 @@ class Model:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, from which `lamella.load` makes it again and training goes on."""
+        self._warn_of_outer_training()
         archive.save(self, path)
 
-    def load_weights(self, path: str | os.PathLike[str], mapping: Mapping[str, str] | None = None) -> None:
-        """Take values from a file; ``mapping`` says what the model's arrays are called there."""
+    def load_weights(self, path: str | os.PathLike[str], mapping: Mapping[str, str | None] | None = None) -> None:
+        """Take values from a file of `save`, or any safetensors file.
+
+        ``mapping`` says what the model's arrays are called there, and leaves those as they are that it maps to None:
+        ``{"head.*": None}``. Everything is checked before anything changes.
+        """
         archive.load_weights(self, path, mapping)
 
     def config(self) -> dict[str, Any]:
@@ -285,7 +362,9 @@ class Model:
     def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
         """Run through the model's own layers on other nodes; called by the graph."""
         if len(nodes) != len(self.input_nodes):
-            raise GraphError(f"{self!r} was called with {len(nodes)} nodes; expected {len(self.input_nodes)}")
+            raise GraphError(
+                f"{self!r} was called with {counted(len(nodes), 'node')}; expected {len(self.input_nodes)}"
+            )
         for node, spec, name in zip(nodes, self.input_specs, self.input_names, strict=True):
             fits = len(node.shape) == len(spec.shape) and node.spec.is_float == spec.is_float
             if not fits or any(isinstance(n, int) and n != m for n, m in zip(spec.shape, node.shape, strict=True)):
@@ -299,7 +378,11 @@ class Model:
         return outputs[0] if len(outputs) == 1 else outputs
 
 
-_gradients = training.gradients
+class _ByName(dict[str, Any]):
+    """Layers by name."""
+
+    def __missing__(self, name: Any) -> Any:
+        raise KeyError(f"no layer called {name!r}; there are {', '.join(self)}.{did_you_mean(str(name), self)}")
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lamella.callbacks import Callback
@@ -12,14 +13,14 @@ from lamella.terminal import Line, Terminal, styled
 if TYPE_CHECKING:
     from lamella.model import Model
 
-__all__ = ["Progress", "is_terminal"]
+__all__ = ["Progress", "is_watched"]
 
 _WIDTH, _LEAST = 24, 6  # of the bar
 
 
-def is_terminal() -> bool:
-    """Whether somebody is watching."""
-    return Terminal().is_terminal
+def is_watched() -> bool:
+    """Whether somebody is watching: in a terminal, or in a notebook."""
+    return Terminal().is_terminal or type(sys.stdout).__module__.partition(".")[0] == "ipykernel"
 
 
 def _duration(seconds: float) -> str:
@@ -28,11 +29,25 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _numbers(logs: Mapping[str, float]) -> str:
+def _numbers(logs: Mapping[str, float]) -> list[str]:
     def text(value: float) -> str:
         return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
 
-    return "  ".join(f"{name} {text(value)}" for name, value in logs.items())
+    return [f"{name} {text(value)}" for name, value in logs.items()]
+
+
+def _lines(numbers: Sequence[str], room: int) -> list[str]:
+    """Numbers side by side in one line where there is room, else in several, those of validation apart."""
+    if len(whole := "  ".join(numbers)) <= room:
+        return [whole]
+    lines: list[str] = []
+    for before, number in zip(("", *numbers), numbers, strict=False):
+        apart = number.startswith("val_") and not before.startswith("val_")
+        if lines and not apart and len(lines[-1]) + 2 + len(number) <= room:
+            lines[-1] += f"  {number}"
+        else:
+            lines.append(number)
+    return lines
 
 
 class Progress(Callback):
@@ -78,12 +93,14 @@ class Progress(Callback):
     def on_epoch_end(self, model: Model, epoch: int, logs: Mapping[str, float]) -> None:
         now = time.perf_counter()
         self.batches = self.batches or self.batch
-        line = f"{self._label()}{_numbers(logs)}"
+        label, terminal = self._label(), self.terminal.is_terminal
+        lines = _lines(_numbers(logs), self.terminal.width - len(label) if terminal else sys.maxsize)
+        line = f"\n{' ' * len(label)}".join(lines)
         tail = f"  {self._speed(now)}  {now - self.epoch_began:.1f} s"
-        if not self.terminal.is_terminal or len(line) + len(tail) <= self.terminal.width:
+        if not terminal or len(label) + len(lines[-1]) + len(tail) <= self.terminal.width:
             line += styled(tail, "dim")
         self.line.show("")
-        self.line.above(self.terminal.shown(line))
+        self.line.above(self.terminal.shown(f"{label}{line}"))
 
     def on_train_end(self, model: Model) -> None:
         self.line.stop()
@@ -94,10 +111,13 @@ class Progress(Callback):
 
     def _fitting(self, logs: Mapping[str, float], taken: int) -> str:
         """As many of the numbers as the terminal has room for beside so many characters; the loss comes first."""
-        text = f"  {_numbers(logs)}"
-        room = max(len(f"  {_numbers(dict([*logs.items()][:1]))}"), self.terminal.width - taken)
-        more = "…" if self.terminal.has_unicode else "..."
-        return text if len(text) <= room else f"{text[: room - len(more)].rstrip()}{more}"
+        first, *others = _numbers(logs)
+        text, more = f"  {first}", "  …" if self.terminal.has_unicode else "  ..."
+        for k, number in enumerate(others, start=1):
+            if taken + len(text) + 2 + len(number) + len(more) * (k < len(others)) > self.terminal.width:
+                return text + more
+            text += f"  {number}"
+        return text
 
     def _label(self) -> str:
         return f"epoch {self.epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  "

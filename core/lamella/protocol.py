@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from lamella.arguments import knows
 from lamella.configuration import Configured
 from lamella.errors import ArgumentError, GraphError, did_you_mean
 
@@ -217,6 +218,11 @@ class Layer(Configured):
         """Call other layers on the nodes and return the output; None, the default, means "I am a leaf"."""
         return None
 
+    @knows(
+        initial_state="States are inputs like others, one node each: layer(x, state)",
+        mask="Masks and lengths are inputs like others: layer(x, mask)",
+        training="fit trains and predict infers; a layer is called for both",
+    )
     def __call__(self, *nodes: Node, name: str | None = None) -> Any:
         """Add the layer to a graph and return its output node, or a tuple of them."""
         from lamella.graph import call  # the graph knows layers; a layer meets the graph only here

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lamella.data import naming
 from lamella.engine import Batch, Gradients, Plan, StepResult, cut, run_step, slice_rows
 from lamella.errors import LayerError, NonFiniteError
 from lamella.interruption import held
@@ -192,11 +193,17 @@ def take_step(
     optimizer: Optimizer,
     rules: Regularization,
     batch: Batch,
+    *,
+    begins: bool = False,
 ) -> StepResult:
-    """Take one step, or raise and change nothing."""
+    """Take one step, or raise and change nothing; where training ``begins``, losses examine the predictions."""
     result, gradients = compute_step(model, plan, losses, batch, kept=model.gradient_buffers)
     if not math.isfinite(result.loss) or not _are_finite(model, gradients):
         raise _explain_non_finite(model, plan, losses, batch, result.loss)
+    for loss, prediction, name in zip(losses, result.predictions, model.output_names, strict=True):
+        if begins and loss is not None:
+            with naming(name, model.output_names):
+                loss.examine(model.device.asnumpy(prediction))
     for name, value in result.updates.items():
         if not _is_finite(model, value):
             raise NonFiniteError(
@@ -289,7 +296,10 @@ def _explain_non_finite(
         phase = ", in its backward pass" if on_the_way_back else ""
         return NonFiniteError(f"{where}The first layer with values that are not finite is {label}{phase}")
     names = ", ".join(repr(one) for one in losses if one is not None)
-    return NonFiniteError(f"{where}Every layer's output is finite; the loss {names} overflows on these predictions")
+    return NonFiniteError(
+        f"{where}Every layer's output is finite; the loss {names} overflows on these predictions. Lower the learning "
+        "rate, or rescale the targets"
+    )
 
 
 def _is_finite(model: Model, array: Any) -> bool:

@@ -71,7 +71,9 @@ def _fitting(cells: _Cells, width: int) -> int:
 
 
 def fold(text: str, width: int) -> list[str]:
-    """Break text into lines that fit, between words or else within them; lines keep the indentation of the first.
+    """Break text into lines that fit; lines keep the indentation of the first.
+
+    Lines end between words, else after ``_`` or ``/``, else anywhere; a no-break space holds words together.
 
     >>> fold("  one two three", 9)
     ['  one two', '  three']
@@ -84,7 +86,8 @@ def fold(text: str, width: int) -> list[str]:
         while (end := _fitting(rest, width)) < len(rest):
             end = max(end, 1)
             spaces = [at for at in range(len(indent) + 1, end + 1) if rest[at][0] == " "]
-            at = spaces[-1] if spaces else end
+            joints = [at for at in range(len(indent) + 1, end + 1) if rest[at - 1][0] in "_/"]
+            at = (spaces or joints or [end])[-1]
             lines.append(_joined(rest[:at]).rstrip(" "))
             rest = rest[at:]
             while rest and rest[0][0] == " ":
@@ -150,7 +153,7 @@ class Table:
                 for at, part in zip(shown, parts, strict=True):
                     space = " " * (widths[at] - width_of(part))
                     padded.append(space + part if self.columns[at].right else part + space)
-                body.append(f" {'  '.join(padded)}".rstrip(" "))
+                body.append(f" {'  '.join(padded)}".rstrip(" ").replace("\N{NO-BREAK SPACE}", " "))
             if row is rows[0]:
                 body.append(f" {rule * (sum(widths) + 2 * len(shown) - 2)}")
         title = [styled(self.title, "bold"), ""] if self.title else []

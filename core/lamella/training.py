@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import math
 import warnings
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lamella import registry
-from lamella.arguments import number, positive
+from lamella.arguments import knows, number, positive
 from lamella.batches import ArrayBatches, Data, Rows, StreamBatches, batches_of, held_out
 from lamella.callbacks import Callback, StopTraining
-from lamella.data import by_name
+from lamella.data import by_name, naming
 from lamella.engine import Plan
-from lamella.errors import ArgumentError, DataError, did_you_mean
+from lamella.errors import ArgumentError, DataError, LamellaError, MistakeWarning, did_you_mean
+from lamella.graph import Input
 from lamella.history import History
 from lamella.interruption import Interruption
 from lamella.losses import Loss
@@ -28,6 +30,7 @@ from lamella.regularization import Constraint, Penalty, Regularization
 from lamella.step import compute_step, take_step
 
 if TYPE_CHECKING:
+    from lamella.graph import Leaf
     from lamella.model import Model
     from lamella.progress import Progress
 
@@ -96,7 +99,8 @@ class _Meter:
         for label, output, metric in self.metrics:
             if rows.targets[output] is None:
                 raise DataError(f"metrics: {label!r} needs targets for output {self.names[output]!r}; y has none")
-            sums = metric.update(predictions[output], rows.targets[output], rows.weights[output])
+            with naming(self.names[output], self.names):
+                sums = metric.update(predictions[output], rows.targets[output], rows.weights[output])
             known = self.sums.get(label)
             self.sums[label] = sums if known is None else tuple(a + b for a, b in zip(known, sums, strict=True))
 
@@ -122,6 +126,7 @@ def _listed(metrics: Any) -> tuple[Any, ...]:
     return tuple(metrics)
 
 
+@knows()
 def train_on_batch(
     model: Model,
     x: Any,
@@ -154,8 +159,10 @@ def train_on_batch(
         model, clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints
     )
     plan = Plan(model.program, model.frozen_layers, wants_dx=False, training=True)
-    penalty = rules.penalty(model)
-    return take_step(model, plan, losses, optimizer, rules, data.take(slice(None)).batch).loss + penalty
+    penalty, batch = rules.penalty(model), data.take(slice(None)).batch
+    if begins := model.optimizer_state is None:
+        _warn_of_probabilities(model, losses)
+    return take_step(model, plan, losses, optimizer, rules, batch, begins=begins).loss + penalty
 
 
 def gradients(
@@ -175,6 +182,7 @@ def gradients(
     return result.loss, given, dx[0] if len(dx) == 1 else dx
 
 
+@knows(verbose="It prints nothing")
 def evaluate(
     model: Model,
     x: Any,
@@ -213,6 +221,13 @@ def _evaluate(
         between()
 
 
+@knows(
+    verbose="Say progress=True or progress=False",
+    validation_split="Hold data out yourself: validation_data=(x[n:], y[n:])",
+    learning_rate="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
+    lr="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
+    loss_weights="A loss brings its own: lm.losses.Weighted('huber', 0.1)",
+)
 def fit(
     model: Model,
     x: Any,
@@ -247,7 +262,7 @@ def fit(
             outputs. Without ``y``, ``x`` is an iterable of batches ``(x, y)`` or ``(x, y, sample_weight)``, or a
             function that makes one for each epoch, such as a generator function.
         loss: a registered name or a `Loss`; a tuple, or a dict by name, for several outputs. Their losses are added up:
-            ``lm.losses.Weighted`` makes one count more or less.
+            ``lm.losses.Weighted`` makes one count more or less, and is reported as it counts.
         optimizer: a registered name or an `Optimizer`. A model goes on where steps with an equal one stopped, with its
             slots and its place in the schedule; ``model.optimizer_state = None`` starts anew.
         epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
@@ -269,7 +284,8 @@ def fit(
         penalties: what parameters add to the loss (``val_loss`` too) and its gradient, by patterns of their names, as
             in ``{"*.kernel": lm.regularization.L2(1e-4)}``.
         constraints: bounds of parameters after each step, as in ``{"dense_*.kernel": lm.regularization.MaxNorm(3)}``.
-        progress: ``"auto"`` shows a live line on a terminal and nothing elsewhere, True always, False never.
+        progress: what to print: ``"auto"`` a live line on a terminal, a line for each epoch in a notebook, and nothing
+            elsewhere, as in pipes and logs; True a line for each epoch there too; False nothing anywhere.
         engine: what computes; ``"numpy"`` stands for the model's own backend.
 
     Raises:
@@ -298,16 +314,18 @@ def fit(
     bounds = {"clip_value": clip_value, "clip_norm": clip_norm, "penalties": penalties, "constraints": constraints}
     plan, rules = _what_learns(model, bounds)
     listeners = _Listeners(callbacks, progress)
-    history = History()
+    history, begins = History(), True
+    _warn_of_probabilities(model, losses)
     _warn_of_rate_zero(model, optimizer)
 
     def epoch_of_steps() -> None:
-        nonlocal plan, rules
+        nonlocal plan, rules, begins
         for rows in data.epoch():
             if plan.frozen != model.frozen_layers:  # by a callback
                 plan, rules = _what_learns(model, bounds)
             penalty = rules.penalty(model)
-            result = take_step(model, plan, losses, optimizer, rules, rows.batch)
+            result = take_step(model, plan, losses, optimizer, rules, rows.batch, begins=begins)
+            begins = False
             meter.add(result.losses, penalty, tuple(map(model.device.asnumpy, result.predictions)), rows)
             listeners.tell("on_batch_end", model, rows.size, meter.logs())
             interruption.check()
@@ -347,6 +365,35 @@ def fit(
     return history
 
 
+def _warn_of_probabilities(model: Model, losses: tuple[Loss | None, ...]) -> None:
+    """Say so if a loss takes logits and the last layer of its output makes probabilities of anything."""
+    for value, loss in zip(model.program.outputs, losses, strict=True):
+        leaf = next((leaf for leaf in model.program.leaves if value in leaf.outputs), None)
+        if loss is not None and loss.on_logits and leaf is not None and _squeezes(model, leaf):
+            warnings.warn(
+                f"{loss!r} takes logits, and {leaf.label} makes probabilities of them; leave this layer out, or use a "
+                "loss on probabilities",
+                MistakeWarning,
+                stacklevel=4,
+            )
+
+
+def _squeezes(model: Model, leaf: Leaf) -> bool:
+    """Whether a layer without arrays takes even numbers far from 0 into [0, 1], as sigmoid and softmax do."""
+    from lamella.model import Model  # a model knows its training
+
+    spec = model.program.specs[leaf.inputs[0]]
+    if leaf.params or leaf.state or len(leaf.inputs) > 1 or len(leaf.outputs) > 1 or not spec.is_float:
+        return False
+    probe = Input(tuple(size if isinstance(size, int) else 2 for size in spec.shape[1:]))
+    far = np.where(np.arange(2 * math.prod(probe.spec.shape[1:])) % 2, 30.0, -30.0)
+    try:
+        result = Model(probe, leaf.layer.named("probe")(probe)).predict(far.reshape(2, *probe.spec.shape[1:]))
+    except LamellaError:  # it takes no such numbers
+        return False
+    return bool(result.size and result.min() >= 0.0 and result.max() <= 1.0)
+
+
 def _warn_of_rate_zero(model: Model, optimizer: Optimizer) -> None:
     """Say so if a schedule that went on from an earlier training has nothing left to give."""
     state = model.optimizer_state
@@ -356,7 +403,8 @@ def _warn_of_rate_zero(model: Model, optimizer: Optimizer) -> None:
         warnings.warn(
             f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
             f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to start anew",
-            stacklevel=3,
+            MistakeWarning,
+            stacklevel=4,
         )
 
 
@@ -386,6 +434,8 @@ class _Listeners:
                         f"callbacks: {type(callback).__name__}.{name} would never be called; events are "
                         f"{', '.join(events)}.{did_you_mean(name, events)}"
                     )
+                if name in events:
+                    _check_event(callback, name)
         self.begun: list[Callback] = []
         self.stopped: str | None = None
 
@@ -420,9 +470,20 @@ class _Listeners:
             self.stopped = self.stopped or str(stop) or "stopped by a callback"
 
 
+def _check_event(callback: Callback, name: str) -> None:
+    """Refuse a method that can't be called as `fit` does."""
+    expected = list(inspect.signature(getattr(Callback, name)).parameters)
+    try:
+        inspect.signature(getattr(callback, name)).bind(*expected[1:])
+    except TypeError as error:
+        raise ArgumentError(
+            f"callbacks: {type(callback).__name__}.{name}: {error}; expected {name}({', '.join(expected)})"
+        ) from None
+
+
 def _progress(progress: bool | str) -> Progress | None:
     if progress is False:
         return None
-    from lamella.progress import Progress, is_terminal
+    from lamella.progress import Progress, is_watched
 
-    return Progress() if progress is True or is_terminal() else None
+    return Progress() if progress is True or is_watched() else None

@@ -114,7 +114,13 @@ class PositionEmbedding(lm.Layer):
         return x.replace(low=None, high=None)
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
-        positions = take_rows(ctx, ctx.params.positions, ctx.xp.arange(x.shape[1]))
+        time = x.shape[1]
+        if isinstance(time, int) and time > self.sequence_length:
+            raise ValueError(
+                f"expected a time of at most sequence_length={self.sequence_length}, got {time}. Likely fix: a larger "
+                "sequence_length, or shorter data"
+            )
+        positions = take_rows(ctx, ctx.params.positions, ctx.xp.arange(time))
         return ctx.xp.broadcast_to(positions, x.shape)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
