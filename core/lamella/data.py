@@ -66,9 +66,7 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
         isinstance(want, int) and want != have for want, have in zip(spec.shape, array.shape, strict=True)
     ):
         raise DataError(f"{where}, got {got}.{_fix(spec, array)}")
-    for axis, (want, have) in enumerate(zip(spec.shape, array.shape, strict=True)):
-        if axis and isinstance(want, str) and not have:
-            raise DataError(f"{where}, got {got}; axis {want!r} may have any size from 1 on")
+    for want, have in zip(spec.shape, array.shape, strict=True):
         if isinstance(want, str) and sizes.setdefault(want, (have, name))[0] != have:
             size, other = sizes[want]
             raise DataError(f"{where}, got {got}; axis {want!r} has {size} in input {other!r}")

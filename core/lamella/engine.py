@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lamella.backends import Backend
+from lamella.backends.numpy_backend import in_order
 from lamella.context import Arrays, Context
 from lamella.errors import LayerError, counted
 from lamella.graph import Leaf, Program
@@ -409,6 +410,8 @@ def forward(
         if xp.backend != "onnx":  # the tracer knows sizes by their names, and looks at them itself
             for value, output in zip(leaf.outputs, outputs, strict=True):
                 _check_output(leaf, output, program.specs[value], args[0].shape[0], xp)
+        if xp.backend == "numpy":
+            outputs = tuple(map(in_order, outputs))
         if observe is not None:
             observe(leaf, outputs)
         if tape is not None:
@@ -462,6 +465,7 @@ def backward(
                     f"{leaf.label}.backward_pass: expected the gradient of input {k}, {tuple(input_shapes[k])} "
                     f"{program.dtype}, got {_kind(dx)}; ctx.wants_dx[{k}] is True"
                 )
+            dx = in_order(dx) if xp.backend == "numpy" else dx
             gradients[value] = gradients[value] + dx if value in gradients else dx
         if leaf.owner in plan.frozen:
             continue
@@ -603,7 +607,14 @@ def _run(leaf: Leaf, method: str, yields: bool, ctx: Context, args: tuple[Any, .
         raise
     except Exception as error:
         hint = ""
-        if ctx.xp.backend == "strict":
+        if method == "backward_pass" and not ctx.saved and isinstance(error, ValueError | IndexError | TypeError):
+            hint = "; ctx.saved is empty, since forward_pass saved nothing: ctx.save(...) is missing there"
+        elif "read-only" in str(error):
+            hint = (
+                "; inputs, parameters and state are never written to: make new arrays, and hand over new values of "
+                "state by ctx.update(...)"
+            )
+        elif ctx.xp.backend == "strict":
             hint = "; arrays here have only what every backend has: functions of ctx.xp, not NumPy's, and no methods"
         where = f"{leaf.label}.{method} failed on {' and '.join(map(_kind, args))}, rows {ctx.rows}"
         raise LayerError(f"{where}: {type(error).__name__}: {error}{hint}") from error

@@ -88,7 +88,7 @@ def is_composite(specimen: Specimen) -> bool:
         return False
     try:
         call = _call(specimen)[0].call
-    except Exception:  # `lamella check` tells what is wrong with it
+    except registry.FAILURES:  # `lamella check` tells what is wrong with it
         return False
     return call is not None and call.parent is not None
 

@@ -12,12 +12,13 @@ import onnxruntime
 
 from lamella import Model
 from lamella.engine import StepResult
-from lamella.errors import did_you_mean
+from lamella.errors import LamellaError, did_you_mean
 from lamella.primitives import Primitive
 from lamella.testing.case import Case
-from lamella.testing.comparison import Broken, difference, largest, most, worst_place
+from lamella.testing.comparison import Broken, difference, largest, most, own_name, worst_place
 from lamella.testing.relation import constant_factor, same_but_moved, where_different
 from lamella_onnx.parity import ROUNDING, ParityError, compare, session
+from lamella_onnx.target import DEFAULT_OPSET, OLDEST_OPSET
 from lamella_onnx.trace import trace_model, trace_step
 
 __all__ = ["same_in_onnx"]
@@ -30,6 +31,10 @@ BATCHES = (  # rows, and how large random floats are; without a size, multiples 
     (5, None),
     (3, 300.0),
 )
+
+
+FORMS = (("float32", OLDEST_OPSET), ("float64", DEFAULT_OPSET))
+"""What beside float32 in the default opset models are written down as."""
 
 
 def same_in_onnx(case: Case) -> str:
@@ -49,10 +54,27 @@ def same_in_onnx(case: Case) -> str:
             errors.append(case.examine(_batch_agrees, training, 2, 1.0, sizes))
         if case.findings and training is None:
             break  # the step holds the same forward pass
+    for dtype, opset in FORMS if graph is not None and not case.findings else ():
+        case.examine(_is_written, dtype, opset)
     if graph is None:
         return ""
     operators = [node.op_type for node in graph.graph.node]
     return f"{' '.join(operators) or 'no operators'}; largest error {most(errors):.1e}"
+
+
+def _is_written(case: Case, dtype: str, opset: int) -> None:
+    """Models of another float type, and files of other opsets, are written down too, and are valid."""
+    form = f"a model of {dtype} in opset {opset}"
+    try:
+        proto = trace_model(case.model(dtype), opset).proto
+    except LamellaError as error:
+        raise Broken(f"{form}: {error}", cause="an ONNX kernel that is made for float32; x.dtype tells") from error
+    if what := _not_valid(proto):
+        raise Broken(
+            f"{form} is not valid ONNX: {what}",
+            cause="an operator, or a type or attribute of it, that came later; choose by xp.opset, or call the "
+            "reference",
+        )
 
 
 class _Invalid(Broken):
@@ -302,6 +324,8 @@ def _relation(case: Case, training: bool | None, rows: int, scale: float | None,
         return words
     alike = [x for x in inputs if x.shape == right.shape]
     words = where_different(value, right, alike[0] if alike else inputs[0], own=bool(alike))
+    if not words and not blamed:
+        return "perhaps a branch on ctx.xp.backend, or what onnxruntime makes of these operators"
     return f"{words}; compare the ONNX kernel with the reference there" if words and not blamed else words
 
 
@@ -310,7 +334,7 @@ def _title(name: str, model: Model) -> str:
     if name in model.output_names:
         return f"output {model.output_names.index(name)}"
     stem, _, kind = name.rpartition(".")
-    own = stem.rpartition(".")[2]
+    own = own_name(stem)
     if kind == "gradient":
         return f"dx of input {inputs.index(stem)}" if stem in inputs else f"gradient of {own!r}"
     return f"update of {own!r}"

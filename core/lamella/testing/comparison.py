@@ -21,6 +21,7 @@ __all__ = [
     "largest",
     "most",
     "named",
+    "own_name",
     "worst_place",
 ]
 
@@ -98,9 +99,18 @@ def named(result: StepResult) -> Named:
     """Every array of a step, with the name that messages use."""
     arrays: Named = {f"output {k}": y for k, y in enumerate(result.predictions)}
     arrays |= {f"dx of input {k}": dx for k, dx in enumerate(result.dx) if dx is not None}
-    arrays |= {f"gradient of {name.rpartition('.')[2]!r}": g for name, g in result.gradients.items()}
-    arrays |= {f"update of {name.rpartition('.')[2]!r}": u for name, u in result.updates.items()}
+    arrays |= {f"gradient of {own_name(name)!r}": g for name, g in result.gradients.items()}
+    arrays |= {f"update of {own_name(name)!r}": u for name, u in result.updates.items()}
     return arrays
+
+
+def own_name(name: str) -> str:
+    """The name of an array within the layer that is examined, with the path to it in a layer made of layers.
+
+    >>> own_name("dense_1.kernel"), own_name("bidirectional_1/forward.kernel")
+    ('kernel', 'forward.kernel')
+    """
+    return name.partition("/")[2] or name.rpartition(".")[2]
 
 
 def largest(a: Any) -> float:

@@ -112,7 +112,7 @@ def _own_random_numbers(case: Case) -> None:
     inputs = case.draw(1)
     kept = np.random.get_state(), random.getstate()  # noqa: NPY002  the very state that layers leave alone
     try:
-        np.random.seed(case.seed + 1)  # noqa: NPY002  a layer that seeds it may have left its own seed there
+        np.random.seed((case.seed + 1) % 2**32)  # noqa: NPY002  a layer that seeds it may have left its own seed there
         random.seed(case.seed + 1)
         before = _global_state()
         for training in (True, False):
@@ -248,11 +248,12 @@ def _threads(case: Case) -> None:
     """Four threads at once give what they give one after the other.
 
     NumPy lets other threads run only while it works on many numbers, and Python changes threads seldom: so there are
-    many, all threads wait for each other again and again, and Python is asked to change often.
+    many, all threads wait for each other again and again, and Python is asked to change often. Arrays lie in memory
+    as the engine hands them on: see `lamella.backends.numpy_backend.in_order`.
     """
     rows = max(3, min(512, NUMBERS // max(1, *(x[0].size for x in case.draw(1)))))
-    batches = [case.draw(rows, attempt=k) for k in range(4)]
-    cotangents = [case.cotangents(batch) for batch in batches]
+    batches = [tuple(map(contiguous, case.draw(rows, attempt=k))) for k in range(4)]
+    cotangents = [tuple(map(contiguous, case.cotangents(batch))) for batch in batches]
     expected = [named(case.step("float32", *pair)) for pair in zip(batches, cotangents, strict=True)]
     given: list[list[Any]] = [[] for _ in range(4)]
     start = threading.Barrier(4)

@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = ["constant_factor", "digits", "factor_in_words", "same", "same_but_moved", "where_different"]
 
+SLIGHT = 1e-5  # of the largest number: what is nearer is right
 CLOSE = 1e-3  # of the largest number: difference quotients and float32 are no better than that everywhere
 
 CONSTANTS = {
@@ -120,12 +121,15 @@ def where_different(found: Any, right: Any, value: Any, *, own: bool) -> str:
         return ""
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(found - right) <= CLOSE * max(float(np.max(np.abs(right))), 1e-300))
-    if wrong.all() or not wrong.any():
-        return ""
+    if wrong.all() or not wrong.any() or np.max(np.abs(found - right)[~wrong]) > SLIGHT * np.max(np.abs(right)):
+        return ""  # what is not that wrong is not right either
     if own and np.shape(value) == found.shape:
         for words, mask in (("negative", value < 0), ("positive", value > 0), ("zero", value == 0)):
             if np.array_equal(wrong, mask):
                 return f"wrong only where the input is {words}"
+        bad, good = np.abs(value[wrong]), np.abs(value[~wrong])
+        if len(good) > 1 < len(bad) and bad.min() > good.max():
+            return f"wrong only where the input is large, from {bad.min():.3g} on, and right up to {good.max():.3g}"
     for axis in range(found.ndim):
         lines = np.any(wrong, axis=tuple(k for k in range(found.ndim) if k != axis))
         bad = np.flatnonzero(lines)

@@ -92,7 +92,7 @@ class ConformanceError(AssertionError):
         laws = f"breaks {len(report.broken)} of {len(report.verdicts)} laws"
         told: dict[str, str] = {}  # what one error breaks everywhere, with rows of any number, is told once
         lines = [f"{report.subject} {laws}"]
-        for verdict in report.broken:
+        for verdict in sorted(report.broken, key=_is_told_elsewhere):
             for fault in verdict.faults:
                 text = fault.lines()
                 if (key := re.sub(r"\d+", "", " ".join(text))) in told:
@@ -102,6 +102,11 @@ class ConformanceError(AssertionError):
                 lines.append(f"  {verdict.law}: {text[0]}")
                 lines += [f"      {line}" for line in text[1:]]
         super().__init__("\n".join(lines))
+
+
+def _is_told_elsewhere(verdict: Verdict) -> bool:
+    """Whether all that a law has to say is that another one is broken; then that one comes first."""
+    return all(fault.cause.endswith(": see purity") for fault in verdict.faults)
 
 
 def _plain(value: Any) -> Any:

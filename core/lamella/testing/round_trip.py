@@ -20,7 +20,7 @@ from lamella.configuration import Configured
 from lamella.losses import Loss
 from lamella.protocol import Layer
 from lamella.testing.case import Case
-from lamella.testing.comparison import Broken, compare, named
+from lamella.testing.comparison import Broken, compare, named, own_name
 
 __all__ = ["round_trip"]
 
@@ -86,10 +86,11 @@ def _unchanged(case: Case) -> None:
     twin = _from_config(case.specimen.subject)
     holders = [twin, *itertools.takewhile(lambda kind: kind not in (Layer, Loss), type(twin).__mro__)]
     before = [{name: _frozen(value) for name, value in _own(holder).items()} for holder in holders]
-    other = case.like(specimen=dataclasses.replace(case.specimen, subject=twin))
-    inputs = case.draw(2)
+    specimen = dataclasses.replace(case.specimen, subject=twin)
+    stranger = Case(specimen, case.seed + 1, sizes=case.sizes)
     for training in (True, False):
-        other.step("float64", inputs, case.cotangents(inputs), training=training)
+        inputs = stranger.draw(2)
+        stranger.step("float64", inputs, stranger.cotangents(inputs), training=training)
     for holder, old in zip(holders, before, strict=True):
         for name, value in _own(holder).items():
             lazy = holder is twin and name not in old  # as a cached_property of the configuration is
@@ -99,6 +100,16 @@ def _unchanged(case: Case) -> None:
                     cause=f"state kept in something that the {'layer' if holder is twin else 'class'} holds; use "
                     "ctx.save, or declare.state and ctx.update",
                 )
+
+    inputs = case.draw(3)
+    cause = "what the first call found is kept for all later ones; work it out anew, or declare.state and ctx.update"
+    other = case.like(specimen=specimen)
+    for training in (True, False):
+        old, new = (
+            named(one.step("float64", inputs, case.cotangents(inputs), training=training)) for one in (case, other)
+        )
+        what = "results of the layer and of an equal one that has seen other data and parameters before"
+        compare(old, new, what, 0.0, inputs=inputs, cause=cause)
 
 
 def _own(holder: Any) -> dict[str, Any]:
@@ -184,7 +195,7 @@ def _same(case: Case, other: Case, way: str) -> None:
         "the constructor, build or an initializer depends on more than the arguments: random numbers, a counter, the "
         "time, or an attribute set elsewhere. Initializers use the rng that they are given"
     )
-    pair = [{f"parameter {n.rpartition('.')[2]!r}": v for n, v in one.values.items()} for one in (case, other)]
+    pair = [{f"parameter {own_name(n)!r}": v for n, v in one.values.items()} for one in (case, other)]
     compare(pair[0], pair[1], f"initial values of the layer and of what {way} gives", 0.0, cause=cause)
     inputs = case.draw(3)
     cotangents = case.cotangents(inputs)

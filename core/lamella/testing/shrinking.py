@@ -11,7 +11,7 @@ import numpy as np
 
 from lamella.errors import LamellaError
 from lamella.testing.case import Case, Finding
-from lamella.testing.comparison import Broken, Fault
+from lamella.testing.comparison import Broken, Fault, own_name
 
 __all__ = ["WIDENED", "cause_of", "fault_of"]
 
@@ -53,7 +53,8 @@ def fault_of(case: Case, finding: Finding) -> Fault:
         try:
             probe(smaller, *arguments)
         except Broken as broken:
-            return broken if broken.fault.subject == error.fault.subject else None
+            alike = broken.fault.subject == error.fault.subject and _has_nan(broken) == _has_nan(error)
+            return broken if alike else None
         except Exception:  # a case that the layer refuses, or that breaks it in another way
             return None
         return None
@@ -64,6 +65,15 @@ def fault_of(case: Case, finding: Finding) -> Fault:
     more = broken.diagnose(case) if broken.diagnose is not None else {}
     more = {key: value for key, value in more.items() if value != ""}
     return dataclasses.replace(broken.fault, witness=_witness(smallest, broken.inputs), **more)
+
+
+def _has_nan(error: Broken) -> bool:
+    """Whether not-a-number is what is wrong: a smaller case that has nothing but that shows another fault."""
+    return "nan" in str(error) or any(value is not None and value != value for value in _numbers_of(error))
+
+
+def _numbers_of(error: Broken) -> tuple[float | None, float | None]:
+    return error.fault.found, error.fault.expected
 
 
 def cause_of(message: str) -> str:
@@ -136,7 +146,7 @@ def _witness(case: Case, inputs: tuple[Any, ...]) -> str:
     if not inputs:
         return ""
     arrays = {f"input {k}" if len(inputs) > 1 else "x": x for k, x in enumerate(inputs)}
-    arrays |= {name.rpartition(".")[2]: value for name, value in case.values.items()}
+    arrays |= {own_name(name): value for name, value in case.values.items()}
     return ", ".join(f"{name} {_shown(value)}" for name, value in arrays.items())
 
 
