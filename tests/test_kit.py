@@ -41,7 +41,12 @@ class Affine(lm.Layer):
     def build(self, declare, x):
         declare.parameter("scale", x.shape[1:], "ones")
         declare.parameter("shift", x.shape[1:], "zeros")
-        if self.fault in ("statistics updated in inference", "update from a slice", "state never used"):
+        if self.fault in (
+            "statistics updated in inference",
+            "update from a slice",
+            "state never used",
+            "state written in place",
+        ):
             declare.state("mean", x.shape[1:], "zeros")
         return x
 
@@ -73,6 +78,11 @@ class Affine(lm.Layer):
         if fault == "global random state":
             np.random.seed(0)  # noqa: NPY002  the fault; seeded, it gives the same numbers each time
             shift = shift + 1e-3 * np.random.random()  # noqa: NPY002
+        if fault == "state written in place":
+            state = ctx.state.mean
+            state += 1.0
+        if fault == "saves nothing":
+            return x * scale + shift
         if fault == "state on the layer":
             self.calls = 1
         if fault == "a counter on the class":
@@ -168,6 +178,12 @@ class Affine(lm.Layer):
         scale = xp.sum(dy * x, axis=0)
         shift = xp.sum(dy, axis=0)
         dx = dy * ctx.params.scale
+        if fault == "gradient limited":
+            dx = xp.clip(dx, -5.0, 5.0)
+        if fault == "a little more gradient":
+            shift = shift + 1e-9
+        if fault == "wrong for numbers above 8":
+            dx = xp.where(xp.abs(x) > 8.0, 2.0 * dx, dx)
         if fault == "gradient of a parameter":
             scale = 1.001 * scale
         if fault == "gradient nearly right":
@@ -315,6 +331,98 @@ class Greatest(lm.Layer):
         xp, (mask,) = ctx.xp, ctx.saved
         share = mask if self.fault else mask / xp.sum(mask, axis=1, keepdims=True)
         return xp.expand_dims(dy, axis=1) * share
+
+
+class Curve(lm.Layer):
+    """Functions of all numbers of a row, wrong where few look."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def forward_pass(self, ctx, x):
+        xp = ctx.xp
+        if self.fault == "squares before the mean is off":
+            mean = xp.mean(x, axis=-1, keepdims=True)
+            size = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) - mean * mean + 1e-3)
+            ctx.save((x - mean) * size, size)
+            return (x - mean) * size
+        if self.fault == "one plus a small number":
+            ctx.save(x)
+            return xp.log(1.0 + x * x)
+        if self.fault == "no slope at zero":
+            s = lm.primitives.sigmoid(ctx, x)
+            ctx.save(x, s)
+            return x * s
+        if self.fault == "the map itself on the way back":
+            return xp.concat([x[..., 1:], 0.0 * x[..., :1]], axis=-1)
+        if self.fault == "the first call's mean" and xp.backend == "numpy":
+            x = x - BOX.setdefault(id(self), float(np.mean(x)))
+        if self.fault == "a scratch array that threads share" and xp.backend == "numpy":
+            return np.multiply(x, 2.0, out=BOX.setdefault((x.shape, x.dtype), np.empty_like(x))) + 0.0
+        ctx.save(y := 2.0 * x)
+        return y
+
+    def backward_pass(self, ctx, dy):
+        xp, mean = ctx.xp, lambda a: ctx.xp.mean(a, axis=-1, keepdims=True)
+        if self.fault == "squares before the mean is off":
+            y, size = ctx.saved
+            return size * (dy - mean(dy) - y * mean(dy * y))
+        if self.fault == "one plus a small number":
+            return 2.0 * dy * ctx.saved[0] / (1.0 + ctx.saved[0] ** 2)
+        if self.fault == "no slope at zero":
+            x, s = ctx.saved
+            return xp.where(x == 0.0, 0.0 * dy, dy * (s + x * s * (1.0 - s)))
+        if self.fault == "the map itself on the way back":
+            return xp.concat([dy[..., 1:], 0.0 * dy[..., :1]], axis=-1)
+        if self.fault == "output overwritten" and xp.backend == "numpy":
+            ctx.saved[0][...] = 0.0
+        return 2.0 * dy
+
+
+class Two(lm.Layer):
+    """A large output and a small one, whose gradient is forgotten."""
+
+    def build(self, declare, x):
+        return x, x
+
+    def forward_pass(self, ctx, x):
+        return 1e8 * x, ctx.xp.sin(x)
+
+    def backward_pass(self, ctx, dy, small):
+        return 1e8 * dy
+
+
+class Share(lm.Layer):
+    """Hands over the total where its share is due, and has a parameter of the same name as the layer after it."""
+
+    def expand(self, x):
+        return Affine()(Center("total where the share is due")(x))
+
+
+@lm.primitive
+def bell(xp, x):
+    """gelu, which ONNX has from opset 20 on."""
+    return x * 0.5 * (1.0 + lm.primitives.erf(xp, x * 0.5**0.5))
+
+
+class Bell(lm.Layer):
+    """A primitive whose ONNX kernel does not do for every file."""
+
+    def forward_pass(self, ctx, x):
+        ctx.save(x)
+        return bell(ctx, x)
+
+    def backward_pass(self, ctx, dy):
+        (x,), xp = ctx.saved, ctx.xp
+        return dy * (0.5 * (1.0 + lm.primitives.erf(ctx, x * 0.5**0.5)) + x * xp.exp(-0.5 * x * x) * 0.3989422804014327)
+
+
+BELLS = {  # ONNX kernels by fault
+    "operator of a later opset": lambda xp, x: xp.node("Gelu", x, shape=x.shape, dtype=x.dtype),
+    "kernel for float32 only": lambda xp, x: xp.node(
+        "Identity", bell.reference(xp, x), shape=x.shape, dtype=xp.float32
+    ),
+}
 
 
 class Correlation(lm.Layer):
@@ -690,6 +798,23 @@ FAULTS = {
     "asks for input 1 only": ("gradient", r"ctx.wants_dx = \(True, False\)"),
     "one choice of three inputs": ("gradient", r"input 2: .* ctx.wants_dx = .* and \(True, False, True\) in"),
     "each of the greatest gets all": ("gradient", "dx where numbers are equal.*in training mode.*divide it by their"),
+    "gradient limited": ("gradient", "1.05e.06 times the gradients, .*not linear in dy: it limits it"),
+    "a little more gradient": ("gradient", "gradient of 'shift': 1.05e.06 times .*or adds a constant"),
+    "wrong for numbers above 8": ("gradient", r"in inference mode .*wrong only where the input is large, from .* on"),
+    "saves nothing": ("gradient", r"ctx.saved is empty, since forward_pass saved nothing: ctx.save\(...\) is missing"),
+    "state never used": ("gradient", "state 'mean' is declared, but no step updates it, and no output depends on it"),
+    "state written in place": ("purity", r"read-only; inputs, parameters and state .* of state by ctx.update"),
+    "output overwritten": ("purity", "output 0 was written to by backward_pass"),
+    "no slope at zero": ("gradient", "dx at zeros, in .*a case of its own for 0"),
+    "the map itself on the way back": ("gradient", "it must do the transposed map"),
+    "gradient of a small output": ("gradient", "training mode, of output 1 alone .*it is 0; was it forgotten"),
+    "squares before the mean is off": ("purity", "output 0 for values around 1e3: float32 is off by"),
+    "one plus a small number": ("purity", r"output 0 for small values: .* log\(1 \+ x\), for which there are .* log1p"),
+    "a scratch array that threads share": ("purity", "output 0: results alone and among four threads differ"),
+    "the first call's mean": ("round trip", "one that has seen other data .* what the first call found is kept"),
+    "names that hide each other": ("slicing", r"gradient of 'center_1.share': whole .* hands over the total"),
+    "operator of a later opset": ("onnx", "float32 in opset 18 is not valid ONNX: .*'Gelu'.*choose by xp.opset"),
+    "kernel for float32 only": ("onnx", r"a model of float64 in opset 21: .*x.dtype tells"),
     "square kernels only": ("gradient", "constant factor of 1.5"),
     "equal paddings only": ("gradient", "dx of input 0 .*shifted by one place along axis 2|wrong only at"),
     "transposed": ("gradient", r"gradient of 'kernel'.*transposed: .* axes in the order \(1, 0\)"),
@@ -768,6 +893,18 @@ def faulty(fault):
     if fault in special:
         kind, *specs = special[fault]
         return kind(fault), *specs
+    curves = (
+        "squares before the mean is off", "one plus a small number", "no slope at zero", "output overwritten",
+        "the map itself on the way back", "the first call's mean", "a scratch array that threads share",
+    )  # fmt: skip
+    if fault in curves:
+        return Curve(fault), ROW
+    if fault in BELLS:
+        return Bell(), ROW
+    if fault == "names that hide each other":
+        return Share(), ROW
+    if fault == "gradient of a small output":
+        return Two(), ROW
     if fault == "one choice of three inputs":
         return Product(), ROW, ROW, ROW
     if fault in KERNELS:
@@ -803,6 +940,8 @@ def test_planted_faults_are_caught_by_their_law_which_tells_their_cause(fault, m
     BOX.clear()
     if fault in KERNELS:
         monkeypatch.setitem(sift.kernels, *KERNELS[fault][:2])
+    if fault in BELLS:
+        monkeypatch.setitem(bell.kernels, "onnx", BELLS[fault])
     law, words = FAULTS[fault]
     layer, *specs = faulty(fault)
     with pytest.raises(ConformanceError, match=r"breaks \d of 7 laws") as caught:
@@ -824,6 +963,9 @@ def test_the_sound_layers_pass():
     check_layer(Standardize(""), ROW)
     check_layer(Sift(2), ROW)
     check_layer(Kept(1.0), ROW)
+    check_layer(Curve(""), ROW)
+    check_layer(Bell(), ROW)
+    check_layer(Greatest(), ROW)
 
 
 # The report

@@ -220,8 +220,12 @@ class Model:
 
     def infer(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return all outputs for checked inputs, in one batch."""
-        inputs = [self.device.asarray(array) for array in arrays]
         rows, threads = len(arrays[0]), thread_count()
+        if not rows:  # layers need not know of empty batches: a row stands in for them
+            shapes = zip(arrays, self.input_specs, strict=True)
+            stand_in = self.infer(tuple(np.full((1, *a.shape[1:]), _allowed(spec), a.dtype) for a, spec in shapes))
+            return tuple(y[:0] for y in stand_in)
+        inputs = [self.device.asarray(array) for array in arrays]
         sizes = slice_rows(self.program, rows, threads, training=False) if self.backend == "numpy" else ()
         outputs = infer(self.program, self.device.xp, self.arrays(), inputs, sizes=sizes, threads=threads)
         return tuple(map(self.device.asnumpy, outputs))
@@ -399,6 +403,13 @@ def _restore(config: dict[str, Any], backend: str, arrays: dict[str, Any], step:
     if state is not None:
         model.optimizer_state = OptimizerState.from_numpy(model, *state)
     return model
+
+
+def _allowed(spec: ArraySpec) -> float:
+    """A number that an input may hold."""
+    if spec.low is not None:
+        return spec.low
+    return 0 if spec.high is None else min(0, spec.high - 1)
 
 
 class Sequential(Model):

@@ -17,6 +17,8 @@ TINY = float(np.finfo("float32").tiny)
 INSENSITIVE = 0.1  # of a unit in the last place: what a result changes that does not tell of the rounding within
 NOTHING = 1e-2  # of the size of its terms: a gradient that cancels, as that of a bias in front of a normalization
 
+EXPLAINED = {"values around 1e3": 256.0, "small values": 64.0}
+
 PROBES: dict[str, Any] = {
     "random values": lambda case: case.draw(7),
     "random values, batch of 1": lambda case: case.draw(1),
@@ -37,7 +39,8 @@ def accuracy(case: Case) -> str:
     unit in the last place, plus 4 such units of the largest result. Gradients may also be off by 4 units of the
     incoming gradient times the input, since backward passes work from results that were rounded on the way forward.
     Sums of n numbers, added one after the other, are off by sqrt(n) times what their own rounding does: where samples
-    are large, twice the root of their size takes the place of the 16, and the root that of the 4.
+    are large, twice the root of their size takes the place of the 16, and the root that of the 4. Far from 0, and close
+    to it, where the size of numbers varies within a layer, it is 256 and 64.
 
     A normalization over two numbers gives -1 and 1 whatever they are, so that no change of its inputs tells of the
     rounding within: there the size of numbers over their spread counts, which is how much of them it takes off.
@@ -102,7 +105,7 @@ def _limits(
     steep = _steepness(inputs) or _steepness(case.values.values())
     taken = steep * max([largest(x) for x in (*inputs, *case.values.values()) if x.dtype.kind == "f"], default=0.0)
     length = max((x[0].size for x in inputs if len(x)), default=0)
-    explained = max(16.0, 2.0 * length**0.5)
+    explained = max(EXPLAINED.get(label, 16.0), 2.0 * length**0.5)
     own = max(4.0, length / 16 if label in ("zeros", "ones") else length**0.5)  # equal terms err alike
     fits = {name: _fits(name, exact, moved) for name, value in exact.items() if value.dtype.kind == "f"}
     overflows = not all(fit.all() for name, fit in fits.items() if name.startswith("output"))
@@ -157,8 +160,8 @@ def _cause(found: Any) -> str:
             "first, or use lamella.primitives.softmax, softplus or sigmoid"
         )
     return (
-        "cancellation: a small difference of large numbers, such as mean(x^2) - mean(x)^2, or 1 - exp(x), for which "
-        "there is expm1; or float16 on the way"
+        "cancellation: a small difference of large numbers, such as mean(x^2) - mean(x)^2, or exp(x) - 1 and "
+        "log(1 + x), for which there are expm1 and log1p; or float16 on the way"
     )
 
 

@@ -159,7 +159,7 @@ class Case:
         """Other sizes of each axis known by name, as far as the layer takes them."""
         found = []
         for name, size in self.sizes.items():
-            for other in (1, size - 1, size + 2):
+            for other in (1, size - 1, size + 2, size + 8):
                 sizes = {**self.sizes, name: other}
                 case = self.resized_to(sizes)
                 try:

@@ -15,7 +15,7 @@ from lamella.losses import Loss
 from lamella.protocol import ArraySpec, Layer
 from lamella.testing.case import Case, Finding
 from lamella.testing.comparison import Broken, Fault, Skipped
-from lamella.testing.laws import LAWS, steady, untouched, widened
+from lamella.testing.laws import LAWS, outputs_stay, steady, untouched, widened
 from lamella.testing.report import ConformanceError, ConformanceReport, Verdict
 from lamella.testing.shrinking import WIDENED, cause_of, fault_of
 from lamella.testing.specimen import Specimen
@@ -107,6 +107,7 @@ SIZES = (4, 8, 6, 3, 2, 1)
 
 IMPURITIES = {
     untouched: "the layer writes into what it is given",
+    outputs_stay: "the layer writes into what it has returned",
     steady: "equal calls give different results",
 }
 

@@ -11,6 +11,7 @@ import random
 import re
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "Skipped",
     "backends",
     "gradient",
+    "outputs_stay",
     "purity",
     "round_trip",
     "shapes",
@@ -51,7 +53,7 @@ OUTSIDE = (
 
 LAYOUTS = tuple(itertools.product((scattered, contiguous, permuted), repeat=2))  # of inputs and of dy
 
-NUMBERS, ROUNDS = 4096, 6  # that each of four threads works on at once, and how often
+NUMBERS, ROUNDS, SECONDS = 4096, 6, 0.15  # that each of four threads works on, how often at least, and how long
 
 EXPLAINED = 1e-3
 """Of what rounding the inputs to float32 does to a result: so much float64 results may differ where they are rounded
@@ -63,7 +65,7 @@ def purity(case: Case) -> str:
     for training in (True, False):
         case.examine(untouched, training)
         case.examine(steady, training)
-        case.examine(_outputs_stay, training)
+        case.examine(outputs_stay, training)
     case.examine(_own_random_numbers)
     if case.findings:
         return ""  # what follows compares results with each other
@@ -83,7 +85,8 @@ def steady(case: Case, training: bool) -> None:
     inputs = case.draw(4)
 
     def run(attempt: int = 0) -> Named:
-        given = case.draw(4, attempt=attempt)  # each time anew, lest a layer that writes into them spoil the next
+        # each time anew, lest a layer that writes into them spoil the next; what lies otherwise may be copied on the way
+        given = tuple(map(contiguous, case.draw(4, attempt=attempt)))
         return named(case.step("float32", given, case.cotangents(inputs), training=training))
 
     first = run()
@@ -156,9 +159,9 @@ def untouched(case: Case, training: bool) -> None:
                     )
 
 
-def _outputs_stay(case: Case, training: bool) -> None:
+def outputs_stay(case: Case, training: bool) -> None:
     """The way back leaves alone what the way forward gave, which other layers have saved."""
-    inputs = case.draw(4)
+    inputs = tuple(map(contiguous, case.draw(4)))  # as in `steady`
     outputs, finish = case.start("float64", inputs, training=training)
     copies = [y.copy() for y in outputs]
     finish()
@@ -256,11 +259,16 @@ def _threads(case: Case) -> None:
     cotangents = [tuple(map(contiguous, case.cotangents(batch))) for batch in batches]
     expected = [named(case.step("float32", *pair)) for pair in zip(batches, cotangents, strict=True)]
     given: list[list[Any]] = [[] for _ in range(4)]
-    start = threading.Barrier(4)
+    end = time.monotonic() + SECONDS
+    rounds = itertools.takewhile(lambda k: k < ROUNDS or time.monotonic() < end, itertools.count())
+    start = threading.Barrier(4, action=lambda: going.append(next(rounds, None) is not None))
+    going: list[bool] = []
 
     def work(k: int) -> None:
-        for _ in range(ROUNDS):
+        while True:
             start.wait()
+            if not going[-1]:
+                return
             try:
                 given[k].append(named(case.step("float32", batches[k], cotangents[k])))
             except Exception as error:  # handed to the thread that waits

@@ -20,7 +20,6 @@ ROWS = (1, 2, 7)
 def shapes(case: Case) -> str:
     """Outputs have the shape and dtype that ``build`` said, at any size of the batch and of axes known by name."""
     case.examine(_predicts)
-    case.examine(_takes_no_rows)
     for name in case.sizes:
         case.examine(_at_other_sizes, name)
     refused = case.specimen.refuses
@@ -40,17 +39,6 @@ def _predicts(case: Case) -> None:
             case.step(dtype, inputs, case.cotangents(inputs))
             for k, (spec, y) in enumerate(zip(case.model(dtype).output_specs, outputs, strict=True)):
                 _holds(f"output {k}", spec, y, known, inputs)
-
-
-def _takes_no_rows(case: Case) -> None:
-    """An empty batch gives an empty result: of data that is chosen by a condition, nothing may be left."""
-    try:
-        case.infer("float32", case.draw(0))
-    except LamellaError as error:
-        raise Broken(
-            f"in inference, for a batch of no rows: {error}",
-            cause="a maximum, minimum or mean over the batch, or a size divided by x.shape[0]",
-        ) from error
 
 
 def _holds(what: str, spec: ArraySpec, y: Any, known: dict[str, int], inputs: tuple[Any, ...]) -> None:
