@@ -361,3 +361,32 @@ def test_outputs_without_a_loss_are_not_trained_on():
         model.gradients(data, (y, None), loss=(None, None))
     with pytest.raises(lm.DataError, match="y of 'dense_1': nothing for SoftmaxCrossEntropy"):
         model.gradients(data, (None, y), loss=("softmax_cross_entropy", None))
+
+
+ORDERS = []
+
+
+class Turned(lm.Layer):
+    """Gives arrays on with the last axis slowest in memory, and notes how those that it gets lie there."""
+
+    def forward_pass(self, ctx, x):
+        ORDERS.append((x.strides[-1], x.itemsize))
+        return self._turned(x)
+
+    def backward_pass(self, ctx, dy):
+        ORDERS.append((dy.strides[-1], dy.itemsize))
+        return self._turned(dy)
+
+    @staticmethod
+    def _turned(a):
+        return np.array(a, order="F")
+
+
+def test_layers_get_arrays_with_the_last_axis_fastest_in_memory_whatever_other_layers_and_users_hand_on():
+    ORDERS.clear()
+    model = lm.Sequential([Turned(), Turned(), Turned()], input_shape=(3, 5))
+    x = np.asfortranarray(np.random.default_rng(0).normal(size=(4, 3, 5)).astype("float32"))
+    model.gradients(x, x, loss="mean_squared_error")
+    model.predict(x)
+    assert len(ORDERS) == 9
+    assert {stride == size for stride, size in ORDERS} == {True}, ORDERS

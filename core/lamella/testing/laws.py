@@ -85,7 +85,7 @@ def steady(case: Case, training: bool) -> None:
     inputs = case.draw(4)
 
     def run(attempt: int = 0) -> Named:
-        # each time anew, lest a layer that writes into them spoil the next; what lies otherwise may be copied on the way
+        # each time anew, lest a layer that writes into them spoil the next; what lies otherwise may be copied
         given = tuple(map(contiguous, case.draw(4, attempt=attempt)))
         return named(case.step("float32", given, case.cotangents(inputs), training=training))
 
