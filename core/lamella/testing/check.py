@@ -126,6 +126,11 @@ def _build(case: Case) -> None:
         case.model()
     except Exception as error:  # the layer's own code may raise anything
         origin = error.__cause__ or error
+        if isinstance(error, GraphError) and "no output depends on input" in str(error):
+            raise GraphError(
+                f"{case.specimen.subject!r}: expand leaves one of its {len(case.specs)} inputs out: no output depends "
+                "on it. Use every input, or take fewer"
+            ) from error
         frames = [frame.name for frame in traceback.extract_tb(origin.__traceback__)]
         method = next((name for name in ("build", "expand") if name in frames), "")
         if isinstance(origin, LamellaError) or not method:
