@@ -1,6 +1,6 @@
 """Times training steps of lamella next to PyTorch, fairly: one process each, interleaved, order reversed every round.
 
-    python benchmarks/steps.py [--python PYTHON_WITH_TORCH] [--rounds 7] [--models mlp cnn vgg]
+    python benchmarks/steps.py [--python PYTHON_WITH_TORCH] [--rounds 7] [--models mlp cnn vgg lstm small-lstm]
 
 Each contestant is a process of its own, since two thread pools in one process distort each other. In every round each
 takes a few steps while the others wait; the table shows the median of rounds with the least and the most, and the
@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 
-BATCH = {"mlp": 512, "cnn": 128, "vgg": 64}
-SHAPE = {"mlp": (784,), "cnn": (1, 28, 28), "vgg": (3, 32, 32)}
+BATCH = {"mlp": 512, "cnn": 128, "vgg": 64, "lstm": 64, "small-lstm": 32}
+SHAPE = {"mlp": (784,), "cnn": (1, 28, 28), "vgg": (3, 32, 32), "lstm": (50, 64), "small-lstm": (20, 8)}
+UNITS = {"lstm": 256, "small-lstm": 32}
 CONTESTANTS = {
     "lamella, 2 threads": ("lamella", {"threads": 2}),
     "lamella, 1 thread": ("lamella", {"threads": 1}),
@@ -35,7 +36,7 @@ def lamella_step(name, threads, whole=False):
 
     import lamella as lm
     from lamella import engine
-    from lamella_layers import Activation, BatchNormalization, Conv2D, Dense, Flatten, MaxPooling2D
+    from lamella_layers import LSTM, Activation, BatchNormalization, Conv2D, Dense, Flatten, MaxPooling2D
 
     def block(filters):
         return [Conv2D(filters, 3, padding="same", use_bias=False), BatchNormalization(), Activation("relu")]
@@ -46,6 +47,8 @@ def lamella_step(name, threads, whole=False):
         layers = [Conv2D(32, 3, padding="same", activation="relu"), MaxPooling2D()]
         layers += [Conv2D(64, 3, padding="same", activation="relu"), MaxPooling2D()]
         layers += [Flatten(), Dense(128, activation="relu"), Dense(10)]
+    elif name in UNITS:
+        layers = [LSTM(UNITS[name], return_sequences=False), Dense(10)]
     else:
         layers = [layer for filters in (64, 128, 256) for layer in [*block(filters), *block(filters), MaxPooling2D()]]
         layers += [Flatten(), Dense(256, activation="relu"), Dense(10)]
@@ -68,12 +71,20 @@ def torch_step(name, threads, channels_last=False):
     def block(channels, filters):
         return [nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
 
+    class Last(nn.Module):
+        """The state after the last step, as a layer."""
+
+        def forward(self, sequences):
+            return sequences[0][:, -1]
+
     if name == "mlp":
         layers = [nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)]
     elif name == "cnn":
         layers = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         layers += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         layers += [nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10)]
+    elif name in UNITS:
+        layers = [nn.LSTM(SHAPE[name][1], UNITS[name], batch_first=True), Last(), nn.Linear(UNITS[name], 10)]
     else:
         layers, channels = [], 3
         for filters in (64, 128, 256):
