@@ -364,7 +364,7 @@ def _per_sample(xp: Any, losses: Any) -> Any:
 
 def _spread(xp: Any, d: Any, shape: tuple[Any, ...], averaged: tuple[Any, ...]) -> Any:
     """The backward pass of `_per_sample`: (N,) -> (N, 1, ..., 1), shared among the numbers that were averaged."""
-    return xp.reshape(d, (shape[0], *(1 for _ in shape[1:]))) / float(math.prod(averaged))
+    return xp.reshape(d, (shape[0], *(1 for _ in shape[1:]))) / math.prod(averaged)
 
 
 def _same(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:

@@ -101,7 +101,8 @@ def _limits(
     case: Case, label: str, inputs: Any, cotangents: Any, exact: Named, moved: list[Named]
 ) -> dict[str, tuple[Any, float]]:
     """For every array where float32 can hold it, and how far off it may be there."""
-    incoming = max(map(largest, cotangents)) * max([1.0, *(largest(x) for x in inputs if x.dtype.kind == "f")])
+    reach = max([1.0, *(largest(x) for x in inputs if x.dtype.kind == "f")])
+    incoming = max(map(largest, cotangents)) * reach
     steep = _steepness(inputs) or _steepness(case.values.values())
     taken = steep * max([largest(x) for x in (*inputs, *case.values.values()) if x.dtype.kind == "f"], default=0.0)
     length = max((x[0].size for x in inputs if len(x)), default=0)
@@ -129,7 +130,7 @@ def _limits(
         change = max(difference(value, other[name][fit]) for other in moved)
         limit = explained * change + own * EPS * (largest(value) + (0.0 if name.startswith("output") else incoming))
         limit += TINY  # below it, float32 has fewer digits, or none
-        if label.startswith("values"):
+        if reach > 1.0 and not label.startswith("random"):
             limit += EPS * max(1.0, outputs)  # gates saturate at 1, and their differences are rounded as 1 is
         if name.startswith("output"):
             if change < INSENSITIVE * EPS * largest(value):

@@ -221,7 +221,7 @@ def _at_ties(case: Case, mode: _Mode, zero: bool) -> float:
         coarse, slope = slope, _along(run, here, analytic, cotangents, STEP * FINER, size)
         if abs(slope.numeric - coarse.numeric) > 1e-3 * abs(slope.numeric) + slope.noise:
             return 0.0
-    if not slope.error <= TOLERANCE:
+    if not slope.error <= TOLERANCE and abs(slope.analytic - slope.numeric) > slope.bend:
         where = "at zeros" if zero else "where numbers are equal"
         cause = (
             "a case of its own for 0, where the slope is what it is beside it"
@@ -333,9 +333,10 @@ def _along(
 
     below, middle, above = (result.predictions for result in (run(-step), here, run(step)))
     left, right = slope(below, middle), slope(middle, above)
-    pairs = zip(cotangents, middle, strict=True)
-    size += sum(float(np.linalg.norm(c)) * (largest(y) + EPS) for c, y in pairs if y.dtype.kind == "f")
-    noise = 16 * EPS * size / step
+    known = zip(cotangents, middle, strict=True)
+    pairs = [(float(np.linalg.norm(c)), largest(y)) for c, y in known if y.dtype.kind == "f"]
+    size += sum(incoming * y for incoming, y in pairs)
+    noise = 16 * EPS * (size / step + sum(incoming for incoming, _ in pairs))
     bend = abs(left - right)
     noise = max(noise, min(bend, 32 * noise))  # what cancels within the layer adds to it
     return _Slope(analytic, slope(below, above) / 2, noise, bend)
