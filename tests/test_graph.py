@@ -299,10 +299,10 @@ class Nothing(lm.Layer):
             lambda: lm.Sequential([PReLU(alpha_initializer="he_normal")], input_shape=4),
             r"prelu_1.alpha: he_normal: fan_in and fan_out don't follow from shape \(4,\); use .* 'uniform', 'zeros'",
         ),
-        (lambda: lm.Input((3, 0)), r"Input: shape \(3, 0\): expected sizes of 1 or more"),
+        (lambda: Flatten()(node((3, 0))), r"Flatten\(\), called with .*: expected sizes of 1 or more, got \(N, 3, 0\)"),
         (
             lambda: Nothing()(node()),
-            r"Nothing\(\), called with .* returned \(N, 0\) float32; expected sizes of 1 or more",
+            r"Nothing\(\), called with \(N, 4\) float32: expected sizes of 1 or more, got \(N, 0\)",
         ),
         (lambda: Dense(3)(node(), name="a/b"), "Dense: name: expected letters, digits"),
         (lambda: lm.Input((4,), name="[x]"), "Input: name: expected letters, digits"),

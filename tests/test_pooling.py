@@ -45,10 +45,10 @@ def test_a_series_is_an_image_of_one_row(series, images):
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     for _ in range(15):
-        size, strides = (int(n) for n in rng.integers(1, 4, 2))
+        size, strides = (int(n) for n in rng.choice([1, 2, 3, 17], 2))
         padding = [(0, size - 1), (size - 1) // 2, "same", "valid"][rng.integers(4)]
         flat = ((0, 0), padding) if isinstance(padding, tuple | int) else padding
-        x = rng.integers(-3, 3, (2, 3, int(rng.integers(3, 9)))).astype("float64")  # many equal numbers
+        x = rng.integers(-3, 3, (2, 3, size + int(rng.integers(0, 30)))).astype("float64")  # many equal numbers
         y, _ = run(series(size, strides, padding), x)
         dy = rng.normal(size=y.shape)
         expected, expected_dx = run(images((1, size), (1, strides), flat), x[:, :, None], dy[:, :, None])
