@@ -52,8 +52,9 @@ class Draw:
         """Some of the keyword arguments; the others keep their defaults."""
         return {name: value for name, value in options.items() if self.chance(0.6)}
 
-    def function(self) -> str:
-        return self.pick(*(entry.name for entry in registry.entries("activations")))
+    def function(self, along_axis: bool = True) -> str:
+        names = (entry.name for entry in registry.entries("activations"))
+        return self.pick(*(name for name in names if along_axis or name != "softmax"))
 
     def initializer(self) -> Any:
         return self.pick("he_normal", "glorot_uniform", "ones", "zeros", "orthogonal")
@@ -132,7 +133,7 @@ def convolution(kind: type[lm.Layer]) -> Callable[[Draw], Configuration]:
             padding=d.pick("valid", "same", d.borders(3, axes)),
             dilation_rate=d.several(1, 3, axes),
             use_bias=d.pick(True, False),
-            activation=d.pick(None, d.function()),
+            activation=d.pick(None, d.function(along_axis=False)),
         )
         if kind in (ll.DepthwiseConv2D, ll.SeparableConv2D):
             options |= d.options(depthwise_initializer=d.initializer(), depth_multiplier=d.some(1, 3))

@@ -124,6 +124,20 @@ def test_queries_that_may_attend_to_nothing_give_0_and_finite_gradients(scale):
     np.testing.assert_array_equal(dx[0], 0.0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_masks_hold_for_any_finite_scores(dtype, tmp_path):
+    data, mask = 1e15 * drawn((2, 5, 4))[0].astype(dtype), np.array([[1, 1, 0, 0, 0]] * 2, bool)
+    x, some = lm.Input((5, 4)), lm.Input(5, "bool")
+    masked = lm.Model((x, some), ScaledDotProductAttention()(x, x, x, some), dtype=dtype)
+    expected = attend(ScaledDotProductAttention(), data, data[:, :2], data[:, :2], dtype=dtype)
+    np.testing.assert_allclose(masked.predict((data, mask)), expected, rtol=1e-6)
+    causal = attend(ScaledDotProductAttention(causal=True), data, data, data, dtype=dtype)
+    np.testing.assert_array_equal(causal[:, 0], data[:, 0])
+    export(masked, tmp_path / "model.onnx")
+    (given,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"input_1": data, "input_2": mask})
+    np.testing.assert_allclose(given, expected, rtol=1e-6)
+
+
 def test_dropout_takes_weights_of_each_head_in_training_only():
     x = lm.Input((8, 6))
     model = lm.Model(x, ScaledDotProductAttention(3, dropout=0.25)(x, x, x), dtype="float64")

@@ -149,6 +149,11 @@ def test_arguments_are_checked():
         Conv2DTranspose(2, 3, strides=2, output_padding=1, padding="same")
     with pytest.raises(lm.ArgumentError, match="DepthwiseConv2D: depth_multiplier: expected a positive int, got 0"):
         DepthwiseConv2D(3, 0)
+    for layer in (Conv1D, Conv2D, Conv2DTranspose, SeparableConv2D):  # along the width, where channels are meant
+        with pytest.raises(
+            lm.ArgumentError, match=r"got 'softmax', .* Likely fix: Activation\('softmax', axis=1\) after"
+        ):
+            layer(4, 3, activation="softmax")
     with pytest.raises(lm.ArgumentError, match="filters=4: expected a multiple of groups=3"):
         Conv2DTranspose(4, 3, groups=3)
     assert "(N, length, channels) data must be transposed" in refused(Conv1D(2, 3), (100, 2))

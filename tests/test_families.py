@@ -26,7 +26,14 @@ from lamella_layers import (
     SpatialDropout2D,
 )
 from lamella_layers.convolution import conv, conv_dw, conv_transpose
-from lamella_layers.pooling import average_pool, average_pool_dx, max_pool, max_pool_dx
+from lamella_layers.pooling import (
+    average_pool,
+    average_pool_dx,
+    max_pool,
+    max_pool_dx,
+    max_pool_step,
+    max_pool_step_dx,
+)
 from lamella_layers.windows import Windows, fold, unfold
 
 NUMPY, STRICT = lm.backends.get_backend("numpy"), lm.backends.get_backend("strict")
@@ -282,8 +289,8 @@ def test_kernels_agree_with_their_references(monkeypatch):
             (conv, x, kernel, rng.normal(size=filters), windows, {"groups": groups}),
             (conv_transpose, dy, kernel, None, windows, {"groups": groups}),
             (conv_dw, x, dy, windows, {"groups": groups}),
-            (max_pool, x, windows, {}),
-            (max_pool_dx, x, y, cells[0], windows, {}),
+            (max_pool_step, x, windows, {}),
+            (max_pool_step_dx, x, y, cells[0], windows, {}),
             (fold, cells, windows, {}),
         ):
             fast, slow = primitive(xp, *arguments, **options), primitive.reference(xp, *arguments, **options)

@@ -10,7 +10,7 @@ from sample_layers import Add
 
 import lamella as lm
 from lamella.terminal import plain
-from lamella_layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from lamella_layers import Activation, BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D, PReLU
 
 
 class Split(lm.Layer):
@@ -256,6 +256,17 @@ def headless(method):
     return type("Headless", (lm.Layer,), methods | {method: forgets})()
 
 
+class Nothing(lm.Layer):
+    def build(self, declare, x):
+        return x.replace(shape=("N", 0))
+
+    def forward_pass(self, ctx, x):
+        return x[:, :0]
+
+    def backward_pass(self, ctx, dy):
+        raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -276,6 +287,23 @@ def headless(method):
             "Dense.* initializer of 'kernel': .*Did you mean 'he_normal'",
         ),
         (lambda: lm.Input((4,), "int"), "Input: dtype: .* Did you mean 'int64'"),
+        (
+            lambda: lm.Sequential([Dense(3, kernel_initializer=lambda shape: None)], input_shape=4),
+            r"dense_1.kernel: .* failed with TypeError: .* Expected a function \(rng, shape, fan_in, fan_out\) ->",
+        ),
+        (
+            lambda: lm.Sequential([Dense(3, kernel_initializer=lambda *_: "x")], input_shape=4),
+            r"dense_1.kernel: .* gave shape \(\), <U1; expected numbers of shape \(4, 3\)",
+        ),
+        (
+            lambda: lm.Sequential([PReLU(alpha_initializer="he_normal")], input_shape=4),
+            r"prelu_1.alpha: he_normal: fan_in and fan_out don't follow from shape \(4,\); use .* 'uniform', 'zeros'",
+        ),
+        (lambda: Flatten()(node((3, 0))), r"Flatten\(\), called with .*: expected sizes of 1 or more, got \(N, 3, 0\)"),
+        (
+            lambda: Nothing()(node()),
+            r"Nothing\(\), called with \(N, 4\) float32: expected sizes of 1 or more, got \(N, 0\)",
+        ),
         (lambda: Dense(3)(node(), name="a/b"), "Dense: name: expected letters, digits"),
         (lambda: lm.Input((4,), name="[x]"), "Input: name: expected letters, digits"),
         (lambda: lm.Input(("N", 4)), "the batch axis 'N' is added in front; leave it out"),

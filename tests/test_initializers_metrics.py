@@ -91,7 +91,7 @@ def test_orthogonal_favours_no_sign():
 
 
 def test_no_fans_to_be_had():
-    with pytest.raises(ArgumentError, match=r"glorot_uniform: fan_in and fan_out don't follow from shape \(3,\); give"):
+    with pytest.raises(ArgumentError, match=r"glorot_uniform: fan_in and fan_out don't follow from shape \(3,\); use"):
         draw("glorot_uniform", (3,))
     assert draw("he_normal", (3,), 5, None).shape == (3,)
     with pytest.raises(ArgumentError, match=r"orthogonal: expected two axes or more, got shape \(3,\)"):

@@ -139,6 +139,15 @@ def test_the_cosine_of_nothing_is_zero_and_its_gradient_finite():
     np.testing.assert_allclose(d_short, x / 3 / 1e-7)
 
 
+def test_integers_put_end_to_end_have_the_limits_of_all():
+    few, many = (lm.Input(3, "int64", low=low, high=high) for low, high in ((1, 5), (0, 50)))
+    for nodes in ((few, many), (many, few)):
+        node = Concatenate()(*nodes)
+        assert (node.spec.low, node.spec.high) == (0, 50)
+    node = Concatenate()(few, lm.Input(3, "int64", low=0))
+    assert (node.spec.low, node.spec.high) == (0, None)
+
+
 def test_merging_says_what_it_refuses():
     assert "expected two or more inputs, got 1" in refused(Add(), 3)
     assert "expected two inputs, got 3" in refused(Subtract(), 3, 3, 3)

@@ -299,8 +299,9 @@ def test_it_says_what_it_refuses():
             BatchNormalization()(lm.Input(shape, dtype))
     with pytest.raises(lm.ArgumentError, match=r"BatchNormalization: momentum: expected a fraction in \[0, 1\), got 1"):
         BatchNormalization(momentum=1.0)
-    with pytest.raises(lm.ArgumentError, match=r"BatchNormalization: epsilon: expected a number above 0, got 0"):
-        BatchNormalization(epsilon=0)
+    for epsilon in (0, 1e-46):  # which is 0 in float32
+        with pytest.raises(lm.ArgumentError, match=r"BatchNormalization: epsilon: .* above 0, in float32 too"):
+            BatchNormalization(epsilon=epsilon)
     with pytest.raises(lm.ArgumentError, match=r"BatchNormalization: epsilon: expected a number of at least 0"):
         BatchNormalization(epsilon=-1e-3)
     layer, x = BatchNormalization(), lm.Input((3,))
@@ -446,7 +447,7 @@ def test_normalizations_within_samples_say_what_they_refuse():
             lm.ArgumentError, match=f"{layer.__name__}: axis: expected an int or a tuple of them, got 1.5"
         ):
             layer(axis=1.5)
-        with pytest.raises(lm.ArgumentError, match="epsilon: expected a number above 0, got 0"):
-            layer(epsilon=0)
+        with pytest.raises(lm.ArgumentError, match="epsilon: expected a number above 0, in .* 1.2e-38, got 1e-300"):
+            layer(epsilon=1e-300)
     with pytest.raises(lm.ArgumentError, match="GroupNormalization: groups: expected a positive int, got 0"):
         GroupNormalization(0)

@@ -1,6 +1,9 @@
 """Pooling of series and over everything: against pooling of images and NumPy. Windows on images: `test_families`."""
 
+import time
+
 import numpy as np
+import onnx
 import pytest
 
 import lamella as lm
@@ -14,9 +17,18 @@ from lamella_layers import (
     MaxPooling1D,
     MaxPooling2D,
 )
-from lamella_layers.pooling import global_average_pool, global_max_pool_dx
+from lamella_layers.pooling import (
+    average_pool,
+    average_pool_dx,
+    global_average_pool,
+    global_max_pool_dx,
+    max_pool,
+    max_pool_dx,
+)
+from lamella_layers.windows import Windows
+from lamella_onnx import export
 
-NUMPY = lm.backends.get_backend("numpy")
+NUMPY, STRICT = lm.backends.get_backend("numpy"), lm.backends.get_backend("strict")
 
 
 def run(layer, x, dy=None):
@@ -33,15 +45,61 @@ def test_a_series_is_an_image_of_one_row(series, images):
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     for _ in range(15):
-        size, strides = (int(n) for n in rng.integers(1, 4, 2))
+        size, strides = (int(n) for n in rng.choice([1, 2, 3, 17], 2))
         padding = [(0, size - 1), (size - 1) // 2, "same", "valid"][rng.integers(4)]
         flat = ((0, 0), padding) if isinstance(padding, tuple | int) else padding
-        x = rng.integers(-3, 3, (2, 3, int(rng.integers(3, 9)))).astype("float64")  # many equal numbers
+        x = rng.integers(-3, 3, (2, 3, size + int(rng.integers(0, 30)))).astype("float64")  # many equal numbers
         y, _ = run(series(size, strides, padding), x)
         dy = rng.normal(size=y.shape)
         expected, expected_dx = run(images((1, size), (1, strides), flat), x[:, :, None], dy[:, :, None])
         np.testing.assert_array_equal(y, expected[:, :, 0])
         np.testing.assert_array_equal(run(series(size, strides, padding), x, dy)[1], expected_dx[:, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "strides", "pads"),
+    [
+        ((40, 43), (20, 17), (20, 17), ((0, 0), (0, 0))),  # end to end, with a rest
+        ((40, 43), (18, 3), (18, 1), ((0, 0), (1, 1))),
+        ((30, 36), (9, 17), (4, 17), ((5, 2), (16, 0))),
+        ((3, 20), (5, 18), (1, 19), ((4, 4), (0, 17))),
+    ],
+)
+def test_large_windows_pool_as_written_out(image, size, strides, pads):
+    rng, windows = np.random.default_rng(7), Windows.over(image, size=size, strides=strides, padding=pads)
+    x = rng.integers(-2, 3, (2, 2, *image)).astype("float64")  # many equal numbers
+    x[rng.random(x.shape) < 0.2] = -np.inf
+    x[0] = -np.inf
+    x[1, 0, 1, 1] = np.nan
+    dy = rng.normal(size=(2, 2, *windows.grid))
+    y, mean, dx, dx_mean = np.empty(dy.shape), np.empty(dy.shape), np.zeros(x.shape), np.zeros(x.shape)
+    for n, c, *place in np.ndindex(*dy.shape):
+        starts = [o * s - before for o, s, (before, _) in zip(place, strides, pads, strict=True)]
+        part = (n, c, *(slice(max(0, first), first + k) for first, k in zip(starts, size, strict=True)))
+        y[n, c, *place], mean[n, c, *place] = x[part].max(), x[part].mean()
+        dx_mean[part] += dy[n, c, *place] / x[part].size
+        if not np.isnan(x[part]).any():
+            dx[part][np.unravel_index(np.argmax(x[part]), x[part].shape)] += dy[n, c, *place]
+    for backend in (NUMPY, STRICT):
+        xp, a, d = backend.xp, backend.asarray(x), backend.asarray(dy)
+        for given, expected in (
+            (max_pool(xp, a, windows), y),
+            (average_pool(xp, a, windows), mean),
+            (max_pool_dx(xp, a, backend.asarray(y), d, windows), dx),
+            (average_pool_dx(xp, d, windows), dx_mean),
+        ):
+            np.testing.assert_allclose(backend.asnumpy(given), expected, atol=1e-12)
+
+
+def test_windows_as_large_as_the_image_take_a_look_for_each_axis_and_not_for_each_cell(tmp_path):
+    x = np.zeros((2, 8, 160, 160), "float32")
+    for layer in (MaxPooling2D(160), MaxPooling2D(150, strides=10), AveragePooling2D(160)):
+        model = lm.Sequential([layer], input_shape=x.shape[1:])
+        start = time.perf_counter()
+        model.gradients(x, model.predict(x), loss="mean_squared_error")
+        assert time.perf_counter() - start < 0.5, layer  # seconds, if there is a step for each of 25600 cells
+    export(lm.Sequential([AveragePooling2D(56)], input_shape=(2, 56, 57), dtype="float64"), tmp_path / "model.onnx")
+    assert len(onnx.load(tmp_path / "model.onnx").graph.node) < 10
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def test_what_is_refused():
         ((0.0, -1.0), "variance: expected numbers of at least 0"),
         ((np.nan, 1.0), "mean: expected finite numbers"),
         (("a", 1.0), "mean: expected finite numbers"),
+        ((1e39, 1.0), "deviations .* that float32 holds, of at most 3.4e[+]38, .* got 1e[+]39 and 1.0"),
+        ((1.0, 1e-80), "deviations of 0 or at least 1.2e-38"),
     ):
         with pytest.raises(lm.ArgumentError, match=words):
             Normalization(*arguments)
@@ -113,8 +115,16 @@ def test_what_is_refused():
         Normalization(axis="C")
     with pytest.raises(lm.GraphError, match=r"got neither. Likely fix: Normalization\(...\).adapted\(data\)"):
         Normalization()(lm.Input(3))
-    with pytest.raises(lm.ArgumentError, match="scale: expected a finite number, got inf"):
-        Rescaling(np.inf)
+    for scale, words in ((np.inf, "finite number, got inf"), (10**400, "number that float32 holds, at most 3.4e.38")):
+        with pytest.raises(lm.ArgumentError, match=f"scale: expected a {words}"):
+            Rescaling(scale)
+    numbers = np.ones((3, 2))
+    with pytest.raises(
+        lm.GraphError, match=r"of sizes \(2, 3\), .* along axis=\(2, 1\), in the order of its axes; they"
+    ):
+        Normalization(numbers, numbers, axis=(2, 1))(lm.Input((2, 3)))
+    with pytest.raises(lm.GraphError, match=r"axis=\(1, -1\) among the axes after the batch, each once, got \(N, 2\)"):
+        Normalization(numbers, numbers, axis=(1, -1))(lm.Input(2))
 
 
 @pytest.mark.parametrize("constant", [0.1, 0.7, 1e6 + 0.1])

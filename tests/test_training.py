@@ -235,6 +235,7 @@ X, Y = classes(6)
         (lambda m: m.evaluate(X, Y, loss=CROSS_ENTROPY, metrics=None), "metrics: expected names or Metric objects"),
         (lambda m: m.evaluate(X, [[0], [1, 2]], loss=CROSS_ENTROPY), "y of 'dense_2': .* no rectangular array"),
         (lambda m: m.predict(X.astype("float64") * 1e300), "values beyond the range of float32"),
+        (lambda m: m.predict(np.ma.masked_array(X, X > 0)), "got a masked array, whose mask would be lost"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", callbacks=[print]), "callbacks: expected lamella"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", callbacks=lm.Callback()), "expected a list of"),
         (lambda m: m.evaluate(X, Y - 1, loss=CROSS_ENTROPY), "Labels count from 0"),

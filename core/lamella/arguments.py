@@ -15,6 +15,8 @@ from lamella.errors import ArgumentError, did_you_mean
 
 __all__ = ["choice", "flag", "fraction", "knows", "number", "pair", "positive"]
 
+_MOST = float(np.finfo("float32").max)  # what is more becomes infinite in models of float32
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -51,15 +53,19 @@ def pair(value: Any, name: str, *, minimum: int = 1) -> tuple[int, int]:
 def number(
     value: Any, name: str, *, minimum: float | None = None, above: float | None = None, finite: bool = True
 ) -> float:
-    """Return ``value`` as a float that is at least ``minimum``, more than ``above``, and finite unless told otherwise.
+    """Return ``value`` as a float of at least ``minimum``, more than ``above``, and finite unless told otherwise.
+
+    What is finite also stays so in float32.
 
     >>> import numpy as np
     >>> number(np.float32(0.5), "rate"), number(3, "limit", above=0.0)
     (0.5, 3.0)
     """
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not real or (finite and not math.isfinite(value)):
+    if not real or (finite and not isinstance(value, int) and not math.isfinite(value)):
         raise ArgumentError(f"{name}: expected a {'finite ' if finite else ''}number, got {value!r}")
+    if finite and not abs(value) <= _MOST:
+        raise ArgumentError(f"{name}: expected a number that float32 holds, at most {_MOST:.2g}, got {value!r}")
     if minimum is not None and value < minimum:
         raise ArgumentError(f"{name}: expected a number of at least {minimum:g}, got {value!r}")
     if above is not None and value <= above:

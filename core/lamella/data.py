@@ -89,6 +89,11 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
 
 def as_array(value: Any, where: str) -> np.ndarray[Any, Any]:
     """Return anything array-like as NumPy."""
+    if np.ma.is_masked(value):
+        raise DataError(
+            f"{where}, got a masked array, whose mask would be lost. Likely fix: array.filled(...), and sample_weight "
+            "of 0 for rows that shall not count"
+        )
     try:
         return np.asarray(value)
     except ValueError as error:  # ragged lists

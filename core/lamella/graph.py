@@ -201,6 +201,9 @@ def _build(
             raise GraphError(f"{where}: build must return an ArraySpec or a tuple of them, got {result!r}")
         if inputs and spec.shape[:1] != inputs[0].shape[:1]:
             raise GraphError(f"{where}: build returned {spec}; axis 0 must stay the batch axis, {inputs[0].shape[0]!r}")
+    for spec in (*inputs, *specs):  # where a layer's own words have not refused it
+        if 0 in spec.shape:
+            raise GraphError(f"{where}: expected sizes of 1 or more, got {spec}, in which there are no numbers")
     return specs, declare.arrays
 
 

@@ -105,8 +105,8 @@ def _fans(name: str, shape: Shape, fan_in: int | None, fan_out: int | None) -> t
         return fan_in, fan_out
     if len(shape) < 2:
         raise ArgumentError(
-            f"{name}: fan_in and fan_out don't follow from shape {shape}; give them to "
-            "declare.parameter(..., fan_in=, fan_out=), or use 'zeros' or 'ones'"
+            f"{name}: fan_in and fan_out don't follow from shape {shape}; use an initializer that needs none, such as "
+            "'uniform', 'zeros' or 'ones', or let the layer give them: declare.parameter(..., fan_in=, fan_out=)"
         )
     window = math.prod(shape[2:])
     found = shape if len(shape) == 2 else (shape[1] * window, shape[0] * window)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lamella import registry
 from lamella.backends import Backend
-from lamella.errors import DataError, GraphError, did_you_mean
+from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean
 from lamella.protocol import ArrayDeclaration
 
 __all__ = ["ArrayMapping", "Storage", "draw"]
@@ -131,9 +131,18 @@ def draw(storage: Storage, seed: int) -> None:
         if isinstance(initializer, str):
             initializer = registry.find("initializers", initializer)
         rng = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, zlib.crc32(name.encode())])
-        values = np.asarray(initializer(rng, declared.shape, declared.fan_in, declared.fan_out))
-        if values.shape != declared.shape:
+        try:
+            values = np.asarray(initializer(rng, declared.shape, declared.fan_in, declared.fan_out))
+        except ArgumentError as error:  # an initializer's own words
+            raise GraphError(f"{name}: {error}") from None
+        except Exception as error:
             raise GraphError(
-                f"{name}: initializer {declared.initializer!r} gave shape {values.shape}; expected {declared.shape}"
+                f"{name}: initializer {declared.initializer!r} failed with {type(error).__name__}: {error}. Expected a "
+                "function (rng, shape, fan_in, fan_out) -> array"
+            ) from error
+        if values.shape != declared.shape or values.dtype.kind not in "fiub":
+            raise GraphError(
+                f"{name}: initializer {declared.initializer!r} gave shape {values.shape}, {values.dtype}; expected "
+                f"numbers of shape {declared.shape}"
             )
         storage.assign(name, values)

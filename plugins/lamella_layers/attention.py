@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 import lamella as lm
 from lamella.arguments import flag, fraction, positive
 from lamella.primitives import softmax
 from lamella_layers.dense import Dense
 
 __all__ = ["MultiHeadAttention", "ScaledDotProductAttention", "attention_weights"]
-
-_FAR = 1e30  # taken from the scores of what is not allowed: exp gives 0
 
 
 class MultiHeadAttention(lm.Layer):
@@ -200,12 +200,15 @@ def _turned(xp: Any, x: Any) -> Any:
 
 @lm.primitive
 def attention_weights(xp: Any, scores: Any, allowed: Any = None, *, always_some: bool) -> Any:
-    """The softmax of what is allowed, 0 elsewhere; where nothing is, 0, unless that is ``always_some``."""
+    """The softmax of what is allowed, 0 elsewhere; where nothing is, 0, unless that is ``always_some``.
+
+    What is not allowed scores the least float, not minus infinity, of which a softmax makes NaN where nothing else is.
+    """
     if allowed is None:
         return softmax(xp, scores)
-    kept = xp.astype(allowed, scores.dtype)
-    weights = softmax(xp, scores + (kept - 1.0) * _FAR)
-    return weights if always_some else weights * kept
+    lowest = float(np.finfo("float32" if scores.dtype == xp.float32 else "float64").min)
+    weights = softmax(xp, xp.where(allowed, scores, lowest))
+    return weights if always_some else weights * xp.astype(allowed, scores.dtype)
 
 
 @lm.hookimpl

@@ -244,7 +244,12 @@ class Concatenate(lm.Layer):
             )
         axis = axes[0]
         total = sum(size for size in sizes if isinstance(size, int))
-        return inputs[0].replace(shape=(*inputs[0].shape[:axis], total, *inputs[0].shape[axis + 1 :]))
+        lows, highs = ([limit for x in inputs if (limit := getattr(x, end)) is not None] for end in ("low", "high"))
+        return inputs[0].replace(
+            shape=(*inputs[0].shape[:axis], total, *inputs[0].shape[axis + 1 :]),
+            low=min(lows) if len(lows) == len(inputs) else None,
+            high=max(highs) if len(highs) == len(inputs) else None,
+        )
 
     def forward_pass(self, ctx: lm.Context, *inputs: Any) -> Any:
         ctx.save([x.shape[self.axis] for x in inputs])

@@ -133,9 +133,13 @@ class BatchNormalization(lm.Layer):
 
 
 def _epsilon(value: Any) -> float:
-    if not number(value, "epsilon", minimum=0.0):
-        raise lm.ArgumentError(f"epsilon: expected a number above 0, got {value!r}; constant channels divide by it")
-    return float(value)
+    epsilon, least = number(value, "epsilon", minimum=0.0), float(np.finfo("float32").tiny)
+    if epsilon < least:
+        raise lm.ArgumentError(
+            f"epsilon: expected a number above 0, in float32 too, so of at least {least:.2g}, got {value!r}; constant "
+            "channels divide by its root"
+        )
+    return epsilon
 
 
 class _FeatureNormalization(lm.Layer):

@@ -16,6 +16,7 @@ import numpy as np
 
 import lamella as lm
 from lamella.arguments import flag
+from lamella.primitives import pad
 from lamella_layers.sums import row_sums
 from lamella_layers.windows import Padding, Windows, fold, image_shape, padding_argument, unfold, window_argument
 
@@ -36,6 +37,8 @@ __all__ = [
     "global_max_pool_dx",
     "max_pool",
     "max_pool_dx",
+    "max_pool_step",
+    "max_pool_step_dx",
 ]
 
 
@@ -213,14 +216,83 @@ class AveragePooling2D(_AveragePooling):
     __doc__, axes = _says("Average", 2), 2
 
 
+# A large window takes two steps, along one axis and then along the other: 2 k looks at its cells in place of k^2. Where
+# such windows lie end to end along an axis, one look at all of them does.
+
+_AT_ONCE = 16  # cells that a large window has more than
+
+
+def _steps(windows: Windows) -> list[Windows]:
+    """Windows that pool as these do, one after the other.
+
+    The last axis comes first: of equal numbers, the first in the first row is then the first row by row.
+    """
+    axes = len(windows.image)
+    if axes == 1 or math.prod(windows.size) <= _AT_ONCE:
+        return [windows]
+    (top, left), (height, width) = windows.pads, windows.size
+    columns = Windows.over(windows.image, size=(1, width), strides=(1, windows.strides[1]), padding=((0, 0), left))
+    rows = Windows.over(columns.grid, size=(height, 1), strides=(windows.strides[0], 1), padding=(top, (0, 0)))
+    return [columns, rows]
+
+
+def _end_to_end(windows: Windows) -> int | None:
+    """The axis of an array along which large windows lie end to end, if they do."""
+    if windows.padded != windows.image or windows.size != windows.strides:
+        return None
+    return next((2 + axis for axis, k in enumerate(windows.size) if k == math.prod(windows.size) > _AT_ONCE), None)
+
+
+def _cut(xp: Any, x: Any, axis: int, windows: Windows) -> Any:
+    """(N, C, H, w*k + rest) -> (N, C, H, w, k): one window after the other, along the given axis."""
+    count, size = windows.grid[axis - 2], windows.size[axis - 2]
+    x = x[(*(slice(None),) * axis, slice(count * size), ...)]
+    return xp.reshape(x, (*x.shape[:axis], count, size, *x.shape[axis + 1 :]))
+
+
+def _joined(xp: Any, x: Any, axis: int, windows: Windows) -> Any:
+    """(N, C, H, w, k) -> (N, C, H, w*k + rest): the inverse of `_cut`, with zeros for the rest."""
+    covered = windows.grid[axis - 2] * windows.size[axis - 2]
+    x = xp.reshape(x, (*x.shape[:axis], covered, *x.shape[axis + 2 :]))
+    return pad(xp, x, [(0, windows.image[axis - 2] - covered if k == axis else 0) for k in range(x.ndim)])
+
+
 @lm.primitive
 def max_pool(xp: Any, x: Any, windows: Windows) -> Any:
     """The greatest number in each window; padding counts as minus infinity."""
+    for step in _steps(windows):
+        x = max_pool_step(xp, x, step)
+    return x
+
+
+@max_pool.kernel("onnx")
+def _(xp: Any, x: Any, windows: Windows) -> Any:
+    return xp.node("MaxPool", x, shape=(*x.shape[:2], *windows.grid), dtype=x.dtype, **windows.onnx)
+
+
+@lm.primitive
+def max_pool_dx(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
+    """The gradient of `max_pool`, given its input and output."""
+    first, *more = _steps(windows)
+    if not more:
+        return max_pool_step_dx(xp, x, y, dy, first)
+    between = max_pool_step(xp, x, first)
+    return max_pool_step_dx(xp, x, between, max_pool_step_dx(xp, between, y, dy, *more), first)
+
+
+@lm.primitive
+def max_pool_step(xp: Any, x: Any, windows: Windows) -> Any:
+    """The greatest number in each window, all cells at once."""
+    axis = _end_to_end(windows)
+    if axis is not None:
+        return xp.max(_cut(xp, x, axis, windows), axis=axis + 1)
     return functools.reduce(xp.maximum, unfold(xp, x, windows, value=-math.inf))
 
 
-@max_pool.kernel("numpy")
+@max_pool_step.kernel("numpy")
 def _(xp: Any, x: Any, windows: Windows) -> Any:
+    if _end_to_end(windows) is not None:
+        return max_pool_step.reference(xp, x, windows)
     y = np.moveaxis(np.empty((x.shape[0], *windows.grid, x.shape[1]), x.dtype), -1, 1)
     for some in _chunks(x):
         first, *others = unfold(xp, x[some], windows, value=-math.inf)
@@ -236,14 +308,16 @@ def _chunks(x: Any) -> Iterator[slice]:
     return (slice(first, first + images) for first in range(0, x.shape[0], images))
 
 
-@max_pool.kernel("onnx")
-def _(xp: Any, x: Any, windows: Windows) -> Any:
-    return xp.node("MaxPool", x, shape=(*x.shape[:2], *windows.grid), dtype=x.dtype, **windows.onnx)
-
-
 @lm.primitive
-def max_pool_dx(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
-    """The gradient of `max_pool`, given its input and output."""
+def max_pool_step_dx(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
+    """The gradient of `max_pool_step`, given its input and output."""
+    axis = _end_to_end(windows)
+    if axis is not None:
+        cells = _cut(xp, x, axis, windows)
+        peaks, share = (xp.expand_dims(array, axis=axis + 1) for array in (y, dy))
+        place = xp.reshape(xp.arange(cells.shape[axis + 1]), (-1, *(1,) * (x.ndim - 1 - axis)))
+        first = xp.logical_and(place == xp.argmax(cells, axis=axis + 1, keepdims=True), cells == peaks)
+        return _joined(xp, share * xp.astype(first, dy.dtype), axis, windows)
 
     def claims() -> Iterator[Any]:
         rest = dy  # what no cell has claimed yet
@@ -255,8 +329,10 @@ def max_pool_dx(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
     return fold(xp, claims(), windows)
 
 
-@max_pool_dx.kernel("numpy")
+@max_pool_step_dx.kernel("numpy")
 def _(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
+    if _end_to_end(windows) is not None:
+        return max_pool_step_dx.reference(xp, x, y, dy, windows)
     dx = np.moveaxis(np.empty((x.shape[0], *x.shape[2:], x.shape[1]), dy.dtype), -1, 1)
 
     def claims(some: slice) -> Iterator[Any]:
@@ -280,7 +356,14 @@ def _(xp: Any, x: Any, y: Any, dy: Any, windows: Windows) -> Any:
 @lm.primitive
 def average_pool(xp: Any, x: Any, windows: Windows) -> Any:
     """The mean of each window; padding does not count."""
-    return functools.reduce(operator.add, unfold(xp, x, windows)) / _counts(xp, windows, x.dtype)
+    total = x
+    for step in _steps(windows):
+        axis = _end_to_end(step)
+        if axis is None:
+            total = functools.reduce(operator.add, unfold(xp, total, step))
+        else:
+            total = xp.sum(_cut(xp, total, axis, step), axis=axis + 1)
+    return total / _counts(xp, windows, x.dtype)
 
 
 @average_pool.kernel("onnx")
@@ -295,7 +378,14 @@ def _(xp: Any, x: Any, windows: Windows) -> Any:
 def average_pool_dx(xp: Any, dy: Any, windows: Windows) -> Any:
     """The gradient of `average_pool`: every window hands out equal shares."""
     share = dy / _counts(xp, windows, dy.dtype)
-    return fold(xp, [share] * math.prod(windows.size), windows)
+    for step in reversed(_steps(windows)):
+        axis = _end_to_end(step)
+        if axis is None:
+            share = fold(xp, [share] * math.prod(step.size), step)
+        else:
+            shape = (*share.shape[: axis + 1], step.size[axis - 2], *share.shape[axis + 1 :])
+            share = _joined(xp, xp.broadcast_to(xp.expand_dims(share, axis=axis + 1), shape), axis, step)
+    return share
 
 
 def _counts(xp: Any, windows: Windows, dtype: Any) -> Any:
@@ -306,7 +396,7 @@ def _counts(xp: Any, windows: Windows, dtype: Any) -> Any:
     for n, k, s, (before, _), m in zip(
         windows.image, windows.size, windows.strides, windows.pads, windows.grid, strict=True
     ):
-        along = [sum(0 <= o * s + i - before < n for i in range(k)) for o in range(m)]
+        along = [min(n, o * s - before + k) - max(0, o * s - before) for o in range(m)]
         counts = xp.asarray(along, dtype=dtype) * (counts if isinstance(counts, float) else counts[..., None])
     return counts
 
@@ -430,6 +520,7 @@ def lamella_specimens() -> list[Any]:
             Specimen(of_images((2, 3), strides=(1, 2), padding="same"), (image,), (node,), docs=docs),
             Specimen(of_images(3, strides=2, padding=((1, 0), (2, 1))), (image,), (node,), docs=docs),
             Specimen(of_images((1, 4), strides=(2, 3)), (image,), (node,), docs=docs),
+            Specimen(of_images((18, 2), strides=(18, 1)), (lm.ArraySpec(("N", 2, 37, 3)),), (node,), docs=docs),
             Specimen(of_series(), (series,), (node,), docs=docs, refuses=refuses_1d),
             Specimen(of_series(3, strides=2, padding=(0, 2)), (series,), (node,), docs=docs),
             Specimen(of_series(2, strides=3, padding="same"), (series,), (node,), docs=docs),

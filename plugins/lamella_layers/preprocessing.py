@@ -14,6 +14,7 @@ from lamella.data import as_array
 __all__ = ["Normalization", "Rescaling"]
 
 _BLOCK = 1 << 20  # how many numbers are brought to float64 at a time
+_LEAST, _MOST = (float(limit) for limit in (np.finfo("float32").tiny, np.finfo("float32").max))
 _NEAR = 2.0**62  # differences that 64 bits hold, even if they were rounded before they were compared
 
 
@@ -63,7 +64,8 @@ class Normalization(lm.Layer):
         mean: for each feature, or one for all.
         variance: the same; at least 0.
         axis: which axis, or axes, counted with the batch axis, have statistics for each of their places: -1 for tables
-            and sequences, 1 for the channels of images. With None there is one mean and variance for all numbers.
+            and sequences, 1 for the channels of images. With None there is one mean and variance for all numbers. Those
+            of several axes have the order of the input's axes, in whatever order these are named.
 
     Shapes: (N, ...) of any numbers -> the same, in the model's float type.
 
@@ -72,8 +74,8 @@ class Normalization(lm.Layer):
     float32. An input of ``dtype="int64"`` takes them; as float32 they would be rounded before the layer sees them.
 
     Raises:
-        ArgumentError: if only one of ``mean`` and ``variance`` is given, their shapes differ, they are not finite, or
-            a variance is negative.
+        ArgumentError: if only one of ``mean`` and ``variance`` is given, their shapes differ, they are not finite (in
+            float32, even with their roots), or a variance is negative.
         GraphError: if there are no statistics yet, or not as many as the input has features.
 
     Source: https://keras.io/api/layers/preprocessing_layers/numerical/normalization/
@@ -113,6 +115,12 @@ class Normalization(lm.Layer):
             )
         if (self.variance < 0.0).any():
             raise lm.ArgumentError(f"variance: expected numbers of at least 0, got {variance!r}; it is no deviation")
+        deviation = np.sqrt(self.variance[self.variance > 0.0])
+        if (abs(self.mean) > _MOST).any() or (deviation < _LEAST).any() or (deviation > _MOST).any():
+            raise lm.ArgumentError(
+                f"mean and variance: expected means and deviations (roots of variances) that float32 holds, of at most "
+                f"{_MOST:.2g}, and deviations of 0 or at least {_LEAST:.2g}, got {mean!r} and {variance!r}"
+            )
 
     def adapted(self, data: Any) -> Self:
         """Return a copy of the layer with the mean and the (biased) variance of data, whose axis 0 counts samples."""
@@ -161,10 +169,13 @@ class Normalization(lm.Layer):
                 "returns a layer with those of the data"
             )
         axes = self._axes(len(x.shape))
-        if axes is None or 0 in axes or (self.mean.ndim and tuple(x.shape[k] for k in axes) != self.mean.shape):
+        if axes is None or 0 in axes:
+            raise lm.GraphError(f"expected axis={self._given} among the axes after the batch, each once, got {x}")
+        sizes = tuple(x.shape[k] for k in axes)
+        if self.mean.ndim and sizes != self.mean.shape:
             raise lm.GraphError(
-                f"expected an input with sizes {self.mean.shape} along axis={self._given}, as mean and variance have, "
-                f"got {x}"
+                f"expected a mean and a variance of sizes {sizes}, those of the input along axis={self._given}, in the "
+                f"order of its axes; they have {self.mean.shape}, and the input is {x}"
             )
         return x.replace(dtype=declare.dtype, low=None, high=None)
 
@@ -235,8 +246,8 @@ def lamella_specimens() -> list[Any]:
             ("Sub", "Mul"),
             docs=docs,
             refuses=(
-                ((row.replace(shape=("N", 4)),), "sizes (3,) along axis=-1"),
-                ((lm.ArraySpec(("N",)),), "sizes (3,) along axis=-1"),
+                ((row.replace(shape=("N", 4)),), "sizes (4,), those of the input along axis=-1"),
+                ((lm.ArraySpec(("N",)),), "axis=-1 among the axes after the batch"),
             ),
         ),
         Specimen(Normalization((90.0, 140.0), (40.0, 900.0), axis=1), (image,), ("Cast", "Sub", "Mul"), docs=docs),

@@ -17,6 +17,17 @@ Size = int | tuple[int, int]
 Function = str | lm.ActivationFunction | None
 
 
+def _elementwise(function: Function) -> Activation | None:
+    """The layer of an activation. One along an axis, such as softmax, would take the last one, not the channels."""
+    layer = None if function is None else Activation(function)
+    if layer is not None and layer.has_axis:
+        raise lm.ArgumentError(
+            f"activation: expected a function of single numbers, got {function!r}, which would run along the last axis "
+            f"and not along the channels. Likely fix: Activation({function!r}, axis=1) after this layer"
+        )
+    return layer
+
+
 class _Convolution(lm.Layer):
     """A kernel that moves along some axes, a bias and an activation."""
 
@@ -42,7 +53,7 @@ class _Convolution(lm.Layer):
         self.dilation_rate = window_argument(dilation_rate, "dilation_rate", self.axes)
         self.groups = positive(groups, "groups")
         self.use_bias = flag(use_bias, "use_bias")
-        self.activation = None if activation is None else Activation(activation)
+        self.activation = _elementwise(activation)
         self.kernel_initializer = kernel_initializer
         if self.filters % self.groups:
             raise lm.ArgumentError(f"filters={filters}: expected a multiple of groups={groups}")
@@ -122,7 +133,7 @@ class Conv1D(_Convolution):
         dilation_rate: the distance between the cells of a window.
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
-        activation: a registered name or an `ActivationFunction`, or None.
+        activation: a registered name or an `ActivationFunction` of single numbers, or None.
         kernel_initializer: how ``W`` starts; ``b`` starts at zero.
 
     Shapes: (N, channels, length) -> (N, filters, l), with
@@ -130,7 +141,8 @@ class Conv1D(_Convolution):
     channels / groups, kernel_size), ``bias`` (filters,).
 
     Raises:
-        ArgumentError: if ``filters`` does not divide into ``groups``.
+        ArgumentError: if ``filters`` does not divide into ``groups``, or ``activation`` runs along an axis, as softmax
+            does: ``Activation("softmax", axis=1)`` after the layer takes the channels.
         GraphError: if the input is no series, is shorter than a window, or its channels do not divide into groups.
 
     Source: https://onnx.ai/onnx/operators/onnx__Conv.html
@@ -159,7 +171,7 @@ class Conv2D(_Convolution):
         dilation_rate: the distance between the cells of a window.
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
-        activation: a registered name or an `ActivationFunction`, or None.
+        activation: a registered name or an `ActivationFunction` of single numbers, or None.
         kernel_initializer: how ``W`` starts; ``b`` starts at zero.
 
     Shapes: (N, channels, height, width) -> (N, filters, h, w), with
@@ -167,7 +179,8 @@ class Conv2D(_Convolution):
     kh, kw), ``bias`` (filters,).
 
     Raises:
-        ArgumentError: if ``filters`` does not divide into ``groups``.
+        ArgumentError: if ``filters`` does not divide into ``groups``, or ``activation`` runs along an axis, as softmax
+            does: ``Activation("softmax", axis=1)`` after the layer takes the channels.
         GraphError: if the input is no image, is smaller than a window, or its channels do not divide into groups.
 
     Source: https://onnx.ai/onnx/operators/onnx__Conv.html
@@ -195,7 +208,7 @@ class Conv2DTranspose(_Convolution):
         dilation_rate: the distance between the cells of a window.
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
-        activation: a registered name or an `ActivationFunction`, or None.
+        activation: a registered name or an `ActivationFunction` of single numbers, or None.
         kernel_initializer: how ``W`` starts; ``b`` starts at zero.
 
     Shapes: (N, channels, h, w) -> (N, filters, height, width), with
@@ -204,7 +217,7 @@ class Conv2DTranspose(_Convolution):
 
     Raises:
         ArgumentError: if ``filters`` does not divide into ``groups``; if ``output_padding`` is not smaller than
-            ``strides``, or is given with padding "same".
+            ``strides``, or is given with padding "same"; if ``activation`` runs along an axis.
         GraphError: if the input is no image, its channels do not divide into groups, or padding leaves no output.
 
     Source: https://onnx.ai/onnx/operators/onnx__ConvTranspose.html
@@ -315,13 +328,14 @@ class DepthwiseConv2D(_Convolution):
             (vertical, horizontal) or ((top, bottom), (left, right)).
         dilation_rate: the distance between the cells of a window.
         use_bias: whether to add ``b``.
-        activation: a registered name or an `ActivationFunction`, or None.
+        activation: a registered name or an `ActivationFunction` of single numbers, or None.
         depthwise_initializer: how ``W`` starts; ``b`` starts at zero.
 
     Shapes: (N, channels, height, width) -> (N, channels * m, h, w), with h and w as in `Conv2D`. Parameters:
     ``kernel`` (channels * m, 1, kh, kw), ``bias`` (channels * m,).
 
     Raises:
+        ArgumentError: if ``activation`` runs along an axis.
         GraphError: if the input is no image or is smaller than a window.
 
     Source: https://onnx.ai/onnx/operators/onnx__Conv.html
@@ -375,7 +389,7 @@ class SeparableConv2D(lm.Layer):
         dilation_rate: the distance between the cells of a window.
         depth_multiplier: how many filters each channel has in the first step.
         use_bias: whether the second step adds a bias.
-        activation: a registered name or an `ActivationFunction`, or None.
+        activation: a registered name or an `ActivationFunction` of single numbers, or None.
         depthwise_initializer: how the kernel of the first step starts.
         pointwise_initializer: how that of the second starts.
 
@@ -384,6 +398,7 @@ class SeparableConv2D(lm.Layer):
     channels * depth_multiplier, 1, 1), ``pointwise.bias`` (filters,).
 
     Raises:
+        ArgumentError: if ``activation`` runs along an axis.
         GraphError: if the input is no image or is smaller than a window.
 
     Source: https://arxiv.org/abs/1610.02357
@@ -418,7 +433,7 @@ class SeparableConv2D(lm.Layer):
             depthwise_initializer=depthwise_initializer,
         )
         self.pointwise = Conv2D(filters, 1, use_bias=use_bias, kernel_initializer=pointwise_initializer)
-        self.activation = None if activation is None else Activation(activation)
+        self.activation = _elementwise(activation)
 
     def expand(self, x: lm.Node) -> Any:
         y = self.pointwise(self.depthwise(x, name="depthwise"), name="pointwise")
