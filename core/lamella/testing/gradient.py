@@ -319,13 +319,23 @@ def _measure(case: Case, mode: _Mode, target: Target, attempt: int, fineness: fl
     random = _unit(np.random.default_rng([case.seed, 4, attempt]).standard_normal(point.value.shape))
     direction = _unit(random + _unit(given))  # along the gradient too, lest the slope vanish by chance
     analytic, size = float(np.vdot(given, direction)), float(np.linalg.norm(given)) * largest(point.value)
-    return _along(lambda shift: point.run(shift * direction), here, analytic, point.cotangents, point.step, size)
+    least = 1.0 if mode is LARGE else 0.0  # gates saturate at 1, and small outputs are their differences
+    return _along(lambda shift: point.run(shift * direction), here, analytic, point.cotangents, point.step, size, least)
 
 
 def _along(
-    run: Callable[[float], StepResult], here: StepResult, analytic: float, cotangents: Any, step: float, size: float
+    run: Callable[[float], StepResult],
+    here: StepResult,
+    analytic: float,
+    cotangents: Any,
+    step: float,
+    size: float,
+    least: float = 0.0,
 ) -> _Slope:
-    """The slope at ``here`` on a way that ``run`` goes along; ``size`` is that of the terms of ``analytic``."""
+    """The slope at ``here`` on a way that ``run`` goes along.
+
+    ``size`` is that of the terms of ``analytic``; outputs are rounded as numbers of size ``least`` are, if not more.
+    """
 
     def slope(start: Any, end: Any) -> float:  # subtracted number by number: a large offset drowns nothing
         outputs = zip(start, end, cotangents, strict=True)
@@ -335,7 +345,7 @@ def _along(
     left, right = slope(below, middle), slope(middle, above)
     known = zip(cotangents, middle, strict=True)
     pairs = [(float(np.linalg.norm(c)), largest(y)) for c, y in known if y.dtype.kind == "f"]
-    size += sum(incoming * y for incoming, y in pairs)
+    size += sum(incoming * max(y, least) for incoming, y in pairs)
     noise = 16 * EPS * (size / step + sum(incoming for incoming, _ in pairs))
     bend = abs(left - right)
     noise = max(noise, min(bend, 32 * noise))  # what cancels within the layer adds to it
