@@ -22,12 +22,14 @@ from lamella_layers import (
     Dense,
     Dropout,
     Flatten,
+    GroupNormalization,
+    LayerNormalization,
     MaxPooling2D,
     Normalization,
     PositionEmbedding,
 )
 from lamella_onnx import ParityError, ParityReport, TraceError, export, verify
-from lamella_onnx.parity import PLACES, compare, ranges
+from lamella_onnx.parity import PLACES, Rounding, compare, near, ranges
 from lamella_onnx.target import installed, resolve
 from lamella_onnx.trace import trace_model, trace_step
 
@@ -612,6 +614,153 @@ def test_the_rule_for_each_row():
     assert judged(np.zeros((2, 0)), np.zeros((2, 0)), np.zeros((2, 0)))[0] == 0.0
 
 
+# Where results hang on the last places of the inputs
+
+
+def test_the_rule_of_onnxruntimes_rounding():
+    exact = np.array([[1.0, 2.0], [-1.0, 0.5], [3.0, 0.0]])
+    e32 = exact.astype("float32")
+    got = e32 + np.array([[1e-3, 0], [1.5e-5, 0], [0, 1e-6]], "float32")
+    rounding = np.array([3e-4, 2e-5, 0.0])
+    error, allowed, rule = compare(got, e32, exact, by_row=True, rounding=rounding)
+    assert (error, allowed, rule) == (pytest.approx(1e-3, rel=1e-3), 1.2e-3, "4 x onnxruntime's rounding")
+    assert compare(got, e32, exact, by_row=True)[1:] == (2e-5, "1e-05 of the row's scale")
+    error, allowed, rule = compare(got, e32, exact, by_row=True, rounding=rounding / 2)  # of the row that is wrong
+    assert (error, allowed) == (pytest.approx(1e-3, rel=1e-3), 2e-5)
+    error, allowed, _ = compare(e32, e32 + np.float32(0.1), exact, by_row=True, rounding=rounding)
+    assert error > allowed  # what onnxruntime rounds is no excuse for the engine
+
+
+def test_an_error_that_stays_is_no_rounding():
+    rounding = Rounding(np.array([1e-3, 1e-3, 1e-3]), np.array([[1.0, 2.0], [3.0, 4.0], [np.inf, np.nan]]))
+    mean = rounding.mean + np.array([[0.0, 5e-4], [0.0, 2e-3], [0.0, 0.0]])
+    assert rounding.explained(mean).tolist() == [1e-3, 0.0, 1e-3]
+
+
+def test_inputs_are_moved_a_little_and_always_alike():
+    x = np.array([[1.0, 1.5, 0.0, 2.0], [np.nan, np.inf, -np.inf, -1e4]], "float32")
+    labels, finite = np.array([3, 4]), np.isfinite(x)
+    first, *moved = near((x, labels))
+    assert first[0] is x
+    assert all(b is labels for _, b in moved)
+    assert len({a.tobytes() for a, _ in moved}) == len(moved) > 8
+    for (a, _), (again, _) in zip(moved, [*near((x, labels))][1:], strict=True):
+        np.testing.assert_array_equal(a, again)
+        np.testing.assert_array_equal(a[~finite], x[~finite])
+        assert np.max(np.abs(a[finite] - x[finite]) / np.spacing(np.abs(x[finite]))) <= 256
+    (low, *rest) = near((np.array([[0.0, 0.1], [0.2, 1.0]]),))
+    assert all(low[0].min() <= a.min() and a.max() <= low[0].max() for (a,) in rest)
+
+
+def normalized(layer, shape, low=None, high=None):
+    x = lm.Input(shape, low=low, high=high)
+    model = lm.Model(x, layer.named("norm")(x), seed=3)
+    rng = np.random.default_rng(0)
+    for name, value in model.parameters.items():
+        model.parameters[name] = rng.uniform(0.5, 2.0, value.shape)
+    return model
+
+
+FAR = {
+    "layers at 500": lambda: normalized(LayerNormalization(), (16,), 500.0, 501.0),
+    "layers at 10000": lambda: normalized(LayerNormalization(), (16,), 1e4, 1e4 + 1),
+    "groups at 100": lambda: normalized(GroupNormalization(2), (4, 6, 6), 100.0, 101.0),
+    "groups at 10000": lambda: normalized(GroupNormalization(2), (4, 6, 6), 1e4, 1e4 + 1),
+    "pairs of numbers": lambda: lm.Sequential(
+        [Dense(2), LayerNormalization(epsilon=1e-5).named("norm")], input_shape=(50, 16), seed=5
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAR)
+def test_onnxruntimes_rounding_refuses_no_right_model(kind, path):
+    model = FAR[kind]()
+    report = export(model, path)
+    assert "4 x onnxruntime's rounding" in str(report)
+    (output,) = proof_of(path)["outputs"]
+    assert len(output["rounding"]["rows"]) == 2
+    assert verify(path).agrees
+    assert verify(path, model).agrees
+
+
+WRONG_VALUES = {
+    "beta": lambda model: changed(model, "norm.beta", lambda v: v + 0.01 * (np.arange(v.size) == 1)),
+    "gamma": lambda model: changed(model, "norm.gamma", lambda v: v + 0.01),
+    "beta for gamma": lambda model: changed(model, "norm.gamma", lambda v: model.parameters["norm.beta"]),
+}
+
+
+def changed(model, name, edit):
+    twin = model.copy()
+    twin.parameters[name] = edit(np.array(twin.parameters[name]))
+    return twin
+
+
+def refused(model, wrong, path, monkeypatch):
+    """Whether the graph of a wrong model is refused: at export, and in a file that has the right one's proof."""
+    monkeypatch.setattr("lamella_onnx.exporter.trace_model", lambda model, *args: trace_model(wrong, *args))
+    with pytest.raises(ParityError, match="is not written"):
+        export(model, path)
+    monkeypatch.undo()
+    export(model, path)
+    proto = trace_model(wrong, names=model.output_names).proto
+    proto.metadata_props.extend(onnx.load(path).metadata_props)
+    onnx.save(proto, path)
+    for given in ((), (model,)):
+        with pytest.raises(ParityError, match="on the proof differs"):
+            verify(path, *given)
+
+
+@pytest.mark.parametrize("fault", WRONG_VALUES)
+@pytest.mark.parametrize("kind", ["layers at 500", "groups at 100", "layers at 10000", "pairs of numbers"])
+def test_rounding_hides_no_wrong_value(kind, fault, path, monkeypatch):
+    model = FAR[kind]()
+    refused(model, WRONG_VALUES[fault](model), path, monkeypatch)
+
+
+@pytest.mark.parametrize("far", [{}, {"low": 100.0, "high": 101.0}])
+@pytest.mark.parametrize("layer", [LayerNormalization, lambda **options: GroupNormalization(2, **options)])
+def test_rounding_hides_no_wrong_epsilon_or_weight(layer, far, path, monkeypatch):
+    model, wrong = (normalized(layer(epsilon=epsilon), (16,), **far) for epsilon in (1e-3, 1e-5))
+    refused(model, wrong, path, monkeypatch)
+    x = lm.Input((16,), **far)
+    model = lm.Model(x, Dense(3).named("head")(layer()(x)))
+    wrong = changed(model, "head.kernel", lambda v: v + 0.01 * (np.arange(v.size) == 5).reshape(v.shape))
+    refused(model, wrong, path, monkeypatch)
+
+
+@lm.primitive
+def variance(xp, x):
+    return xp.mean((x - xp.mean(x, axis=-1, keepdims=True)) ** 2, axis=-1)
+
+
+class Variance(lm.Layer):
+    def build(self, declare, x):
+        return x.replace(shape=x.shape[:-1])
+
+    def forward_pass(self, ctx, x):
+        return variance(ctx, x)
+
+
+def test_an_unstable_formula_is_no_rounding(path, monkeypatch):
+    unstable = lambda xp, x: xp.mean(x * x, axis=-1) - xp.mean(x, axis=-1) ** 2  # noqa: E731
+    x = lm.Input((50,), low=300.0, high=301.0)
+    model = lm.Model(x, Variance()(x))
+    export(model, path)
+    monkeypatch.setitem(variance.kernels, "onnx", unstable)
+    with pytest.raises(ParityError, match=r"variance_1 \(Variance\) is the first layer to differ"):
+        export(model, path)
+
+
+def test_ordinary_exports_move_no_inputs(path, monkeypatch):
+    monkeypatch.setattr("lamella_onnx.parity.near", None)
+    monkeypatch.setattr("lamella_onnx.proof.near", None)
+    model = cnn()
+    export(model, path)
+    assert "rounding" not in proof_of(path)["outputs"][0]
+    assert verify(path, model).agrees
+
+
 # Proofs
 
 
@@ -707,6 +856,13 @@ TAMPERED = {
     "values of another shape": lambda p: p["outputs"][0]["exact"].update(shape=[3, 2]),
     "values of another size": lambda p: p["outputs"][0]["value"].update(shape=[10**12]),
     "values in no alphabet": lambda p: p["outputs"][0]["value"].update(data="?"),
+    "rounding of other rows": lambda p: p["outputs"][0].update(
+        rounding={"rows": [0.1], "mean": p["outputs"][0]["exact"]}
+    ),
+    "rounding without limits": lambda p: p["outputs"][0].update(
+        rounding={"rows": [float("inf")] * 2, "mean": p["outputs"][0]["exact"]}
+    ),
+    "rounding without a mean": lambda p: p["outputs"][0].update(rounding={"rows": [0.1] * 2}),
     "an output without a name": lambda p: p["outputs"][0].update(name=["a"]),
     "a digest that is a path": lambda p: p.update(sha256="../../etc"),
 }

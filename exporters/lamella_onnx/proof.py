@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ from lamella_onnx.parity import (
     ParityReport,
     Probes,
     Range,
+    Rounding,
     compare,
     examine,
+    near,
     predict,
     run,
     session,
@@ -43,6 +45,7 @@ __all__ = ["PROOF", "REPORT", "SEED", "digest", "make_proof", "need_model", "pro
 
 REPORT, PROOF = "lamella.report", "lamella.proof"
 SEED, BATCH = 0, 2
+_Recorded = tuple[Array, Array, Rounding | None]  # in the model's dtype, in float64, and where it was needed
 _LARGEST_INSIDE = 64 * 1024  # a longer proof stands in a file beside the model
 _LARGEST_INPUTS = 2**31  # bytes that a proof may ask to draw
 
@@ -69,17 +72,28 @@ def need_model(model: Any, where: str) -> None:
         raise ArgumentError(f"{where}: model: expected a lamella.Model, got {model!r}{fix}")
 
 
-def make_proof(model: Model, exact: Model, probes: Probes, seed: int, names: Sequence[str]) -> tuple[str, bytes | None]:
-    """Return the proof for the metadata, and, if it is too long for that, the content of the file beside the model."""
+def make_proof(
+    model: Model, exact: Model, probes: Probes, seed: int, names: Sequence[str], roundings: Mapping[str, Rounding]
+) -> tuple[str, bytes | None]:
+    """Return the proof for the metadata, and, if it is too long for that, the content of the file beside the model.
+
+    ``roundings``: how far onnxruntime rounds each row of an output, where that is needed.
+    """
     inputs = probes.draw(BATCH, seed)
     results = zip(names, predict(model, inputs), predict(exact, inputs), strict=True)
+    outputs = []
+    for name, e32, e64 in results:
+        output = {"name": name, "value": _packed(e32), "exact": _packed(e64)}
+        if name in roundings:
+            output["rounding"] = {"rows": roundings[name].rows.tolist(), "mean": _packed(roundings[name].mean)}
+        outputs.append(output)
     proof = json.dumps(
         {
             "seed": seed,
             "batch": BATCH,
             "inputs": [dataclasses.asdict(row) for row in probes.inputs],
             "sizes": probes.sizes,
-            "outputs": [{"name": name, "value": _packed(e32), "exact": _packed(e64)} for name, e32, e64 in results],
+            "outputs": outputs,
         }
     )
     if len(proof) <= _LARGEST_INSIDE:
@@ -117,10 +131,16 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
     loaded = session(content)
     _same_names(path, "the file's inputs", [v.name for v in loaded.get_inputs()], [row.name for row in probes.inputs])
     _same_names(path, "the file's outputs", [v.name for v in loaded.get_outputs()], list(recorded))
-    agreements = [
-        Agreement(name, "proof", got.size, *compare(got, *recorded[name], by_row=True))
-        for name, got in zip(recorded, run(loaded, inputs), strict=True)
-    ]
+    moved = near(inputs) if any(rounding for _, _, rounding in recorded.values()) else (inputs,)
+    runs = zip(*(run(loaded, x) for x in moved), strict=True)
+    agreements = []
+    for (name, (e32, e64, rounding)), results in zip(recorded.items(), runs, strict=True):
+        explained = None
+        if rounding is not None and results[0].shape == e64.shape:
+            with np.errstate(over="ignore", invalid="ignore"):
+                explained = rounding.explained(np.mean(results, axis=0, dtype="float64"))
+        agreement = compare(results[0], e32, e64, by_row=True, rounding=explained)
+        agreements.append(Agreement(name, "proof", results[0].size, *agreement))
     if model is not None:
         own = [(name, spec.shape, spec.dtype) for name, spec in zip(model.input_names, model.input_specs, strict=True)]
         _same_names(path, "the model's inputs", own, [(row.name, row.shape, row.dtype) for row in probes.inputs])
@@ -140,8 +160,8 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
     return report
 
 
-def _proof(path: Path, metadata: dict[str, str]) -> tuple[Probes, Arrays, dict[str, tuple[Array, Array]]]:
-    """What to draw, the inputs drawn, and the recorded outputs by name, in the model's dtype and in float64."""
+def _proof(path: Path, metadata: dict[str, str]) -> tuple[Probes, Arrays, dict[str, _Recorded]]:
+    """What to draw, the inputs drawn, and what is recorded of outputs, by name."""
     if PROOF not in metadata:
         raise DataError(f"verify {path}: the file carries no proof; it was not written by lamella_onnx.export")
     try:
@@ -196,10 +216,15 @@ def _sizes(packed: dict[str, dict[str, int]]) -> dict[int, dict[str, int]]:
     return {int(batch): {name: size for name, size in named.items() if name != "N"} for batch, named in packed.items()}
 
 
-def _recorded(packed: dict[str, Any]) -> tuple[str, tuple[Array, Array]]:
+def _recorded(packed: dict[str, Any]) -> tuple[str, _Recorded]:
     name, value, exact = packed["name"], _unpacked(packed["value"]), _unpacked(packed["exact"])
     _need(isinstance(name, str) and value.shape == exact.shape, f"output {name!r}")
-    return name, (value, exact)
+    if "rounding" not in packed:
+        return name, (value, exact, None)
+    rows, mean = np.asarray(packed["rounding"]["rows"], "float64"), _unpacked(packed["rounding"]["mean"])
+    sound = rows.shape == value.shape[:1] and np.isfinite(rows).all() and mean.shape == value.shape
+    _need(sound, f"the rounding of output {name!r}")
+    return name, (value, exact, Rounding(rows, mean))
 
 
 def _unpacked(packed: dict[str, Any]) -> Array:
