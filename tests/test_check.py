@@ -302,7 +302,8 @@ def plugin(module):
 def test_what_a_plugin_prints_stays_out_of_what_is_told(before, plugin, capsys):
     status, out, error = checked("--json", plugin("loud", before=before), capsys=capsys)
     assert (status, json.loads(out)["sound"]) == (0, True)
-    assert set(error.splitlines()) == {"shone at import", *["shone in a pass"] * (before == "pass")}
+    assert ("shone in a pass" in error) == (before == "pass")  # from several threads, whose lines may run together
+    assert error.replace("shone in a pass", "").strip() == "shone at import"
 
 
 def test_a_layer_without_words_is_broken_in_words(plugin, capsys):

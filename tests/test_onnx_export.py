@@ -29,7 +29,9 @@ from lamella_layers import (
     PositionEmbedding,
 )
 from lamella_onnx import ParityError, ParityReport, TraceError, export, verify
-from lamella_onnx.parity import PLACES, Rounding, compare, near, ranges
+from lamella_onnx.parity import compare
+from lamella_onnx.probes import PLACES, ranges
+from lamella_onnx.rounding import Rounding, near
 from lamella_onnx.target import installed, resolve
 from lamella_onnx.trace import trace_model, trace_step
 
@@ -753,7 +755,7 @@ def test_an_unstable_formula_is_no_rounding(path, monkeypatch):
 
 
 def test_ordinary_exports_move_no_inputs(path, monkeypatch):
-    monkeypatch.setattr("lamella_onnx.parity.near", None)
+    monkeypatch.setattr("lamella_onnx.rounding.near", None)
     monkeypatch.setattr("lamella_onnx.proof.near", None)
     model = cnn()
     export(model, path)

@@ -17,24 +17,21 @@ from lamella.data import as_inputs
 from lamella.errors import did_you_mean
 from lamella.graph import Node
 from lamella_onnx.parity import (
-    BATCHES,
     OF_RUNTIME,
     Agreement,
     Arrays,
     ParityError,
     ParityReport,
-    Probes,
-    Rounding,
     blame,
-    candidates,
     examine,
-    own_rounding,
     predict,
     run,
     session,
     versions,
 )
+from lamella_onnx.probes import BATCHES, Probes, candidates
 from lamella_onnx.proof import BATCH, PROOF, REPORT, SEED, digest, make_proof, need_model, proof_path, proof_paths
+from lamella_onnx.rounding import Rounding, own_rounding
 from lamella_onnx.target import resolve
 from lamella_onnx.trace import trace_model
 

@@ -1,12 +1,10 @@
-"""Whether onnxruntime agrees with the engine: inputs drawn from a counter, a rule, a report, and the layer at fault."""
+"""Whether onnxruntime agrees with the engine: a rule, a report, and the layer at fault."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,44 +12,31 @@ import onnx
 import onnxruntime
 
 import lamella
-from lamella import ArraySpec, Model
+from lamella import Model
 from lamella.backends import get_backend
-from lamella.backends.counter import mix_keys, uniform
 from lamella.engine import infer
 from lamella.terminal import Column, Table, styled
+from lamella_onnx.rounding import largest, own_rounding
 from lamella_onnx.trace import Trace
 
 __all__ = [
-    "BATCHES",
     "OF_RUNTIME",
     "ROUNDING",
     "Agreement",
     "ParityError",
     "ParityReport",
-    "Probes",
-    "Range",
-    "Rounding",
     "blame",
-    "candidates",
     "compare",
     "examine",
-    "near",
-    "own_rounding",
     "predict",
-    "ranges",
     "run",
     "session",
 ]
 
-BATCHES = {1: 1.0, 2: 1.0, 7: 10.0}  # rows, and how far random floats reach where nothing is known of an input
 TOLERANCE = 1e-5
 ROUNDING = 4.0  # how many times the engine's own rounding error, or its own, onnxruntime may be off
 PLAUSIBLE = 1e-3  # of the largest result: beyond it, a difference between float32 and float64 is no rounding
 OF_RUNTIME = f"{ROUNDING:g} x onnxruntime's rounding"
-MOVES, REACH = 16, 256  # how often inputs are moved to see onnxruntime's rounding, and by how many units at most
-LEAST, MOST = 1e-4, 5e-3  # of a row's scale: what onnxruntime may round to without a reason, and at most
-PLACES = 1024  # as many places of an input may have a range of their own; a proof holds them all
-LONGEST = 512  # axes of unknown size grow up to here, so that an integer may be as large as its spec says
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, ...]
@@ -59,166 +44,6 @@ Arrays = tuple[Array, ...]
 
 class ParityError(lamella.LamellaError, RuntimeError):
     """A graph that onnxruntime refuses, or whose results differ from the engine's, or that nothing can be tried on."""
-
-
-# Inputs
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """An input and the values ``low <= value < high`` that are drawn for it; None for floats that may be anything.
-
-    A limit is a number, or nested lists: one for each place in a row, where axes of size 1 stand for any size.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-    low: float | list[Any] | None = None
-    high: float | list[Any] | None = None
-
-    def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """The shape for known sizes; axes not known yet get one, and stay in ``sizes``."""
-        batch = sizes["N"]
-        return tuple(sizes.setdefault(n, 4 + len(sizes) + batch % 3) if isinstance(n, str) else n for n in self.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Probes:
-    """What random batches are drawn from: a range for each input, and for each batch the sizes of axes with a name.
-
-    Sizes that are not said follow from the batch.
-    """
-
-    inputs: tuple[Range, ...]
-    sizes: Mapping[int, Mapping[str, int]] = dataclasses.field(default_factory=dict)
-
-    def bytes(self, batch: int) -> int:
-        """How large a batch is."""
-        sizes = {"N": batch, **self.sizes.get(batch, {})}
-        return sum(np.dtype(row.dtype).itemsize * math.prod(max(n, 1) for n in row.sized(sizes)) for row in self.inputs)
-
-    @np.errstate(over="ignore", invalid="ignore")  # ranges that exceed the dtype
-    def draw(self, batch: int, seed: int) -> Arrays:
-        """Draw a batch of inputs: the same numbers everywhere, from the counter generator.
-
-        Floats that may be anything are drawn from [-1, 1), in the largest batch from [-10, 10).
-        """
-        sizes = {"N": batch, **self.sizes.get(batch, {})}
-        reach = BATCHES.get(batch, 1.0)
-        arrays = []
-        for row in self.inputs:
-            given = (-reach, reach) if row.low is None or row.high is None else (row.low, row.high)
-            low, high = (np.asarray(limit, "float64") for limit in given)
-            key = mix_keys(None, (seed, batch, zlib.crc32(row.name.encode())))
-            unit = uniform(get_backend("numpy").xp, key, batch, 0, row.sized(sizes)).astype("float64")
-            is_float = "float" in row.dtype  # then high - low may be too large for a number
-            values = low * (1.0 - unit) + high * unit if is_float else np.floor(unit * (high - low) + low)
-            arrays.append(values.astype(row.dtype, order="C"))
-        return tuple(arrays)
-
-
-def candidates(model: Model, samples: Arrays | None = None) -> Iterator[Probes]:
-    """Yield what random batches may be drawn from, for the engine to take or refuse; the first it takes is used.
-
-    What an input may be can depend on another: the length of a sequence is at most the size of an axis. So axes with
-    a name first get sizes that no integer given once a row exceeds, if samples are as long; then that of the samples,
-    then small and even ones. Each is also tried with these integers from 1 to the smallest size only.
-    """
-    rows = ranges(model, samples)
-    own = _sizes(model, samples) if samples is not None else {}
-    longest = max(own.values(), default=0) if samples is not None else LONGEST
-    needs = [int(limits[1]) - 1 for row in rows if (limits := _limits_of_length(row)) and limits[1] - 1 <= longest]
-    usual = {batch: _usual_sizes(rows, batch) for batch in BATCHES}
-    need = max(needs, default=0)
-    fitting = {
-        batch: {name: max(n, min(need, own.get(name, need)) + (batch == 2)) for name, n in sizes.items()}
-        for batch, sizes in usual.items()
-    }
-    others = [dict.fromkeys(BATCHES, own)] if own and all(own.values()) else []
-    for most, least in ((4, 3), (32, 16), (2, 1), (1, 1)):
-        others.append({batch: dict.fromkeys(usual[batch], least if batch == 2 else most) for batch in BATCHES})
-    tried: list[Probes] = []
-    for sizes in (fitting, *others):
-        for probes in (Probes(rows, sizes), Probes(_within(rows, sizes), sizes)):
-            if probes not in tried:
-                tried.append(probes)
-                yield probes
-
-
-def _sizes(model: Model, samples: Arrays) -> dict[str, int]:
-    """The sizes that samples have along axes with a name."""
-    shapes = ((spec.shape[1:], sample.shape[1:]) for spec, sample in zip(model.input_specs, samples, strict=True))
-    return {name: n for own, shape in shapes for name, n in zip(own, shape, strict=True) if isinstance(name, str)}
-
-
-def _usual_sizes(rows: Sequence[Range], batch: int) -> dict[str, int]:
-    sizes = {"N": batch}
-    for row in rows:
-        row.sized(sizes)
-    return {name: size for name, size in sizes.items() if name != "N"}
-
-
-def _limits_of_length(row: Range) -> tuple[float, float] | None:
-    """The limits of what may be a length: one integer for each row."""
-    if row.shape == ("N",) and np.dtype(row.dtype).kind in "iu":
-        return float(row.low), float(row.high)  # type: ignore[arg-type]  # integers have limits, and one place only one
-    return None
-
-
-def _within(rows: tuple[Range, ...], sizes: Mapping[int, Mapping[str, int]]) -> tuple[Range, ...]:
-    """Ranges where integers that may be lengths fit into the smallest axis."""
-    smallest = min((size for named in sizes.values() for size in named.values()), default=np.inf)
-    fitting = []
-    for row in rows:
-        if limits := _limits_of_length(row):
-            low, high = max(limits[0], 1.0), min(limits[1], smallest + 1.0)
-            row = dataclasses.replace(row, low=low, high=high) if low < high else row
-        fitting.append(row)
-    return tuple(fitting)
-
-
-def ranges(model: Model, samples: Arrays | None = None) -> tuple[Range, ...]:
-    """Return what to draw for each input: what samples have, else what its spec says, else anything, or 0 and 1.
-
-    With samples, each place of a row has its own range, if its axis has a known size: columns of a table differ. Of
-    inputs with more places than a proof should hold, the longest axes share one.
-    """
-    given = (None,) * len(model.input_specs) if samples is None else samples
-    rows = zip(model.input_names, model.input_specs, given, strict=True)
-    return tuple(Range(name, spec.shape, spec.dtype, *_limits(spec, sample)) for name, spec, sample in rows)
-
-
-def _limits(spec: ArraySpec, sample: Array | None) -> tuple[Any, Any]:
-    if sample is not None and sample.size and np.isfinite(sample).all():
-        return _limits_of(spec, sample)
-    if spec.is_float and spec.low is None and spec.high is None:
-        return None, None
-    low, high = (-1.0, 1.0) if spec.is_float else (0.0, 2.0)
-    low, high = low if spec.low is None else float(spec.low), high if spec.high is None else float(spec.high)
-    if low < high:
-        return low, high
-    return (low, low + 1.0) if spec.high is None else (high - 1.0, high)
-
-
-def _limits_of(spec: ArraySpec, sample: Array) -> tuple[Any, Any]:
-    """The limits of samples, place by place, within the spec's; what never changes stays, unless nothing does."""
-    kept = {axis: n for axis, n in enumerate(spec.shape) if axis and isinstance(n, int)}
-    while math.prod(kept.values()) > PLACES:
-        del kept[max(kept, key=lambda axis: kept[axis])]
-    common = tuple(axis for axis in range(sample.ndim) if axis not in kept)
-    least, most = (reduce(sample, axis=common, keepdims=True)[0].astype("float64") for reduce in (np.min, np.max))
-    limits = -np.inf if spec.low is None else spec.low, np.inf if spec.high is None else spec.high
-    if not spec.is_float:
-        most += 1.0
-    elif np.array_equal(least, most):
-        least, most = (least, most + 1.0) if spec.high is None else (least - 1.0, most)
-    return _short(np.clip(least, *limits)), _short(np.clip(most, *limits))
-
-
-def _short(limits: Array) -> Any:
-    """One number where all are equal, else lists."""
-    return float(limits.flat[0]) if (limits == limits.flat[0]).all() else limits.tolist()
 
 
 # onnxruntime
@@ -304,10 +129,10 @@ def compare(
         np.where(finite, values, 0).astype("float64").reshape(len(values) if by_row else 1, -1)
         for values in (got, e32, e64)
     )
-    largest = _largest(y)
-    scale = np.maximum(np.maximum(1.0, largest), np.sort(largest)[(len(largest) - 1) // 2])
-    error, allowed = _largest(x - y), TOLERANCE * scale
-    off, own = _largest(x - exact), _largest(y - exact)
+    sizes = largest(y)
+    scale = np.maximum(np.maximum(1.0, sizes), np.sort(sizes)[(len(sizes) - 1) // 2])
+    error, allowed = largest(x - y), TOLERANCE * scale
+    off, own = largest(x - exact), largest(y - exact)
     share = own / scale
     plausible = share <= PLAUSIBLE  # neither NaN nor infinity is
     of_engine = np.where(plausible, ROUNDING * scale * np.max(share, where=plausible, initial=0.0), 0.0)
@@ -322,94 +147,6 @@ def compare(
     told = wrong if wrong.any() else needed == needed.max()
     worst = int(np.argmax(np.where(told, error / allowed, -1.0)))
     return float(error[worst]), float(allowed[worst]), rules[needed[worst]]
-
-
-def _largest(rows: Array) -> Array:
-    return np.max(np.abs(rows), axis=1, initial=0.0)  # type: ignore[no-any-return]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rounding:
-    """How far onnxruntime rounds an output, for each row, and the mean of the exact results where inputs hardly move.
-
-    What a graph does wrong it does wrong again for inputs a few units in the last place away; rounding differs from one
-    to the next, so that its mean is small.
-    """
-
-    rows: Array
-    mean: Array
-
-    @np.errstate(over="ignore", invalid="ignore")
-    def explained(self, mean: Array) -> Array:
-        """The rounding of rows, but 0 of those where onnxruntime's own mean is further than that from the exact one."""
-        steady = _largest(_finite(_rows(mean) - _rows(self.mean)))
-        return np.where(steady <= self.rows, self.rows, 0.0)
-
-
-def near(inputs: Arrays) -> Iterator[Arrays]:
-    """Yield inputs, and then again with floats moved by a few units in the last place; always the same."""
-    yield inputs
-    for k in range(MOVES):
-        yield tuple(_moved(x, (place, k)) if x.dtype.kind == "f" and x.size else x for place, x in enumerate(inputs))
-
-
-def _moved(x: Array, keys: tuple[int, int]) -> Array:
-    """Floats moved by up to 256 units in the last place, each by its own number of them, within their range."""
-    draw = uniform(get_backend("numpy").xp, mix_keys(None, keys), len(x), 0, x.shape).astype("float64")
-    moved = (x + np.round((2.0 * draw - 1.0) * REACH) * np.spacing(x)).astype(x.dtype)
-    moved = np.clip(moved, np.fmin.reduce(x, axis=None), np.fmax.reduce(x, axis=None))
-    return np.where(np.isfinite(x), moved, x)
-
-
-class _Spread:
-    """How an output varies from run to run, on inputs that are near each other."""
-
-    def __init__(self, exact: Array):
-        self.first = _rows(exact)
-        self.low, self.high = np.full(self.first.shape, np.inf), np.full(self.first.shape, -np.inf)
-        self.effect = np.zeros(len(exact))
-        self.got, self.exact = (np.zeros(exact.shape) for _ in range(2))  # their means
-
-    def add(self, got: Array, exact: Array) -> None:
-        """Take in a run; one of another shape is none, and `compare` says so."""
-        got = got if got.shape == exact.shape else exact
-        error = _rows(got) - _rows(exact)
-        self.low, self.high = np.minimum(self.low, error), np.maximum(self.high, error)
-        self.effect = np.maximum(self.effect, _largest(_finite(_rows(exact) - self.first)))
-        self.got, self.exact = self.got + got / (MOVES + 1.0), self.exact + exact / (MOVES + 1.0)
-
-    def rounding(self) -> Array:
-        """Half of what the error varies by, for each row, as far as that is plausible."""
-        scale = np.maximum(1.0, _largest(_finite(self.first)))
-        limit = np.clip(2.0 * self.effect / REACH, LEAST * scale, MOST * scale)
-        return np.minimum(_largest(_finite(self.high - self.low)) / 2.0, limit)
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def own_rounding(
-    runtime: Callable[[Arrays], Sequence[Array]], exact: Callable[[Arrays], Sequence[Array]], inputs: Arrays
-) -> tuple[list[Rounding], list[Array]]:
-    """How far onnxruntime rounds each output, and the mean of its results where inputs hardly move.
-
-    Its rounding is half of what its error varies by. But a graph that computes by unstable formulas must not excuse
-    itself: beyond 1e-4 of a row's scale, no more counts than twice what one unit in the last place of the inputs does
-    to the exact result, and never more than 5e-3.
-    """
-    spreads: list[_Spread] = []
-    for x in near(inputs):
-        results = exact(x)
-        spreads = spreads or [_Spread(e64) for e64 in results]
-        for spread, got, e64 in zip(spreads, runtime(x), results, strict=True):
-            spread.add(got, e64)
-    return [Rounding(spread.rounding(), spread.exact) for spread in spreads], [spread.got for spread in spreads]
-
-
-def _finite(values: Array) -> Array:
-    return np.where(np.isfinite(values), values, 0.0)
-
-
-def _rows(values: Array) -> Array:
-    return values.astype("float64").reshape(len(values), -1)
 
 
 def examine(

@@ -23,23 +23,20 @@ import onnx
 from lamella import ArgumentError, DataError, Layer, Model
 from lamella.backends.namespace import DTYPE_NAMES
 from lamella_onnx.parity import (
-    BATCHES,
     Agreement,
     Array,
     Arrays,
     ParityError,
     ParityReport,
-    Probes,
-    Range,
-    Rounding,
     compare,
     examine,
-    near,
     predict,
     run,
     session,
     versions,
 )
+from lamella_onnx.probes import BATCHES, Probes, Range
+from lamella_onnx.rounding import Rounding, near
 
 __all__ = ["PROOF", "REPORT", "SEED", "digest", "make_proof", "need_model", "proof_path", "proof_paths", "verify"]
 

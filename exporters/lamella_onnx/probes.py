@@ -1,0 +1,181 @@
+"""What to try a graph on: inputs drawn from a counter, the same everywhere, within ranges that the samples show."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lamella import ArraySpec, Model
+from lamella.backends import get_backend
+from lamella.backends.counter import mix_keys, uniform
+
+__all__ = ["BATCHES", "PLACES", "Probes", "Range", "candidates", "ranges"]
+
+BATCHES = {1: 1.0, 2: 1.0, 7: 10.0}  # rows, and how far random floats reach where nothing is known of an input
+PLACES = 1024  # as many places of an input may have a range of their own; a proof holds them all
+LONGEST = 512  # axes of unknown size grow up to here, so that an integer may be as large as its spec says
+
+Array = np.ndarray[Any, Any]
+Arrays = tuple[Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An input and the values ``low <= value < high`` that are drawn for it; None for floats that may be anything.
+
+    A limit is a number, or nested lists: one for each place in a row, where axes of size 1 stand for any size.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    low: float | list[Any] | None = None
+    high: float | list[Any] | None = None
+
+    def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
+        """The shape for known sizes; axes not known yet get one, and stay in ``sizes``."""
+        batch = sizes["N"]
+        return tuple(sizes.setdefault(n, 4 + len(sizes) + batch % 3) if isinstance(n, str) else n for n in self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """What random batches are drawn from: a range for each input, and for each batch the sizes of axes with a name.
+
+    Sizes that are not said follow from the batch.
+    """
+
+    inputs: tuple[Range, ...]
+    sizes: Mapping[int, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+
+    def bytes(self, batch: int) -> int:
+        """How large a batch is."""
+        sizes = {"N": batch, **self.sizes.get(batch, {})}
+        return sum(np.dtype(row.dtype).itemsize * math.prod(max(n, 1) for n in row.sized(sizes)) for row in self.inputs)
+
+    @np.errstate(over="ignore", invalid="ignore")  # ranges that exceed the dtype
+    def draw(self, batch: int, seed: int) -> Arrays:
+        """Draw a batch of inputs: the same numbers everywhere, from the counter generator.
+
+        Floats that may be anything are drawn from [-1, 1), in the largest batch from [-10, 10).
+        """
+        sizes = {"N": batch, **self.sizes.get(batch, {})}
+        reach = BATCHES.get(batch, 1.0)
+        arrays = []
+        for row in self.inputs:
+            given = (-reach, reach) if row.low is None or row.high is None else (row.low, row.high)
+            low, high = (np.asarray(limit, "float64") for limit in given)
+            key = mix_keys(None, (seed, batch, zlib.crc32(row.name.encode())))
+            unit = uniform(get_backend("numpy").xp, key, batch, 0, row.sized(sizes)).astype("float64")
+            is_float = "float" in row.dtype  # then high - low may be too large for a number
+            values = low * (1.0 - unit) + high * unit if is_float else np.floor(unit * (high - low) + low)
+            arrays.append(values.astype(row.dtype, order="C"))
+        return tuple(arrays)
+
+
+def candidates(model: Model, samples: Arrays | None = None) -> Iterator[Probes]:
+    """Yield what random batches may be drawn from, for the engine to take or refuse; the first it takes is used.
+
+    What an input may be can depend on another: the length of a sequence is at most the size of an axis. So axes with
+    a name first get sizes that no integer given once a row exceeds, if samples are as long; then that of the samples,
+    then small and even ones. Each is also tried with these integers from 1 to the smallest size only.
+    """
+    rows = ranges(model, samples)
+    own = _sizes(model, samples) if samples is not None else {}
+    longest = max(own.values(), default=0) if samples is not None else LONGEST
+    needs = [int(limits[1]) - 1 for row in rows if (limits := _limits_of_length(row)) and limits[1] - 1 <= longest]
+    usual = {batch: _usual_sizes(rows, batch) for batch in BATCHES}
+    need = max(needs, default=0)
+    fitting = {
+        batch: {name: max(n, min(need, own.get(name, need)) + (batch == 2)) for name, n in sizes.items()}
+        for batch, sizes in usual.items()
+    }
+    others = [dict.fromkeys(BATCHES, own)] if own and all(own.values()) else []
+    for most, least in ((4, 3), (32, 16), (2, 1), (1, 1)):
+        others.append({batch: dict.fromkeys(usual[batch], least if batch == 2 else most) for batch in BATCHES})
+    tried: list[Probes] = []
+    for sizes in (fitting, *others):
+        for probes in (Probes(rows, sizes), Probes(_within(rows, sizes), sizes)):
+            if probes not in tried:
+                tried.append(probes)
+                yield probes
+
+
+def _sizes(model: Model, samples: Arrays) -> dict[str, int]:
+    """The sizes that samples have along axes with a name."""
+    shapes = ((spec.shape[1:], sample.shape[1:]) for spec, sample in zip(model.input_specs, samples, strict=True))
+    return {name: n for own, shape in shapes for name, n in zip(own, shape, strict=True) if isinstance(name, str)}
+
+
+def _usual_sizes(rows: Sequence[Range], batch: int) -> dict[str, int]:
+    sizes = {"N": batch}
+    for row in rows:
+        row.sized(sizes)
+    return {name: size for name, size in sizes.items() if name != "N"}
+
+
+def _limits_of_length(row: Range) -> tuple[float, float] | None:
+    """The limits of what may be a length: one integer for each row."""
+    if row.shape == ("N",) and np.dtype(row.dtype).kind in "iu":
+        return float(row.low), float(row.high)  # type: ignore[arg-type]  # integers have limits, and one place only one
+    return None
+
+
+def _within(rows: tuple[Range, ...], sizes: Mapping[int, Mapping[str, int]]) -> tuple[Range, ...]:
+    """Ranges where integers that may be lengths fit into the smallest axis."""
+    smallest = min((size for named in sizes.values() for size in named.values()), default=np.inf)
+    fitting = []
+    for row in rows:
+        if limits := _limits_of_length(row):
+            low, high = max(limits[0], 1.0), min(limits[1], smallest + 1.0)
+            row = dataclasses.replace(row, low=low, high=high) if low < high else row
+        fitting.append(row)
+    return tuple(fitting)
+
+
+def ranges(model: Model, samples: Arrays | None = None) -> tuple[Range, ...]:
+    """Return what to draw for each input: what samples have, else what its spec says, else anything, or 0 and 1.
+
+    With samples, each place of a row has its own range, if its axis has a known size: columns of a table differ. Of
+    inputs with more places than a proof should hold, the longest axes share one.
+    """
+    given = (None,) * len(model.input_specs) if samples is None else samples
+    rows = zip(model.input_names, model.input_specs, given, strict=True)
+    return tuple(Range(name, spec.shape, spec.dtype, *_limits(spec, sample)) for name, spec, sample in rows)
+
+
+def _limits(spec: ArraySpec, sample: Array | None) -> tuple[Any, Any]:
+    if sample is not None and sample.size and np.isfinite(sample).all():
+        return _limits_of(spec, sample)
+    if spec.is_float and spec.low is None and spec.high is None:
+        return None, None
+    low, high = (-1.0, 1.0) if spec.is_float else (0.0, 2.0)
+    low, high = low if spec.low is None else float(spec.low), high if spec.high is None else float(spec.high)
+    if low < high:
+        return low, high
+    return (low, low + 1.0) if spec.high is None else (high - 1.0, high)
+
+
+def _limits_of(spec: ArraySpec, sample: Array) -> tuple[Any, Any]:
+    """The limits of samples, place by place, within the spec's; what never changes stays, unless nothing does."""
+    kept = {axis: n for axis, n in enumerate(spec.shape) if axis and isinstance(n, int)}
+    while math.prod(kept.values()) > PLACES:
+        del kept[max(kept, key=lambda axis: kept[axis])]
+    common = tuple(axis for axis in range(sample.ndim) if axis not in kept)
+    least, most = (reduce(sample, axis=common, keepdims=True)[0].astype("float64") for reduce in (np.min, np.max))
+    limits = -np.inf if spec.low is None else spec.low, np.inf if spec.high is None else spec.high
+    if not spec.is_float:
+        most += 1.0
+    elif np.array_equal(least, most):
+        least, most = (least, most + 1.0) if spec.high is None else (least - 1.0, most)
+    return _short(np.clip(least, *limits)), _short(np.clip(most, *limits))
+
+
+def _short(limits: Array) -> Any:
+    """One number where all are equal, else lists."""
+    return float(limits.flat[0]) if (limits == limits.flat[0]).all() else limits.tolist()
