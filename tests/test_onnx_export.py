@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from lamella_layers import (
     MaxPooling2D,
     Normalization,
     PositionEmbedding,
+    Rescaling,
 )
 from lamella_onnx import ParityError, ParityReport, TraceError, export, verify
 from lamella_onnx.parity import compare
@@ -340,6 +342,18 @@ def test_an_appended_model_keeps_the_names_of_its_outputs(path):
 def test_what_can_not_be_appended_to_several_outputs(append, words, path):
     with pytest.raises(lm.ArgumentError, match=words):
         export(heads(), path, append=append)
+
+
+def test_models_may_share_layers_with_the_appended_one_only_if_they_share_values(path):
+    layer = Dense(4)
+    model, other = (lm.Sequential([layer], input_shape=4, seed=seed) for seed in (1, 2))
+    with pytest.raises(lm.ArgumentError, match="share dense_1, one layer object, which has other values"):
+        export(model, path, append=other)
+    export(model, path, append=copy.deepcopy(other))
+    x = np.ones((3, 4), "float32")
+    np.testing.assert_allclose(ort(path, x)[0], other.predict(model.predict(x)), atol=1e-6)
+    export(lm.Sequential([Rescaling(0.5)], input_shape=4), path, append=other)  # which has nothing to share
+    np.testing.assert_allclose(ort(path, x)[0], other.predict(0.5 * x), atol=1e-6)
 
 
 def test_a_model_may_be_appended(path):

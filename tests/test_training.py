@@ -11,7 +11,17 @@ from sample_layers import Add
 import lamella as lm
 from lamella.progress import Progress
 from lamella.terminal import Terminal
-from lamella_layers import Activation, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from lamella_layers import (
+    Activation,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePooling2D,
+    MaxPooling2D,
+    Rescaling,
+    Reshape,
+)
 
 CROSS_ENTROPY = "softmax_cross_entropy"
 
@@ -611,9 +621,13 @@ def test_probabilities_before_a_loss_on_logits_are_told_once(end, loss):
     assert [warning.filename for warning in told] == [__file__]
 
 
-@pytest.mark.parametrize("end", [Activation("tanh"), Activation("relu"), Dropout(0.5), Flatten(), Dense(3)])
+@pytest.mark.parametrize(
+    "end", [Activation("tanh"), Activation("relu"), Dropout(0.5), Flatten(), Dense(3), Rescaling(0.01, 0.5)]
+)
 def test_other_ends_are_left_alone(end):
     x, y = classes(12)
+    images = lm.Sequential([Reshape((3, 2, 2)), Conv2D(3, 1), GlobalAveragePooling2D()], input_shape=12)
+    images.fit(x.repeat(3, axis=1), y, loss=CROSS_ENTROPY, optimizer="sgd")
     ending_in(end).fit(x / 100, y, loss=CROSS_ENTROPY, optimizer="sgd")
     ending_in(Activation("softmax")).fit(x, y, loss="categorical_cross_entropy", optimizer="sgd")
 

@@ -68,6 +68,7 @@ _ELSEWHERE = {  # what other libraries call things, where the words are too diff
     "mae": "mean_absolute_error",
     "mse": "mean_squared_error",
     "rmse": "root_mean_squared_error",
+    "swish": "silu",
     "xavier": "glorot_uniform",
 }
 

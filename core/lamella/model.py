@@ -107,6 +107,20 @@ class Model:
         names = {own[key]: theirs[key] for key in own.keys() & theirs.keys()}
         return {name: found for name in self._layer_arrays() if (found := _renamed(name, names))}
 
+    def differing(self, other: Model) -> frozenset[str]:
+        """Return the layers that stand in both models, the same objects, with other values there than here."""
+
+        def values(model: Model, layer: str) -> list[Any]:
+            arrays = {**model.parameters, **model.state}
+            return [arrays[f"{layer}.{local}"] for local in model._layer_arrays()[layer]]
+
+        shared = self._shared_layers(other)
+        return frozenset(
+            name
+            for name, theirs in shared.items()
+            if not all(map(np.array_equal, values(self, name), values(other, theirs)))
+        )
+
     def _layer_arrays(self) -> dict[str, dict[str, tuple[tuple[int, ...], bool]]]:
         """Each array's shape and whether it is a parameter, by the names of layers with arrays."""
         arrays: dict[str, dict[str, tuple[tuple[int, ...], bool]]] = {}
@@ -206,7 +220,7 @@ class Model:
     def _warn_of_outer_training(self) -> None:
         """Say so where nothing was trained but copies of this model's layers in an outer one."""
         trained = [] if self.step else [outer for outer in self._around if outer.step]
-        if any(set(outer._shared_layers(self)) - outer.frozen_layers for outer in trained):
+        if any(outer.differing(self) - outer.frozen_layers for outer in trained):
             warnings.warn(
                 f"{self!r} was called like a layer and has values of its own; the model around it, which was "
                 "trained, has others. inner.copy_values(outer) takes these over",
@@ -427,12 +441,16 @@ class Sequential(Model):
         self,
         layers: Sequence[Any],
         *,
-        input_shape: Sequence[int | str] | int,
+        input_shape: Sequence[int | str] | int | None = None,
         input_dtype: str | None = None,
         dtype: str = "float32",
         seed: int = 0,
         backend: str = "numpy",
     ) -> None:
+        if input_shape is None:
+            raise ArgumentError(
+                "Sequential: input_shape is missing, the shape of a sample: input_shape=(28, 28), or x.shape[1:]"
+            )
         if not isinstance(layers, list | tuple) or not layers:
             raise ArgumentError(f"Sequential: layers: expected a list of at least one layer, got {layers!r}")
         first = node = Input(input_shape, input_dtype)

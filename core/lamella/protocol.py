@@ -64,6 +64,13 @@ class ArraySpec:
             len(limits) == 2 and not limits[0] < limits[1]
         ):
             raise ArgumentError(f"ArraySpec: expected low < high, got low={self.low!r} and high={self.high!r}")
+        if np.dtype(dtype).kind in "iu" and limits:
+            held = np.iinfo(dtype)
+            if (self.low is not None and self.low > held.max) or (self.high is not None and self.high <= held.min):
+                raise ArgumentError(
+                    f"ArraySpec: {dtype} holds {held.min} to {held.max}, so nothing from low={self.low!r} to below "
+                    f"high={self.high!r}"
+                )
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "dtype", dtype)
 

@@ -378,17 +378,23 @@ def _warn_of_probabilities(model: Model, losses: tuple[Loss | None, ...]) -> Non
             )
 
 
+_MOST_PROBED = 1 << 18  # numbers; the last layers of a classifier have fewer
+
+
 def _squeezes(model: Model, leaf: Leaf) -> bool:
-    """Whether a layer without arrays takes even numbers far from 0 into [0, 1], as sigmoid and softmax do."""
+    """Whether a layer without arrays takes any numbers, even far from 0, into [0, 1], as sigmoid and softmax do."""
     from lamella.model import Model  # a model knows its training
 
     spec = model.program.specs[leaf.inputs[0]]
+    shape = (16, *(size if isinstance(size, int) else 2 for size in spec.shape[1:]))
     if leaf.params or leaf.state or len(leaf.inputs) > 1 or len(leaf.outputs) > 1 or not spec.is_float:
         return False
-    probe = Input(tuple(size if isinstance(size, int) else 2 for size in spec.shape[1:]))
-    far = np.where(np.arange(2 * math.prod(probe.spec.shape[1:])) % 2, 30.0, -30.0)
+    if math.prod(shape) > _MOST_PROBED:
+        return False
+    probe, rng = Input(shape[1:]), np.random.default_rng(0)
+    far = np.copysign(10.0 ** rng.uniform(1.0, 4.0, shape), rng.standard_normal(shape))
     try:
-        result = Model(probe, leaf.layer.named("probe")(probe)).predict(far.reshape(2, *probe.spec.shape[1:]))
+        result = Model(probe, leaf.layer.named("probe")(probe)).predict(far)
     except LamellaError:  # it takes no such numbers
         return False
     return bool(result.size and result.min() >= 0.0 and result.max() <= 1.0)

@@ -220,7 +220,16 @@ def _extended(model: Model, append: Any) -> tuple[Model, tuple[str, ...]]:
     else:
         nodes, names = _chained(nodes, names, append)
     longer = Model(model.input_nodes, nodes, dtype=model.dtype, seed=model.seed, backend=model.backend)
-    longer.copy_values(model)
+    if model.parameters or model.state:
+        longer.copy_values(model)
+    appended = [inner for inner in longer.program.inner_models if inner not in model.program.inner_models]
+    for inner in appended:
+        held = any(inner in other.program.inner_models for other in appended)  # then values are the other's
+        if not held and (differing := longer.differing(inner)):
+            raise ArgumentError(
+                f"export: append: {inner!r} and the exported model share {', '.join(sorted(differing))}, one layer "
+                "object, which has other values in each. Likely fix: append copy.deepcopy(...) of it"
+            )
     names = tuple(name or own for name, own in zip(names, longer.output_names, strict=True))
     clear = len({*names, *longer.input_names}) == len(names) + len(longer.input_names)
     return longer, names if clear else longer.output_names

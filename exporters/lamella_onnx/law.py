@@ -68,7 +68,8 @@ def _is_written(case: Case, dtype: str, opset: int) -> None:
     try:
         proto = trace_model(case.model(dtype), opset).proto
     except LamellaError as error:
-        raise Broken(f"{form}: {error}", cause="an ONNX kernel that is made for float32; x.dtype tells") from error
+        cause = "an ONNX kernel that is made for float32; x.dtype tells" if "build said" in str(error) else ""
+        raise Broken(f"{form}: {error}", cause=cause) from error
     if what := _not_valid(proto):
         raise Broken(
             f"{form} is not valid ONNX: {what}",

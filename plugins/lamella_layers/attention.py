@@ -241,6 +241,12 @@ def lamella_specimens() -> list[Any]:
             ),
         ),
         Specimen(
+            ScaledDotProductAttention(2),
+            (lm.ArraySpec(("N", 3, 4)), lm.ArraySpec(("N", 5, 6)), lm.ArraySpec(("N", 5, 4))),
+            (*("Reshape", "Transpose") * 4, *("MatMul",) * 2, "Mul", "Softmax"),
+            docs=paper,
+        ),
+        Specimen(
             ScaledDotProductAttention(causal=True, dropout=0.4),
             (lm.ArraySpec(("N", 3, 2)), lm.ArraySpec(("N", 4, 1)), lm.ArraySpec(("N", 4, 2))),
             docs=paper,

@@ -22,7 +22,7 @@ class StrictBackend:
         try:
             import array_api_strict
         except ImportError as error:  # an optional dependency
-            raise ImportError("the 'strict' backend needs array-api-strict: pip install 'lamella[test]'") from error
+            raise ImportError("the 'strict' backend needs array-api-strict: pip install array-api-strict") from error
         given = {name: getattr(array_api_strict, name) for name in NAMESPACE}
         array = _shortly_indexed(type(array_api_strict.zeros(0)))
         functions = {name: _giving(array, one) if inspect.isfunction(one) else one for name, one in given.items()}

@@ -146,7 +146,8 @@ class Case:
         def fit(spec: ArraySpec) -> ArraySpec:
             for name, size in {} if isinstance(self.layer, LossLayer) else self.sizes.items():
                 if not spec.is_float and spec.high is not None and spec.high - size in (0, 1):
-                    return spec.replace(high=spec.high - size + sizes[name])
+                    high = spec.high - size + sizes[name]
+                    return spec if spec.low is not None and high <= spec.low else spec.replace(high=high)
             return spec
 
         specimen = dataclasses.replace(self.specimen, inputs=tuple(map(fit, self.specimen.inputs)), refuses=())

@@ -9,11 +9,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
-import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from lamella.testing.relation import constant_factor
 from lamella.testing.round_trip import round_trip
 from lamella.testing.shapes import shapes
 from lamella.testing.shrinking import WIDENED
+from lamella.testing.turns import Turns
 
 __all__ = [
     "LAWS",
@@ -52,8 +51,6 @@ OUTSIDE = (
 )
 
 LAYOUTS = tuple(itertools.product((scattered, contiguous, permuted), repeat=2))  # of inputs and of dy
-
-NUMBERS, ROUNDS, SECONDS = 4096, 6, 0.15  # that each of four threads works on, how often at least, and how long
 
 EXPLAINED = 1e-3
 """Of what rounding the inputs to float32 does to a result: so much float64 results may differ where they are rounded
@@ -248,48 +245,19 @@ def _interleaved(case: Case) -> None:
 
 
 def _threads(case: Case) -> None:
-    """Four threads at once give what they give one after the other.
-
-    NumPy lets other threads run only while it works on many numbers, and Python changes threads seldom: so there are
-    many, all threads wait for each other again and again, and Python is asked to change often. Arrays lie in memory
-    as the engine hands them on: see `lamella.backends.numpy_backend.in_order`.
-    """
-    rows = max(3, min(512, NUMBERS // max(1, *(x[0].size for x in case.draw(1)))))
-    batches = [tuple(map(contiguous, case.draw(rows, attempt=k))) for k in range(4)]
+    """Two threads that take turns, one instruction of the layer's code each, give what they give alone."""
+    batches = [tuple(map(contiguous, case.draw(3, attempt=k))) for k in range(2)]
     cotangents = [tuple(map(contiguous, case.cotangents(batch))) for batch in batches]
-    expected = [named(case.step("float32", *pair)) for pair in zip(batches, cotangents, strict=True)]
-    given: list[list[Any]] = [[] for _ in range(4)]
-    end = time.monotonic() + SECONDS
-    rounds = itertools.takewhile(lambda k: k < ROUNDS or time.monotonic() < end, itertools.count())
-    start = threading.Barrier(4, action=lambda: going.append(next(rounds, None) is not None))
-    going: list[bool] = []
-
-    def work(k: int) -> None:
-        while True:
-            start.wait()
-            if not going[-1]:
-                return
-            try:
-                given[k].append(named(case.step("float32", batches[k], cotangents[k])))
-            except Exception as error:  # handed to the thread that waits
-                given[k].append(error)
-
-    workers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    finally:
-        sys.setswitchinterval(interval)
-    cause = "calls share something: a closure, a global or a buffer. Slices of one batch run in several threads"
-    for inputs, right, results in zip(batches, expected, given, strict=True):
-        for result in results:
+    pairs = list(zip(batches, cotangents, strict=True))
+    for training in (True, False):
+        expected = [named(case.step("float32", *pair, training=training)) for pair in pairs]
+        work = [partial(case.step, "float32", *pair, training=training) for pair in pairs]
+        cause = "calls share something: a closure, a global or a buffer. Slices of one batch run in several threads"
+        for inputs, right, result in zip(batches, expected, Turns().run(work), strict=True):
             if isinstance(result, Exception):
-                raise Broken(f"fails when run in four threads at once: {result}", cause=cause)
-            compare(right, result, "results alone and among four threads", 0.0, inputs=inputs, cause=cause)
+                raise Broken(f"fails when run in two threads at once: {result}", cause=cause)
+            what = f"results alone and in two threads{'' if training else ', in inference mode'}"
+            compare(right, named(result), what, 0.0, inputs=inputs, cause=cause)
 
 
 def _sharing(case: Case) -> None:
