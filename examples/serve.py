@@ -29,6 +29,8 @@ def answer(session, batch):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     path, batch = sys.argv[1], np.load(sys.argv[2])
     session = load(path, batch[:1])
     start = time.perf_counter()

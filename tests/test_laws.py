@@ -100,7 +100,15 @@ FUNCTIONS = {
     "fast": (lambda xp, x: xp.sin(804.0 * x), lambda xp, x: 804.0 * xp.cos(804.0 * x)),
     "tiny": (lambda xp, x: 1e-9 * xp.tanh(x), lambda xp, x: 1e-9 * (1.0 - xp.tanh(x) ** 2)),
     "one": (lambda xp, x: xp.exp(x) / xp.exp(x), lambda xp, x: 0.0 * x),
+    "wrong": (lambda xp, x: xp.sin(x), lambda xp, x: 1.05 * xp.cos(x)),
 }
+
+
+def test_a_gradient_that_is_wrong_everywhere_is_never_called_right_in_one_mode():
+    for seed in range(6):
+        with pytest.raises(ConformanceError, match="gradient: dx of input 0 in training mode, batch of") as error:
+            check_layer(Function("wrong"), lm.ArraySpec(("N", 3)), seed=seed)
+        assert "right in" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -335,8 +335,8 @@ class Model:
         if layers and not taken:
             raise DataError(
                 f"copy_values: none of the layers {', '.join(layers)} is in the other model, which has "
-                f"{', '.join(other._layer_arrays()) or 'none with arrays'}, with arrays of equal shapes; a layer is "
-                "found as the same object, else by its name"
+                f"{', '.join(other._layer_arrays()) or 'none with arrays'}; a layer is found as the same object, else "
+                "by its name, and has to have arrays of the same shapes"
             )
         self.step = other.step
         return tuple(name for name in layers if name not in taken)

@@ -50,6 +50,9 @@ class Primitive:
 
     def __call__(self, ctx: Any, *args: Any, **options: Any) -> Any:
         xp = getattr(ctx, "xp", ctx)
+        if not hasattr(xp, "backend"):
+            name = self.__name__  # type: ignore[attr-defined]
+            raise TypeError(f"{name}: the first argument is ctx, as in {name}(ctx, x, ...); got {type(ctx).__name__}")
         return self.kernels.get(xp.backend, self.reference)(xp, *args, **options)
 
     def __repr__(self) -> str:

@@ -317,7 +317,8 @@ def _measure(case: Case, mode: _Mode, target: Target, attempt: int, fineness: fl
     here = point.run()
     given = point.given(here)
     random = _unit(np.random.default_rng([case.seed, 4, attempt]).standard_normal(point.value.shape))
-    direction = _unit(random + _unit(given))  # along the gradient too, lest the slope vanish by chance
+    along = _unit(given)  # too, lest the slope vanish by chance; the two may point to opposite sides
+    direction = _unit(random + along if np.vdot(random, along) > -0.5 else random - along)
     analytic, size = float(np.vdot(given, direction)), float(np.linalg.norm(given)) * largest(point.value)
     least = 1.0 if mode is LARGE else 0.0  # gates saturate at 1, and small outputs are their differences
     return _along(lambda shift: point.run(shift * direction), here, analytic, point.cotangents, point.step, size, least)

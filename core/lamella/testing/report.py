@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any, Literal
 
-from lamella.terminal import Table, styled
+from lamella.terminal import Table, plain, styled
 from lamella.testing.comparison import Fault
 
 __all__ = ["ConformanceError", "ConformanceReport", "Verdict"]
@@ -69,7 +69,7 @@ class ConformanceReport:
         return f"<ConformanceReport: {self.subject} {many} {len(self.verdicts)} laws{some}>"
 
     def __str__(self) -> str:
-        return str(self.table())
+        return plain("\n".join(self.table().lines(width=80)))
 
     def table(self) -> Table:
         """Return the report as a table with styles, which a terminal shows."""
