@@ -408,6 +408,16 @@ def tower_and_head():
     return a, tower, model, x
 
 
+def test_what_is_frozen_stays_frozen_when_values_are_copied():
+    trained = lm.Sequential([Dense(4), Dense(7)], input_shape=3, seed=1)
+    twin = lm.Sequential([Dense(4).frozen(), Dense(7)], input_shape=3)
+    assert twin.copy_values(trained) == ()
+    assert twin.frozen_layers == {"dense_1"}
+    assert twin.copy_values(trained.freeze("dense_2")) == ()
+    assert twin.frozen_layers == {"dense_1", "dense_2"}
+    assert trained.unfreeze().copy().frozen_layers == set()
+
+
 def test_trained_parts_can_be_taken_out_of_a_model(tmp_path):
     a, tower, model, x = tower_and_head()
     (node,) = model.output_nodes[0].call.inputs  # what the head is called with

@@ -164,7 +164,7 @@ def test_top_one_is_accuracy():
             [[1, 0, 0], [1, 0, 1]] * 2,
             r"got the sum 2 in row 1. .* several labels.* binary_accuracy",
         ),
-        (TopKAccuracy(), SCORES, np.zeros((4, 3)), r"top_k_accuracy: .* must be one-hot, or sum to 1; got the sum 0"),
+        (TopKAccuracy(), SCORES, np.full((4, 3), 0.5), r"top_k_accuracy: .* must be one-hot, .* got the sum 1.5"),
         (BinaryAccuracy(), SCORES, [1, 0, 0, 1], r"binary_accuracy: target must have the prediction's shape \(4, 3\)"),
         (Accuracy(), [[0.5], [1.0]], [-1, 1], r"accuracy: targets must lie in \[0, 1\]"),
         (Accuracy(), [[0.5], [1.0]], [[0, 1], [1, 0]], r"accuracy: target must have the prediction's shape \(2, 1\)"),
@@ -187,3 +187,11 @@ def test_names():
     assert all(snake_case(cls.__name__) == name and issubclass(cls, Metric) for name, cls in lamella_metrics().items())
     with pytest.raises(ArgumentError, match="TopKAccuracy: k: expected a positive int, got 0"):
         TopKAccuracy(k=0)
+
+
+def test_rows_of_zeros_name_no_class_and_no_decision_is_right():
+    target = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    for metric in (Accuracy(), TopKAccuracy(k=3)):
+        prediction = np.array([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+        assert metric.result(metric.update(prediction, target)) == 0.5
+        assert metric.result(metric.update(prediction, target, [1.0, 0.0])) == 1.0

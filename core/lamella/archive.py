@@ -378,6 +378,8 @@ def load_weights(model: Model, path: str | os.PathLike[str], mapping: Mapping[st
     arrays = model.program.arrays
     sources: dict[str, str | None] = {name: name for name in arrays}
     for name, source in (mapping or {}).items():
+        if not isinstance(name, str):
+            raise ArgumentError(f"load_weights: mapping: expected names of the model's arrays, got {name!r}")
         if source is not None and not isinstance(source, str):
             raise ArgumentError(f"load_weights: mapping: expected a name in the file, or None, got {source!r}")
         named = [name] if source is not None else fnmatch.filter(arrays, name)

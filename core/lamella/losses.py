@@ -224,7 +224,7 @@ class CategoricalCrossEntropy(Loss):
         return class_targets("categorical_cross_entropy", prediction, target)
 
     def examine(self, prediction: np.ndarray) -> None:
-        if prediction.size and (prediction.min() < 0.0 or prediction.max() > 1.001):
+        if prediction.size and (prediction.min() < -1e-3 or prediction.max() > 1.001):
             raise DataError(
                 f"categorical_cross_entropy: predictions must be probabilities; got values from {prediction.min():.4g} "
                 f"to {prediction.max():.4g}. On logits use softmax_cross_entropy, or end with a softmax."

@@ -63,8 +63,8 @@ class Accuracy(Metric):
     """The share of right decisions.
 
     Predictions (N, ..., C) with two or more classes on the last axis decide for the largest; the target holds integer
-    labels (N, ...) or rows (N, ..., C) that sum to 1, such as one-hot; rows with several labels are for
-    `BinaryAccuracy`. Predictions (N,) or (N, ..., 1) are yes-no decisions: yes where the
+    labels (N, ...) or rows (N, ..., C) that sum to 1, such as one-hot; for rows of zeros no decision is right, and rows
+    with several labels are for `BinaryAccuracy`. Predictions (N,) or (N, ..., 1) are yes-no decisions: yes where the
     prediction is above ``threshold``; the target is yes above one half, with or without the last axis of 1. A sample
     of several decisions, such as (N, T, C), counts with its share of right ones.
 
@@ -146,9 +146,9 @@ class TopKAccuracy(Metric):
         classes = prediction.shape[-1]
         if self.k > classes:
             raise DataError(f"top_k_accuracy: expected k of at most {classes}, the number of classes, got k={self.k}")
-        own = np.take_along_axis(prediction, labels, axis=-1)
+        own = np.take_along_axis(prediction, np.maximum(labels, 0), axis=-1)
         ahead = ~(prediction <= own) | ((prediction == own) & (np.arange(classes) < labels))  # NaN is never right
-        return _mean(np.sum(ahead, axis=-1) < self.k)
+        return _mean((np.sum(ahead, axis=-1) < self.k) & (labels[..., 0] >= 0))
 
 
 class MeanAbsoluteError(Metric):
@@ -191,17 +191,19 @@ class RootMeanSquaredError(Metric):
 
 
 def _labels(where: str, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The class of each row; -1 for rows of zeros, which name none, so that nothing is right."""
     target = class_targets(where, ArraySpec(prediction.shape, str(prediction.dtype)), target)
     if target.ndim < prediction.ndim:
         return target
     totals = np.sum(target, axis=-1)
-    if not np.all(np.abs(totals - 1.0) <= 1e-3):
-        wrong = np.argwhere(~(np.abs(totals - 1.0) <= 1e-3))[0]
+    sound = (np.abs(totals - 1.0) <= 1e-3) | (totals == 0.0)
+    if not np.all(sound):
+        wrong = np.argwhere(~sound)[0]
         raise DataError(
-            f"{where}: targets of the prediction's shape must be one-hot, or sum to 1; got the sum "
+            f"{where}: targets of the prediction's shape must be one-hot, or sum to 1 or 0; got the sum "
             f"{totals[tuple(wrong)]:g} in row {wrong[0]}. For samples with several labels there is binary_accuracy."
         )
-    return np.asarray(np.argmax(target, axis=-1))
+    return np.where(totals == 0.0, -1, np.argmax(target, axis=-1))
 
 
 def _values(where: str, prediction: np.ndarray, target: np.ndarray, *, unit: bool = False) -> np.ndarray:

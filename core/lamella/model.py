@@ -303,6 +303,7 @@ class Model:
             backend=backend or self.backend,
         )
         twin.copy_values(self)
+        twin._frozen = self._frozen
         if self.optimizer_state is not None:
             twin.optimizer_state = self.optimizer_state.copy(twin)
         return twin
@@ -312,8 +313,8 @@ class Model:
 
         Taken are the arrays of every layer that both models have: the same object, whatever it is called here and
         there, and whether a layer of the model or of one used as a layer. Models that share no such object are matched
-        by the names of their layers. Layers whose arrays have other shapes stay as they are. What is frozen there is
-        frozen here.
+        by the names of their layers. Layers whose arrays have other shapes stay as they are. What is frozen here stays
+        frozen, and what is frozen there becomes it.
 
         Raises:
             DataError: no layer of the model has its match in the other one.
@@ -330,8 +331,9 @@ class Model:
         >>> transfer.copy_values(trained)
         ('head',)
         """
-        layers = tuple(self._layer_arrays())
+        layers, frozen = tuple(self._layer_arrays()), self._frozen
         taken = self._take(other, self._shared_layers(other) or {name: name for name in layers})
+        self._frozen |= frozen
         if layers and not taken:
             raise DataError(
                 f"copy_values: none of the layers {', '.join(layers)} is in the other model, which has "
@@ -344,6 +346,7 @@ class Model:
     def __deepcopy__(self, memo: dict[int, Any]) -> Model:
         twin = memo[id(self)] = archive.from_config(self.config(), backend=self.backend)
         twin.copy_values(self)
+        twin._frozen = self._frozen
         if self.optimizer_state is not None:
             twin.optimizer_state = self.optimizer_state.copy(twin)
         return twin
