@@ -426,6 +426,17 @@ GENERATORS: dict[type, Callable[[Draw], Configuration]] = {
 """By class, what draws a configuration, valid or not."""
 
 
+def _reaches(model: lm.Model) -> bool:
+    """Whether padding leaves anything of what a transposed convolution spreads: the rest is its bias alone."""
+    image = np.ones((1, *model.input_specs[0].shape[1:]), "float32")
+    outputs = []
+    for value in (1.0, 2.0):
+        for name, array in model.parameters.items():
+            model.parameters[name] = np.full_like(array, value if name.endswith("kernel") else 0.5)
+        outputs.append(model.predict(image))
+    return not np.array_equal(*outputs)
+
+
 def configuration(rng: np.random.Generator, kind: type) -> Specimen:
     """A random valid configuration of a layer or loss, now and then frozen."""
     draw = Draw(rng)
@@ -435,8 +446,10 @@ def configuration(rng: np.random.Generator, kind: type) -> Specimen:
             if isinstance(subject, lm.Layer):
                 subject = subject.frozen() if draw.chance(0.1) else subject
                 nodes = [lm.Input(x.shape[1:], x.dtype) for x in specs]
-                lm.Model(nodes, subject(*nodes))
+                model = lm.Model(nodes, subject(*nodes))
         except (lm.ArgumentError, lm.GraphError):
+            continue
+        if kind is ll.Conv2DTranspose and not _reaches(model):
             continue
         if getattr(getattr(subject, "layer", subject), "truncate", None) is None:
             return Specimen(subject, tuple(specs))
