@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 import lamella as lm
 from lamella import threads
 from lamella.engine import slice_rows
-from lamella_layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
+from lamella_layers import GRU, LSTM, RNN, BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 CROSS_ENTROPY = "softmax_cross_entropy"
 
@@ -116,6 +116,9 @@ def test_slices_follow_from_graph_rows_and_threads_alone():
     assert len(slice_rows(big, 64, 2)) > 2
     tiny = lm.Sequential([Dense(4)], input_shape=8).program
     assert slice_rows(tiny, 32, 8) == [32]
+    for layer in (LSTM(256, return_sequences=False), GRU(256), RNN(256)):  # steps long enough for threads, and not
+        assert slice_rows(lm.Sequential([layer], input_shape=(50, 64)).program, 64, 2) == [32, 32]
+        assert slice_rows(lm.Sequential([layer.replace(units=32)], input_shape=(50, 8)).program, 64, 2) == [64]
 
 
 @pytest.mark.usefixtures("many_slices")

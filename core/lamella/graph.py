@@ -232,7 +232,7 @@ class Leaf:
 class Cost(NamedTuple):
     """What decides how a program's batches are cut."""
 
-    work: int  # multiplications that a row costs, roughly: every weight is used once for each output position
+    work: int  # multiplications that a row costs, roughly: in layers that walk over time, in one step and for one gate
     largest: int  # bytes that the largest layer reads and writes for a row
     widest: int  # numbers in the largest matrix of weights
     coupled: bool  # whether layers share sums over the batch
@@ -258,7 +258,11 @@ class Program:
 
     @functools.cached_property
     def cost(self) -> Cost:
-        """What a row costs, once for all steps; an axis of unknown size counts as 16."""
+        """What a row costs, once for all steps; an axis of unknown size counts as 16.
+
+        Every weight is used once for each output position. Where layers walk over time, all steps come one after the
+        other, and threads pay only if one of them is long.
+        """
         itemsize = 4 if self.dtype == "float32" else 8
         sizes = {
             value: math.prod(n if isinstance(n, int) else 16 for n in spec.shape[1:])
@@ -268,7 +272,10 @@ class Program:
         for leaf in self.leaves:
             width = self.specs[leaf.inputs[0]].shape[-1]
             reach = max((_reach(self.arrays[full].shape, width) for full in leaf.params.values()), default=1)
-            work += max(1, reach) * sum(sizes[value] for value in leaf.outputs)
+            if leaf.layer.recurrent:
+                work += _work_of_a_step([self.arrays[full].shape for full in leaf.params.values()])
+            else:
+                work += max(1, reach) * sum(sizes[value] for value in leaf.outputs)
             largest = max(largest, itemsize * sum(sizes[value] for value in (*leaf.inputs, *leaf.outputs)))
         matrices = (math.prod(array.shape) for array in self.arrays.values() if len(array.shape) == 2)
         coupled = any(leaf.forward_yields or leaf.backward_yields for leaf in self.leaves)
@@ -281,6 +288,13 @@ def _renamed(layer: Layer) -> str:
     names = {"forward": "forward_pass", "call": "forward_pass", "backward": "backward_pass"}
     found = [f"{theirs} is called {ours} here" for theirs, ours in names.items() if hasattr(layer, theirs)]
     return f" ({'; '.join(found)})" if found else ""
+
+
+def _work_of_a_step(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Multiplications in one step of a recurrence and for one of its gates, whose kernels stand side by side."""
+    kernels = [shape for shape in shapes if len(shape) == 2] or [(1, 1)]
+    units, columns = kernels[-1]  # that of the state, (units, gates * units)
+    return sum(map(math.prod, kernels)) // max(1, columns // max(1, units))
 
 
 def _reach(kernel: tuple[int, ...], width: int | str) -> int:
