@@ -245,7 +245,7 @@ def _interleaved(case: Case) -> None:
 
 
 def _threads(case: Case) -> None:
-    """Two threads that take turns, one instruction of the layer's code each, give what they give alone."""
+    """Two threads that take turns, after each call and store of the layer's code, give what they give alone."""
     batches = [tuple(map(contiguous, case.draw(3, attempt=k))) for k in range(2)]
     cotangents = [tuple(map(contiguous, case.cotangents(batch))) for batch in batches]
     pairs = list(zip(batches, cotangents, strict=True))

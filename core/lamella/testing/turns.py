@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import dis
+import functools
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 __all__ = ["Turns"]
 
 CORE = ("lamella", "numpy", "threadpoolctl")  # whose code runs without turns, as that of the standard library
+CHANGES = ("CALL", "BINARY", "STORE_SUBSCR", "STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")  # names of instructions
 PATIENCE = 0.2  # seconds that a thread waits for the other one, which may itself wait for a lock
 
 
-class Turns:
-    """Two functions in two threads, of which only one runs at a time: one instruction of Python, then the other.
+@functools.cache
+def _after_changes(code: CodeType) -> frozenset[int]:
+    """Where the instructions of code stand that follow one which may change something that others see, or read it."""
+    pairs = itertools.pairwise(dis.get_instructions(code))
+    return frozenset(second.offset for first, second in pairs if first.opname.startswith(CHANGES))
 
-    Instructions are those of layers' code: not of lamella's core and what it calls, which may hold a lock. Where a
-    thread waits for a lock of a layer that the other one holds, they go on without turns.
+
+class Turns:
+    """Two functions in two threads, of which only one runs at a time: up to a call or a store, then the other.
+
+    What counts are calls and stores in layers' code: not of lamella's core and what it calls, which may hold a lock.
+    Where a thread waits for a lock of a layer that the other one holds, they go on without turns.
     """
 
     def __init__(self) -> None:
@@ -53,7 +64,7 @@ class Turns:
                 if root in CORE or root in sys.stdlib_module_names:
                     return None
                 frame.f_trace_opcodes, frame.f_trace_lines = True, False
-            elif event == "opcode":
+            elif event == "opcode" and frame.f_lasti in _after_changes(frame.f_code):
                 self._hand_over(me)
             return trace
 
