@@ -63,7 +63,7 @@ class Turns:
                 root = frame.f_globals.get("__name__", "").partition(".")[0]
                 if root in CORE or root in sys.stdlib_module_names:
                     return None
-                frame.f_trace_opcodes, frame.f_trace_lines = True, False
+                frame.f_trace_opcodes = True
             elif event == "opcode" and frame.f_lasti in _after_changes(frame.f_code):
                 self._hand_over(me)
             return trace
