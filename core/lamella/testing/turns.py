@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import itertools
+import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Turns"]
 
-CORE = ("lamella", "numpy", "threadpoolctl")  # whose code runs without turns, as that of the standard library
 CHANGES = ("CALL", "BINARY", "STORE_SUBSCR", "STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")  # names of instructions
 PATIENCE = 0.2  # seconds that a thread waits for the other one, which may itself wait for a lock
+
+
+@functools.cache
+def _is_of_layers(path: str) -> bool:
+    """Whether a file is neither lamella's core nor what that calls, NumPy and the standard library."""
+    core, library = os.path.dirname(os.path.dirname(__file__)), os.path.dirname(os.__file__)
+    if path.startswith(("<frozen", core + os.sep, os.path.dirname(np.__file__) + os.sep)):
+        return False
+    if os.path.basename(path) == "threadpoolctl.py":
+        return False
+    return not path.startswith(library + os.sep) or "site-packages" in path
 
 
 @functools.cache
@@ -35,42 +49,35 @@ class Turns:
     def __init__(self) -> None:
         self._next = threading.Condition()
         self._turn, self._free = 0, False
+        self._threads: dict[int, int] = {}  # which of the two a thread is
 
     def run(self, functions: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return what each function returns, or the exception that it raises."""
         results: list[Any] = [None, None]
 
         def work(me: int) -> None:
-            sys.settrace(self._tracer(me))
+            self._threads[threading.get_ident()] = me
             try:
-                results[me] = functions[me]()
+                with _telling(self._instruction):
+                    results[me] = functions[me]()
             except Exception as error:  # handed to the thread that waits
                 results[me] = error
             finally:
-                sys.settrace(None)
                 self._go_on()
 
-        workers = [threading.Thread(target=work, args=(me,)) for me in range(2)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        with _watching(self._instruction):
+            workers = [threading.Thread(target=work, args=(me,)) for me in range(2)]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
         return results
 
-    def _tracer(self, me: int) -> Any:
-        def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            if event == "call":
-                root = frame.f_globals.get("__name__", "").partition(".")[0]
-                if root in CORE or root in sys.stdlib_module_names:
-                    return None
-                frame.f_trace_opcodes = True
-            elif event == "opcode" and frame.f_lasti in _after_changes(frame.f_code):
-                self._hand_over(me)
-            return trace
-
-        return trace
-
-    def _hand_over(self, me: int) -> None:
+    def _instruction(self, code: CodeType, offset: int) -> None:
+        """Before an instruction of layers' code: hand over to the other thread, if something may have changed."""
+        me = self._threads.get(threading.get_ident())
+        if me is None or offset not in _after_changes(code):
+            return
         with self._next:
             self._turn = 1 - me
             self._next.notify()
@@ -81,3 +88,53 @@ class Turns:
         with self._next:
             self._free = True
             self._next.notify()
+
+
+Told = Callable[[CodeType, int], None]
+
+if sys.version_info >= (3, 12):  # where sys.settrace in one thread ends what another one traces
+
+    @contextlib.contextmanager
+    def _watching(tell: Told) -> Iterator[None]:
+        """Tell of every instruction of layers' code in all threads."""
+        watch = sys.monitoring
+        tool = next(k for k in range(6) if watch.get_tool(k) is None)
+
+        def instruction(code: CodeType, offset: int) -> Any:
+            return tell(code, offset) if _is_of_layers(code.co_filename) else watch.DISABLE
+
+        watch.use_tool_id(tool, "lamella")
+        watch.register_callback(tool, watch.events.INSTRUCTION, instruction)
+        watch.set_events(tool, watch.events.INSTRUCTION)
+        try:
+            yield
+        finally:
+            watch.set_events(tool, 0)
+            watch.free_tool_id(tool)
+
+    def _telling(tell: Told) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+else:
+
+    def _watching(tell: Told) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _telling(tell: Told) -> Iterator[None]:
+        """Tell of every instruction of layers' code in this thread."""
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            if event == "call":
+                if not _is_of_layers(frame.f_code.co_filename):
+                    return None
+                frame.f_trace_opcodes = True
+            elif event == "opcode":
+                tell(frame.f_code, frame.f_lasti)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            yield
+        finally:
+            sys.settrace(None)
