@@ -607,13 +607,13 @@ def _run(leaf: Leaf, method: str, yields: bool, ctx: Context, args: tuple[Any, .
         raise
     except Exception as error:
         hint = ""
-        if method == "backward_pass" and not ctx.saved and isinstance(error, ValueError | IndexError | TypeError):
-            hint = "; ctx.saved is empty, since forward_pass saved nothing: ctx.save(...) is missing there"
-        elif "read-only" in str(error):
+        if "read-only" in str(error):
             hint = (
                 "; inputs, parameters and state are never written to: make new arrays, and hand over new values of "
                 "state by ctx.update(...)"
             )
+        elif method == "backward_pass" and not ctx.saved and isinstance(error, ValueError | IndexError | TypeError):
+            hint = "; ctx.saved is empty, since forward_pass saved nothing: ctx.save(...) is missing there"
         elif ctx.xp.backend == "strict":
             hint = "; arrays here have only what every backend has: functions of ctx.xp, not NumPy's, and no methods"
         where = f"{leaf.label}.{method} failed on {' and '.join(map(_kind, args))}, rows {ctx.rows}"

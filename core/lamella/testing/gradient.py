@@ -111,10 +111,10 @@ def _uses(case: Case) -> None:
 
     Not-a-number gets through where other values leave no mark, as in the softmax of a single number.
     """
-    before = _outputs(case)
+    before, everything = _outputs(case), _everything(case)
     updated = case.step("float64", inputs := case.draw(3), case.cotangents(inputs)).updates
     for name, value in dict(case.model().state).items():
-        if value.size and name not in updated and not _changes(case, _everything(case), name, np.nan * value):
+        if value.size and name not in updated and not _changes(case, _everything, everything, name, np.nan * value):
             own = own_name(name)
             raise Broken(
                 f"state {own!r} is declared, but no step updates it, and no output depends on it",
@@ -122,7 +122,8 @@ def _uses(case: Case) -> None:
                 cause=f"ctx.update({own}=...) and ctx.state.{own} are missing. Use it, or do not declare it",
             )
     for name, value in case.values.items():
-        if value.size and not any(_changes(case, before, name, other) for other in (1.5 * value + 0.7, np.nan * value)):
+        others = (1.5 * value + 0.7, np.nan * value)
+        if value.size and not any(_changes(case, _outputs, before, name, other) for other in others):
             own = own_name(name)
             raise Broken(
                 f"parameter {own!r} is declared, but no output depends on it, in training or in inference",
@@ -131,14 +132,14 @@ def _uses(case: Case) -> None:
             )
 
 
-def _changes(case: Case, before: list[Any], name: str, value: Any) -> bool:
-    """Whether another value of a parameter or state changes any output; the old one is put back."""
+def _changes(case: Case, look: Callable[[Case], list[Any]], before: list[Any], name: str, other: Any) -> bool:
+    """Whether another value of a parameter or state changes what ``look`` sees; the old one is put back."""
     model = case.model()
     arrays = model.parameters if name in model.parameters else model.state
     old = arrays[name]
-    arrays[name] = value
+    arrays[name] = other
     try:
-        return any(a.tobytes() != b.tobytes() for a, b in zip(before, _everything(case), strict=False))
+        return any(a.tobytes() != b.tobytes() for a, b in zip(before, look(case), strict=True))
     finally:
         arrays[name] = old
 
@@ -148,10 +149,8 @@ def _outputs(case: Case) -> list[Any]:
 
 
 def _everything(case: Case) -> list[Any]:
-    """All outputs first, then all gradients."""
-    results = _steps(case)
-    gradients = [g for result in results for g in (*result.dx, *result.gradients.values()) if g is not None]
-    return [y for result in results for y in result.predictions] + gradients
+    """All outputs and all gradients."""
+    return [a for result in _steps(case) for name, a in named(result).items() if not name.startswith("update")]
 
 
 def _steps(case: Case) -> list[StepResult]:

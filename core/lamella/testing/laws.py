@@ -133,7 +133,7 @@ def _global_state() -> Any:
 
 
 def untouched(case: Case, training: bool) -> None:
-    """Inputs, outputs and incoming gradients stay as they are."""
+    """Inputs and incoming gradients stay as they are."""
     inputs = case.draw(4)
     cotangents = case.cotangents(inputs)
     for lay, lay_dy in LAYOUTS:

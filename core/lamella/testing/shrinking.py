@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -69,11 +70,8 @@ def fault_of(case: Case, finding: Finding) -> Fault:
 
 def _has_nan(error: Broken) -> bool:
     """Whether not-a-number is what is wrong: a smaller case that has nothing but that shows another fault."""
-    return "nan" in str(error) or any(value is not None and value != value for value in _numbers_of(error))
-
-
-def _numbers_of(error: Broken) -> tuple[float | None, float | None]:
-    return error.fault.found, error.fault.expected
+    numbers = (error.fault.found, error.fault.expected)
+    return "nan" in str(error) or any(number is not None and math.isnan(number) for number in numbers)
 
 
 def cause_of(message: str) -> str:
