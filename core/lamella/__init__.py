@@ -9,12 +9,21 @@
 
 from typing import Any
 
-from lamella import backends, callbacks, losses, metrics, optimizers, primitives, regularization, schedules, testing
+from lamella import (
+    backends,
+    callbacks,
+    commands,  # noqa: F401  declares what plugins may give
+    losses,
+    metrics,
+    optimizers,
+    primitives,
+    regularization,
+    schedules,
+    testing,
+)
 from lamella.activations import ActivationFunction
-from lamella.archive import from_config, load
 from lamella.callbacks import Callback, StopTraining
-from lamella.configuration import Configured
-from lamella.context import Context
+from lamella.engine.threads import set_threads
 from lamella.errors import (
     ArgumentError,
     DataError,
@@ -26,14 +35,13 @@ from lamella.errors import (
     RegistryError,
     VersionWarning,
 )
-from lamella.graph import Input, Node
-from lamella.history import History
 from lamella.hookspecs import hookimpl
-from lamella.model import Model, Sequential
+from lamella.model import Model, Sequential, from_config, load
 from lamella.primitives import primitive, scan
-from lamella.protocol import ArraySpec, Declare, Layer
+from lamella.protocol import ArraySpec, Configured, Context, Declare, Input, Layer, Node
 from lamella.registry import layer, layers
-from lamella.threads import set_threads
+from lamella.training.history import History
+from lamella.version import __version__
 
 __all__ = [
     "ActivationFunction",
@@ -77,8 +85,6 @@ __all__ = [
     "set_threads",
     "testing",
 ]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ActivationFunction"]
+from lamella import registry
+
+__all__ = ["ACTIVATIONS", "ActivationFunction"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,3 +24,8 @@ class ActivationFunction:
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    probabilities: bool = False
+    """Whether it makes probabilities of anything, so that losses on logits are the wrong ones after it."""
+
+
+ACTIVATIONS = registry.Kind("activations", "lamella.ActivationFunction", of=ActivationFunction)

@@ -19,14 +19,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from lamella.arguments import choice, number, positive
 from lamella.errors import ArgumentError, DataError, did_you_mean
-from lamella.protocol import snake_case
-
-if TYPE_CHECKING:
-    from lamella.model import Model
+from lamella.network import Network
+from lamella.registry import snake_case
 
 __all__ = [
     "CSVLogger",
@@ -66,19 +64,19 @@ class Callback:
     ...             raise lm.StopTraining("good enough")
     """
 
-    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+    def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         """Before the first epoch; ``batches`` is how many an epoch has, None if the data does not say."""
 
-    def on_epoch_begin(self, model: Model, epoch: int) -> None:
+    def on_epoch_begin(self, model: Network, epoch: int) -> None:
         """Before an epoch; epochs count from 0."""
 
-    def on_batch_end(self, model: Model, rows: int, logs: Mapping[str, float]) -> None:
+    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
         """After each step, with the averages of the epoch so far."""
 
-    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         """After an epoch and its validation; numbers added to ``logs`` go to later callbacks and to the history."""
 
-    def on_train_end(self, model: Model) -> None:
+    def on_train_end(self, model: Network) -> None:
         """After the last epoch, or when training stops for another reason, errors and Ctrl-C included."""
 
 
@@ -125,11 +123,11 @@ class EarlyStopping(Callback):
         self.best_epoch: int | None = None
         self._values: tuple[dict[str, Any], dict[str, Any]] | None = None
 
-    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+    def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         self._forget()
         self._waited = 0
 
-    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         value = _monitored("EarlyStopping", self.monitor, logs)
         if _is_better(value, self.best, self.larger, self.min_delta):
             self.best, self.best_epoch, self._waited = value, epoch, 0
@@ -141,7 +139,7 @@ class EarlyStopping(Callback):
             epochs = f"{self.patience} epochs" if self.patience > 1 else "an epoch"
             raise StopTraining(f"{self.monitor} has not improved for {epochs}")
 
-    def on_train_end(self, model: Model) -> None:
+    def on_train_end(self, model: Network) -> None:
         if self._values is not None:
             for mapping, values in zip((model.parameters, model.state), self._values, strict=True):
                 for name, value in values.items():
@@ -189,11 +187,11 @@ class ReduceOnPlateau(Callback):
         self.cooldown = positive(cooldown, "ReduceOnPlateau: cooldown", minimum=0)
         self.min_learning_rate = number(min_learning_rate, "ReduceOnPlateau: min_learning_rate", minimum=0.0)
 
-    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+    def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         self._best: float | None = None
         self._waited = self._cooling = 0
 
-    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         value = _monitored("ReduceOnPlateau", self.monitor, logs)
         if _is_better(value, self._best, self.larger, self.min_delta):
             self._best, self._waited = value, 0
@@ -211,15 +209,15 @@ class ReduceOnPlateau(Callback):
 class LearningRateMonitor(Callback):
     """Adds the learning rate of the epoch's last step to the logs, as ``learning_rate``. Put it before loggers."""
 
-    def on_epoch_begin(self, model: Model, epoch: int) -> None:
+    def on_epoch_begin(self, model: Network, epoch: int) -> None:
         self._rate = math.nan
 
-    def on_batch_end(self, model: Model, rows: int, logs: Mapping[str, float]) -> None:
+    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
         state = model.optimizer_state
         if state is not None and state.t:
             self._rate = state.learning_rate(state.t)
 
-    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         logs["learning_rate"] = self._rate
 
 
@@ -259,12 +257,12 @@ class Checkpoint(Callback):
         self.save_best_only = bool(save_best_only)
         self._best: float | None = None
 
-    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+    def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         folder = os.path.dirname(self.path) or "."
         if "{" not in folder and not os.path.isdir(folder):
             raise FileNotFoundError(errno.ENOENT, "Checkpoint: no such folder; make it first", folder)
 
-    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         if self.save_best_only:
             value = _monitored("Checkpoint", self.monitor, logs)
             if not _is_better(value, self._best, self.larger, 0.0):
@@ -301,11 +299,11 @@ class CSVLogger(Callback):
         self.path, self.append, self.separator = os.fspath(path), bool(append), separator
         self._file: TextIO | None = None
 
-    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+    def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         self._file = open(self.path, "a+" if self.append else "w+", newline="")  # noqa: SIM115  # until training ends
         self._columns: list[str] = []
 
-    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         import csv  # `import lamella` does without
 
         assert self._file is not None
@@ -325,7 +323,7 @@ class CSVLogger(Callback):
         writer.writerow([numbers.get(name, "") for name in self._columns])
         self._file.flush()
 
-    def on_train_end(self, model: Model) -> None:
+    def on_train_end(self, model: Network) -> None:
         if self._file is not None:
             self._file.close()
         self._file = None
@@ -348,17 +346,17 @@ class TensorBoardLogger(Callback):
         self._open = _tensorboard_writer()
         self._writer: Any = None
 
-    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+    def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         # the packages tell files apart by second, machine and process: not enough for two short trainings
         self._writer = self._open(self.folder, filename_suffix=f".{time.time_ns() % 10**9:09}")
 
-    def on_epoch_end(self, model: Model, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         for name, value in logs.items():
             plain = name.removeprefix("val_")
             self._writer.add_scalar(f"{plain}/{'training' if plain == name else 'validation'}", value, epoch + 1)
         self._writer.flush()
 
-    def on_train_end(self, model: Model) -> None:
+    def on_train_end(self, model: Network) -> None:
         if self._writer is not None:
             self._writer.close()
         self._writer = None

@@ -21,10 +21,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lamella import registry
 from lamella.errors import ArgumentError
 from lamella.hookspecs import hookimpl
 
 __all__ = [
+    "INITIALIZERS",
     "glorot_normal",
     "glorot_uniform",
     "he_normal",
@@ -39,6 +41,8 @@ __all__ = [
 
 Shape = tuple[int, ...]
 Initializer = Callable[[np.random.Generator, Shape, int | None, int | None], np.ndarray]
+
+INITIALIZERS = registry.Kind("initializers")
 
 
 def zeros(rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None) -> np.ndarray:

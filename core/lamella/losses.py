@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from lamella import registry
 from lamella.arguments import number
 from lamella.backends import get_backend
-from lamella.configuration import Configured
-from lamella.data import as_array
 from lamella.errors import ArgumentError, DataError
 from lamella.hookspecs import hookimpl
 from lamella.primitives import one_hot, relu, sigmoid
-from lamella.protocol import ArraySpec, snake_case
-from lamella.testing.specimen import Specimen
-
-if TYPE_CHECKING:
-    from lamella.context import Context
+from lamella.protocol.configured import Configured
+from lamella.protocol.context import Context
+from lamella.protocol.inputs import as_array
+from lamella.protocol.spec import ArraySpec, shape_in_words
+from lamella.protocol.specimen import Specimen
+from lamella.registry import snake_case
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -91,6 +91,9 @@ class Loss(Configured):
         return self.per_sample(prediction, self.prepare(ArraySpec(prediction.shape, str(prediction.dtype)), target))
 
 
+LOSSES = registry.Kind("losses", "lamella.losses.Loss", base=Loss)
+
+
 def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool = False) -> np.ndarray:
     """Return numbers of exactly the prediction's shape in its dtype; with ``unit`` they must lie in [0, 1].
 
@@ -115,7 +118,7 @@ Use y.reshape(-1, 1).
         elif _same(target.shape[1:], prediction.shape[2:]):
             fix = _EACH_STEP
         raise DataError(
-            f"{where}: target must have the prediction's shape {_text(prediction.shape)}; "
+            f"{where}: target must have the prediction's shape {shape_in_words(prediction.shape)}; "
             f"got {target.dtype} {target.shape}.{fix}"
         )
     if unit and target.size and not (target.min() >= 0 and target.max() <= 1):
@@ -152,8 +155,8 @@ as many units as there are classes?
         elif len(axes) > 1 and target.shape[1:] in [(), (classes,)]:
             fix = _EACH_STEP
         raise DataError(
-            f"{where}: labels must be integers in [0, {classes}) of shape {_text(tuple(axes))}, or one-hot "
-            f"{_text(prediction.shape)}; got {target.dtype} {target.shape}.{fix}"
+            f"{where}: labels must be integers in [0, {classes}) of shape {shape_in_words(tuple(axes))}, or one-hot "
+            f"{shape_in_words(prediction.shape)}; got {target.dtype} {target.shape}.{fix}"
         )
     if target.size and (target.min() < 0 or target.max() >= classes):
         wrong = np.argwhere((target < 0) | (target >= classes))[0]
@@ -374,10 +377,6 @@ def _same(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
     )
 
 
-def _text(shape: tuple[int | str, ...]) -> str:
-    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-
-
 class Weighted(Loss):
     """Another loss times a number, which is how losses of several outputs get their shares of the sum.
 
@@ -394,11 +393,7 @@ class Weighted(Loss):
     """
 
     def __init__(self, loss: str | Loss, weight: float):
-        from lamella import registry  # which knows the losses
-
-        self.loss = registry.find("losses", loss)() if isinstance(loss, str) else loss
-        if not isinstance(self.loss, Loss):
-            raise ArgumentError(f"loss: expected a name or a Loss, got {loss!r}")
+        self.loss: Loss = LOSSES.resolve(loss)
         self.weight = number(weight, "weight", minimum=0.0)
         self.on_logits = self.loss.on_logits
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from lamella import registry
 from lamella.arguments import number, positive
-from lamella.configuration import Configured
 from lamella.errors import DataError
 from lamella.hookspecs import hookimpl
 from lamella.losses import class_targets, value_targets
-from lamella.protocol import ArraySpec
+from lamella.protocol.configured import Configured
+from lamella.protocol.spec import ArraySpec
 
 __all__ = [
     "Accuracy",
@@ -57,6 +58,9 @@ class Metric(Configured):
         """Return the metric of everything that was added up; NaN if that was nothing."""
         total, weight = sums
         return float(total / weight) if weight else math.nan
+
+
+METRICS = registry.Kind("metrics", "lamella.metrics.Metric", base=Metric)
 
 
 class Accuracy(Metric):

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from lamella import registry
 from lamella.arguments import fraction, number
-from lamella.configuration import Configured
 from lamella.errors import ArgumentError
 from lamella.hookspecs import hookimpl
+from lamella.protocol.configured import Configured
 from lamella.schedules import Schedule, number_or_schedule
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Optimizer", "RMSprop"]
@@ -48,6 +49,9 @@ class Optimizer(Configured):
         from 1; in a traced training step both are arrays without axes.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no update")
+
+
+OPTIMIZERS = registry.Kind("optimizers", "lamella.optimizers.Optimizer", base=Optimizer)
 
 
 class SGD(Optimizer):

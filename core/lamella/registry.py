@@ -9,7 +9,6 @@ with its error and stops only those who ask for a name that nobody else gives.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import itertools
 import re
@@ -21,16 +20,16 @@ from typing import Any, Protocol
 import pluggy
 
 from lamella import hookspecs
-from lamella.errors import RegistryError, did_you_mean
-from lamella.protocol import Layer
+from lamella.errors import ArgumentError, RegistryError, did_you_mean
 
 __all__ = [
     "FAILURES",
     "Entry",
+    "Kind",
     "LayerTable",
     "Plugin",
     "Registry",
-    "by_name",
+    "broken",
     "canonical",
     "entries",
     "find",
@@ -39,6 +38,8 @@ __all__ = [
     "layers",
     "name_of",
     "plugins",
+    "shortest_names",
+    "snake_case",
     "specimens",
 ]
 
@@ -107,15 +108,57 @@ class _EntryPoint(Protocol):
     def load(self) -> Any: ...
 
 
-_CLASSES = {
-    "layers": "lamella.Layer",
-    "losses": "lamella.losses.Loss",
-    "optimizers": "lamella.optimizers.Optimizer",
-    "schedules": "lamella.schedules.Schedule",
-    "metrics": "lamella.metrics.Metric",
-}
 _UNKNOWN = "unknown"
-_INSTANCES = {"activations": "lamella.ActivationFunction", "commands": "lamella.cli.Command"}
+_kinds: dict[str, Kind] = {}
+
+
+class Kind:
+    """One kind of things that plugins give: what it must be, and how it is found. Declared where its class lives.
+
+    Arguments:
+        name: of the kind; plugins give it by the hook ``lamella_<name>``.
+        called: the full name under which users know the class, for messages.
+        base: the class whose subclasses are given.
+        of: the class whose instances are given. Without one of these two, functions are given.
+    """
+
+    def __init__(self, name: str, called: str = "", *, base: type | None = None, of: type | None = None) -> None:
+        self.name, self.called, self.base, self.of = name, called, base, of
+        _kinds[name] = self
+
+    def find(self, name: str) -> Any:
+        """Return what plugins give by a name, plain or ``"distribution:name"``."""
+        return find(self.name, name)
+
+    def entries(self) -> list[Entry]:
+        """Return everything that plugins give, in alphabetical order of names."""
+        return entries(self.name)
+
+    def entry_of(self, thing: Any) -> Entry | None:
+        """Return the entry under which a thing is registered, looking only at plugins of its own package."""
+        return name_of(self.name, thing)
+
+    def fault(self, thing: Any) -> str:
+        """Return what was expected in place of a thing that is not of this kind, else an empty string."""
+        if self.base is not None:
+            fits = isinstance(thing, type) and issubclass(thing, self.base)
+            return "" if fits else f"a subclass of {self.called}"
+        if self.of is not None:
+            return "" if isinstance(thing, self.of) else f"a {self.called}"
+        return "" if callable(thing) else "a function"
+
+    def resolve(self, value: Any) -> Any:
+        """Return an instance of the base class, from an instance, a subclass that needs no arguments, or a name."""
+        assert self.base is not None
+        if isinstance(value, str):
+            value = find(self.name, value)
+        if isinstance(value, type) and issubclass(value, self.base):
+            value = value()
+        if not isinstance(value, self.base):
+            word = self.base.__name__
+            article = "an" if word[0] in "AEIOU" else "a"
+            raise ArgumentError(f"{word.lower()}: expected a name or {article} {word}, got {value!r}")
+        return value
 
 
 def canonical(distribution: str) -> str:
@@ -125,6 +168,16 @@ def canonical(distribution: str) -> str:
     'my-layers'
     """
     return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def snake_case(name: str) -> str:
+    """Return the default registry name of a class.
+
+    >>> snake_case("MaxPooling2D"), snake_case("RMSNormalization"), snake_case("F1Score")
+    ('max_pooling2d', 'rms_normalization', 'f1_score')
+    """
+    name = re.sub(r"(?<=[^_])(?=[A-Z][a-z0-9])", "_", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 class Registry:
@@ -230,18 +283,17 @@ class Registry:
         return [specimen for one in asked if not one.error for specimen in self._specimens_of(one)]
 
     def _specimens_of(self, plugin: Plugin) -> list[Any]:
-        from lamella.testing import Specimen
-
+        kind = _kinds["specimens"]
         if plugin.key not in self._entries:  # it is being imported
             return []
         try:
             given = self._call(self._manager.get_plugin(plugin.key), "lamella_specimens", [])
             if not isinstance(given, list | tuple):
-                hint = "; put it into a list" if isinstance(given, Specimen) else ""
-                raise TypeError(f"must return a list of lamella.testing.Specimen, got {_kind(given)}{hint}")
+                hint = "" if kind.fault(given) else "; put it into a list"
+                raise TypeError(f"must return a list of {kind.called}, got {_described(given)}{hint}")
             for one in given:
-                if not isinstance(one, Specimen):
-                    raise TypeError(f"must return a list of lamella.testing.Specimen, got a list with {_kind(one)}")
+                if kind.fault(one):
+                    raise TypeError(f"must return a list of {kind.called}, got a list with {_described(one)}")
         except FAILURES as error:
             raise RegistryError(f"{plugin}: lamella_specimens(): {type(error).__name__}: {error}") from error
         return list(given)
@@ -303,23 +355,13 @@ class Registry:
         hook = f"lamella_{kind}()"
         given = self._call(module, f"lamella_{kind}", {})
         if not isinstance(given, dict):
-            raise TypeError(f"{hook} must return a dict of names to objects, got {_kind(given)}")
+            raise TypeError(f"{hook} must return a dict of names to objects, got {_described(given)}")
         for name, thing in given.items():
             if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_\-]*", name):
                 raise ValueError(f"{hook} gives the name {name!r}; expected lower case, digits and '_'")
-            if kind in _CLASSES and not (isinstance(thing, type) and issubclass(thing, _resolve(_CLASSES[kind]))):
-                raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected a subclass of {_CLASSES[kind]}")
-            if kind in _INSTANCES and not isinstance(thing, _resolve(_INSTANCES[kind])):
-                raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected a {_INSTANCES[kind]}")
-            if kind not in _CLASSES and kind not in _INSTANCES and not callable(thing):
-                raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected a function")
+            if expected := _kinds[kind].fault(thing):
+                raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected {expected}")
         return {name: Entry(name, thing, plugin) for name, thing in given.items()}
-
-
-def _resolve(path: str) -> Any:
-    """An object of lamella by its full name: some of their modules themselves look up names here."""
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _distribution(point: _EntryPoint) -> tuple[str, str]:
@@ -363,14 +405,14 @@ def hooks(module: Any) -> list[str]:
     return found
 
 
-def _kind(value: Any) -> str:
+def _described(value: Any) -> str:
     """What a hook gave, for an error message."""
     hints = {"generator": "; is a yield where a return is due?", "NoneType": "; is a return missing?"}
     name = type(value).__name__
     return f"the class {value.__name__}" if isinstance(value, type) else f"{name}{hints.get(name, '')}"
 
 
-def by_name(found: Iterable[Entry]) -> dict[str, Entry]:
+def shortest_names(found: Iterable[Entry]) -> dict[str, Entry]:
     """Entries of one kind by the shortest name that finds them: in full where lamella, or several others, have it."""
     found = list(found)
     own = [entry.name for entry in found if entry.plugin.is_own]
@@ -389,22 +431,26 @@ name_of = _INSTALLED.name_of
 specimens = _INSTALLED.specimens
 
 
-def layer(name: str, /, **arguments: Any) -> Layer:
+def broken() -> list[str]:
+    """Return a line for every plugin that could not be loaded."""
+    return [f"{plugin} could not be loaded: {plugin.error}" for plugin in plugins() if plugin.error]
+
+
+def layer(name: str, /, **arguments: Any) -> Any:
     """Make a layer by its registered name.
 
     >>> import lamella as lm
     >>> lm.layer("dense", units=10)
     Dense(10)
     """
-    made: Layer = find("layers", name)(**arguments)
-    return made
+    return find("layers", name)(**arguments)
 
 
-class LayerTable(dict[str, type[Layer]]):
+class LayerTable(dict[str, Any]):
     """Layer classes by name; prints as a table that says where each comes from."""
 
     def __init__(self, found: Iterable[Entry], broken: Iterable[Plugin] = ()) -> None:
-        self.entries = by_name(found)
+        self.entries = shortest_names(found)
         self.broken = list(broken)
         super().__init__({name: entry.object for name, entry in self.entries.items()})
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 
+from lamella import registry
 from lamella.arguments import fraction, number, positive
-from lamella.configuration import Configured
 from lamella.errors import ArgumentError
 from lamella.hookspecs import hookimpl
+from lamella.protocol.configured import Configured
 
 __all__ = [
     "Constant",
@@ -47,6 +48,9 @@ class Schedule(Configured):
     def at(self, step: int) -> float:
         """Return the learning rate of a step; the first is step 1."""
         raise NotImplementedError(f"{type(self).__name__} defines no at")
+
+
+SCHEDULES = registry.Kind("schedules", "lamella.schedules.Schedule", base=Schedule)
 
 
 class Constant(Schedule):

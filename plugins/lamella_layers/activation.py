@@ -56,6 +56,7 @@ class Activation(lm.Layer):
             raise lm.ArgumentError(f"axis: expected an int, got {axis!r}")
         self.axis = -1 if axis is None else axis
         self.options = {"axis": self.axis} if self.has_axis else {}
+        self.gives_probabilities = self.function.probabilities
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         if not x.is_float:

@@ -9,7 +9,7 @@ import numpy as np
 
 import lamella as lm
 from lamella.arguments import number
-from lamella.data import as_array
+from lamella.protocol.inputs import as_array
 
 __all__ = ["Normalization", "Rescaling"]
 

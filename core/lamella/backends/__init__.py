@@ -20,6 +20,16 @@ class Backend(Protocol):
     name: str
     xp: Namespace
     views_are_live: bool  # whether a view follows later changes of its storage
+    writes_in_place: bool  # whether functions can be given a piece of storage to write into
+    uses_threads: bool  # whether slices of a batch run side by side; else the batch is one slice
+    knows_shapes: bool  # whether shapes are plain ints, which can be held against what ``build`` said
+    advice: str  # what to add to the error of a layer that fails
+
+    def dtype(self, name: str) -> Any:
+        """Return what the ``dtype`` of an array of this kind is."""
+
+    def settled(self, array: Any) -> Any:
+        """Return what a layer gave as the next one gets it."""
 
     def zeros(self, size: int, dtype: str) -> Any:
         """Return zeroed flat storage."""

@@ -13,7 +13,9 @@ __all__ = ["CuPyBackend"]
 
 class CuPyBackend:
     name = "cupy"
-    views_are_live = True
+    views_are_live = knows_shapes = True
+    writes_in_place = uses_threads = False
+    advice = ""
 
     def __init__(self) -> None:
         try:
@@ -24,6 +26,12 @@ class CuPyBackend:
             ) from error
         self.cupy = cupy
         self.xp = Namespace("cupy", cupy)
+
+    def dtype(self, name: str) -> Any:
+        return np.dtype(name)
+
+    def settled(self, array: Any) -> Any:
+        return array
 
     def zeros(self, size: int, dtype: str) -> Any:
         return self.cupy.zeros(size, dtype)

@@ -16,7 +16,9 @@ __all__ = ["StrictBackend"]
 
 class StrictBackend:
     name = "strict"
-    views_are_live = False
+    views_are_live = writes_in_place = uses_threads = False
+    knows_shapes = True
+    advice = "; arrays here have only what every backend has: functions of ctx.xp, not NumPy's, and no methods"
 
     def __init__(self) -> None:
         try:
@@ -27,6 +29,12 @@ class StrictBackend:
         array = _shortly_indexed(type(array_api_strict.zeros(0)))
         functions = {name: _giving(array, one) if inspect.isfunction(one) else one for name, one in given.items()}
         self.xp = Namespace("strict", SimpleNamespace(**functions))
+
+    def dtype(self, name: str) -> Any:
+        return getattr(self.xp, name)
+
+    def settled(self, array: Any) -> Any:
+        return array
 
     def zeros(self, size: int, dtype: str) -> Any:
         return np.zeros(size, dtype)

@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from lamella.testing.specimen import Specimen
+from lamella import registry
+from lamella.protocol.specimen import Specimen
 
 __all__ = ["ConformanceError", "ConformanceReport", "Specimen", "check_layer", "check_loss", "check_specimen"]
+
+LAWS = registry.Kind("laws")  # functions (case) -> detail
 
 
 def __getattr__(name: str) -> Any:

@@ -9,15 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from lamella import registry
-from lamella.graph import Input, Node
-from lamella.protocol import ArraySpec, Layer
-from lamella.testing import Specimen
-
-if TYPE_CHECKING:
-    from lamella.testing.package import Package, Subject
+from lamella.protocol.layer import LAYERS, Layer
+from lamella.protocol.node import Input, Node
+from lamella.protocol.spec import ArraySpec
+from lamella.protocol.specimen import Specimen
+from lamella.testing.package import Package, Subject
 
 __all__ = ["Docstring", "is_composite", "markdown", "operators"]
 
@@ -129,7 +128,7 @@ def _families(packages: Sequence[Package]) -> list[tuple[str, list[Subject]]]:
 
 
 def _module(subject: Subject) -> str:
-    entry = registry.name_of("layers", subject.cls)
+    entry = LAYERS.entry_of(subject.cls)
     return entry.plugin.module.partition(":")[0] if entry else str(getattr(subject.cls, "__module__", ""))
 
 

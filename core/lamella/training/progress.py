@@ -5,13 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from lamella.callbacks import Callback
+from lamella.network import Network
 from lamella.terminal import Line, Terminal, styled
-
-if TYPE_CHECKING:
-    from lamella.model import Model
 
 __all__ = ["Progress", "is_watched"]
 
@@ -56,18 +53,18 @@ class Progress(Callback):
     def __init__(self, terminal: Terminal | None = None) -> None:
         self.terminal = terminal or Terminal()
 
-    def on_train_begin(self, model: Model, epochs: int, batches: int | None) -> None:
+    def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         self.epochs, self.batches, self.epoch = epochs, batches, 0  # None: as many as the first epoch turns out to have
         self.done = 0  # batches of all epochs
         self.began = time.perf_counter()
         self.line = Line(self.terminal)
         self.line.start()
 
-    def on_epoch_begin(self, model: Model, epoch: int) -> None:
+    def on_epoch_begin(self, model: Network, epoch: int) -> None:
         self.epoch, self.batch, self.rows = epoch, 0, 0
         self.epoch_began, self.shown = time.perf_counter(), 0.0
 
-    def on_batch_end(self, model: Model, rows: int, logs: Mapping[str, float]) -> None:
+    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
         self.batch += 1
         self.done += 1
         self.rows += rows
@@ -90,7 +87,7 @@ class Progress(Callback):
             bar = styled(done * filled, "green") + styled(rest * (width - filled), "dim")
         self.line.show(f"{label}{bar}{numbers}{styled(tail, 'dim')}")
 
-    def on_epoch_end(self, model: Model, epoch: int, logs: Mapping[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: Mapping[str, float]) -> None:
         now = time.perf_counter()
         self.batches = self.batches or self.batch
         label, terminal = self._label(), self.terminal.is_terminal
@@ -102,7 +99,7 @@ class Progress(Callback):
         self.line.show("")
         self.line.above(self.terminal.shown(f"{label}{line}"))
 
-    def on_train_end(self, model: Model) -> None:
+    def on_train_end(self, model: Network) -> None:
         self.line.stop()
 
     def say(self, reason: str) -> None:

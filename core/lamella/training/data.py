@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lamella.arguments import number, positive
-from lamella.data import as_array, as_inputs, as_weights, by_name, row_count
-from lamella.engine import Batch
+from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted
 from lamella.losses import Loss
-from lamella.protocol import ArraySpec
-
-if TYPE_CHECKING:
-    from lamella.model import Model
+from lamella.network import Network
+from lamella.protocol.inputs import as_array, as_inputs, as_weights, for_each, row_count, unwritable
+from lamella.protocol.spec import ArraySpec
 
 __all__ = ["ArrayBatches", "Data", "Rows", "StreamBatches", "batches_of", "held_out"]
 
@@ -36,7 +34,7 @@ class Data:
 
     def __init__(
         self,
-        model: Model,
+        model: Network,
         x: Any,
         y: Any,
         losses: tuple[Loss | None, ...],
@@ -46,10 +44,10 @@ class Data:
         self.model = model
         self.inputs = as_inputs(model.input_names, model.input_specs, x)
         self.rows = row_count(self.inputs, "x")
-        given = by_name("y", y, model.output_names)
+        given = for_each("y", y, model.output_names)
         # as the user gave them, for metrics
         self.targets = tuple(
-            None if one is None else as_array(one, f"y of {name!r}: expected an array")
+            None if one is None else unwritable(as_array(one, f"y of {name!r}: expected an array"))
             for one, name in zip(given, model.output_names, strict=True)
         )
         self.prepared = tuple(map(self._prepare, losses, self.targets, model.output_names, model.output_specs))
@@ -59,6 +57,8 @@ class Data:
         self.weights = as_weights(model.output_names, self.rows, sample_weight)
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)
+        self._is_weighted = any(own is not None for own in self.weights)
+        self._equal_shares: dict[int, Any] = {}  # of so many rows that all weigh 1
 
     def _prepare(self, loss: Loss | None, target: Any, name: str, spec: ArraySpec) -> Any:
         """A target as the loss takes it, held against the size that the prediction will have."""
@@ -110,21 +110,31 @@ class Data:
     def take(self, rows: Any) -> Rows:
         """Some of the rows, on the backend and off it."""
         bring = self.model.device.asarray
-        count = len(self.inputs[0][rows])
-        weights = tuple(None if own is None else own[rows] for own in self.weights)
-        sums = tuple(float(count if own is None else own.sum()) for own in weights)
-        shares = [
-            (np.ones(count) if own is None else own) / (total or 1.0) for own, total in zip(weights, sums, strict=True)
-        ]
-        prepared = tuple(None if target is None else target[rows] for target in self.prepared)
+        inputs = [array[rows] for array in self.inputs]
+        count = len(inputs[0])
+        prepared = tuple([None if target is None else target[rows] for target in self.prepared])
+        targets = tuple([None if target is None else target[rows] for target in self.targets])
+        if self._is_weighted:
+            weights = tuple([None if own is None else own[rows] for own in self.weights])
+            sums = tuple([float(count if own is None else own.sum()) for own in weights])
+            shares = tuple([self._shares(count, own, total) for own, total in zip(weights, sums, strict=True)])
+        else:
+            weights, sums = self.weights, (float(count),) * len(self.weights)
+            shares = (self._equal_shares.get(count),) * len(self.weights)
+            if shares[0] is None:
+                shares = (self._shares(count, None, float(count)),) * len(self.weights)
+                self._equal_shares[count] = shares[0]
         batch = Batch(
-            inputs=tuple(bring(array[rows]) for array in self.inputs),
-            targets=tuple(None if target is None else bring(target) for target in prepared),
-            weights=tuple(bring(share.astype(self.model.dtype)) for share in shares),
-            offset=0,
+            inputs=tuple([bring(array) for array in inputs]),
+            targets=tuple([None if target is None else bring(target) for target in prepared]),
+            weights=shares,
         )
-        targets = tuple(None if target is None else target[rows] for target in self.targets)
         return Rows(batch, prepared, targets, weights, sums, count)
+
+    def _shares(self, count: int, weights: Any, total: float) -> Any:
+        """The weight of each row over that of all, on the backend."""
+        shares = (np.ones(count) if weights is None else weights) / (total or 1.0)
+        return self.model.device.asarray(shares.astype(self.model.dtype))
 
 
 def _labels(name: str, target: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -173,7 +183,7 @@ class StreamBatches:
 
     def __init__(
         self,
-        model: Model,
+        model: Network,
         source: Any,
         losses: tuple[Loss | None, ...],
         *,
@@ -245,7 +255,7 @@ class StreamBatches:
 
 
 def batches_of(
-    model: Model,
+    model: Network,
     x: Any,
     y: Any,
     losses: tuple[Loss | None, ...],
@@ -268,7 +278,7 @@ def batches_of(
 
 
 def held_out(
-    model: Model, data: Any, losses: tuple[Loss | None, ...], size: int, *, steps: int | None = None
+    model: Network, data: Any, losses: tuple[Loss | None, ...], size: int, *, steps: int | None = None
 ) -> ArrayBatches | StreamBatches:
     """Validation data: a tuple of arrays, or batches."""
     if isinstance(data, list) and data and not isinstance(data[0], tuple | list):

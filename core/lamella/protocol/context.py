@@ -14,15 +14,15 @@ __all__ = ["Arrays", "Context"]
 class Arrays:
     """A layer's arrays, read as attributes: ``ctx.params.kernel``."""
 
-    __slots__ = ("__dict__", "_owner")
+    __slots__ = ("__dict__", "_label")
 
-    def __init__(self, owner: str, arrays: Mapping[str, Any]) -> None:
-        self._owner = owner
+    def __init__(self, label: str, arrays: Mapping[str, Any]) -> None:
+        self._label = label
         self.__dict__.update(arrays)
 
     def __getattr__(self, name: str) -> Any:
         known = ", ".join(self.__dict__) or "nothing"
-        raise AttributeError(f"{self._owner} declared {known}; no {name!r}.{did_you_mean(name, self.__dict__)}")
+        raise AttributeError(f"{self._label} declared {known}; no {name!r}.{did_you_mean(name, self.__dict__)}")
 
 
 class Context:
@@ -41,12 +41,15 @@ class Context:
 
     __slots__ = (
         "_call",
+        "_crc",
         "_forward",
         "_key",
+        "_label",
+        "_names",
         "_offset",
-        "_owner",
         "_recording",
         "_rows",
+        "_sink",
         "dtype",
         "gradients",
         "params",
@@ -62,7 +65,7 @@ class Context:
     def __init__(
         self,
         *,
-        owner: str,
+        label: str,
         xp: Any,
         dtype: Any,
         params: Arrays,
@@ -73,7 +76,7 @@ class Context:
         wants_dx: tuple[bool, ...],
         rows: Any,
         offset: int,
-        key: tuple[Any, ...],
+        crc: int,
     ) -> None:
         self.xp = xp
         self.dtype = dtype
@@ -85,13 +88,42 @@ class Context:
         self.saved: tuple[Any, ...] = ()
         self.gradients: dict[str, Any] = {}  # what the engine takes after the backward pass
         self.updates: dict[str, Any] = {}  # what the engine applies once the step has succeeded
-        self._owner = owner
+        self._label = label
         self._rows = rows
         self._offset = offset
         self._recording = recording
+        self._crc = crc
+        self._key: tuple[Any, ...] = ()
+        self._call = 0
+        self._forward = True
+        self._names: Mapping[str, str] = {}
+        self._sink: Any = None
+
+    def begin(self, params: Arrays, state: Arrays, key: tuple[Any, ...]) -> None:
+        """Called by the engine before the forward pass, with the arrays and the keys of random numbers."""
+        self.params = params
+        self.state = state
+        self.saved = ()
+        self.gradients = {}
+        self.updates = {}
         self._key = key
         self._call = 0
         self._forward = True
+
+    def end_forward(self) -> None:
+        """Called by the engine: from here on nothing may be drawn or updated."""
+        self._forward = False
+
+    def begin_backward(self, names: Mapping[str, str], sink: Any) -> None:
+        """Called by the engine before the backward pass: the full names of parameters, and what takes gradients."""
+        self._names = names
+        self._sink = sink
+
+    def end_backward(self) -> None:
+        """Called by the engine: what was saved and handed over may go."""
+        self.saved = ()
+        self.gradients = {}
+        self._sink = None
 
     @property
     def rows(self) -> str:
@@ -106,7 +138,7 @@ class Context:
         if not self._recording:
             return
         if self.saved:
-            raise LayerError(f"{self._owner}: ctx.save was called twice; give it all arrays in one call")
+            raise LayerError(f"{self._label}: ctx.save was called twice; give it all arrays in one call")
         self.saved = arrays
 
     def grad(self, **gradients: Any) -> None:
@@ -114,22 +146,32 @@ class Context:
         for name, gradient in gradients.items():
             self._check("grad", "parameter", name, gradient, self.params)
             if name in self.gradients:
-                raise LayerError(f"{self._owner}: ctx.grad({name}=...) was called twice in one backward pass")
+                raise LayerError(f"{self._label}: ctx.grad({name}=...) was called twice in one backward pass")
             self.gradients[name] = gradient
+
+    def destination(self, name: str) -> Any:
+        """Return an array to compute the gradient of a parameter in, to be handed over by ``grad``; or None.
+
+        It saves a copy where the gradient is large. None stands where there is no such place: on other backends, or
+        where shares are added up. Functions with an ``out`` argument, such as `lamella.primitives.sum_of_products`,
+        take both.
+        """
+        full = self._names.get(name)
+        return None if full is None or self._sink is None else self._sink.destination(full)
 
     def update(self, **arrays: Any) -> None:
         """Replace state arrays after this step. The values must be equal in all slices: functions of totals."""
         if not self._forward:
-            raise LayerError(f"{self._owner}: ctx.update is for forward_pass; what backward_pass learns comes too late")
+            raise LayerError(f"{self._label}: ctx.update is for forward_pass; what backward_pass learns comes too late")
         if not self.training:
-            raise LayerError(f"{self._owner}: ctx.update outside training; test ctx.training first")
+            raise LayerError(f"{self._label}: ctx.update outside training; test ctx.training first")
         for name, array in arrays.items():
             self._check("update", "state", name, array, self.state)
             self.updates[name] = array
 
     def _check(self, method: str, kind: str, name: str, array: Any, declared: Arrays) -> None:
         """Whether an array that is handed over has the shape and dtype of the one that was declared."""
-        where = f"{self._owner}: ctx.{method}({name}=...)"
+        where = f"{self._label}: ctx.{method}({name}=...)"
         own = declared.__dict__.get(name)
         if own is None:
             known = ", ".join(declared.__dict__) or "nothing of the kind"
@@ -148,21 +190,17 @@ class Context:
         (N*k, ...). With ``per="step"`` the draw does not depend on the batch and may have any shape.
         """
         if not (self.training and self._forward):
-            raise LayerError(f"{self._owner}: ctx.uniform is for forward_pass in training; save what you drew")
+            raise LayerError(f"{self._label}: ctx.uniform is for forward_pass in training; save what you drew")
         if per not in ("row", "step"):
-            raise LayerError(f"{self._owner}: ctx.uniform(per={per!r}): expected 'row' or 'step'")
-        key = mix_keys(self.xp, (*self._key, self._call))
+            raise LayerError(f"{self._label}: ctx.uniform(per={per!r}): expected 'row' or 'step'")
+        key = mix_keys(self.xp, (*self._key, self._crc, self._call))
         self._call += 1
         if per == "step":
             return uniform(self.xp, key, None, 0, shape)
         repeats = shape[0] // self._rows
         if repeats * self._rows != shape[0]:
             raise LayerError(
-                f"{self._owner}: ctx.uniform({shape!r}): axis 0 must be the {self._rows} rows of the slice, or a "
+                f"{self._label}: ctx.uniform({shape!r}): axis 0 must be the {self._rows} rows of the slice, or a "
                 "multiple; for draws that do not depend on the batch say per='step'"
             )
         return uniform(self.xp, key, shape[0], self._offset * repeats, shape)
-
-    def end_forward(self) -> None:
-        """Called by the engine: from here on nothing may be drawn."""
-        self._forward = False

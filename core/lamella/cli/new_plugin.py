@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.util
 import keyword
@@ -10,11 +11,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lamella import __version__, registry
+from lamella import registry
+from lamella.commands import Command
 from lamella.errors import ArgumentError
-from lamella.protocol import snake_case
+from lamella.protocol.layer import LAYERS
+from lamella.registry import snake_case
+from lamella.terminal import aside
+from lamella.version import __version__
 
-__all__ = ["create"]
+__all__ = ["COMMAND", "create"]
 
 _TEMPLATE = Path(__file__).parent / "template"
 _FILES = {  # where each template goes
@@ -46,7 +51,7 @@ def create(name: str, folder: str | Path = ".") -> str:
         raise ArgumentError(f"folder: expected one that exists, got {str(folder)!r}")
     if target.exists():
         raise ArgumentError(f"{target} exists already; choose another name, or another place with --folder")
-    for entry in registry.entries("layers"):  # which imports every plugin
+    for entry in LAYERS.entries():  # which imports every plugin
         if entry.name == words["name"]:
             raise ArgumentError(
                 f"name: {name!r} would name a layer {entry.name!r}, which {entry.plugin.origin} has; choose another"
@@ -97,3 +102,18 @@ def _words(name: str) -> dict[str, str]:
     year = str(datetime.date.today().year)
     words = {"distribution": distribution, "package": package, "class": cls, "name": snake_case(cls)}
     return {**words, "version": ".".join(__version__.split(".")[:2]), "year": year}
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="of the distribution and its folder, such as lamella-swish")
+    parser.add_argument("--folder", default=".", help="where to put it; the current folder by default")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with aside():
+        told = create(arguments.name, arguments.folder)
+    print(told)
+    return 0
+
+
+COMMAND = Command("write a package for a layer of your own, ready to test", _configure, _run)

@@ -2,71 +2,71 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Collection
 
-from lamella.protocol import ArraySpec, snake_case
+from lamella.graph.operations import Graph, Operation
+from lamella.protocol.spec import ArraySpec
+from lamella.registry import snake_case
 from lamella.terminal import Column, Table, Terminal, styled
-
-if TYPE_CHECKING:
-    from lamella.graph import Leaf
-    from lamella.model import Model
 
 __all__ = ["print_summary"]
 
 
-def print_summary(model: Model) -> None:
-    """Print a table of a model's layers: output shapes, parameters, connections, shared and frozen marks, totals.
+def print_summary(graph: Graph, title: str, frozen: Collection[str]) -> None:
+    """Print a table of a graph's layers: output shapes, parameters, connections, shared and frozen marks, totals.
 
     Composites stand as groups, in which names are those within the composite.
     """
-    program = model.program
     paths: dict[int, tuple[str, ...]] = {
-        value: (name,) for value, name in zip(program.inputs, program.input_names, strict=True)
-    }  # of each value: the names of the composites around it, outermost first, and that of its leaf
+        value: (name,) for value, name in zip(graph.inputs, graph.input_names, strict=True)
+    }  # of each value: the names of the composites around it, outermost first, and that of its operation
     rows: list[list[str]] = [
         [f"{name} (Input)", _shape(spec), "", "", ""]
-        for name, spec in zip(model.input_names, model.input_specs, strict=True)
+        for name, spec in zip(graph.input_names, graph.input_specs, strict=True)
     ]
     shown: tuple[str, ...] = ()
     groups: dict[str, list[str]] = {}  # the rows of composites
-    first: dict[str, str] = {}  # owner -> the leaf whose row shows its parameters
-    leaves: set[str] = set()
-    for leaf in program.leaves:
-        own = tuple(group for group in leaf.groups if group != leaf.name)
+    first: dict[str, str] = {}  # prefix -> the operation whose row shows its parameters
+    seen: set[str] = set()
+    for operation in graph.operations:
+        own = tuple(group for group in operation.groups if group != operation.name)
         for depth, group in enumerate(own):
-            if shown[: depth + 1] != own[: depth + 1] and group not in leaves:
+            if shown[: depth + 1] != own[: depth + 1] and group not in seen:
                 groups[group] = ["  " * depth + styled(_within(own[:depth], group), "italic"), "", "", "", ""]
                 rows.append(groups[group])
         shown = own
-        leaves.add(leaf.name)
+        seen.add(operation.name)
         marks = []
-        count = sum(_size(program.arrays[full]) for full in (*leaf.params.values(), *leaf.state.values()))
-        name, known = _within(own, leaf.name), first.setdefault(leaf.owner, leaf.name)
-        if known != leaf.name:
+        count = sum(
+            math.prod(graph.arrays[full].shape) for full in (*operation.params.values(), *operation.state.values())
+        )
+        name, known = _within(own, operation.name), first.setdefault(operation.prefix, operation.name)
+        if known != operation.name:
             count = 0
-            place = f"/{_within(own[:1], leaf.name)}"  # in the outermost composite
+            place = f"/{_within(own[:1], operation.name)}"  # in the outermost composite
             whole = bool(own) and known.endswith(place)
             if whole and own[0] in groups:  # it is shared as a whole, and says so
                 groups[own[0]][-1] = f"shared with {known.removesuffix(place)}"
             marks.append("shared" if whole else f"shared with {_within(own, known)}")
-        if leaf.owner in model.frozen_layers:
+        if operation.prefix in frozen:
             marks.append("frozen")
-        paths.update(dict.fromkeys(leaf.outputs, (*own, leaf.name)))
+        paths.update(dict.fromkeys(operation.outputs, (*own, operation.name)))
         rows.append(
             [
-                "  " * len(own) + _title_of(leaf, name),
-                ", ".join(_shape(program.specs[value]) for value in leaf.outputs),
+                "  " * len(own) + _title_of(operation, name),
+                ", ".join(_shape(graph.specs[value]) for value in operation.outputs),
                 f"{count:,}" if count else "",
-                ", ".join(dict.fromkeys(_source(paths[value], leaf.groups) for value in leaf.inputs)),
+                ", ".join(dict.fromkeys(_source(paths[value], operation.groups) for value in operation.inputs)),
                 ", ".join(marks),
             ]
         )
     notes = "notes" if any(row[-1] for row in rows) else ""
     headings = ("layer", Column("output shape", share=2.0), Column("parameters", right=True), "connected to", notes)
-    table = Table(headings, title=_title(model))
+    table = Table(headings, title=title)
     for row in rows:
         table.add(*row)
-    table.notes.append(_totals(model))
+    table.notes.append(_totals(graph, frozen))
     Terminal().print(table)
 
 
@@ -81,14 +81,10 @@ def _source(path: tuple[str, ...], groups: tuple[str, ...]) -> str:
     return _within(tuple(name for name in path[:depth] if name in groups), path[depth])
 
 
-def _title_of(leaf: Leaf, name: str) -> str:
+def _title_of(operation: Operation, name: str) -> str:
     """The name, and the class where the name does not tell it."""
-    kind = type(leaf.layer).__name__
+    kind = type(operation.layer).__name__
     return name if name.rpartition("/")[2].startswith(snake_case(kind)) else f"{name} ({kind})"
-
-
-def _title(model: Model) -> str:
-    return f"{type(model).__name__}, {model.dtype} on {model.backend}"
 
 
 def _shape(spec: ArraySpec) -> str:
@@ -96,25 +92,17 @@ def _shape(spec: ArraySpec) -> str:
     return (str(spec) if not spec.is_float else str(spec).rpartition(" ")[0]).replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _size(declared: Any) -> int:
-    size = 1
-    for n in declared.shape:
-        size *= n
-    return size
-
-
-def _totals(model: Model) -> str:
-    width = 4 if model.dtype == "float32" else 8
-    sizes = {name: _size(declared) for name, declared in model.program.arrays.items()}
-    frozen = {
-        full for leaf in model.program.leaves if leaf.owner in model.frozen_layers for full in leaf.params.values()
-    }
-    trained = sum(sizes[name] for name in model.parameters if name not in frozen)
+def _totals(graph: Graph, frozen: Collection[str]) -> str:
+    width = 4 if graph.dtype == "float32" else 8
+    sizes = {name: math.prod(declared.shape) for name, declared in graph.arrays.items()}
+    held = graph.parameters_of(frozenset(frozen))
+    trained = sum(sizes[name] for name, one in graph.arrays.items() if one.trainable and name not in held)
+    state = [sizes[name] for name, one in graph.arrays.items() if not one.trainable]
     parts = [f"{trained:,} trainable parameters"]
-    if frozen:
-        parts.append(f"{sum(sizes[name] for name in frozen):,} frozen")
-    if len(model.state):
-        parts.append(f"{sum(sizes[name] for name in model.state):,} in state")
+    if held:
+        parts.append(f"{sum(sizes[name] for name in held):,} frozen")
+    if state:
+        parts.append(f"{sum(state):,} in state")
     return f"{', '.join(parts)}; {_bytes(sum(sizes.values()) * width)} in all"
 
 

@@ -1,21 +1,21 @@
-"""Where a model's arrays live: one flat buffer, and named views into it."""
+"""Where the arrays of a network live: flat buffers, and named views into them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from lamella import registry
 from lamella.backends import Backend
 from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean
-from lamella.protocol import ArrayDeclaration
+from lamella.initializers import INITIALIZERS
+from lamella.protocol.declare import ArrayDeclaration
 
-__all__ = ["ArrayMapping", "Storage", "draw"]
+__all__ = ["ArrayMapping", "Layout", "Storage", "draw"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,51 +26,74 @@ class _Segment:
     logical: tuple[int, ...]  # the permutation from memory order to the axes that layers see
 
 
-class Storage:
-    """Named arrays in one flat buffer of one dtype, each in the memory order that its layer asked for."""
+class Layout:
+    """Where named arrays lie in one flat buffer, each in the memory order that its layer asked for."""
 
-    def __init__(self, declarations: Mapping[str, ArrayDeclaration], dtype: str, backend: Backend) -> None:
+    def __init__(self, declarations: Mapping[str, ArrayDeclaration]) -> None:
         self.declarations = declarations
-        self.dtype = dtype
-        self.backend = backend
         self._segments: dict[str, _Segment] = {}
-        size = 0
+        self.size = 0
         for name, declared in declarations.items():
             stored = tuple(declared.shape[axis] for axis in declared.memory)
             logical = tuple(declared.memory.index(axis) for axis in range(len(stored)))
-            self._segments[name] = _Segment(size, size + math.prod(stored), stored, logical)
-            size += math.prod(stored)
-        self.flat = backend.zeros(size, dtype)
+            start, self.size = self.size, self.size + math.prod(stored)
+            self._segments[name] = _Segment(start, self.size, stored, logical)
+
+    def part(self, flat: Any, name: str) -> Any:
+        """Return the piece of a buffer that holds an array, with the axes that layers see."""
+        segment = self._segments[name]
+        return flat[segment.start : segment.stop].reshape(segment.stored).transpose(segment.logical)
+
+    def runs(self, names: Collection[str]) -> list[slice]:
+        """Return the pieces of a buffer that hold the named arrays, neighbours joined."""
+        found: list[slice] = []
+        for name, segment in self._segments.items():
+            if name not in names or segment.start == segment.stop:
+                continue
+            if found and found[-1].stop == segment.start:
+                found[-1] = slice(found[-1].start, segment.stop)
+            else:
+                found.append(slice(segment.start, segment.stop))
+        return found
+
+
+class Storage:
+    """Named arrays of one dtype in one flat buffer on a backend.
+
+    Attributes:
+        flat: the buffer.
+        version: how often arrays were assigned; training notices that its other buffer is out of date.
+    """
+
+    def __init__(self, layout: Layout, dtype: str, backend: Backend) -> None:
+        self.layout, self.dtype, self.backend = layout, dtype, backend
+        self.flat = backend.zeros(layout.size, dtype)
+        self.version = 0
+        self._parts: dict[str, Any] = {}
         self._views: dict[str, Any] | None = None
 
     def empty_like(self) -> Storage:
         """Return zeroed storage of the same layout."""
-        return Storage(self.declarations, self.dtype, self.backend)
+        return Storage(self.layout, self.dtype, self.backend)
+
+    def copy(self) -> Storage:
+        """Return storage of the same layout with the same values."""
+        twin = self.empty_like()
+        twin.flat[...] = self.flat
+        return twin
 
     def part(self, name: str) -> Any:
         """Return the writable piece of the buffer that holds an array, with the axes that layers see."""
-        segment = self._segments[name]
-        return self.flat[segment.start : segment.stop].reshape(segment.stored).transpose(segment.logical)
+        part = self._parts.get(name)
+        if part is None:
+            part = self._parts[name] = self.layout.part(self.flat, name)
+        return part
 
     def views(self) -> dict[str, Any]:
         """Return every array as layers see it."""
         if self._views is None or not self.backend.views_are_live:
-            self._views = {name: self.backend.view(self.part(name)) for name in self._segments}
+            self._views = {name: self.backend.view(self.part(name)) for name in self.layout.declarations}
         return self._views
-
-    def runs(self, names: set[str]) -> Iterator[slice]:
-        """The pieces of the flat buffer that hold the named arrays, neighbours joined."""
-        start = stop = 0
-        for name, segment in self._segments.items():
-            if name not in names:
-                continue
-            if segment.start != stop:
-                if stop > start:
-                    yield slice(start, stop)
-                start = segment.start
-            stop = segment.stop
-        if stop > start:
-            yield slice(start, stop)
 
     def numpy(self, name: str) -> np.ndarray[Any, Any]:
         """Return a copy of an array, in C order."""
@@ -79,17 +102,26 @@ class Storage:
     def assign(self, name: str, value: Any) -> None:
         """Replace an array's values."""
         self.part(name)[...] = self.backend.storable(self.backend.asarray(np.asarray(value, dtype=self.dtype)))
+        self.version += 1
 
     def __len__(self) -> int:
-        return len(self.flat)
+        return self.layout.size
 
 
 class ArrayMapping(Mapping[str, Any]):
     """The arrays of a model by name, as NumPy. Reading gives copies; assign with ``mapping[name] = array``."""
 
-    def __init__(self, storage: Storage, kind: str) -> None:
-        self._storage = storage
+    def __init__(self, storage: Callable[[], Storage], kind: str) -> None:
+        self._current = storage  # training changes from one buffer to another
         self._kind = kind
+
+    @property
+    def _storage(self) -> Storage:
+        return self._current()
+
+    @property
+    def _declarations(self) -> Mapping[str, ArrayDeclaration]:
+        return self._current().layout.declarations
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         self._check(name)
@@ -100,7 +132,7 @@ class ArrayMapping(Mapping[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         self._check(name)
         value = np.asarray(value)
-        expected = self._storage.declarations[name].shape
+        expected = self._declarations[name].shape
         if value.shape != expected:
             raise DataError(f"model.{self._kind}[{name!r}]: expected shape {expected}, got {value.shape}")
         if value.dtype.kind not in "fiub":
@@ -108,28 +140,28 @@ class ArrayMapping(Mapping[str, Any]):
         self._storage.assign(name, value)
 
     def _check(self, name: str) -> None:
-        if name not in self._storage.declarations:
+        if name not in self._declarations:
             raise KeyError(
                 f"no {self._kind} called {name!r}; there are {', '.join(self) or 'none'}.{did_you_mean(name, self)}"
             )
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._storage.declarations)
+        return iter(self._declarations)
 
     def __len__(self) -> int:
-        return len(self._storage.declarations)
+        return len(self._declarations)
 
     def __repr__(self) -> str:
-        rows = "".join(f"\n  {name}: {self._storage.declarations[name].shape}" for name in self)
+        rows = "".join(f"\n  {name}: {self._declarations[name].shape}" for name in self)
         return f"<{len(self)} {self._kind} arrays, {self._storage.dtype}>{rows}"
 
 
 def draw(storage: Storage, seed: int) -> None:
     """Give every array its initial values; each has a generator of its own, seeded by ``(seed, crc32(name))``."""
-    for name, declared in storage.declarations.items():
+    for name, declared in storage.layout.declarations.items():
         initializer = declared.initializer
         if isinstance(initializer, str):
-            initializer = registry.find("initializers", initializer)
+            initializer = INITIALIZERS.find(initializer)
         rng = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, zlib.crc32(name.encode())])
         try:
             values = np.asarray(initializer(rng, declared.shape, declared.fan_in, declared.fan_out))

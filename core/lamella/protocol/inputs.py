@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from lamella.errors import DataError, did_you_mean
-from lamella.protocol import ArraySpec
+from lamella.protocol.spec import ArraySpec
 
-__all__ = ["as_array", "as_inputs", "as_weights", "by_name", "cast", "naming", "row_count"]
+__all__ = ["as_array", "as_inputs", "as_weights", "cast", "for_each", "naming", "row_count", "unwritable"]
 
 
-def by_name(
+def for_each(
     what: str, value: Any, names: Sequence[str], parse: Callable[[str, Any], Any] | None = None
 ) -> tuple[Any, ...]:
     """Spread a tuple, or a dict by name, over the names; a single value stands for one name."""
@@ -52,7 +52,7 @@ def naming(output: str, outputs: Sequence[str]) -> Iterator[None]:
 def as_inputs(names: Sequence[str], specs: Sequence[ArraySpec], x: Any) -> tuple[np.ndarray[Any, Any], ...]:
     """Return one NumPy array for each input of a model, of its dtype, all with equally many rows."""
     sizes: dict[str, tuple[int, str]] = {}
-    arrays = by_name("x", x, names)
+    arrays = for_each("x", x, names)
     return tuple(_fit(name, spec, array, sizes) for name, spec, array in zip(names, specs, arrays, strict=True))
 
 
@@ -98,6 +98,13 @@ def as_array(value: Any, where: str) -> np.ndarray[Any, Any]:
         return np.asarray(value)
     except ValueError as error:  # ragged lists
         raise DataError(f"{where}, got something that is no rectangular array: {error}") from None
+
+
+def unwritable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the same array for those who may read it only."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def cast(array: np.ndarray[Any, Any], dtype: str, where: str) -> np.ndarray[Any, Any]:
@@ -155,4 +162,4 @@ def as_weights(names: Sequence[str], rows: int, sample_weight: Any) -> tuple[np.
             raise DataError(f"sample_weight of {name!r}: every row weighs 0, so there is nothing to average")
         return weights
 
-    return by_name("sample_weight", sample_weight, names, parse)
+    return for_each("sample_weight", sample_weight, names, parse)

@@ -6,15 +6,17 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lamella.errors import ArgumentError
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["available_cores", "one_blas_thread", "run_lanes", "set_threads", "thread_count"]
+__all__ = ["ONE_BLAS_THREAD", "available_cores", "keep_freed_memory", "run_tasks", "set_threads", "thread_count"]
 
 _lock = threading.Lock()
 _chosen: int | None = None
@@ -23,6 +25,7 @@ _limit_users = 0
 _blas: Any = None  # the BLAS libraries of this process, found once
 _blas_threads: dict[str, int] = {}  # how many threads each had before it was held to one
 _worker = threading.local()
+_memory_is_kept = False
 
 
 def available_cores() -> int:
@@ -78,7 +81,7 @@ def thread_count() -> int:
     return _chosen
 
 
-class _Lane:
+class _Task:
     """A function that runs once, on whatever thread comes to it first."""
 
     def __init__(self, function: Callable[[], None]) -> None:
@@ -101,21 +104,21 @@ class _Lane:
         self.done.wait()
 
 
-def run_lanes(lanes: Sequence[Callable[[], None]]) -> None:
+def run_tasks(tasks: Sequence[Callable[[], None]]) -> None:
     """Run functions at the same time, the first on this thread, and return when all are done.
 
-    They must not raise. If this thread is interrupted, the others are waited for first. Within a lane that runs on
-    another thread, while the interpreter ends, and where no thread can be started, lanes run one after the other.
+    They must not raise. If this thread is interrupted, the others are waited for first. Within a task that runs on
+    another thread, while the interpreter ends, and where no thread can be started, tasks run one after the other.
     """
-    if len(lanes) == 1 or getattr(_worker, "busy", False):
-        for lane in lanes:
-            lane()
+    if len(tasks) == 1 or getattr(_worker, "busy", False):
+        for task in tasks:
+            task()
         return
-    entries = [_Lane(lane) for lane in lanes]
+    entries = [_Task(task) for task in tasks]
     interruption: BaseException | None = None
     try:
         with _lock, contextlib.suppress(RuntimeError):  # the interpreter ends, or the system has no more threads
-            pool = _kept_pool(len(lanes) - 1)
+            pool = _kept_pool(len(tasks) - 1)
             for entry in entries[1:]:
                 pool.submit(_as_worker, entry)
         for entry in entries:
@@ -126,13 +129,13 @@ def run_lanes(lanes: Sequence[Callable[[], None]]) -> None:
         try:
             for entry in entries:
                 entry.end()
-        except BaseException as error:  # Ctrl-C; nobody may go on while lanes still run
+        except BaseException as error:  # Ctrl-C; nobody may go on while tasks still run
             interruption = error
     if interruption is not None:
         raise interruption
 
 
-def _as_worker(entry: _Lane) -> None:
+def _as_worker(entry: _Task) -> None:
     _worker.busy = True
     entry.run()
 
@@ -156,30 +159,51 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_again)
 
 
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold BLAS to one thread in the whole process, until the last of those who asked is done."""
-    global _limit_users, _blas
-    entered = False
-    try:
-        with _lock:
-            if _blas is None:
-                from threadpoolctl import ThreadpoolController  # finding the libraries takes a millisecond
+class _OneBlasThread:
+    """Holds BLAS to one thread in the whole process, until the last of those who asked is done."""
 
-                _blas = ThreadpoolController().select(user_api="blas").lib_controllers
-            _limit_users += 1
-            entered = True
-            if _limit_users == 1:
-                for library in _blas:
-                    own = library.get_num_threads()
-                    if own != 1:  # else it is 1 for somebody else's reasons, or held by us still
-                        _blas_threads[library.filepath] = own
-                    library.set_num_threads(1)
-        yield
-    finally:
-        if entered:
+    def __enter__(self) -> None:
+        global _limit_users, _blas
+        entered = False
+        try:
             with _lock:
-                _limit_users -= 1
-                if _limit_users == 0:
+                if _blas is None:
+                    from threadpoolctl import ThreadpoolController  # finding the libraries takes a millisecond
+
+                    _blas = ThreadpoolController().select(user_api="blas").lib_controllers
+                _limit_users += 1
+                entered = True
+                if _limit_users == 1:
                     for library in _blas:
-                        library.set_num_threads(_blas_threads.get(library.filepath, 1))
+                        own = library.get_num_threads()
+                        if own != 1:  # else it is 1 for somebody else's reasons, or held by us still
+                            _blas_threads[library.filepath] = own
+                        library.set_num_threads(1)
+        except BaseException:  # Ctrl-C
+            if entered:
+                self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        global _limit_users
+        with _lock:
+            _limit_users -= 1
+            if _limit_users == 0:
+                for library in _blas:
+                    library.set_num_threads(_blas_threads.get(library.filepath, 1))
+
+
+ONE_BLAS_THREAD = _OneBlasThread()
+"""A context in which BLAS keeps to one thread."""
+
+
+def keep_freed_memory() -> None:
+    """Let the memory of freed arrays stay with the process: the next slice needs as much.
+
+    The C library glibc gives freed memory back to the system, to take it again page by page, unless it has seen a block
+    of nearly its limit of 32 MB come and go. Called before the first pass.
+    """
+    global _memory_is_kept
+    if not _memory_is_kept:
+        _memory_is_kept = True
+        np.empty((1 << 25) - (1 << 16), "uint8")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from lamella import registry
 from lamella.errors import ArgumentError
-from lamella.protocol import ArraySpec, Layer
+from lamella.protocol.configured import Configured
+from lamella.protocol.spec import ArraySpec
 
 __all__ = ["Specimen"]
 
@@ -41,12 +43,10 @@ class Specimen:
     refuses: tuple[tuple[tuple[ArraySpec, ...], str], ...] = ()
 
     def __post_init__(self) -> None:
-        from lamella.losses import Loss  # whose module carries specimens
-
         if isinstance(self.subject, type):
             name = self.subject.__name__
             raise ArgumentError(f"Specimen: expected a layer or a loss, got the class {name}; did you mean {name}()?")
-        if not isinstance(self.subject, Layer | Loss):
+        if not isinstance(self.subject, Configured):
             raise ArgumentError(f"Specimen: expected a layer or a loss, got {self.subject!r}")
         if self.gradient not in ("exact", "surrogate"):
             raise ArgumentError(f"Specimen: gradient: expected 'exact' or 'surrogate', got {self.gradient!r}")
@@ -62,6 +62,8 @@ class Specimen:
         pairs = self.refuses if isinstance(self.refuses, tuple | list) else (self.refuses,)
         object.__setattr__(self, "refuses", tuple(map(_refusal, pairs)))
 
+
+SPECIMENS = registry.Kind("specimens", "lamella.testing.Specimen", of=Specimen)
 
 _INPUTS = "Specimen: inputs: expected specs such as lamella.ArraySpec(('N', 4))"
 

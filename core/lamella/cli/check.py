@@ -1,0 +1,26 @@
+"""``lamella check``: examines the layers of a package."""
+
+from __future__ import annotations
+
+import argparse
+
+from lamella.commands import Command
+from lamella.testing.command import check
+
+__all__ = ["COMMAND"]
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        nargs="+",
+        help="a distribution, a package or a module (my_package), or one layer of it (my_package:MyLayer)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return check(arguments.target, as_json=arguments.json)
+
+
+COMMAND = Command("examine the layers of a package against the laws that all layers obey", _configure, _run)

@@ -1,0 +1,26 @@
+"""What a command of the command line is; plugins give others through ``lamella_commands``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lamella import registry
+
+if TYPE_CHECKING:
+    import argparse  # `import lamella` does without
+
+__all__ = ["COMMANDS", "Command"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its line of help, what adds its arguments, and what runs it and returns the exit status."""
+
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = registry.Kind("commands", "lamella.cli.Command", of=Command)

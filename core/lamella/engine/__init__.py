@@ -1,0 +1,1 @@
+"""Runs a graph forward and backward: flat buffers, one pass over a slice, rounds over all slices, threads."""

@@ -1,0 +1,459 @@
+"""One slice of a batch through the operations of a graph, forward and backward.
+
+A pass is prepared once, for a number of rows, and run as often as wanted. It is the one place that calls layers: in
+training, in prediction, under the exporter's tracer and in the checks of layers. A pass is a coroutine: it yields where
+a layer asks for a sum over the whole batch, and is sent the sum.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from lamella.backends import Backend
+from lamella.engine.arrays import Storage
+from lamella.errors import LayerError, counted
+from lamella.graph.operations import Graph, Operation
+from lamella.graph.plan import Plan
+from lamella.losses import Loss
+from lamella.protocol.context import Arrays, Context
+from lamella.protocol.spec import ArraySpec, described
+
+__all__ = ["Batch", "Bound", "Gradients", "Pass", "Request", "Sink", "StepResult", "Watcher", "bind"]
+
+
+class Request(NamedTuple):
+    """What a pass yields: "sum this over the whole batch"."""
+
+    operation: Operation
+    method: str
+    partial: tuple[Any, ...]
+    training: bool
+
+
+class Batch(NamedTuple):
+    """Arrays on the backend. ``weights`` are sample weights over the weight of the whole batch.
+
+    Targets and weights are None for outputs without a loss.
+    """
+
+    inputs: tuple[Any, ...]
+    targets: tuple[Any, ...]
+    weights: tuple[Any, ...]
+
+
+class StepResult(NamedTuple):
+    """What one slice, or a whole step, gives. Nothing in it has been applied to the network."""
+
+    losses: tuple[float, ...]  # of each output
+    predictions: tuple[Any, ...]
+    gradients: Mapping[str, Any]  # of parameters, by full name
+    dx: tuple[Any, ...]
+    updates: dict[str, Any]
+
+    @property
+    def loss(self) -> float:
+        """The sum of the losses of all outputs."""
+        return sum(self.losses)
+
+
+class Watcher:
+    """Sees every operation of a pass as it runs; override what you need."""
+
+    def before(self, operation: Operation, method: str) -> None:
+        """Before a method of the operation's layer is called."""
+
+    def after(self, operation: Operation, method: str, arrays: tuple[Any, ...]) -> None:
+        """After it: what it returned, and for a backward pass the gradients of parameters too."""
+
+
+class Gradients(Mapping[str, Any]):
+    """Gradients of parameters by full name, added up in one flat buffer as passes hand them over."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.storage.part(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.storage.layout.declarations if name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def destination(self, name: str) -> Any:
+        """Return the place of a gradient that nothing has been added to, to compute it there; else None."""
+        return None if name in self.names or not self.storage.backend.writes_in_place else self.storage.part(name)
+
+    def add(self, name: str, gradient: Any) -> None:
+        """Add one share."""
+        part = self.storage.part(name)
+        if name in self.names:
+            part += self.storage.backend.storable(gradient)
+        else:
+            self.names.add(name)
+            if gradient is not part:
+                part[...] = self.storage.backend.storable(gradient)
+
+    def join(self, others: Iterable[Gradients]) -> None:
+        """Add what other buffers hold, in their order."""
+        for other in others:
+            for run in self.storage.layout.runs(other.names):
+                self.storage.flat[run] += other.storage.flat[run]
+
+
+class Sink(Protocol):
+    """Takes the gradients of parameters as operations give them."""
+
+    def destination(self, name: str) -> Any:
+        """Return the place to compute a gradient in, or None where there is none."""
+
+    def add(self, name: str, gradient: Any) -> None:
+        """Add one share."""
+
+
+Bound = list[tuple[Arrays, Arrays]]  # parameters and state of each operation, as its layer sees them
+
+
+def bind(graph: Graph, arrays: Mapping[str, Any]) -> Bound:
+    """Return the arrays of each operation of a graph, from all arrays by full name."""
+    return [
+        (
+            Arrays(operation.label, {local: arrays[full] for local, full in operation.params.items()}),
+            Arrays(operation.label, {local: arrays[full] for local, full in operation.state.items()}),
+        )
+        for operation in graph.operations
+    ]
+
+
+class _Forward(NamedTuple):
+    """What the forward pass of one operation needs."""
+
+    operation: Operation
+    ctx: Context
+    call: Callable[..., Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    expected: tuple[tuple[tuple[int | None, ...], Any], ...]  # shape and dtype of each output; None: any size
+    dies: list[int]
+
+
+class _Backward(NamedTuple):
+    """What the backward pass of one operation needs."""
+
+    operation: Operation
+    ctx: Context
+    call: Callable[..., Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    params: dict[str, str]  # of which it has to give the gradients
+
+
+class Pass:
+    """A pass over a slice of some rows, prepared for one plan and backend. It runs one batch at a time.
+
+    Arguments:
+        plan: what the pass has to give.
+        backend: where it runs.
+        rows: how many rows the slice has.
+        offset: the row of the batch with which it begins.
+        recording: whether a backward pass follows.
+        watcher: who sees every operation.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        backend: Backend,
+        rows: Any,
+        *,
+        offset: int = 0,
+        recording: bool = False,
+        watcher: Watcher | None = None,
+    ) -> None:
+        graph = self.graph = plan.graph
+        self.plan, self.backend, self.rows, self.offset = plan, backend, rows, offset
+        self.recording, self.watcher = recording, watcher
+        self._dtype = backend.dtype(graph.dtype)
+        self._shapes: dict[int, Any] = {}  # of the values of this run
+        self._forward: list[_Forward] = []
+        self._backward: list[_Backward] = []
+        shared = Arrays("", {})
+        for k, operation in enumerate(graph.operations):
+            ctx = Context(
+                label=operation.label,
+                xp=backend.xp,
+                dtype=getattr(backend.xp, graph.dtype),
+                params=shared,
+                state=shared,
+                training=plan.training,
+                recording=recording and plan.runs_backward[k],
+                trainable=operation.prefix not in plan.frozen,
+                wants_dx=plan.wants_dx[k],
+                rows=rows,
+                offset=offset,
+                crc=zlib.crc32(operation.name.encode()),
+            )
+            layer, places = operation.layer, (operation.inputs, operation.outputs)
+            expected = tuple(self._expected(graph.specs[value]) for value in operation.outputs)
+            self._forward.append(_Forward(operation, ctx, layer.forward_pass, *places, expected, plan.dies_after[k]))
+            if plan.runs_backward[k]:
+                params = operation.params if ctx.trainable else {}
+                self._backward.insert(0, _Backward(operation, ctx, layer.backward_pass, *places, params))
+        self._losses = [self._loss_context(name) for name in graph.output_names] if recording else []
+
+    def _expected(self, spec: ArraySpec) -> tuple[tuple[int | None, ...], Any]:
+        sizes = (n if isinstance(n, int) else None for n in spec.shape[1:])
+        return (self.rows, *sizes), self.backend.dtype(spec.dtype)
+
+    def _loss_context(self, output: str) -> Context:
+        label = f"the loss of {output!r}"
+        nothing = Arrays(label, {})
+        return Context(
+            label=label,
+            xp=self.backend.xp,
+            dtype=getattr(self.backend.xp, self.graph.dtype),
+            params=nothing,
+            state=nothing,
+            training=True,
+            recording=True,
+            trainable=False,
+            wants_dx=(True, False),
+            rows=self.rows,
+            offset=self.offset,
+            crc=0,
+        )
+
+    def forward(
+        self, arrays: Bound, inputs: Sequence[Any], key: tuple[Any, ...] = ()
+    ) -> Generator[Request, Any, tuple[Any, ...]]:
+        """Run every operation forward and return the outputs of the graph.
+
+        Arguments:
+            arrays: what `bind` returned.
+            inputs: of the graph.
+            key: low and high word of the seed, and the step, from which random numbers follow.
+        """
+        values: dict[int, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
+        shapes = self._shapes = {value: array.shape for value, array in values.items()}
+        watcher, settled, checked = self.watcher, self.backend.settled, self.backend.knows_shapes
+        operation: Any = None
+        ctx: Any = None
+        args: tuple[Any, ...] = ()
+        try:
+            for this, (params, state) in zip(self._forward, arrays, strict=True):
+                operation, ctx, call, numbers, outputs, expected, dies = this
+                args = tuple([values[number] for number in numbers])
+                ctx.begin(params, state, key)
+                if watcher is not None:
+                    watcher.before(operation, "forward_pass")
+                given = call(ctx, *args)
+                if operation.forward_yields:
+                    given = yield from _drive(operation, "forward_pass", given, self.plan.training)
+                results = given if isinstance(given, tuple) else (given,)
+                if len(results) != len(outputs):
+                    raise LayerError(
+                        f"{operation.label}.forward_pass returned {counted(len(results), 'array')}; build said "
+                        f"{len(outputs)}"
+                    )
+                if checked:
+                    for k, (array, (shape, dtype)) in enumerate(zip(results, expected, strict=True)):
+                        if (getattr(array, "shape", None) != shape or array.dtype != dtype) and (
+                            not _fits(array, shape, dtype)
+                        ):
+                            raise self._misfit(operation, array, outputs[k])
+                    results = tuple([settled(array) for array in results])
+                if watcher is not None:
+                    watcher.after(operation, "forward_pass", results)
+                for number, array in zip(outputs, results, strict=True):
+                    values[number] = array
+                    shapes[number] = array.shape
+                for number in dies:
+                    del values[number]
+                ctx.end_forward()
+        except LayerError:
+            raise
+        except Exception as error:
+            raise _failed(operation, "forward_pass", ctx, args, error, self.backend.advice) from error
+        return tuple([values[number] for number in self.graph.outputs])
+
+    def backward(self, gradients: dict[int, Any], sink: Sink) -> Generator[Request, Any, None]:
+        """Run operations backward from the gradients of the outputs.
+
+        Arguments:
+            gradients: by value, what has arrived so far; at the end, what the inputs got.
+            sink: takes the gradients of parameters by ``add(name, gradient)``, and gives places to compute them in by
+                ``destination(name)``.
+        """
+        watcher, shapes, xp, settled = self.watcher, self._shapes, self.backend.xp, self.backend.settled
+        operation: Any = None
+        ctx: Any = None
+        args: tuple[Any, ...] = ()
+        try:
+            for this in self._backward:
+                operation, ctx, call, numbers, outputs, params = this
+                args = tuple(
+                    [
+                        gradients.pop(number) if number in gradients else xp.zeros(shapes[number], dtype=ctx.dtype)
+                        for number in outputs
+                    ]
+                )
+                ctx.begin_backward(params, sink)
+                if watcher is not None:
+                    watcher.before(operation, "backward_pass")
+                given = call(ctx, *args)
+                if operation.backward_yields:
+                    given = yield from _drive(operation, "backward_pass", given, self.plan.training)
+                results = given if isinstance(given, tuple) else (given,)
+                if watcher is not None:
+                    known = tuple(dx for dx in results if dx is not None)
+                    watcher.after(operation, "backward_pass", (*known, *ctx.gradients.values()))
+                if len(results) != len(numbers):
+                    raise LayerError(
+                        f"{operation.label}.backward_pass returned {counted(len(results), 'gradient')} for "
+                        f"{counted(len(numbers), 'input')}; return a tuple with one for each, None where ctx.wants_dx "
+                        "is False"
+                    )
+                for k, wanted in enumerate(ctx.wants_dx):
+                    if not wanted:
+                        continue
+                    dx, number = results[k], numbers[k]
+                    if getattr(dx, "shape", None) != shapes[number] or dx.dtype != self._dtype:
+                        raise LayerError(
+                            f"{operation.label}.backward_pass: expected the gradient of input {k}, "
+                            f"{tuple(shapes[number])} {self.graph.dtype}, got {described(dx)}; ctx.wants_dx[{k}] is "
+                            "True"
+                        )
+                    dx = settled(dx)
+                    gradients[number] = gradients[number] + dx if number in gradients else dx
+                for local, full in params.items():
+                    if local not in ctx.gradients:
+                        raise LayerError(
+                            f"{operation.label}.backward_pass gave no gradient for parameter {local!r}; call "
+                            f"ctx.grad({local}=...)"
+                        )
+                    sink.add(full, ctx.gradients[local])
+                ctx.end_backward()
+        except LayerError:
+            raise
+        except Exception as error:
+            raise _failed(operation, "backward_pass", ctx, args, error, self.backend.advice) from error
+
+    def updates(self) -> dict[str, Any]:
+        """Return the new values of state arrays by full name; frozen layers keep theirs."""
+        return {
+            this.operation.state[local]: array
+            for this in self._forward
+            if this.ctx.updates and this.ctx.trainable
+            for local, array in this.ctx.updates.items()
+        }
+
+    def step(
+        self,
+        arrays: Bound,
+        batch: Batch,
+        losses: Sequence[Loss | None],
+        key: tuple[Any, ...],
+        sink: Gradients,
+    ) -> Generator[Request, Any, StepResult]:
+        """Run forward, loss and backward."""
+        graph = self.graph
+        predictions = yield from self.forward(arrays, batch.inputs, key)
+        updates = self.updates()
+        totals: list[float] = []
+        gradients: dict[int, Any] = {}
+        for k, loss in enumerate(losses):
+            if loss is None:
+                totals.append(0.0)
+                continue
+            total, slope = self._loss(k, loss, predictions[k], batch.targets[k], batch.weights[k])
+            totals.append(total)
+            if slope is not None:
+                gradients[graph.outputs[k]] = slope
+        yield from self.backward(gradients, sink)
+        dx = tuple([gradients.get(value) for value in graph.inputs])
+        return StepResult(tuple(totals), predictions, sink, dx, updates)
+
+    def _loss(self, k: int, loss: Loss, prediction: Any, target: Any, weights: Any) -> tuple[float, Any]:
+        """The weighted sum of the losses of the rows, and its gradient."""
+        ctx, asnumpy = self._losses[k], self.backend.asnumpy
+        ctx.begin(ctx.params, ctx.state, ())
+        try:
+            each = loss.forward(ctx, prediction, target)
+            smooth = self.graph.specs[self.graph.outputs[k]].is_float
+            slope = loss.backward(ctx, weights) if smooth else None
+        except Exception as error:
+            given = f"prediction {described(prediction)} and target {described(target)}"
+            raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}") from error
+        ctx.end_backward()
+        if getattr(each, "shape", None) != (prediction.shape[0],):
+            raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")
+        if slope is not None and (getattr(slope, "shape", None) != prediction.shape or slope.dtype != self._dtype):
+            raise LayerError(
+                f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
+                f"{described(slope)}"
+            )
+        return float(np.dot(asnumpy(each).astype("float64"), asnumpy(weights))), slope
+
+    def _misfit(self, operation: Operation, array: Any, value: int) -> LayerError:
+        """An output that is not what ``build`` said."""
+        spec = self.graph.specs[value]
+        widened = hasattr(array, "dtype") and spec.dtype == "float32" and "float64" in str(array.dtype)
+        hint = "; write scalars as Python floats" if widened else ""
+        return LayerError(
+            f"{operation.label}.forward_pass: build said {spec} for {self.rows} rows, it returned "
+            f"{described(array)}{hint}"
+        )
+
+
+def _fits(array: Any, shape: tuple[int | None, ...], dtype: Any) -> bool:
+    """Whether an array is as expected; None stands for any size."""
+    own = getattr(array, "shape", None)
+    return (
+        own is not None
+        and len(own) == len(shape)
+        and all(want is None or want == have for want, have in zip(shape, own, strict=True))
+        and array.dtype == dtype
+    )
+
+
+def _drive(operation: Operation, method: str, running: Any, training: bool) -> Generator[Request, Any, Any]:
+    """Relay what a layer's method yields, until it returns."""
+    where = f"{operation.label}.{method}"
+    total: Any = None
+    try:
+        while True:
+            try:
+                partial = running.send(total)
+            except StopIteration as stop:
+                return stop.value
+            if not isinstance(partial, tuple):
+                raise LayerError(f"{where} yielded {type(partial).__name__}; expected a tuple of arrays or sizes")
+            if odd := [part for part in partial if part is None or isinstance(part, str | list | tuple | Mapping)]:
+                raise LayerError(f"{where} yielded a tuple with {odd[0]!r}; expected arrays or sizes")
+            total = yield Request(operation, method, partial, training)
+    finally:
+        running.close()
+
+
+def _failed(
+    operation: Operation, method: str, ctx: Context, args: Iterable[Any], error: Exception, advice: str
+) -> LayerError:
+    """An error that says in which layer another one arose, and what it was called with."""
+    hint = advice
+    if "read-only" in str(error):
+        hint = (
+            "; inputs, parameters and state are never written to: make new arrays, and hand over new values of state "
+            "by ctx.update(...)"
+        )
+    elif method == "backward_pass" and not ctx.saved and isinstance(error, ValueError | IndexError | TypeError):
+        hint = "; ctx.saved is empty, since forward_pass saved nothing: ctx.save(...) is missing there"
+    where = f"{operation.label}.{method} failed on {' and '.join(map(described, args))}, rows {ctx.rows}"
+    return LayerError(f"{where}: {type(error).__name__}: {error}{hint}")

@@ -1,0 +1,226 @@
+"""The slices of a batch, and the sums over them.
+
+The engine works in rounds: every slice runs to its next yield or to its end, then the sums go back in, in the order of
+the slices. Slice i runs on thread i modulo the number of threads, and its gradients go into that thread's buffer. The
+order of every sum follows from the slices alone, so that equal settings give equal bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lamella.backends import Backend
+from lamella.engine.arrays import Storage
+from lamella.engine.passes import Batch, Bound, Gradients, Pass, Request, StepResult, Watcher, bind
+from lamella.engine.threads import ONE_BLAS_THREAD, keep_freed_memory, run_tasks, thread_count
+from lamella.engine.values import Values
+from lamella.errors import LayerError
+from lamella.graph.plan import Plan
+from lamella.losses import Loss
+
+__all__ = ["Slices", "run_alone"]
+
+T = TypeVar("T")
+
+_ANY_THREADS = nullcontext()
+
+
+class Slices:
+    """A batch of so many rows, cut into slices, with a prepared pass for each. It runs one batch at a time.
+
+    Arguments:
+        plan: what the passes have to give.
+        backend: where they run.
+        sizes: how many rows each slice has.
+        threads: how many threads they run on.
+        buffers: where gradients are added up, one for each thread; without any, no backward pass follows.
+        watcher: who sees every operation.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        backend: Backend,
+        sizes: Sequence[int],
+        *,
+        threads: int = 1,
+        buffers: Sequence[Gradients] = (),
+        watcher: Watcher | None = None,
+    ) -> None:
+        keep_freed_memory()
+        self.plan, self.backend = plan, backend
+        self.rows = [slice(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(len(sizes))]
+        self.passes = [
+            Pass(plan, backend, size, offset=rows.start, recording=bool(buffers), watcher=watcher)
+            for size, rows in zip(sizes, self.rows, strict=True)
+        ]
+        self._threads = len(buffers) or min(threads, len(sizes))
+        self._buffers = buffers
+        self._bound: list[tuple[Storage, Storage, Bound]] = []  # for the two sets of buffers that training changes
+
+    def _arrays(self, values: Values) -> Bound:
+        for parameters, state, bound in self._bound:
+            if parameters is values.parameters and state is values.state:
+                return bound
+        bound = bind(self.plan.graph, values.arrays())
+        if self.backend.views_are_live:
+            self._bound = [*self._bound[-1:], (values.parameters, values.state, bound)]
+        return bound
+
+    def infer(self, values: Values, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the outputs of a batch."""
+        arrays = self._arrays(values)
+        if len(self.passes) == 1:
+            with ONE_BLAS_THREAD if thread_count() == 1 else _ANY_THREADS, np.errstate(all="ignore"):
+                return _run_one(self.passes[0].forward(arrays, inputs))
+        coroutines = [
+            one.forward(arrays, [array[rows, ...] for array in inputs])
+            for one, rows in zip(self.passes, self.rows, strict=True)
+        ]
+        parts = _run(coroutines, self._threads)
+        return tuple(self.backend.xp.concat(list(part), axis=0) for part in zip(*parts, strict=True))
+
+    def step(self, values: Values, batch: Batch, losses: Sequence[Loss | None], seed: int) -> StepResult:
+        """Run forward, loss and backward over a batch; the gradients stand in a buffer that the next step reuses."""
+        arrays, key = self._arrays(values), (seed & 0xFFFFFFFF, seed >> 32, values.step)
+        for buffer in self._buffers:
+            buffer.names.clear()
+        first, *others = self._buffers
+        if len(self.passes) == 1:
+            with ONE_BLAS_THREAD, np.errstate(all="ignore"):
+                return _run_one(self.passes[0].step(arrays, batch, losses, key, first))
+        coroutines = [
+            one.step(arrays, _cut(batch, rows), losses, key, self._buffers[k % len(self._buffers)])
+            for k, (one, rows) in enumerate(zip(self.passes, self.rows, strict=True))
+        ]
+        results = _run(coroutines, self._threads)
+        first.join(others)
+        return _merged(results, self.backend, first)
+
+
+def _cut(batch: Batch, rows: slice) -> Batch:
+    def some(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(None if array is None else array[rows, ...] for array in arrays)
+
+    return Batch(some(batch.inputs), some(batch.targets), some(batch.weights))
+
+
+def _merged(results: Sequence[StepResult], backend: Backend, gradients: Gradients) -> StepResult:
+    """What the slices of a batch gave, in their order."""
+    first, *rest = results
+    for k, other in enumerate(rest, start=1):
+        if odd := sorted(first.updates.keys() ^ other.updates.keys()):
+            raise LayerError(
+                f"{odd[0]}: ctx.update was called in slice {k if odd[0] in other.updates else 0} and not in "
+                f"slice {0 if odd[0] in other.updates else k}; call it in every slice, with a function of totals"
+            )
+    for name, value in first.updates.items():
+        own = backend.asnumpy(value)
+        if any(not np.array_equal(own, backend.asnumpy(other.updates[name]), equal_nan=True) for other in rest):
+            raise LayerError(
+                f"{name}: ctx.update got different values in different slices; make it a function of totals, as in "
+                "total = yield partial"
+            )
+
+    def joined(parts: tuple[Any, ...]) -> Any:
+        return None if parts[0] is None else backend.xp.concat(list(parts), axis=0)
+
+    return StepResult(
+        losses=tuple(map(sum, zip(*(result.losses for result in results), strict=True))),
+        predictions=tuple(map(joined, zip(*(result.predictions for result in results), strict=True))),
+        gradients=gradients,
+        dx=tuple(map(joined, zip(*(result.dx for result in results), strict=True))),
+        updates=first.updates,
+    )
+
+
+def run_alone(coroutine: Generator[Request, Any, T], answer: Callable[[Request], Any]) -> T:
+    """Run one pass on this thread, and answer each of its requests."""
+    total: Any = None
+    try:
+        while True:
+            try:
+                request = coroutine.send(total)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            total = answer(request)
+    finally:
+        coroutine.close()
+
+
+def _run_one(coroutine: Generator[Request, Any, T]) -> T:
+    return run_alone(coroutine, lambda request: _total([request], 1))
+
+
+def _run(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> list[T]:
+    """Run every slice to its next yield or its end, add up what they yielded, and go on with the sums.
+
+    If one fails, or this thread is interrupted, the others stop before their next part; the error of the first slice
+    that failed is raised once nothing runs any more.
+    """
+    results: dict[int, T] = {}
+    requests: list[Request | None] = [None] * len(coroutines)
+    failures: dict[int, BaseException] = {}
+    total: Any = None
+
+    def task(first: int) -> None:
+        with np.errstate(all="ignore"):
+            for k in range(first, len(coroutines), threads):
+                if failures:
+                    return
+                try:
+                    requests[k] = coroutines[k].send(total)
+                except StopIteration as stop:
+                    results[k], requests[k] = stop.value, None
+                except BaseException as failure:  # raised again below, once every thread has stopped
+                    failures[k] = failure
+
+    try:
+        with ONE_BLAS_THREAD:
+            while True:
+                run_tasks([partial(task, first) for first in range(threads)])
+                if failures:
+                    raise failures[min(failures)]
+                asked = [request for request in requests if request is not None]
+                if not asked:
+                    return [results[k] for k in range(len(coroutines))]
+                total = _total(asked, len(coroutines))
+    finally:
+        for coroutine in coroutines:
+            coroutine.close()
+
+
+def _total(requests: list[Request], slices: int) -> tuple[Any, ...]:
+    """Sum what all slices yielded, in the order of the slices; they must have yielded alike."""
+    first = requests[0]
+    where = f"{first.operation.label}.{first.method}"
+    if not first.training:
+        raise LayerError(
+            f"{where} yielded in inference, where a sum over the batch has no meaning; yield only if ctx.training"
+        )
+    if len(requests) != slices:
+        raise LayerError(f"{where}: {len(requests)} of {slices} slices yielded; each must yield equally often")
+    total = first.partial
+    shapes = [np.shape(part) for part in total]
+    for k, request in enumerate(requests[1:], start=1):
+        if request.operation is not first.operation or request.method != first.method:
+            raise LayerError(f"{where} yielded in slice 0, {request.operation.label}.{request.method} in slice {k}")
+        if (own := [np.shape(part) for part in request.partial]) != shapes:
+            raise LayerError(f"{where}: slice {k} yielded shapes {own}, slice 0 {shapes}; they must be equal")
+        total = tuple(a + b for a, b in zip(total, request.partial, strict=True))
+    return tuple(map(_unwritable, total))
+
+
+def _unwritable(part: Any) -> Any:
+    """A total as all slices may see it."""
+    if not isinstance(part, np.ndarray):
+        return part
+    part = part.view()
+    part.flags.writeable = False
+    return part

@@ -1,0 +1,265 @@
+"""Graphs: layers joined between input nodes and output nodes, in the order in which they run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lamella.arguments import positive
+from lamella.errors import ArgumentError, GraphError, counted
+from lamella.graph.naming import Names, check_unique, output_names
+from lamella.protocol.declare import ArrayDeclaration
+from lamella.protocol.layer import Layer, build, call
+from lamella.protocol.node import Call, Node, valid_name
+from lamella.protocol.spec import FLOATS, ArraySpec
+
+__all__ = ["Graph", "Operation", "assemble"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operation:
+    """One layer of a graph, with its place in it. Values are numbered; arrays go by their full names."""
+
+    name: str
+    prefix: str  # of the names of its arrays: the layer's name at the first operation where the layer stands
+    trainable: bool  # False where the layer, or a composite around it, was made with frozen()
+    groups: tuple[str, ...]  # the names of the composites around it, outermost first
+    layer: Layer
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    params: dict[str, str]  # "kernel" -> "conv2d_1.kernel"
+    state: dict[str, str]
+    forward_yields: bool
+    backward_yields: bool
+
+    @property
+    def label(self) -> str:
+        """The name for messages."""
+        return f"{self.name} ({type(self.layer).__name__})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """Operations in topological order over numbered values; a model without arrays. Callable on nodes, as a layer is.
+
+    Attributes:
+        input_nodes, output_nodes: the nodes that it was made from.
+        operations: the layers, composites expanded.
+        inputs, outputs: the numbers of these values.
+        input_names, output_names: what users call them.
+        specs: of each value, by number.
+        arrays: what the layers declared, by full name.
+        calls, call_names: the layers as written, composites whole.
+        models: the models and graphs that were used as layers, those that others hold last.
+        prefixes: id of a layer, model or graph -> the name that stands before its arrays.
+        dtype: of parameters, activations and gradients.
+        seed: decides the initial values of arrays.
+        kind: "Model" or "Sequential", as it was written.
+        frozen_layers: the prefixes of layers whose arrays training leaves alone.
+    """
+
+    input_nodes: tuple[Node, ...]
+    output_nodes: tuple[Node, ...]
+    operations: tuple[Operation, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    specs: dict[int, ArraySpec]
+    arrays: dict[str, ArrayDeclaration]
+    calls: tuple[Call, ...]
+    call_names: tuple[str, ...]
+    models: tuple[Any, ...]
+    prefixes: dict[int, str]
+    dtype: str
+    seed: int
+    kind: str
+    frozen_layers: frozenset[str]
+
+    name = None
+    trainable = True
+
+    @property
+    def input_specs(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of each input."""
+        return tuple(self.specs[value] for value in self.inputs)
+
+    @property
+    def output_specs(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of each output."""
+        return tuple(self.specs[value] for value in self.outputs)
+
+    def parameters_of(self, prefixes: frozenset[str]) -> frozenset[str]:
+        """Return the full names of the parameters of some layers."""
+        own = (operation for operation in self.operations if operation.prefix in prefixes)
+        return frozenset(full for operation in own for full in operation.params.values())
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.signature}>"
+
+    @property
+    def signature(self) -> str:
+        """The specs of inputs and outputs, for people."""
+        inputs, outputs = ", ".join(map(str, self.input_specs)), ", ".join(map(str, self.output_specs))
+        return f"{inputs} -> {outputs}"
+
+    def __call__(self, *nodes: Node, name: str | None = None) -> Any:
+        """Use the graph as a layer of a larger one."""
+        return call(self, nodes, None if name is None else valid_name(name, "Model: name"))
+
+    def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
+        """Run through the layers on other nodes."""
+        if len(nodes) != len(self.input_nodes):
+            raise GraphError(f"{self!r} was called with {counted(len(nodes), 'node')}; expected {len(self.inputs)}")
+        for node, spec, name in zip(nodes, self.input_specs, self.input_names, strict=True):
+            fits = len(node.shape) == len(spec.shape) and node.spec.is_float == spec.is_float
+            if not fits or any(isinstance(n, int) and n != m for n, m in zip(spec.shape, node.shape, strict=True)):
+                raise GraphError(f"{self!r} was called with {node.spec}; expected {spec} for input {name!r}")
+        known = {id(own): node for own, node in zip(self.input_nodes, nodes, strict=True)}
+        for this, name in zip(self.calls, self.call_names, strict=True):
+            result = call(this.layer, tuple(known[id(node)] for node in this.inputs), name)
+            made = result if isinstance(result, tuple) else (result,)
+            known.update((id(node), new) for node, new in zip(this.outputs, made, strict=True))
+        outputs = tuple(known[id(node)] for node in self.output_nodes)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str = "Model") -> Graph:
+    """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values."""
+    if not isinstance(dtype, str):
+        dtype = np.dtype(dtype).name
+    if dtype not in FLOATS:
+        raise ArgumentError(f"Model: dtype: expected one of {', '.join(map(repr, FLOATS))}, got {dtype!r}")
+    seed = positive(seed, "seed", minimum=0)
+    if seed >= 2**64:
+        raise ArgumentError(f"seed: expected an int below 2**64, got {seed!r}")
+    inputs, outputs = _one_or_more(inputs, "inputs"), _one_or_more(outputs, "outputs")
+    calls = _reachable(inputs, outputs)
+    specs: dict[int, ArraySpec] = {}
+    number: dict[int, int] = {}
+    input_names: list[str] = []
+    for node in inputs:
+        spec = node.spec
+        if spec.is_float and spec.dtype not in ("float32", dtype):
+            raise GraphError(f"Input {spec} in a {dtype} model; leave dtype out, and floats follow the model")
+        number[id(node)] = len(number)
+        specs[number[id(node)]] = spec.replace(dtype=dtype) if spec.is_float else spec
+        taken = len([name for name in input_names if name.startswith("input_")]) + 1
+        input_names.append(node.name or f"input_{taken}")
+    names = Names(input_names)
+    arrays: dict[str, ArrayDeclaration] = {}
+    stateful: dict[str, str] = {}
+    holders: dict[str, Layer] = {}
+    operations: list[Operation] = []
+    for this in calls:
+        layer, name, prefix = names.canonical(this), names.call(this), names.layer(this)
+        if holders.setdefault(prefix, layer) is not layer:
+            raise GraphError(f"two layers of the model are called {prefix!r}; give one of them another name")
+        given = [specs[number[id(node)]] for node in this.inputs]
+        built, declared = build(layer, given, dtype, name)
+        if len(built) != len(this.outputs):
+            raise GraphError(
+                f"{name}: build returned {counted(len(built), 'spec')}, {len(this.outputs)} when it was called"
+            )
+        for node, spec in zip(this.outputs, built, strict=True):
+            number[id(node)] = len(number)
+            specs[number[id(node)]] = spec
+        for local, declaration in declared.items():
+            full = f"{prefix}.{local}"
+            known = arrays.setdefault(full, declaration)
+            if (known.shape, known.memory) != (declaration.shape, declaration.memory):
+                raise GraphError(
+                    f"{name}: shared layer {prefix!r} needs {local!r} of shape {declaration.shape} here and "
+                    f"{known.shape} at its first node; use two layers"
+                )
+            if not declaration.trainable and stateful.setdefault(prefix, name) != name:
+                raise GraphError(
+                    f"{name}: layer {prefix!r} has state ({local}) and may stand at one node only; use two layers"
+                )
+        operations.append(
+            Operation(
+                name=name,
+                prefix=prefix,
+                trainable=_trainable(this),
+                groups=names.groups(this),
+                layer=layer,
+                inputs=tuple(number[id(node)] for node in this.inputs),
+                outputs=tuple(number[id(node)] for node in this.outputs),
+                params={local: f"{prefix}.{local}" for local, d in declared.items() if d.trainable},
+                state={local: f"{prefix}.{local}" for local, d in declared.items() if not d.trainable},
+                forward_yields=inspect.isgeneratorfunction(type(layer).forward_pass),
+                backward_yields=inspect.isgeneratorfunction(type(layer).backward_pass),
+            )
+        )
+    tops = tuple({id(this.top): this.top for this in calls}.values())
+    check_unique("inputs", input_names)
+    check_unique("nodes", [*input_names, *(operation.name for operation in operations)])
+    check_unique("nodes", [*input_names, *map(names.call, tops)])
+    held = [operation for operation in operations if operation.params or operation.state]
+    return Graph(
+        input_nodes=inputs,
+        output_nodes=outputs,
+        operations=tuple(operations),
+        inputs=tuple(number[id(node)] for node in inputs),
+        outputs=tuple(number[id(node)] for node in outputs),
+        input_names=tuple(input_names),
+        output_names=output_names(inputs, input_names, outputs, names),
+        specs=specs,
+        arrays=arrays,
+        calls=tops,
+        call_names=tuple(map(names.call, tops)),
+        models=tuple({id(c.layer): c.layer for this in calls for c in _models_around(this)}.values()),
+        prefixes=names.layers,
+        dtype=dtype,
+        seed=seed,
+        kind=kind,
+        frozen_layers=frozenset(operation.prefix for operation in held if not operation.trainable),
+    )
+
+
+def _reachable(inputs: Sequence[Node], outputs: Sequence[Node]) -> list[Call]:
+    """The calls of layers that outputs depend on, in the order in which they were made."""
+    known = {id(node) for node in inputs}
+    found: dict[int, Call] = {}
+    waiting = list(outputs)
+    while waiting:
+        node = waiting.pop()
+        if id(node) in known:
+            continue
+        if node.call is None:
+            raise GraphError(
+                f"Model: the outputs depend on {node!r}, which is not among the inputs; add it to Model(inputs=...)"
+            )
+        if node.call.serial not in found:
+            found[node.call.serial] = node.call
+            waiting.extend(node.call.inputs)
+    used = {id(node) for this in found.values() for node in this.inputs} | {id(node) for node in outputs}
+    for node in inputs:
+        if id(node) not in used:
+            raise GraphError(f"Model: no output depends on input {node!r}; leave it out of Model(inputs=...)")
+    return [found[serial] for serial in sorted(found)]
+
+
+def _models_around(this: Call) -> Iterable[Call]:
+    """The calls of models around a call, innermost last."""
+    if this.parent is not None:
+        yield from _models_around(this.parent)
+        if not isinstance(this.parent.layer, Layer):
+            yield this.parent
+
+
+def _trainable(this: Call) -> bool:
+    return bool(this.layer.trainable) and (this.parent is None or _trainable(this.parent))
+
+
+def _one_or_more(value: Any, what: str) -> tuple[Node, ...]:
+    """A node, or several of them, as a tuple."""
+    nodes: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
+    result = tuple(nodes)
+    if not result or not all(isinstance(node, Node) for node in result):
+        raise GraphError(f"Model: {what}: expected a node or a tuple of nodes, got {value!r}")
+    return result

@@ -1,0 +1,83 @@
+"""How a batch is cut into slices: what a row of it costs, and how many rows each slice takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lamella.graph.operations import Graph
+
+__all__ = ["Cost", "cost_of", "slice_rows"]
+
+SLICE_BYTES = 1 << 20  # what the largest layer of a slice may read and write
+INLINE_WORK = 1 << 21  # multiplications below which a step is one slice on the calling thread
+
+
+class Cost(NamedTuple):
+    """What decides how the batches of a graph are cut."""
+
+    work: int  # multiplications that a row costs, roughly: in layers that walk over time, in one step and for one gate
+    largest: int  # bytes that the largest layer reads and writes for a row
+    widest: int  # entries of the largest matrix of weights
+    coupled: bool  # whether layers share sums over the batch
+    recurrent: bool  # whether layers walk over time
+
+
+def cost_of(graph: Graph) -> Cost:
+    """Return what a row costs; an axis of unknown size counts as 16.
+
+    Every weight is used once for each output position. Where layers walk over time, all steps come one after the
+    other, and threads pay only if one of them is long.
+    """
+    itemsize = 4 if graph.dtype == "float32" else 8
+    sizes = {
+        value: math.prod(n if isinstance(n, int) else 16 for n in spec.shape[1:]) for value, spec in graph.specs.items()
+    }
+    work = largest = 0
+    for operation in graph.operations:
+        shapes = [graph.arrays[full].shape for full in operation.params.values()]
+        if operation.layer.recurrent:
+            work += _work_of_a_step(shapes)
+        else:
+            width = graph.specs[operation.inputs[0]].shape[-1]
+            terms = max((_terms(shape, width) for shape in shapes), default=1)
+            work += max(1, terms) * sum(sizes[value] for value in operation.outputs)
+        largest = max(largest, itemsize * sum(sizes[value] for value in (*operation.inputs, *operation.outputs)))
+    matrices = (math.prod(array.shape) for array in graph.arrays.values() if len(array.shape) == 2)
+    coupled = any(operation.forward_yields or operation.backward_yields for operation in graph.operations)
+    recurrent = any(operation.layer.recurrent for operation in graph.operations)
+    return Cost(work, largest, max(matrices, default=0), coupled, recurrent)
+
+
+def _work_of_a_step(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Multiplications in one step of a recurrence and for one of its gates, whose kernels stand side by side."""
+    kernels = [shape for shape in shapes if len(shape) == 2] or [(1, 1)]
+    units, columns = kernels[-1]  # that of the state, (units, gates * units)
+    return sum(map(math.prod, kernels)) // max(1, columns // max(1, units))
+
+
+def _terms(kernel: tuple[int, ...], width: int | str) -> int:
+    """How many products one entry of the output sums: kernels are (in, out) or (filters, channels, height, width)."""
+    if len(kernel) == 2:
+        return kernel[0] if kernel[0] == width else 1  # else a table, in which rows are looked up
+    return math.prod(kernel[1:])
+
+
+def slice_rows(graph: Graph, rows: int, threads: int, *, training: bool = True) -> list[int]:
+    """How many rows each slice of a batch takes: a pure function of graph, rows and threads.
+
+    One slice for steps so small that threads cost more than they give. Else a multiple of the threads, of slices whose
+    largest layer fits a core's cache, but not of so few rows that the gradients of dense layers, which every slice
+    computes whole, cost more than the rest. There is one for each thread where layers share sums over the batch in
+    training, since every slice waits with all of its activations then, and where layers walk over time, since every
+    slice takes as many steps as the batch.
+    """
+    cost = cost_of(graph)
+    if cost.work * rows < INLINE_WORK:
+        return [rows]
+    size = max(SLICE_BYTES // max(1, cost.largest), min(256, cost.widest // 4096), 1)
+    if cost.recurrent or (cost.coupled and training):
+        size = rows
+    count = min(rows, math.ceil(math.ceil(rows / size) / threads) * threads)
+    return [rows * (k + 1) // count - rows * k // count for k in range(count)]

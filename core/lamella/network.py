@@ -1,0 +1,410 @@
+"""A network: a graph with its arrays, its seed, what is frozen, and the backend where it runs."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from lamella.arguments import positive
+from lamella.backends import Backend, get_backend
+from lamella.engine.arrays import ArrayMapping, Layout, Storage, draw
+from lamella.engine.rounds import Slices
+from lamella.engine.threads import thread_count
+from lamella.engine.values import OptimizerState, Values
+from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean
+from lamella.files import archive, structure
+from lamella.graph.operations import Graph, Operation, assemble
+from lamella.graph.plan import Plan
+from lamella.graph.slicing import slice_rows
+from lamella.protocol.inputs import as_inputs
+from lamella.protocol.layer import call
+from lamella.protocol.node import Node, valid_name
+from lamella.protocol.spec import ArraySpec
+
+__all__ = ["Network"]
+
+_KEPT = 4  # numbers of rows for which prepared passes are kept
+
+
+class Network:
+    """A graph with arrays of its own. `lamella.Model` adds training to it.
+
+    Arguments:
+        graph: what it computes; its seed decides the initial values.
+        backend: where it runs.
+        frozen: the prefixes of layers that training leaves alone; by default those that were made frozen, or are so in
+            a model that is used as a layer.
+    """
+
+    name: str | None = None
+    trainable = True
+
+    def __init__(self, graph: Graph, *, backend: str = "numpy", frozen: frozenset[str] | None = None) -> None:
+        self.graph = graph
+        self.seed = graph.seed
+        self.device: Backend = get_backend(backend)
+        learned = {name: declared for name, declared in graph.arrays.items() if declared.trainable}
+        kept = {name: declared for name, declared in graph.arrays.items() if not declared.trainable}
+        storages = (Storage(Layout(some), graph.dtype, self.device) for some in (learned, kept))
+        self.values = Values(*storages)
+        self._frozen = graph.frozen_layers
+        self._outer: weakref.WeakSet[Network] = weakref.WeakSet()  # networks that took this one as a layer
+        self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
+        draw(self.values.parameters, self.seed)
+        draw(self.values.state, self.seed)
+        self._adopt_inner_models()
+        self._frozen = self._frozen | graph.frozen_layers if frozen is None else frozen
+
+    def _adopt_inner_models(self) -> None:
+        """Start with the values of models that were used as layers, those that hold others last."""
+        for inner in sorted(self.graph.models, key=lambda inner: len(getattr(inner, "graph", inner).models)):
+            source = Network(inner, frozen=inner.frozen_layers) if isinstance(inner, Graph) else inner
+            self._take(source, self._shared_layers(source))
+            source._outer.add(self)
+
+    def _shared_layers(self, other: Network) -> dict[str, str]:
+        """Layers with arrays that stand in both networks, the same objects: what the other calls them."""
+        theirs, own = other.graph.prefixes, self.graph.prefixes
+        names = {own[key]: theirs[key] for key in own.keys() & theirs.keys()}
+        return {name: found for name in self._layer_arrays() if (found := _renamed(name, names))}
+
+    def differing(self, other: Network) -> frozenset[str]:
+        """Return the layers that stand in both networks, the same objects, with other values there than here."""
+
+        def values(network: Network, layer: str) -> list[Any]:
+            arrays = {**network.parameters, **network.state}
+            return [arrays[f"{layer}.{local}"] for local in network._layer_arrays()[layer]]
+
+        shared = self._shared_layers(other)
+        return frozenset(
+            name
+            for name, theirs in shared.items()
+            if not all(map(np.array_equal, values(self, name), values(other, theirs)))
+        )
+
+    def _layer_arrays(self) -> dict[str, dict[str, tuple[tuple[int, ...], bool]]]:
+        """Each array's shape and whether it is a parameter, by the names of layers with arrays."""
+        arrays: dict[str, dict[str, tuple[tuple[int, ...], bool]]] = {}
+        for full, declared in self.graph.arrays.items():
+            prefix, _, local = full.rpartition(".")
+            arrays.setdefault(prefix, {})[local] = declared.shape, declared.trainable
+        return arrays
+
+    def _take(self, other: Network, names: Mapping[str, str]) -> frozenset[str]:
+        """Copy layers, by their names here and there, where all arrays agree; return which these were."""
+        own, theirs = self._layer_arrays(), other._layer_arrays()
+        taken = frozenset(name for name, source in names.items() if own[name] == theirs.get(source))
+        for name in taken:
+            for local, (_, trainable) in own[name].items():
+                here, there = (self.parameters, other.parameters) if trainable else (self.state, other.state)
+                here[f"{name}.{local}"] = there[f"{names[name]}.{local}"]
+        frozen = {name for name in taken if names[name] in other._frozen}
+        self._frozen = frozenset(self._frozen - taken | frozen)
+        return taken
+
+    # What it is
+
+    @property
+    def parameters(self) -> ArrayMapping:
+        """The trained arrays by name, as NumPy; assign with ``model.parameters["dense_1.kernel"] = array``."""
+        return ArrayMapping(lambda: self.values.parameters, "parameters")
+
+    @property
+    def state(self) -> ArrayMapping:
+        """The arrays that layers keep beside parameters, such as running means, by name."""
+        return ArrayMapping(lambda: self.values.state, "state")
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken; random numbers and the order of data follow from it."""
+        return self.values.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.values.step = step
+
+    @property
+    def optimizer_state(self) -> OptimizerState | None:
+        """What the optimizer remembers from its steps so far; set it to None to start anew."""
+        return self.values.optimizer
+
+    @optimizer_state.setter
+    def optimizer_state(self, state: OptimizerState | None) -> None:
+        self.values.optimizer = state
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of parameters, activations and gradients."""
+        return self.graph.dtype
+
+    @property
+    def backend(self) -> str:
+        """Where the model runs: ``"numpy"``, ``"cupy"`` or ``"strict"``."""
+        return self.device.name
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs."""
+        return self.graph.input_names
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs: those of the layers that give them."""
+        return self.graph.output_names
+
+    @property
+    def input_specs(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of each input."""
+        return self.graph.input_specs
+
+    @property
+    def output_specs(self) -> tuple[ArraySpec, ...]:
+        """Shape and dtype of each output."""
+        return self.graph.output_specs
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The layers as written, composites whole, by name."""
+        return _ByName(zip(self.graph.call_names, (this.layer for this in self.graph.calls), strict=True))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.graph.signature}, {len(self.values.parameters):,} parameters>"
+
+    # What it does
+
+    def predict(self, x: Any, batch_size: int | None = None) -> Any:
+        """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs.
+
+        On NumPy the rows run in slices small enough for the cache; ``batch_size`` bounds what a GPU holds at a time.
+        """
+        arrays = as_inputs(self.input_names, self.input_specs, x)
+        self._warn_of_outer_training()
+        rows = len(arrays[0])
+        if batch_size is None or positive(batch_size, "batch_size") >= rows:
+            outputs = self.infer(arrays)
+        else:
+            parts = [
+                self.infer(tuple(array[start : start + batch_size] for array in arrays))
+                for start in range(0, rows, batch_size)
+            ]
+            outputs = tuple(np.concatenate(part, axis=0) for part in zip(*parts, strict=True))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _warn_of_outer_training(self) -> None:
+        """Say so where nothing was trained but copies of this network's layers in an outer one."""
+        if self.step or not self._outer:
+            return
+        trained = [outer for outer in self._outer if outer.step]
+        if any(outer.differing(self) - outer.frozen_layers for outer in trained):
+            warnings.warn(
+                f"{self!r} was called like a layer and has values of its own; the model around it, which was "
+                "trained, has others. inner.copy_values(outer) takes these over",
+                MistakeWarning,
+                stacklevel=3,
+            )
+
+    def infer(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return all outputs for checked inputs, in one batch."""
+        rows = len(arrays[0])
+        if not rows:  # layers need not know of empty batches: a row stands in for them
+            shapes = zip(arrays, self.input_specs, strict=True)
+            stand_in = self.infer(tuple(np.full((1, *a.shape[1:]), _allowed(spec), a.dtype) for a, spec in shapes))
+            return tuple(y[:0] for y in stand_in)
+        key = rows, thread_count()
+        ready = self._prepared.get(key)
+        if ready is None:
+            while len(self._prepared) >= _KEPT:
+                self._prepared.pop(next(iter(self._prepared)), None)
+            ready = self._prepared[key] = []
+        slices = ready.pop() if ready else self._prepare(*key)  # another thread may predict at the same time
+        outputs = slices.infer(self.values, [self.device.asarray(array) for array in arrays])
+        ready.append(slices)  # not if it failed
+        return tuple([self.device.asnumpy(output) for output in outputs])
+
+    def _prepare(self, rows: int, threads: int) -> Slices:
+        every = frozenset(operation.prefix for operation in self.graph.operations)
+        plan = Plan(self.graph, every, wants_dx=False, training=False)
+        sizes = slice_rows(self.graph, rows, threads, training=False) if self.device.uses_threads else [rows]
+        return Slices(plan, self.device, sizes, threads=threads)
+
+    # What can be changed
+
+    def freeze(self, pattern: str = "*") -> Self:
+        """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training."""
+        self._frozen |= self._matching(pattern)
+        return self
+
+    def unfreeze(self, pattern: str = "*") -> Self:
+        """Let layers whose names match learn again."""
+        self._frozen -= self._matching(pattern)
+        return self
+
+    def _matching(self, pattern: str) -> frozenset[str]:
+        if not isinstance(pattern, str):
+            raise ArgumentError(f"freeze: pattern: expected a name such as 'conv2d_*', got {pattern!r}")
+
+        def names(operation: Operation) -> list[str]:
+            parts = operation.prefix.split("/")
+            return ["/".join(parts[: k + 1]) for k in range(len(parts))]
+
+        found = [operation for operation in self.graph.operations if fnmatch.filter(names(operation), pattern)]
+        if not found:
+            known = [name for operation in self.graph.operations for name in names(operation)]
+            raise ArgumentError(
+                f"no layer is called {pattern!r}; there are {', '.join(dict.fromkeys(known))}."
+                f"{did_you_mean(pattern, known)}"
+            )
+        return frozenset(operation.prefix for operation in found if operation.params or operation.state)
+
+    @property
+    def frozen_layers(self) -> frozenset[str]:
+        """The names of the layers that training leaves alone."""
+        return self._frozen
+
+    def to(self, backend: str) -> Self:
+        """Move the model to a backend, ``"numpy"`` or ``"cupy"``, and return it."""
+        moved = self.copy(backend=backend)
+        self.device, self.values = moved.device, moved.values
+        self._prepared = {}
+        return self
+
+    @classmethod
+    def _of(cls, graph: Graph, **options: Any) -> Self:
+        """A network of this class, whatever its constructor takes."""
+        network = cls.__new__(cls)
+        Network.__init__(network, graph, **options)
+        return network
+
+    def copy(self, *, dtype: str | None = None, backend: str | None = None) -> Self:
+        """Return a model of the same layers with the same values, in another dtype or on another backend if given."""
+        graph = self.graph
+        if dtype is not None and dtype != self.dtype:
+            graph = assemble(graph.input_nodes, graph.output_nodes, dtype, seed=self.seed, kind=graph.kind)
+        twin = self._of(graph, backend=backend or self.backend, frozen=self._frozen)
+        twin.copy_values(self)
+        twin._frozen = self._frozen
+        twin._copy_optimizer(self)
+        return twin
+
+    def _copy_optimizer(self, other: Network) -> None:
+        if other.optimizer_state is not None:
+            self.optimizer_state = OptimizerState.from_numpy(self.values.parameters, *other.optimizer_state.as_numpy())
+
+    def copy_values(self, other: Network) -> tuple[str, ...]:
+        """Take another model's values, layer by layer, and its step; return the layers that found none.
+
+        Taken are the arrays of every layer that both models have: the same object, whatever it is called here and
+        there, and whether a layer of the model or of one used as a layer. Models that share no such object are matched
+        by the names of their layers. Layers whose arrays have other shapes stay as they are. What is frozen here stays
+        frozen, and what is frozen there becomes it.
+
+        Raises:
+            DataError: no layer of the model has its match in the other one.
+
+        >>> import lamella as lm
+        >>> from lamella_layers import Dense
+        >>> x = lm.Input((4,))
+        >>> inner = Dense(3, activation="relu")(x)
+        >>> trained = lm.Model(x, Dense(10)(inner), seed=1)
+        >>> features = lm.Model(x, inner)
+        >>> features.copy_values(trained)
+        ()
+        >>> transfer = lm.Model(x, Dense(2).named("head")(inner))
+        >>> transfer.copy_values(trained)
+        ('head',)
+        """
+        layers, frozen = tuple(self._layer_arrays()), self._frozen
+        taken = self._take(other, self._shared_layers(other) or {name: name for name in layers})
+        self._frozen |= frozen
+        if layers and not taken:
+            raise DataError(
+                f"copy_values: none of the layers {', '.join(layers)} is in the other model, which has "
+                f"{', '.join(other._layer_arrays()) or 'none with arrays'}; a layer is found as the same object, else "
+                "by its name, and has to have arrays of the same shapes"
+            )
+        self.step = other.step
+        return tuple(name for name in layers if name not in taken)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = memo[id(self)] = self._of(
+            structure.Reader(self.config()).graph, backend=self.backend, frozen=self._frozen
+        )
+        twin.copy_values(self)
+        twin._frozen = self._frozen
+        twin._copy_optimizer(self)
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = None if self.optimizer_state is None else self.optimizer_state.as_numpy()
+        arrays = {**self.parameters, **self.state}
+        return _restore, (type(self), self.config(), self.backend, arrays, self.step, state)
+
+    def _fill(self, arrays: Mapping[str, Any], step: int, optimizer: Any) -> Self:
+        """Take arrays by full name, the step, and an optimizer as it described itself."""
+        for name, value in arrays.items():
+            (self.parameters if self.graph.arrays[name].trainable else self.state)[name] = value
+        self.step = step
+        if optimizer is not None:
+            self.optimizer_state = OptimizerState.from_numpy(self.values.parameters, *optimizer)
+        return self
+
+    # What it becomes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one file, from which `lamella.load` makes it again and training goes on."""
+        self._warn_of_outer_training()
+        archive.write(path, self.config(), self.values)
+
+    def load_weights(self, path: str | os.PathLike[str], mapping: Mapping[str, str | None] | None = None) -> None:
+        """Take values from a file of `save`, or any safetensors file.
+
+        ``mapping`` says what the model's arrays are called there, and leaves those as they are that it maps to None:
+        ``{"head.*": None}``. Everything is checked before anything changes.
+        """
+        for name, value in archive.read_weights(path, self.graph, mapping).items():
+            (self.parameters if self.graph.arrays[name].trainable else self.state)[name] = value
+
+    def config(self) -> dict[str, Any]:
+        """Return the model's structure as plain data; `lamella.from_config` makes it again, with fresh values."""
+        return structure.described(self)
+
+    def __call__(self, *nodes: Node, name: str | None = None) -> Any:
+        """Use the model as a layer of a larger one."""
+        return call(self, nodes, None if name is None else valid_name(name, "Model: name"))
+
+    def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
+        """Run through the model's own layers on other nodes; called by the graph."""
+        return self.graph.expand(*nodes)
+
+
+class _ByName(dict[str, Any]):
+    """Layers by name."""
+
+    def __missing__(self, name: Any) -> Any:
+        raise KeyError(f"no layer called {name!r}; there are {', '.join(self)}.{did_you_mean(str(name), self)}")
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """A full name with the prefix that it starts with replaced; the empty name if there is none that it starts with."""
+    own = max((p for p in prefixes if name == p or name.startswith((f"{p}/", f"{p}."))), key=len, default="")
+    return prefixes[own] + name[len(own) :] if own else ""
+
+
+def _restore(
+    cls: type[Network], config: dict[str, Any], backend: str, arrays: dict[str, Any], step: int, optimizer: Any
+) -> Network:
+    graph = structure.Reader(config).graph
+    return cls._of(graph, backend=backend, frozen=graph.frozen_layers)._fill(arrays, step, optimizer)
+
+
+def _allowed(spec: ArraySpec) -> float:
+    """A number that an input may hold."""
+    if spec.low is not None:
+        return spec.low
+    return 0 if spec.high is None else min(0, spec.high - 1)

@@ -1,0 +1,96 @@
+"""Where a layer asks for its arrays: parameters, which training changes, and state, which the layer updates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lamella.errors import GraphError
+from lamella.protocol.spec import whole
+
+__all__ = ["ArrayDeclaration", "Declare"]
+
+_MOST = 1 << 48  # entries of an array; NumPy's own error for more is about dimensions
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayDeclaration:
+    """One parameter or state array that a layer asked for in ``build``."""
+
+    name: str
+    shape: tuple[int, ...]
+    initializer: Any
+    fan_in: int | None
+    fan_out: int | None
+    memory: tuple[int, ...]
+    trainable: bool
+
+
+class Declare:
+    """Handed to ``Layer.build``: where a layer asks for its arrays. ``dtype`` is the model's float dtype."""
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = dtype
+        self.arrays: dict[str, ArrayDeclaration] = {}
+
+    def parameter(
+        self,
+        name: str,
+        shape: Sequence[int],
+        initializer: Any,
+        *,
+        fan_in: int | None = None,
+        fan_out: int | None = None,
+        memory: tuple[int, ...] | None = None,
+    ) -> None:
+        """Ask for an array that training changes.
+
+        ``initializer`` is a registered name or a function ``(rng, shape, fan_in, fan_out) -> array``. ``memory`` is
+        the order of axes in which the array is stored, slowest first: ``(2, 3, 1, 0)`` stores a convolution kernel
+        (filters, channels, height, width) as (height, width, channels, filters).
+        """
+        self._add(name, shape, initializer, fan_in, fan_out, memory, trainable=True)
+
+    def state(self, name: str, shape: Sequence[int], initializer: Any) -> None:
+        """Ask for an array that ``ctx.update`` changes, such as a running mean."""
+        self._add(name, shape, initializer, None, None, None, trainable=False)
+
+    def _add(
+        self,
+        name: str,
+        shape: Sequence[int],
+        initializer: Any,
+        fan_in: int | None,
+        fan_out: int | None,
+        memory: tuple[int, ...] | None,
+        *,
+        trainable: bool,
+    ) -> None:
+        if not name.isidentifier():
+            raise GraphError(f"array name {name!r}: expected an identifier, since layers read it as ctx.params.<name>")
+        if name in self.arrays:
+            raise GraphError(f"array {name!r} is declared twice; give the second one another name")
+        if not isinstance(shape, tuple | list):
+            raise GraphError(
+                f"array {name!r}: shape: expected a tuple of sizes, got {shape!r}; did you mean ({shape},)?"
+            )
+        shape = tuple(map(whole, shape))
+        for axis, size in enumerate(shape):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise GraphError(
+                    f"array {name!r} has shape {shape!r}; axis {axis} must be a known size. "
+                    "An axis named by a string (the batch, or a symbolic time axis) can't size a parameter."
+                )
+        if math.prod(shape) > _MOST:
+            raise GraphError(f"array {name!r} has shape {shape!r}, which no memory holds")
+        if not isinstance(initializer, str) and not callable(initializer):
+            raise GraphError(
+                f"array {name!r}: initializer: expected a registered name or a function (rng, shape, fan_in, fan_out) "
+                f"-> array, got {initializer!r}"
+            )
+        memory = tuple(range(len(shape))) if memory is None else tuple(memory)
+        if sorted(memory) != list(range(len(shape))):
+            raise GraphError(f"array {name!r}: memory={memory!r} is no permutation of its {len(shape)} axes")
+        self.arrays[name] = ArrayDeclaration(name, shape, initializer, fan_in, fan_out, memory, trainable)

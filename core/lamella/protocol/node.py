@@ -1,0 +1,113 @@
+"""Nodes: the symbolic arrays that layers are called with while a graph is put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lamella.errors import ArgumentError
+from lamella.protocol.spec import ArraySpec
+
+__all__ = ["Call", "Input", "Node", "valid_name"]
+
+_serial = itertools.count()
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One use of a layer on nodes. A composite's call is the ``parent`` of the calls that its expansion made."""
+
+    layer: Any  # a Layer, or a Model used as one
+    inputs: tuple[Node, ...]
+    name: str | None
+    parent: Call | None
+    serial: int = dataclasses.field(default_factory=lambda: next(_serial))
+    outputs: tuple[Node, ...] = ()
+    inner: list[Any] = dataclasses.field(default_factory=list)  # a composite's layers, each once, in order of calls
+
+    def ordinal(self, layer: Any) -> int:
+        """The place of a layer among a composite's own."""
+        return next((k for k, known in enumerate(self.inner) if known is layer), len(self.inner))
+
+    def contains(self, node: Node) -> bool:
+        """Whether a node is an input of this composite, or was made within it."""
+        this = node.call
+        while this is not None and this is not self:
+            this = this.parent
+        return this is self or any(node is known for known in self.inputs)
+
+    @property
+    def top(self) -> Call:
+        """The outermost composite's call, or this one."""
+        return self if self.parent is None else self.parent.top
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """An array of a graph: an input, or one output of a layer. Layers are called with nodes."""
+
+    call: Call | None
+    index: int
+    spec: ArraySpec
+    name: str | None = None
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """The shape, starting with ``"N"``."""
+        return self.spec.shape
+
+    def __repr__(self) -> str:
+        origin = f"output of {type(self.call.layer).__name__}" if self.call else "input"
+        return f"<node {self.spec}, {origin}{f' {self.name!r}' if self.name else ''}>"
+
+    def __add__(self, other: object) -> Any:
+        raise TypeError("nodes are joined by layers, such as lm.layer('add')(a, b), and not by operators")
+
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __add__
+
+
+def Input(
+    shape: Sequence[int | str] | int,
+    dtype: str | None = None,
+    *,
+    name: str | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Node:
+    """Begin a graph: an array with the given shape for each sample, the batch axis not counted.
+
+    ``dtype=None`` is the model's own float type. An axis given by a name, such as ``"T"``, may have any size. Exports
+    and checks draw from ``low <= value < high``; integers outside of it are refused as data.
+
+    >>> import lamella as lm
+    >>> lm.Input((1, 28, 28)).shape
+    ('N', 1, 28, 28)
+    """
+    if isinstance(shape, int):
+        shape = (shape,)
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise ArgumentError(f"Input: shape: expected a tuple of sizes without the batch axis, got {shape!r}")
+    if any(size is None for size in shape):
+        raise ArgumentError(f"Input: shape {tuple(shape)!r}: name an axis of unknown size, for example 'T'")
+    if "N" in shape:
+        raise ArgumentError(f"Input: shape {tuple(shape)!r}: the batch axis 'N' is added in front; leave it out")
+    if name is not None:
+        valid_name(name, "Input: name")
+    try:
+        spec = ArraySpec(("N", *shape), dtype or "float32", low, high)
+    except ArgumentError as error:
+        raise ArgumentError(str(error).replace("ArraySpec", "Input", 1)) from None
+    return Node(None, next(_serial), spec, name)
+
+
+def valid_name(name: Any, where: str) -> str:
+    """Return the name of an input, layer or node, if it is one."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w\-]+", name):
+        raise ArgumentError(
+            f"{where}: expected letters, digits, '_' and '-', got {name!r}; '/', '.' and '#' separate groups, arrays "
+            "and uses of a layer"
+        )
+    return name

@@ -1,0 +1,339 @@
+"""Training and evaluation: batches in, steps taken, measurements out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lamella.arguments import knows, positive
+from lamella.callbacks import Callback
+from lamella.engine.interruption import Interruption
+from lamella.engine.passes import Gradients, StepResult
+from lamella.errors import ArgumentError, MistakeWarning
+from lamella.graph.plan import Plan
+from lamella.losses import LOSSES, Loss
+from lamella.network import Network
+from lamella.optimizers import OPTIMIZERS, Optimizer
+from lamella.protocol.inputs import for_each
+from lamella.regularization import Constraint, Penalty
+from lamella.training.data import ArrayBatches, Data, Rows, StreamBatches, batches_of, held_out
+from lamella.training.history import History
+from lamella.training.listeners import Listeners
+from lamella.training.meter import Meter, listed
+from lamella.training.progress import Progress, is_watched
+from lamella.training.step import TrainSteps, prepared
+
+__all__ = ["evaluate", "fit", "gradients", "train_on_batch"]
+
+Batches = ArrayBatches | StreamBatches
+
+EVALUATE_ROWS = 1024  # rows that evaluate takes at a time, unless told otherwise
+
+
+def _losses(model: Network, loss: Any) -> tuple[Loss | None, ...]:
+    """A loss for each output, None where an output is not trained on."""
+    if isinstance(loss, str | Loss | type):
+        loss = (loss,) * len(model.output_names)
+    given = for_each("loss", loss, model.output_names)
+    if all(one is None for one in given):
+        raise ArgumentError("loss: expected a name or a Loss for one output at least, got None")
+    return tuple(None if one is None else LOSSES.resolve(one) for one in given)
+
+
+@knows()
+def train_on_batch(
+    model: Network,
+    x: Any,
+    y: Any,
+    *,
+    loss: Any,
+    optimizer: Any,
+    sample_weight: Any = None,
+    class_weight: Mapping[Any, Any] | None = None,
+    clip_value: float | None = None,
+    clip_norm: float | None = None,
+    penalties: Mapping[str, Penalty] | None = None,
+    constraints: Mapping[str, Constraint] | None = None,
+) -> float:
+    """Take one training step on all rows given, and return the loss before it, penalties included.
+
+    Steps of equal optimizers, or of ones that differ in the learning rate only, go on from each other. The arguments
+    are those of `fit`.
+
+    Raises:
+        DataError: arrays that do not fit the model or the loss.
+        NonFiniteError: a loss that is NaN or infinite.
+
+    Whatever is raised, Ctrl-C included, the model is left as it was, or as it is after the whole step.
+    """
+    losses = _losses(model, loss)
+    optimizer = OPTIMIZERS.resolve(optimizer)
+    rows = Data(model, x, y, losses, sample_weight, class_weight).take(slice(None))
+    bounds = {"clip_value": clip_value, "clip_norm": clip_norm, "penalties": penalties, "constraints": constraints}
+    steps = _steps(model, losses, bounds)
+    penalty = steps.rules.penalty(model.values)
+    if begins := model.optimizer_state is None:
+        _warn_of_probabilities(model, losses)
+    result = _take(steps, rows, optimizer, begins=begins)
+    return result.loss + penalty
+
+
+def gradients(
+    model: Network, x: Any, y: Any, *, loss: Any, training: bool = True, sample_weight: Any = None
+) -> tuple[float, dict[str, Any], Any]:
+    """Return the loss, its gradient for each trainable parameter, and for the input (a tuple for several).
+
+    Changes nothing in the model. The gradient of an integer input is None.
+    """
+    losses = _losses(model, loss)
+    data = Data(model, x, y, losses, sample_weight)
+    plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
+    buffers: list[Gradients] = []
+    slices = prepared(model, plan, data.rows, buffers)
+    result = slices.step(model.values, data.take(slice(None)).batch, losses, model.seed)
+    asnumpy = model.device.asnumpy
+    given = {name: buffers[0].storage.numpy(name) for name in buffers[0]}
+    dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)
+    return result.loss, given, dx[0] if len(dx) == 1 else dx
+
+
+@knows(verbose="It prints nothing")
+def evaluate(
+    model: Network,
+    x: Any,
+    y: Any = None,
+    *,
+    loss: Any,
+    metrics: Any = (),
+    sample_weight: Any = None,
+    batch_size: int = EVALUATE_ROWS,
+) -> dict[str, float]:
+    """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`."""
+    losses = _losses(model, loss)
+    size = positive(batch_size, "batch_size")
+    data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
+    meter = Meter(model, metrics)
+    _evaluate(model, losses, data, meter)
+    return meter.logs()
+
+
+def _evaluate(
+    model: Network,
+    losses: tuple[Loss | None, ...],
+    data: Batches,
+    meter: Meter,
+    penalty: float = 0.0,
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Add up losses and metrics in inference mode; call ``between`` after each batch."""
+    for rows in data.epoch():
+        predictions = model.infer(rows.batch.inputs)
+        means = []
+        for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
+            each = np.zeros(1) if loss is None else loss.per_sample(prediction, target).astype("float64")
+            means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
+        meter.add(means, penalty, predictions, rows)
+        between()
+
+
+@knows(
+    verbose="Say progress=True or progress=False",
+    validation_split="Hold data out yourself: validation_data=(x[n:], y[n:])",
+    learning_rate="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
+    lr="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
+    loss_weights="A loss brings its own: lm.losses.Weighted('huber', 0.1)",
+)
+def fit(
+    model: Network,
+    x: Any,
+    y: Any = None,
+    *,
+    loss: Any,
+    optimizer: Any,
+    epochs: int = 1,
+    batch_size: int = 32,
+    validation_data: Any = None,
+    metrics: Any = (),
+    callbacks: Iterable[Callback] = (),
+    shuffle: bool = True,
+    sample_weight: Any = None,
+    class_weight: Mapping[Any, Any] | None = None,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    clip_value: float | None = None,
+    clip_norm: float | None = None,
+    penalties: Mapping[str, Penalty] | None = None,
+    constraints: Mapping[str, Constraint] | None = None,
+    progress: bool | str = "auto",
+) -> History:
+    """Train for a number of passes over arrays, or over an iterable of batches.
+
+    Ctrl-C ends training after the step in progress: the model stays usable, and the history so far is returned. A
+    second Ctrl-C interrupts at once.
+
+    Arguments:
+        x, y: arrays with one row for each sample; tuples or dicts by name where the model has several inputs or
+            outputs. Without ``y``, ``x`` is an iterable of batches ``(x, y)`` or ``(x, y, sample_weight)``, or a
+            function that makes one for each epoch, such as a generator function.
+        loss: a registered name or a `Loss`; a tuple, or a dict by name, for several outputs. Their losses are added up:
+            ``lm.losses.Weighted`` makes one count more or less, and is reported as it counts.
+        optimizer: a registered name or an `Optimizer`. A model goes on where steps with an equal one stopped, with its
+            slots and its place in the schedule; ``model.optimizer_state = None`` starts anew.
+        epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
+            of their own.
+        validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these, evaluated after every epoch as
+            ``val_loss``, ...
+        metrics: names or `Metric` objects for every output, or dicts of these by output. Those of training are of the
+            model as it was at each step, and sample and class weights count in them.
+        callbacks: `Callback` objects, such as those of `lamella.callbacks`.
+        shuffle: whether every epoch has an order of its own, which follows from the model's seed and step.
+        sample_weight: how much each row counts, (N,).
+        class_weight: how much the rows of a label count, as in ``{0: 1.0, 1: 5.0}``, or one such dict for each of
+            some outputs by name; labels that are not named count 1. Multiplies sample weights.
+        steps_per_epoch: how many batches of an iterable make an epoch, for those without an end.
+        validation_steps: how many batches of validation data are looked at, for those without an end; they start anew
+            after every epoch.
+        clip_value: hold every entry of the gradients between ``-clip_value`` and ``clip_value``.
+        clip_norm: scale the gradients down where the norm of all together is larger.
+        penalties: what parameters add to the loss (``val_loss`` too) and its gradient, by patterns of their names, as
+            in ``{"*.kernel": lm.regularization.L2(1e-4)}``.
+        constraints: bounds of parameters after each step, as in ``{"dense_*.kernel": lm.regularization.MaxNorm(3)}``.
+        progress: what to print: ``"auto"`` a live line on a terminal, a line for each epoch in a notebook, and nothing
+            elsewhere, as in pipes and logs; True a line for each epoch there too; False nothing anywhere.
+
+    Raises:
+        DataError: arrays that do not fit the model or the loss.
+        NonFiniteError: the loss became NaN or infinite.
+
+    Whatever is raised, the model is left as it was after the last whole step.
+    """
+    epochs = positive(epochs, "epochs", minimum=0)
+    if progress not in (True, False, "auto"):
+        raise ArgumentError(f"progress: expected 'auto', True or False, got {progress!r}")
+    size = positive(batch_size, "batch_size")
+    losses = _losses(model, loss)
+    optimizer = OPTIMIZERS.resolve(optimizer)
+    weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
+    data = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
+    metrics = metrics if isinstance(metrics, Mapping) else listed(metrics)
+    meter, val_meter = Meter(model, metrics), Meter(model, metrics)
+    if validation_data is None and validation_steps is not None:
+        raise ArgumentError("validation_steps: expected None without validation_data")
+    checked = None
+    if validation_data is not None:
+        checked = held_out(model, validation_data, losses, max(size, 256), steps=validation_steps)
+    bounds = {"clip_value": clip_value, "clip_norm": clip_norm, "penalties": penalties, "constraints": constraints}
+    steps = _steps(model, losses, bounds)
+    _check_learns(steps)
+    line = _progress(progress)
+    listeners = Listeners(callbacks, line)
+    history, begins = History(), True
+    _warn_of_probabilities(model, losses)
+    _warn_of_rate_zero(model, optimizer)
+
+    def epoch_of_steps() -> None:
+        nonlocal begins
+        asnumpy = model.device.asnumpy
+        for rows in data.epoch():
+            penalty = steps.rules.penalty(model.values)
+            result = _take(steps, rows, optimizer, begins=begins)
+            begins = False
+            meter.add(result.losses, penalty, tuple([asnumpy(given) for given in result.predictions]), rows)
+            listeners.end_batch(model, rows.size, meter.logs)
+            interruption.check()
+            if listeners.stopped:
+                return
+
+    with Interruption() as interruption:
+        try:
+            listeners.begin(model, epochs, data.length)
+            for epoch in range(epochs):
+                if not listeners.stopped:
+                    listeners.tell("on_epoch_begin", model, epoch)
+                if listeners.stopped:
+                    break
+                meter.start()
+                epoch_of_steps()
+                logs = meter.logs()
+                try:
+                    if checked is not None:
+                        val_meter.start()
+                        _evaluate(
+                            model, losses, checked, val_meter, steps.rules.penalty(model.values), interruption.check
+                        )
+                        logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
+                    listeners.end_epoch(model, epoch, logs)
+                finally:
+                    history.add(logs)
+                interruption.check()
+            history.stopped = listeners.stopped
+        except KeyboardInterrupt:
+            if interruption.insisted:
+                raise
+            history.stopped, history.interrupted = "interrupted", True
+        finally:
+            listeners.end(model)
+    history.interrupted |= interruption.asked
+    if line is not None and history.stopped:
+        line.say(history.stopped)
+    return history
+
+
+def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> TrainSteps:
+    """The prepared steps of the training before, if this one goes on with the same task; else new ones."""
+    steps: TrainSteps | None = vars(model).get("_steps")
+    if steps is None or not steps.serve(model, losses, bounds):
+        steps = vars(model)["_steps"] = TrainSteps(model, losses, bounds)
+    return steps
+
+
+def _take(steps: TrainSteps, rows: Rows, optimizer: Optimizer, *, begins: bool) -> StepResult:
+    """Take one step: whatever is raised, the values of the network stay, or are those after the whole step."""
+    network = steps.network
+    try:
+        result, network.values = steps[rows.size](rows.batch, network.values, optimizer, begins=begins)
+    except BaseException:
+        steps.forget()
+        raise
+    return result
+
+
+def _check_learns(steps: TrainSteps) -> None:
+    if not steps.plan.parameters:
+        raise ArgumentError("fit: no layer has parameters that are not frozen; unfreeze some, or predict only")
+
+
+def _warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> None:
+    """Say so if a loss takes logits and the last layer of its output makes probabilities of anything."""
+    for value, loss in zip(model.graph.outputs, losses, strict=True):
+        last = next((one for one in model.graph.operations if value in one.outputs), None)
+        if loss is not None and loss.on_logits and last is not None and last.layer.gives_probabilities:
+            warnings.warn(
+                f"{loss!r} takes logits, and {last.label} makes probabilities of them; leave this layer out, or use a "
+                "loss on probabilities",
+                MistakeWarning,
+                stacklevel=4,
+            )
+
+
+def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
+    """Say so if a schedule that went on from an earlier training has nothing left to give."""
+    state = model.optimizer_state
+    if state is None or not state.fits(optimizer) or optimizer.learning_rate != state.optimizer.learning_rate:
+        return
+    if state.learning_rate(state.t + 1) == state.learning_rate(state.t + 2) == 0.0:
+        warnings.warn(
+            f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
+            f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to start anew",
+            MistakeWarning,
+            stacklevel=4,
+        )
+
+
+def _progress(progress: bool | str) -> Progress | None:
+    if progress is False:
+        return None
+    return Progress() if progress is True or is_watched() else None

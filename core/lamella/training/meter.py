@@ -1,0 +1,93 @@
+"""What an epoch measures: weighted means of losses, and metrics."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lamella.errors import ArgumentError, DataError, LayerError
+from lamella.metrics import METRICS, Metric
+from lamella.network import Network
+from lamella.protocol.inputs import naming, unwritable
+from lamella.registry import snake_case
+from lamella.training.data import Rows
+
+__all__ = ["Meter", "listed"]
+
+
+class Meter:
+    """Weighted means of the losses and sums of metrics over the batches of an epoch."""
+
+    def __init__(self, network: Network, metrics: Any) -> None:
+        self.names = network.output_names
+        if not isinstance(metrics, Mapping):
+            metrics = dict.fromkeys(self.names, listed(metrics))
+        self.metrics: list[tuple[str, int, Metric]] = []
+        for output, given in metrics.items():
+            if output not in self.names:
+                raise ArgumentError(f"metrics: unknown output {output!r}; expected {', '.join(self.names)}")
+            for one in listed(given):
+                metric = METRICS.resolve(one)
+                entry = METRICS.entry_of(type(metric))
+                label = one if isinstance(one, str) else entry.name if entry else snake_case(type(metric).__name__)
+                label = f"{output}_{label}" if len(self.names) > 1 else label
+                taken = [known for known, _, _ in self.metrics]
+                number = next(n for n in itertools.count(1) if (label if n == 1 else f"{label}_{n}") not in taken)
+                self.metrics.append((label if number == 1 else f"{label}_{number}", self.names.index(output), metric))
+        self.start()
+
+    def start(self) -> None:
+        self.losses = [0.0] * len(self.names)
+        self.weights = [0.0] * len(self.names)
+        self.penalty, self.rows = 0.0, 0
+        self.sums: dict[str, tuple[Any, ...]] = {}
+
+    def add(self, losses: Sequence[float], penalty: float, predictions: tuple[Any, ...], rows: Rows) -> None:
+        self.penalty += penalty * rows.size
+        self.rows += rows.size
+        for k, (loss, weight) in enumerate(zip(losses, rows.sums, strict=True)):
+            self.losses[k] += loss * weight
+            self.weights[k] += weight
+        for label, output, metric in self.metrics:
+            if rows.targets[output] is None:
+                raise DataError(f"metrics: {label!r} needs targets for output {self.names[output]!r}; y has none")
+            with naming(self.names[output], self.names):
+                sums = _sums(metric, predictions[output], rows.targets[output], rows.weights[output])
+            known = self.sums.get(label)
+            self.sums[label] = sums if known is None else tuple(a + b for a, b in zip(known, sums, strict=True))
+
+    def logs(self) -> dict[str, float]:
+        pairs = zip(self.losses, self.weights, strict=True)
+        logs = {"loss": sum(total / weight if weight else 0.0 for total, weight in pairs)}
+        if self.penalty:
+            logs["loss"] += self.penalty / self.rows
+        if len(self.names) > 1:
+            for name, total, weight in zip(self.names, self.losses, self.weights, strict=True):
+                if weight:
+                    logs[f"{name}_loss"] = total / weight
+        for label, _, metric in self.metrics:
+            logs[label] = metric.result(self.sums[label]) if label in self.sums else math.nan
+        return logs
+
+
+def listed(metrics: Any) -> tuple[Any, ...]:
+    if isinstance(metrics, str | Metric | type):
+        return (metrics,)
+    if not isinstance(metrics, Iterable):
+        raise ArgumentError(f"metrics: expected names or Metric objects, got {metrics!r}")
+    return tuple(metrics)
+
+
+def _sums(metric: Metric, prediction: Any, target: Any, weight: Any) -> tuple[Any, ...]:
+    """What a metric adds up; it may read its arguments only."""
+    try:
+        return metric.update(unwritable(prediction), target, weight)
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise LayerError(
+            f"{metric!r} writes into the predictions, targets or weights that it is given; make new arrays, as in "
+            "target = target - 0.5"
+        ) from error

@@ -1,0 +1,270 @@
+"""One training step, prepared once: gradients of a batch, checked, and the values that follow.
+
+A step changes nothing that it is given. It returns new values, which the caller puts in the place of the old ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lamella.backends import Backend
+from lamella.engine.arrays import Storage
+from lamella.engine.passes import Batch, Gradients, StepResult
+from lamella.engine.rounds import Slices
+from lamella.engine.threads import run_tasks, thread_count
+from lamella.engine.values import OptimizerState, Values
+from lamella.errors import LayerError, NonFiniteError
+from lamella.graph.plan import Plan
+from lamella.graph.slicing import slice_rows
+from lamella.losses import Loss
+from lamella.network import Network
+from lamella.optimizers import Optimizer
+from lamella.protocol.inputs import naming
+from lamella.training.diagnosis import are_finite, explain_non_finite, is_finite
+from lamella.training.rules import Rules
+
+__all__ = ["TrainStep", "TrainSteps", "prepared"]
+
+PIECE = 1 << 15  # entries of the flat buffers that an optimizer updates at a time, to stay in a core's cache
+_KEPT = 4  # numbers of rows for which steps are kept
+
+
+def prepared(network: Network, plan: Plan, rows: int, kept: list[Gradients]) -> Slices:
+    """Return the prepared passes of a batch. ``kept`` holds gradient buffers, and gets more where they are needed."""
+    device, threads = network.device, thread_count()
+    sizes = slice_rows(network.graph, rows, threads) if device.uses_threads else [rows]
+    count = min(threads, len(sizes))
+    while len(kept) < count:
+        kept.append(Gradients(network.values.parameters.empty_like()))
+    return Slices(plan, device, sizes, buffers=kept[:count])
+
+
+class TrainSteps:
+    """The steps of one training, each prepared once, by rows, frozen layers and threads."""
+
+    def __init__(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> None:
+        self.network, self.losses, self.bounds = network, losses, dict(bounds)
+        self.device = network.device
+        self.rules = Rules(network, **bounds)
+        self.plan = Plan(network.graph, network.frozen_layers, wants_dx=False, training=True)
+        self._buffers: list[Gradients] = []
+        self._steps: dict[tuple[int, int], TrainStep] = {}
+
+    def serve(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> bool:
+        """Whether these steps are those of another training too."""
+        own = self.network, self.device, self.losses, self.bounds
+        return own == (network, network.device, losses, dict(bounds))
+
+    def __getitem__(self, rows: int) -> TrainStep:
+        if self.plan.frozen != self.network.frozen_layers:  # by a callback
+            self.plan = Plan(self.network.graph, self.network.frozen_layers, wants_dx=False, training=True)
+            self.rules = Rules(self.network, **self.bounds)
+            self._steps = {}
+        key = rows, thread_count()
+        step = self._steps.get(key)
+        if step is None:
+            while len(self._steps) >= _KEPT:
+                del self._steps[next(iter(self._steps))]
+            slices = prepared(self.network, self.plan, rows, self._buffers)
+            step = self._steps[key] = TrainStep(self.network, self.plan, slices, self.losses, self.rules)
+        return step
+
+    def forget(self) -> None:
+        """Prepare anew: a step that failed may have stopped anywhere."""
+        self._steps = {}
+
+
+class _Piece(NamedTuple):
+    """A piece of the flat buffers: what an optimizer reads, and where its results go."""
+
+    p: Any
+    g: Any
+    slots: dict[str, Any]
+    new_p: Any
+    new_slots: dict[str, Any]
+
+
+class TrainStep:
+    """A step on batches of so many rows."""
+
+    def __init__(
+        self, network: Network, plan: Plan, slices: Slices, losses: Sequence[Loss | None], rules: Rules
+    ) -> None:
+        self.network, self.plan, self.losses, self.rules = network, plan, losses, rules
+        self._slices = slices
+        self._names = frozenset(plan.parameters)
+        self._runs = network.values.parameters.layout.runs(self._names)
+        self._pieces: list[tuple[Storage, Storage, Mapping[str, Any], list[_Piece]]] = []  # for both sets of buffers
+        self._updated: tuple[str, ...] = ()
+
+    def __call__(
+        self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False
+    ) -> tuple[StepResult, Values]:
+        """Take one step, or raise; where training ``begins``, losses examine the predictions."""
+        device = self.network.device
+        result = self._slices.step(values, batch, self.losses, self.network.seed)
+        gradients = result.gradients
+        assert isinstance(gradients, Gradients)
+        if not math.isfinite(result.loss) or not self._are_finite(gradients):
+            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, result.loss)
+        if begins:
+            names = self.network.output_names
+            for loss, prediction, name in zip(self.losses, result.predictions, names, strict=True):
+                if loss is not None:
+                    with naming(name, names):
+                        loss.examine(device.asnumpy(prediction))
+        for name, value in result.updates.items():
+            if not is_finite(device, value):
+                raise NonFiniteError(
+                    f"step {values.step}: the new value of {name} is not finite; nothing of this step was kept. "
+                    "Rescale the data"
+                )
+        if self.rules.shapes_gradients:
+            with np.errstate(all="ignore"):
+                self.rules.shape(values.parameters, gradients)
+            if not self._are_finite(gradients):
+                name = next(name for name, value in gradients.items() if not is_finite(device, value))
+                raise NonFiniteError(
+                    f"step {values.step}: a penalty makes the gradient of {name} not finite; nothing of this step was "
+                    "kept"
+                )
+        # a prediction may be a view of a parameter whose buffer is written over later
+        result = result._replace(predictions=tuple([_own(prediction) for prediction in result.predictions]))
+        return result, self._next(values, optimizer, gradients, result.updates)
+
+    def _are_finite(self, gradients: Gradients) -> bool:
+        """Whether every gradient is finite: the sum of squares tells, unless it overflows."""
+        parts = [gradients.storage.flat[run] for run in self._runs]
+        with np.errstate(all="ignore"):
+            if all(math.isfinite(float(part @ part)) for part in parts):
+                return True
+        return are_finite(self.network.device, parts)
+
+    def _next(self, values: Values, optimizer: Optimizer, gradients: Gradients, updates: Mapping[str, Any]) -> Values:
+        """The values after the step, in the spare buffers."""
+        state = values.optimizer
+        if state is None or not state.fits(optimizer):
+            state = OptimizerState.start(optimizer, values.parameters)
+        state = state.with_optimizer(optimizer)
+        if updates.keys() != set(self._updated):
+            self._updated = tuple(updates)
+        spare = values.spare(state, self._names, self._updated)
+        assert spare.optimizer is not None
+        self._apply(state, values.parameters, spare.parameters, spare.optimizer.slots, gradients)
+        self.rules.constrain(spare.parameters)
+        for name, value in updates.items():
+            spare.state.part(name)[...] = values.state.backend.storable(value)
+        after = OptimizerState(
+            optimizer, state.backend, spare.optimizer.slots, t=state.t + 1, began=state.began, scale=state.scale
+        )
+        return values.followed_by(spare, after, self._names, self._updated)
+
+    def _apply(
+        self,
+        state: OptimizerState,
+        parameters: Storage,
+        target: Storage,
+        new_slots: dict[str, Any],
+        gradients: Gradients,
+    ) -> None:
+        """Let the optimizer write new parameters and slots. Large buffers go piece by piece, over threads."""
+        rate, t, device = state.learning_rate(state.t + 1), state.t + 1, parameters.backend
+        pieces = self._cut(state, parameters, target, new_slots, gradients)
+        update = partial(_update, state.optimizer, device, rate=rate, t=t)
+        count = max(1, min(thread_count(), len(pieces))) if device.uses_threads else 1
+        if count == 1:
+            with np.errstate(all="ignore"):
+                for piece in pieces:
+                    update(piece)
+            return
+        errors: list[BaseException] = []
+
+        def task(some: Sequence[_Piece]) -> None:
+            try:
+                with np.errstate(all="ignore"):
+                    for piece in some:
+                        update(piece)
+            except BaseException as error:
+                errors.append(error)
+
+        shares = [pieces[len(pieces) * k // count : len(pieces) * (k + 1) // count] for k in range(count)]
+        run_tasks([partial(task, share) for share in shares])
+        if errors:
+            raise errors[0]
+
+    def _cut(
+        self,
+        state: OptimizerState,
+        parameters: Storage,
+        target: Storage,
+        new_slots: dict[str, Any],
+        gradients: Gradients,
+    ) -> list[_Piece]:
+        for own, other, slots, pieces in self._pieces:
+            if own is parameters and other is target and slots is new_slots:
+                return pieces
+        runs, device = self._runs, parameters.backend
+        if device.uses_threads and sum(run.stop - run.start for run in runs) > PIECE:
+            runs = [slice(k, min(k + PIECE, run.stop)) for run in runs for k in range(run.start, run.stop, PIECE)]
+        pieces = [
+            _Piece(
+                p=device.view(parameters.flat[run]),
+                g=device.view(gradients.storage.flat[run]),
+                slots={name: device.view(slot[run]) for name, slot in state.slots.items()},
+                new_p=target.flat[run],
+                new_slots={name: slot[run] for name, slot in new_slots.items()},
+            )
+            for run in runs
+        ]
+        if device.views_are_live:
+            self._pieces = [*self._pieces[-1:], (parameters, target, new_slots, pieces)]
+        return pieces
+
+
+def _update(optimizer: Optimizer, device: Backend, piece: _Piece, *, rate: float, t: int) -> None:
+    """Write what an optimizer makes of one piece."""
+    given = optimizer.update(device.xp, piece.p, piece.g, dict(piece.slots), rate, t)
+    new, slots = _checked(optimizer, piece, given)
+    piece.new_p[...] = device.storable(new)
+    for name, value in slots.items():
+        piece.new_slots[name][...] = device.storable(value)
+
+
+def _checked(optimizer: Optimizer, piece: _Piece, given: Any) -> tuple[Any, Mapping[str, Any]]:
+    """What an optimizer's update returned, if it is a new parameter and every slot, each like the old one."""
+    p = piece.p
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping):
+        new, slots = given
+        if slots.keys() == piece.slots.keys() and all(
+            getattr(value, "shape", None) == p.shape and value.dtype == p.dtype for value in (new, *slots.values())
+        ):
+            return new, slots
+    raise _misfit(optimizer, piece, given)
+
+
+def _misfit(optimizer: Optimizer, piece: _Piece, given: Any) -> LayerError:
+    where, p = f"{optimizer!r}.update", piece.p
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
+        return LayerError(f"{where}: expected the new parameter and a dict of slots, got {type(given).__name__}")
+    new, slots = given
+    if set(slots) != set(piece.slots):
+        names = [", ".join(map(str, some)) or "none" for some in (piece.slots, slots)]
+        return LayerError(f"{where}: expected new values of its slots, {names[0]}; got {names[1]}")
+    odd = {
+        name: value
+        for name, value in {"the parameter": new, **slots}.items()
+        if getattr(value, "shape", None) != p.shape or value.dtype != p.dtype
+    }
+    name, value = next(iter(odd.items()))
+    got = f"{value.dtype} {value.shape}" if hasattr(value, "shape") else type(value).__name__
+    return LayerError(f"{where}: expected {name} as {p.dtype} {tuple(p.shape)}, got {got}; be elementwise")
+
+
+def _own(value: Any) -> Any:
+    """An array that nothing written later can change: a copy, if it is a view of another."""
+    return value if getattr(value, "base", None) is None else value.copy()
