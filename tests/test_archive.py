@@ -125,10 +125,8 @@ def identities(model):
 
     def walk(thing):
         yield numbers.setdefault(id(thing), len(numbers))
-        held = (
-            thing.layers.values() if isinstance(thing, lm.Model) else [thing.inner] if isinstance(thing, Hold) else []
-        )
-        for inner in held:
+        of_layer = [thing.inner] if isinstance(thing, Hold) else []
+        for inner in of_layer if isinstance(thing, lm.Layer) else thing.layers.values():
             yield from walk(inner)
 
     return [number for layer in model.layers.values() for number in walk(layer)]
@@ -172,9 +170,11 @@ def test_layers_stay_shared_inside_composites_and_inner_models(duplicate, regist
     twin = duplicate(model, tmp_path / "m")
     assert twin.config() == model.config()
     assert list(twin.parameters) == list(model.parameters)
-    assert len(twin.storage) == len(model.storage) == 20 + 20 + 10
+    assert len(twin.values.parameters) == len(model.values.parameters) == 20 + 20 + 10
     assert identities(twin) == identities(model) == [0, 1, 2, 3, 2, 4, 5, 0, 1, 2, 3, 2, 6, 2, 2, 7, 8, 7]
-    assert [leaf.owner for leaf in twin.program.leaves] == [leaf.owner for leaf in model.program.leaves]
+    assert [operation.prefix for operation in twin.graph.operations] == [
+        operation.prefix for operation in model.graph.operations
+    ]
 
 
 @pytest.mark.parametrize("duplicate", DUPLICATES)
@@ -402,7 +402,7 @@ def test_inner_models_are_measured_before_they_are_made(tmp_path):
     outer.save(tmp_path / "m")
     assert list(lm.load(tmp_path / "m").parameters) == list(outer.parameters)
     edited(tmp_path / "m", grow)
-    with pytest.raises(lm.DataError, match=r"models used as layers have 5\d{12} numbers; expected about the file's 16"):
+    with pytest.raises(lm.DataError, match=r"models used as layers have 5\d{12} entries; expected about the file's 16"):
         lm.load(tmp_path / "m")
 
 

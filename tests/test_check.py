@@ -14,7 +14,7 @@ import pytest
 
 import lamella as lm
 from lamella import cli
-from lamella.new_plugin import create
+from lamella.cli.new_plugin import create
 from lamella.testing.check import laws
 from lamella.testing.package import examine, find_package
 from lamella_layers import Flatten

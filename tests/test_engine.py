@@ -8,18 +8,20 @@ from sample_layers import Center
 
 import lamella as lm
 from lamella.backends import get_backend
-from lamella.engine import Batch, Gradients, Plan, cut, run_step
+from lamella.engine.passes import Batch, Gradients
+from lamella.engine.rounds import Slices
+from lamella.graph.plan import Plan
 from lamella_layers import Dense, Dropout
 
 
 def sliced(model, x, y, sizes, loss="mean_squared_error", threads=1):
     """One step in slices of the given sizes."""
-    plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=True)
+    plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=True)
     target = loss_of(loss).prepare(model.output_specs[0], y)
-    batch = Batch((x,), (target,), (np.full(len(x), 1 / len(x), x.dtype),), 0)
-    buffers = [Gradients(model.storage.empty_like()) for _ in range(threads)]
-    where = {"seed": model.seed, "step": model.step}
-    return run_step(plan, get_backend("numpy"), model.arrays(), cut(batch, sizes), [loss_of(loss)], buffers, **where)
+    batch = Batch((x,), (target,), (np.full(len(x), 1 / len(x), x.dtype),))
+    buffers = [Gradients(model.values.parameters.empty_like()) for _ in range(min(threads, len(sizes)))]
+    slices = Slices(plan, get_backend("numpy"), sizes, buffers=buffers)
+    return slices.step(model.values, batch, [loss_of(loss)], model.seed)
 
 
 def loss_of(name):

@@ -99,7 +99,7 @@ def test_shared_composites_share_their_inner_layers():
     a, b = lm.Input((4,)), lm.Input((4,))
     model = lm.Model((a, b), Add()(twice(a), twice(b)))
     assert [name for name in model.parameters if "kernel" in name] == ["twice_1/dense_1.kernel", "twice_1.kernel"]
-    names = [leaf.name for leaf in model.program.leaves]
+    names = [operation.name for operation in model.graph.operations]
     assert len(set(names)) == len(names) == 7
     x = np.ones((2, 4), "float32")
     np.testing.assert_allclose(model.predict((x, 0 * x)), model.predict((0 * x, x)), rtol=1e-6)
@@ -107,7 +107,7 @@ def test_shared_composites_share_their_inner_layers():
 
 def test_inner_layers_of_an_activation_argument():
     model = lm.Sequential([Dense(3, activation="relu")], input_shape=4)
-    assert [leaf.name for leaf in model.program.leaves] == ["dense_1", "dense_1/activation"]
+    assert [operation.name for operation in model.graph.operations] == ["dense_1", "dense_1/activation"]
     assert list(model.parameters) == ["dense_1.kernel", "dense_1.bias"]
     assert list(model.layers) == ["dense_1"]
 

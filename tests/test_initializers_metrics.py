@@ -19,7 +19,7 @@ from lamella.metrics import (
     TopKAccuracy,
     lamella_metrics,
 )
-from lamella.protocol import snake_case
+from lamella.registry import snake_case
 
 GIVEN = lamella_initializers()
 SCALED = {  # name -> variance as a function of fan_in, fan_out

@@ -20,7 +20,8 @@ from lamella.losses import (
     lamella_losses,
     lamella_specimens,
 )
-from lamella.protocol import ArraySpec, snake_case
+from lamella.protocol import ArraySpec
+from lamella.registry import snake_case
 
 RNG = np.random.default_rng(3)
 X, TALL = RNG.normal(0, 1, (6, 5)), RNG.normal(0, 2, (6, 3, 4))

@@ -6,7 +6,9 @@ import onnxruntime
 import pytest
 
 import lamella as lm
-from lamella.engine import Batch, Gradients, Plan, cut, run_step
+from lamella.engine.passes import Batch, Gradients
+from lamella.engine.rounds import Slices
+from lamella.graph.plan import Plan
 from lamella_layers import (
     Activation,
     BatchNormalization,
@@ -58,11 +60,11 @@ def step(model, x, dy, sizes=None, *, training=True, weights=None):
     """One step in slices of the given sizes, with ``dy`` as the gradient of the output; names without the layer's."""
     backend = model.device
     weights = np.ones(len(x), x.dtype) if weights is None else weights
-    batch = Batch(*((backend.asarray(array),) for array in (x, dy, weights)), 0)
-    slices = cut(batch, sizes or [len(x)])
-    plan = Plan(model.program, model.frozen_layers, wants_dx=True, training=training)
-    buffers = [Gradients(model.storage.empty_like()) for _ in range(2)]
-    result = run_step(plan, backend, model.arrays(), slices, [Given()], buffers, seed=0, step=0)
+    batch = Batch(*((backend.asarray(array),) for array in (x, dy, weights)))
+    sizes = sizes or [len(x)]
+    plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
+    buffers = [Gradients(model.values.parameters.empty_like()) for _ in range(min(2, len(sizes)))]
+    result = Slices(plan, backend, sizes, buffers=buffers).step(model.values, batch, [Given()], 0)
     arrays = {"y": result.predictions[0], "dx": result.dx[0], **result.gradients, **result.updates}
     return {name.rpartition(".")[2]: backend.asnumpy(array) for name, array in arrays.items()}
 

@@ -6,7 +6,7 @@ import pytest
 
 import lamella as lm
 import lamella_onnx
-from lamella.engine import slice_rows
+from lamella.graph.slicing import slice_rows
 from lamella_layers import GRU, LSTM, RNN, Activation, Bidirectional, Dense
 
 NUMPY = lm.backends.get_backend("numpy")
@@ -289,12 +289,12 @@ def test_arguments_are_checked():
 
 
 def test_a_graph_that_walks_over_time_has_one_slice_for_each_thread(monkeypatch):
-    monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
-    monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1)
+    monkeypatch.setattr("lamella.graph.slicing.INLINE_WORK", 0)
+    monkeypatch.setattr("lamella.graph.slicing.SLICE_BYTES", 1)
     for layer in (
         RNN(4, return_sequences=False),
         Bidirectional(GRU(4, return_sequences=False)),
         LSTM(4, return_sequences=False),
     ):
         model = lm.Sequential([layer, Dense(3)], input_shape=(T, F))
-        assert slice_rows(model.program, 64, 2) == [32, 32]
+        assert slice_rows(model.graph, 64, 2) == [32, 32]

@@ -10,7 +10,7 @@ import pytest
 from wheels import ROOT
 
 from lamella import cli, registry
-from lamella.reference import Docstring, markdown
+from lamella.cli.reference import Docstring, markdown
 from lamella.testing.package import find_package
 
 LAYERS = {entry.name: entry.object for entry in registry.entries("layers") if entry.plugin.distribution == "lamella"}

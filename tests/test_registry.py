@@ -234,7 +234,7 @@ def test_plain_names_of_lamellas_own_are_lamellas_and_no_other_plugin_is_importe
     assert known.find("layers", "m") is Mine
     assert (own.loads, other.loads) == (1, 0)
     assert known.find("layers", "acme:m") is known.find("layers", "n") is Yours
-    assert list(registry.by_name(known.entries("layers"))) == ["acme:m", "m", "n"]
+    assert list(registry.shortest_names(known.entries("layers"))) == ["acme:m", "m", "n"]
 
 
 def test_a_distribution_without_metadata_has_no_name(tmp_path, monkeypatch):

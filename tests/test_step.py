@@ -3,13 +3,14 @@
 import _thread
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import lamella as lm
 from lamella.optimizers import SGD, Adam, Optimizer
-from lamella.step import PIECE
+from lamella.training.step import PIECE
 from lamella_layers import Dense
 
 
@@ -137,12 +138,12 @@ def test_a_constraint_that_fails_moves_nothing_and_keeps_the_learning_rate():
 
 
 @pytest.mark.parametrize("network", [small, large])
-def test_ctrl_c_while_parameters_move_waits_for_the_whole_step(network):
+def test_ctrl_c_while_parameters_move_comes_before_the_step_or_after_it(network):
     pressed = []
 
     def press(p, slots):
         pressed.append(1)
-        if len(pressed) < 3:  # twice: even an impatient second one waits here
+        if len(pressed) < 2:
             if threading.current_thread() is threading.main_thread():
                 signal.raise_signal(signal.SIGINT)
             else:
@@ -150,13 +151,25 @@ def test_ctrl_c_while_parameters_move_waits_for_the_whole_step(network):
         return p, slots
 
     one, other = network(), network()
-    with pytest.raises(KeyboardInterrupt):
+
+    def step_and_wait():
         step(one, Rule(press, since=1))
-    step(other, Rule())
-    assert one.step == one.optimizer_state.t == 1
+        time.sleep(1.0)  # where another thread pressed it, it may come after the step
+
+    with pytest.raises(KeyboardInterrupt):
+        step_and_wait()
+    if one.step:
+        assert one.optimizer_state.t == 1
+        step(other, Rule())
     for name, value in one.parameters.items():
         np.testing.assert_array_equal(value, other.parameters[name])
+    assert one.step == other.step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    step(one, Rule())
+    if other.step == 0:
+        step(other, Rule())
+        for name, value in one.parameters.items():
+            np.testing.assert_array_equal(value, other.parameters[name])
 
 
 class Remembering(Optimizer):

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import lamella as lm
-from lamella.progress import Progress
 from lamella.terminal import Column, Line, Table, Terminal, fold, plain, styled, width_of
+from lamella.training.progress import Progress
 from lamella_layers import Dense
 
 

@@ -14,7 +14,7 @@ from wheels import ROOT
 
 import lamella as lm
 from lamella import cli
-from lamella.new_plugin import create
+from lamella.cli.new_plugin import create
 
 PIXELS = ROOT / "examples" / "lamella-pixels"
 
@@ -118,7 +118,7 @@ def test_names_that_cannot_be_are_refused_and_leave_nothing(name, words, tmp_pat
 
 
 def test_a_new_plugin_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lamella.new_plugin._FILES", {"a": "pyproject.txt", "b": "missing.txt"})
+    monkeypatch.setattr("lamella.cli.new_plugin._FILES", {"a": "pyproject.txt", "b": "missing.txt"})
     assert cli.main(["new-plugin", "soft-gate", "--folder", str(tmp_path)]) == 2
     assert list(tmp_path.iterdir()) == []
     assert cli.main(["new-plugin", "soft-gate", "--folder", str(tmp_path / "nowhere")]) == 2

@@ -14,8 +14,8 @@ from sample_layers import Add, Center
 from threadpoolctl import threadpool_info
 
 import lamella as lm
-from lamella import threads
-from lamella.engine import slice_rows
+from lamella.engine import threads
+from lamella.graph.slicing import cost_of, slice_rows
 from lamella_layers import GRU, LSTM, RNN, BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 CROSS_ENTROPY = "softmax_cross_entropy"
@@ -30,8 +30,8 @@ def default_threads():
 @pytest.fixture
 def many_slices(monkeypatch):
     """Slices of a few rows even for small models."""
-    monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1 << 12)
-    monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
+    monkeypatch.setattr("lamella.graph.slicing.SLICE_BYTES", 1 << 12)
+    monkeypatch.setattr("lamella.graph.slicing.INLINE_WORK", 0)
 
 
 def network(*, coupled=False, dtype="float64", seed=0):
@@ -59,9 +59,9 @@ def trained(count, **options):
 @pytest.mark.parametrize("coupled", [False, True])
 def test_any_number_of_threads_trains_the_same_model(coupled, monkeypatch):
     whole = trained(1, coupled=coupled)
-    monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1 << 12)
-    monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
-    assert len(slice_rows(network().program, 20, 3)) > 3
+    monkeypatch.setattr("lamella.graph.slicing.SLICE_BYTES", 1 << 12)
+    monkeypatch.setattr("lamella.graph.slicing.INLINE_WORK", 0)
+    assert len(slice_rows(network().graph, 20, 3)) > 3
     for count in (1, 2, 3):
         for name, value in trained(count, coupled=coupled).items():
             np.testing.assert_allclose(value, whole[name], rtol=1e-9, atol=1e-12, err_msg=name)
@@ -82,11 +82,11 @@ def test_graphs_with_shared_layers_and_several_outputs_are_exact_too(sum_over_ba
     options["sample_weight"] = tuple(np.ones(31) if w is None else w for w in weights)
     lm.set_threads(1)
     loss, gradients, dx = model.gradients(x, y, **options)
-    monkeypatch.setattr("lamella.engine.SLICE_BYTES", 1 << 9)
-    monkeypatch.setattr("lamella.engine.INLINE_WORK", 0)
+    monkeypatch.setattr("lamella.graph.slicing.SLICE_BYTES", 1 << 9)
+    monkeypatch.setattr("lamella.graph.slicing.INLINE_WORK", 0)
     for count in (2, 3, 5):
         lm.set_threads(count)
-        assert len(slice_rows(model.program, 31, count)) >= count
+        assert len(slice_rows(model.graph, 31, count)) >= count
         sliced, others, parts = model.gradients(x, y, **options)
         assert sliced == pytest.approx(loss, rel=1e-12)
         for name, gradient in gradients.items():
@@ -104,21 +104,21 @@ def test_equal_settings_give_equal_bits(coupled):
 
 
 def test_slices_follow_from_graph_rows_and_threads_alone():
-    program = network().program
+    graph = network().graph
     for rows in (1, 2, 7, 64, 1000):
         for count in (1, 2, 4):
-            sizes = slice_rows(program, rows, count)
+            sizes = slice_rows(graph, rows, count)
             assert sum(sizes) == rows
             assert max(sizes) - min(sizes) <= 1
-            assert sizes == slice_rows(network(seed=9).program, rows, count)
-    big = lm.Sequential([Conv2D(32, 3, padding="same")], input_shape=(16, 64, 64)).program
+            assert sizes == slice_rows(network(seed=9).graph, rows, count)
+    big = lm.Sequential([Conv2D(32, 3, padding="same")], input_shape=(16, 64, 64)).graph
     assert len(slice_rows(big, 64, 2)) % 2 == 0
     assert len(slice_rows(big, 64, 2)) > 2
-    tiny = lm.Sequential([Dense(4)], input_shape=8).program
+    tiny = lm.Sequential([Dense(4)], input_shape=8).graph
     assert slice_rows(tiny, 32, 8) == [32]
     for layer in (LSTM(256, return_sequences=False), GRU(256), RNN(256)):  # steps long enough for threads, and not
-        assert slice_rows(lm.Sequential([layer], input_shape=(50, 64)).program, 64, 2) == [32, 32]
-        assert slice_rows(lm.Sequential([layer.replace(units=32)], input_shape=(50, 8)).program, 64, 2) == [64]
+        assert slice_rows(lm.Sequential([layer], input_shape=(50, 64)).graph, 64, 2) == [32, 32]
+        assert slice_rows(lm.Sequential([layer.replace(units=32)], input_shape=(50, 8)).graph, 64, 2) == [64]
 
 
 @pytest.mark.usefixtures("many_slices")
@@ -238,15 +238,15 @@ def test_threads_that_do_not_start_change_nothing(monkeypatch):
 
 
 def test_coupled_layers_predict_in_slices_that_fit_the_cache():
-    program = network(coupled=True).program
-    assert program.cost.coupled
-    sizes = {training: len(slice_rows(program, 1 << 16, 2, training=training)) for training in (True, False)}
+    graph = network(coupled=True).graph
+    assert cost_of(graph).coupled
+    sizes = {training: len(slice_rows(graph, 1 << 16, 2, training=training)) for training in (True, False)}
     assert sizes[True] == 2 < sizes[False]
 
 
 def test_the_cost_of_a_product_is_that_of_its_kernel():
     def work(inputs, units):
-        return lm.Sequential([Dense(units)], input_shape=inputs).program.cost.work
+        return cost_of(lm.Sequential([Dense(units)], input_shape=inputs).graph).work
 
     assert (work(12288, 10), work(2, 4096)) == (122880, 8192)
 
@@ -284,9 +284,9 @@ def test_gradients_may_be_asked_for_in_several_threads():
 
 def in_a_new_process(code):
     """Run code that would hang if it were wrong."""
-    text = "import numpy as np, os, threading, lamella as lm\nfrom lamella import engine\n"
+    text = "import numpy as np, os, threading, lamella as lm\nfrom lamella.graph import slicing\n"
     text += "from lamella_layers import Dense\n"
-    text += "engine.INLINE_WORK, engine.SLICE_BYTES = 0, 1 << 10\nlm.set_threads(2)\nx = np.ones((64, 32))\n"
+    text += "slicing.INLINE_WORK, slicing.SLICE_BYTES = 0, 1 << 10\nlm.set_threads(2)\nx = np.ones((64, 32))\n"
     text += "model = lm.Sequential([Dense(32), Dense(8)], input_shape=32)\nmodel.predict(x)\n"
     return subprocess.run([sys.executable, "-c", text + code], capture_output=True, text=True, timeout=60)
 
@@ -315,7 +315,7 @@ print(lm.Sequential([Dense(8), Teach()], input_shape=32).predict(x).shape)
     assert in_a_new_process(code).stdout.strip() == "(64, 8)"
 
 
-def test_training_in_a_thread_goes_on_while_the_program_ends():
+def test_training_in_a_thread_goes_on_while_the_graph_ends():
     code = """
 def train():
     model.fit(x, np.zeros((64, 8)), loss="mean_squared_error", optimizer="sgd", epochs=30, batch_size=8, progress=False)

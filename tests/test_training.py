@@ -9,8 +9,8 @@ import pytest
 from sample_layers import Add
 
 import lamella as lm
-from lamella.progress import Progress
 from lamella.terminal import Terminal
+from lamella.training.progress import Progress
 from lamella_layers import (
     Activation,
     Conv2D,
@@ -255,7 +255,6 @@ X, Y = classes(6)
             lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", epochs=-1),
             "epochs: expected an int of at least 0",
         ),
-        (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", engine="torch"), "engine: expected 'numpy'"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", progress="yes"), "progress: expected 'auto'"),
         (lambda m: m.fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam", validation_data=X), "validation_data: expected"),
         (lambda m: m.copy().freeze().fit(X, Y, loss=CROSS_ENTROPY, optimizer="adam"), "no layer has parameters that"),

@@ -35,6 +35,7 @@ class Model(Network):
         GraphError: layers that do not fit together, an input that is missing or unused, a name used twice.
 
     >>> import lamella as lm
+    >>> import numpy as np
     >>> from lamella_layers import Dense
     >>> x = lm.Input((4,))
     >>> model = lm.Model(x, Dense(3)(x))

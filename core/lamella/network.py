@@ -149,6 +149,16 @@ class Network:
         return self.device.name
 
     @property
+    def input_nodes(self) -> tuple[Node, ...]:
+        """The nodes of the inputs, to make other models of the same layers."""
+        return self.graph.input_nodes
+
+    @property
+    def output_nodes(self) -> tuple[Node, ...]:
+        """The nodes of the outputs."""
+        return self.graph.output_nodes
+
+    @property
     def input_names(self) -> tuple[str, ...]:
         """The names of the inputs."""
         return self.graph.input_names
@@ -171,7 +181,7 @@ class Network:
     @property
     def layers(self) -> dict[str, Any]:
         """The layers as written, composites whole, by name."""
-        return _ByName(zip(self.graph.call_names, (this.layer for this in self.graph.calls), strict=True))
+        return self.graph.layers
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.graph.signature}, {len(self.values.parameters):,} parameters>"
@@ -381,13 +391,6 @@ class Network:
     def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
         """Run through the model's own layers on other nodes; called by the graph."""
         return self.graph.expand(*nodes)
-
-
-class _ByName(dict[str, Any]):
-    """Layers by name."""
-
-    def __missing__(self, name: Any) -> Any:
-        raise KeyError(f"no layer called {name!r}; there are {', '.join(self)}.{did_you_mean(str(name), self)}")
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

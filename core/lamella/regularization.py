@@ -2,6 +2,7 @@
 
 `fit` takes both by patterns of names, those of shells, as in ``model.freeze``.
 
+>>> import numpy as np
 >>> import lamella as lm
 >>> from lamella_layers import Dense
 >>> model = lm.Sequential([Dense(1)], input_shape=2)
@@ -30,6 +31,7 @@ __all__ = [
 class Penalty(Configured):
     """What a parameter adds to the loss, and the gradient of that, in array code of any backend.
 
+    >>> import numpy as np
     >>> import lamella as lm
     >>> class Around(lm.regularization.Penalty):
     ...     def __init__(self, center: float):
@@ -56,6 +58,7 @@ class L1(Penalty):
 
     Source: https://keras.io/api/layers/regularizers/
 
+    >>> import numpy as np
     >>> float(L1(0.5).value(np, np.array([3.0, -1.0]))), L1(0.5).gradient(np, np.array([3.0, -1.0]))
     (2.0, array([ 0.5, -0.5]))
     """
@@ -75,6 +78,7 @@ class L2(Penalty):
 
     Source: https://keras.io/api/layers/regularizers/
 
+    >>> import numpy as np
     >>> float(L2(0.5).value(np, np.array([3.0, -1.0]))), L2(0.5).gradient(np, np.array([3.0, -1.0]))
     (5.0, array([ 3., -1.]))
     """
@@ -92,6 +96,7 @@ class L2(Penalty):
 class Constraint(Configured):
     """Bounds that a parameter is put back into after each step, in array code of any backend.
 
+    >>> import numpy as np
     >>> import lamella as lm
     >>> class NonNegative(lm.regularization.Constraint):
     ...     def apply(self, xp, p):
@@ -115,6 +120,7 @@ class MaxNorm(Constraint):
 
     Source: https://keras.io/api/layers/constraints/, after https://jmlr.org/papers/v15/srivastava14a.html
 
+    >>> import numpy as np
     >>> MaxNorm(1.0).apply(np, np.array([[3.0, 0.3], [4.0, 0.4]])).round(6)
     array([[0.6, 0.3],
            [0.8, 0.4]])

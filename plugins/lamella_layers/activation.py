@@ -232,9 +232,9 @@ def lamella_activations() -> dict[str, lm.ActivationFunction]:
         "linear": f(lambda xp, x: x, lambda xp, x, y, dy: dy),
         "relu": f(relu, lambda xp, x, y, dy: dy * _positive(xp, y)),
         "selu": f(selu, _selu_dx),
-        "sigmoid": f(sigmoid, lambda xp, x, y, dy: dy * (y * (1.0 - y))),
+        "sigmoid": f(sigmoid, lambda xp, x, y, dy: dy * (y * (1.0 - y)), probabilities=True),
         "silu": f(lambda xp, x: x * sigmoid(xp, x), _silu_dx),
-        "softmax": f(softmax, _softmax_dx),
+        "softmax": f(softmax, _softmax_dx, probabilities=True),
         "softplus": f(softplus, lambda xp, x, y, dy: dy * sigmoid(xp, x)),
         "tanh": f(lambda xp, x: xp.tanh(x), lambda xp, x, y, dy: dy * (1.0 - y * y)),
     }

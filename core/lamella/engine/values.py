@@ -139,7 +139,7 @@ class Values:
     def followed_by(
         self, spare: Values, optimizer: OptimizerState, parameters: Collection[str], state: Collection[str]
     ) -> Values:
-        """Return the values after a step that wrote into the spare buffers; from then on those here are the spare ones."""
+        """Return the values after a step that wrote into the spare buffers; from then on these here are spare."""
         after = Values(spare.parameters, spare.state, optimizer, self.step + 1)
         after._spare, after._moved = self, (parameters, state)
         return after

@@ -95,7 +95,9 @@ def check_unique(what: str, names: Iterable[str]) -> None:
 
 def _base(layer: Any) -> str:
     """What a made-up name starts with: the registered name, or the class's in snake case."""
-    entry = LAYERS.entry_of(type(layer)) if isinstance(layer, Layer) else None
+    if not isinstance(layer, Layer):  # a model; without arrays, a graph, which goes by what it was
+        return snake_case(getattr(layer, "kind", type(layer).__name__))
+    entry = LAYERS.entry_of(type(layer))
     return entry.name if entry else snake_case(type(layer).__name__)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lamella.arguments import positive
-from lamella.errors import ArgumentError, GraphError, counted
+from lamella.errors import ArgumentError, GraphError, counted, did_you_mean
 from lamella.graph.naming import Names, check_unique, output_names
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.layer import Layer, build, call
@@ -93,6 +93,11 @@ class Graph:
         """Shape and dtype of each output."""
         return tuple(self.specs[value] for value in self.outputs)
 
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The layers as written, composites whole, by name."""
+        return _ByName(zip(self.call_names, (this.layer for this in self.calls), strict=True))
+
     def parameters_of(self, prefixes: frozenset[str]) -> frozenset[str]:
         """Return the full names of the parameters of some layers."""
         own = (operation for operation in self.operations if operation.prefix in prefixes)
@@ -126,6 +131,13 @@ class Graph:
             known.update((id(node), new) for node, new in zip(this.outputs, made, strict=True))
         outputs = tuple(known[id(node)] for node in self.output_nodes)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+class _ByName(dict[str, Any]):
+    """Layers by name."""
+
+    def __missing__(self, name: Any) -> Any:
+        raise KeyError(f"no layer called {name!r}; there are {', '.join(self)}.{did_you_mean(str(name), self)}")
 
 
 def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str = "Model") -> Graph:
