@@ -6,9 +6,11 @@ Every ``learning_rate`` is a number or a `lamella.schedules.Schedule`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from lamella import registry
 from lamella.arguments import fraction, number
@@ -278,6 +280,52 @@ def _bias_correction(xp: Any, beta: float, t: Any, dtype: Any) -> Any:
     if isinstance(t, int) or beta == 0.0:
         return 1.0 - beta ** (t if isinstance(t, int) else 1)
     return -xp.expm1(xp.astype(t, dtype) * math.log(beta))
+
+
+# The same with NumPy, into arrays that are there already, with the same bits. Found by the update that they stand for,
+# so that a subclass with another one gets its own.
+
+
+def _write_sgd(rule: SGD, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots) -> None:
+    step = g
+    if rule.momentum:
+        step = v = new_slots["velocity"]
+        np.multiply(slots["velocity"], rule.momentum, out=v)
+        np.add(v, g, out=v)
+        if rule.nesterov:
+            np.multiply(v, rule.momentum, out=new_p)
+            step = np.add(g, new_p, out=new_p)
+    np.multiply(step, lr, out=new_p)
+    np.subtract(p, new_p, out=new_p)
+
+
+def _write_adam(
+    rule: Adam | AdamW, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots
+) -> None:
+    m, v, work = new_slots["m"], new_slots["v"], np.empty_like(p)
+    np.multiply(slots["m"], rule.beta_1, out=m)
+    np.multiply(g, 1.0 - rule.beta_1, out=work)
+    np.add(m, work, out=m)
+    np.multiply(slots["v"], rule.beta_2, out=v)
+    np.multiply(g, 1.0 - rule.beta_2, out=work)
+    np.multiply(work, g, out=work)
+    np.add(v, work, out=v)
+    np.divide(m, _bias_correction(np, rule.beta_1, t, g.dtype), out=new_p)
+    np.divide(v, _bias_correction(np, rule.beta_2, t, g.dtype), out=work)
+    np.sqrt(work, out=work)
+    np.add(work, rule.epsilon, out=work)
+    np.divide(new_p, work, out=new_p)
+    np.multiply(new_p, lr, out=new_p)
+    if isinstance(rule, AdamW):
+        np.multiply(p, lr * rule.weight_decay, out=work)
+        np.subtract(p, work, out=work)
+        p = work
+    np.subtract(p, new_p, out=new_p)
+
+
+WRITERS: Mapping[Any, Callable[..., None]] = MappingProxyType(
+    {SGD.update: _write_sgd, Adam.update: _write_adam, AdamW.update: _write_adam}
+)
 
 
 @hookimpl

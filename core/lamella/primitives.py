@@ -25,6 +25,7 @@ __all__ = [
     "sigmoid",
     "softmax",
     "softplus",
+    "sum_of_products",
     "take_rows",
 ]
 
@@ -193,10 +194,37 @@ def _(xp: Any, x: Any, *, axis: int = -1) -> Any:
 
 
 @primitive
+def sum_of_products(xp: Any, x: Any, dy: Any, *, out: Any = None) -> Any:
+    """(N, F), (N, U) -> (F, U), the sum over rows of ``x_n dy_n``: the gradient of the weights of a product.
+
+    ``out`` is None or what ``ctx.destination`` gave: on NumPy, the place to compute it in.
+    """
+    return x.T @ dy
+
+
+@sum_of_products.kernel("numpy")
+def _(xp: Any, x: Any, dy: Any, *, out: Any = None) -> Any:
+    if len(x) == 1:  # BLAS takes four times as long
+        return np.multiply(x.T, dy, out=out)
+    return np.matmul(x.T, dy, out=out)
+
+
+@primitive
 def one_hot(xp: Any, indices: Any, depth: int, *, dtype: Any) -> Any:
     """A new last axis of length ``depth`` with 1 at each index and 0 elsewhere."""
     hit = xp.expand_dims(xp.astype(indices, xp.int64), axis=-1) == xp.arange(depth)
     return xp.astype(hit, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(depth: int) -> np.ndarray[Any, Any]:
+    return np.arange(depth)
+
+
+@one_hot.kernel("numpy")
+def _(xp: Any, indices: Any, depth: int, *, dtype: Any) -> Any:
+    hit = indices.astype(np.int64, copy=False)[..., None] == _places(depth)
+    return hit.astype(dtype)
 
 
 @primitive

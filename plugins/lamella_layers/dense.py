@@ -6,6 +6,7 @@ from typing import Any
 
 import lamella as lm
 from lamella.arguments import flag, positive
+from lamella.primitives import sum_of_products
 from lamella_layers.activation import Activation
 
 __all__ = ["Dense"]
@@ -75,7 +76,9 @@ class Dense(lm.Layer):
         if ctx.trainable:
             # (N, ..., features) -> (N*..., features), (N, ..., units) -> (N*..., units)
             rows, d = ctx.xp.reshape(x, (-1, x.shape[-1])), ctx.xp.reshape(dy, (-1, self.units))
-            ctx.grad(kernel=rows.T @ d, **({"bias": ctx.xp.sum(d, axis=0)} if self.use_bias else {}))
+            ctx.grad(kernel=sum_of_products(ctx, rows, d, out=ctx.destination("kernel")))
+            if self.use_bias:
+                ctx.grad(bias=ctx.xp.sum(d, axis=0))
         return dy @ ctx.params.kernel.T if ctx.wants_dx[0] else None
 
 

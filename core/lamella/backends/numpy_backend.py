@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from lamella.backends.namespace import Namespace
+from lamella.backends.namespace import NAMESPACE, Namespace
 
 __all__ = ["NumPyBackend"]
+
+
+def _reduction(ufunc: np.ufunc) -> Callable[..., Any]:
+    """What NumPy's function of the name does for arrays, without its way around, which costs more than small sums."""
+    reduce = ufunc.reduce
+
+    def reduction(x: Any, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
+        return reduce(x, axis, dtype, None, keepdims)
+
+    return reduction
+
+
+def _reshape(x: Any, shape: Any) -> Any:
+    return x.reshape(shape)
+
+
+def _astype(x: Any, dtype: Any, copy: bool = True) -> Any:
+    return x.astype(dtype, copy=copy)
+
+
+def _expand_dims(x: Any, axis: int) -> Any:
+    return x[..., None] if axis == -1 else np.expand_dims(x, axis)
+
+
+_SHORT = {
+    "sum": _reduction(np.add),
+    "prod": _reduction(np.multiply),
+    "max": _reduction(np.maximum),
+    "min": _reduction(np.minimum),
+    "all": _reduction(np.logical_and),
+    "any": _reduction(np.logical_or),
+    "astype": _astype,
+    "reshape": _reshape,
+    "expand_dims": _expand_dims,
+}
 
 
 class NumPyBackend:
@@ -17,7 +54,7 @@ class NumPyBackend:
     advice = ""
 
     def __init__(self) -> None:
-        self.xp = Namespace("numpy", np)
+        self.xp = Namespace("numpy", SimpleNamespace(**{name: getattr(np, name) for name in NAMESPACE} | _SHORT))
 
     def dtype(self, name: str) -> Any:
         return np.dtype(name)

@@ -20,7 +20,7 @@ from lamella.graph.operations import Graph, Operation
 from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.protocol.context import Arrays, Context
-from lamella.protocol.spec import ArraySpec, described
+from lamella.protocol.spec import described
 
 __all__ = ["Batch", "Bound", "Gradients", "Pass", "Request", "Sink", "StepResult", "Watcher", "bind"]
 
@@ -133,15 +133,23 @@ def bind(graph: Graph, arrays: Mapping[str, Any]) -> Bound:
     ]
 
 
+class _Output(NamedTuple):
+    """One output of an operation: its number, and the shape and dtype that ``build`` said; None stands for any size."""
+
+    value: int
+    shape: tuple[int | None, ...]
+    dtype: Any
+
+
 class _Forward(NamedTuple):
     """What the forward pass of one operation needs."""
 
     operation: Operation
     ctx: Context
     call: Callable[..., Any]
+    yields: bool
     inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    expected: tuple[tuple[tuple[int | None, ...], Any], ...]  # shape and dtype of each output; None: any size
+    outputs: list[_Output]
     dies: list[int]
 
 
@@ -151,7 +159,8 @@ class _Backward(NamedTuple):
     operation: Operation
     ctx: Context
     call: Callable[..., Any]
-    inputs: tuple[int, ...]
+    yields: bool
+    wanted: list[tuple[int, int]]  # the place and the number of each input whose gradient is wanted
     outputs: tuple[int, ...]
     params: dict[str, str]  # of which it has to give the gradients
 
@@ -201,17 +210,20 @@ class Pass:
                 offset=offset,
                 crc=zlib.crc32(operation.name.encode()),
             )
-            layer, places = operation.layer, (operation.inputs, operation.outputs)
-            expected = tuple(self._expected(graph.specs[value]) for value in operation.outputs)
-            self._forward.append(_Forward(operation, ctx, layer.forward_pass, *places, expected, plan.dies_after[k]))
+            layer, params = operation.layer, operation.params if ctx.trainable else {}
+            outputs = [self._output(value) for value in operation.outputs]
+            how = operation, ctx, layer.forward_pass, operation.forward_yields
+            self._forward.append(_Forward(*how, operation.inputs, outputs, plan.dies_after[k]))
             if plan.runs_backward[k]:
-                params = operation.params if ctx.trainable else {}
-                self._backward.insert(0, _Backward(operation, ctx, layer.backward_pass, *places, params))
+                wanted = [(k, value) for k, value in enumerate(operation.inputs) if ctx.wants_dx[k]]
+                how = operation, ctx, layer.backward_pass, operation.backward_yields
+                self._backward.insert(0, _Backward(*how, wanted, operation.outputs, params))
         self._losses = [self._loss_context(name) for name in graph.output_names] if recording else []
 
-    def _expected(self, spec: ArraySpec) -> tuple[tuple[int | None, ...], Any]:
+    def _output(self, value: int) -> _Output:
+        spec = self.graph.specs[value]
         sizes = (n if isinstance(n, int) else None for n in spec.shape[1:])
-        return (self.rows, *sizes), self.backend.dtype(spec.dtype)
+        return _Output(value, (self.rows, *sizes), self.backend.dtype(spec.dtype))
 
     def _loss_context(self, output: str) -> Context:
         label = f"the loss of {output!r}"
@@ -246,16 +258,16 @@ class Pass:
         watcher, settled, checked = self.watcher, self.backend.settled, self.backend.knows_shapes
         operation: Any = None
         ctx: Any = None
-        args: tuple[Any, ...] = ()
+        args: list[Any] = []
         try:
             for this, (params, state) in zip(self._forward, arrays, strict=True):
-                operation, ctx, call, numbers, outputs, expected, dies = this
-                args = tuple([values[number] for number in numbers])
+                operation, ctx, call, yields, numbers, outputs, dies = this
+                args = [values[number] for number in numbers]
                 ctx.begin(params, state, key)
                 if watcher is not None:
                     watcher.before(operation, "forward_pass")
                 given = call(ctx, *args)
-                if operation.forward_yields:
+                if yields:
                     given = yield from _drive(operation, "forward_pass", given, self.plan.training)
                 results = given if isinstance(given, tuple) else (given,)
                 if len(results) != len(outputs):
@@ -263,21 +275,18 @@ class Pass:
                         f"{operation.label}.forward_pass returned {counted(len(results), 'array')}; build said "
                         f"{len(outputs)}"
                     )
-                if checked:
-                    for k, (array, (shape, dtype)) in enumerate(zip(results, expected, strict=True)):
-                        if (getattr(array, "shape", None) != shape or array.dtype != dtype) and (
-                            not _fits(array, shape, dtype)
-                        ):
-                            raise self._misfit(operation, array, outputs[k])
-                    results = tuple([settled(array) for array in results])
-                if watcher is not None:
-                    watcher.after(operation, "forward_pass", results)
-                for number, array in zip(outputs, results, strict=True):
+                for array, (number, shape, dtype) in zip(results, outputs, strict=True):
+                    if checked:
+                        if getattr(array, "shape", None) != shape or array.dtype != dtype:
+                            self._check(operation, array, number, shape, dtype)
+                        array = settled(array)
                     values[number] = array
-                    shapes[number] = array.shape
+                    shapes[number] = getattr(array, "shape", None)
+                if watcher is not None:
+                    watcher.after(operation, "forward_pass", tuple([values[number] for number, _, _ in outputs]))
+                ctx.end_forward()
                 for number in dies:
                     del values[number]
-                ctx.end_forward()
         except LayerError:
             raise
         except Exception as error:
@@ -295,36 +304,32 @@ class Pass:
         watcher, shapes, xp, settled = self.watcher, self._shapes, self.backend.xp, self.backend.settled
         operation: Any = None
         ctx: Any = None
-        args: tuple[Any, ...] = ()
+        args: list[Any] = []
         try:
             for this in self._backward:
-                operation, ctx, call, numbers, outputs, params = this
-                args = tuple(
-                    [
-                        gradients.pop(number) if number in gradients else xp.zeros(shapes[number], dtype=ctx.dtype)
-                        for number in outputs
-                    ]
-                )
+                operation, ctx, call, yields, wanted, outputs, params = this
+                args = [
+                    gradients.pop(number) if number in gradients else xp.zeros(shapes[number], dtype=ctx.dtype)
+                    for number in outputs
+                ]
                 ctx.begin_backward(params, sink)
                 if watcher is not None:
                     watcher.before(operation, "backward_pass")
                 given = call(ctx, *args)
-                if operation.backward_yields:
+                if yields:
                     given = yield from _drive(operation, "backward_pass", given, self.plan.training)
                 results = given if isinstance(given, tuple) else (given,)
                 if watcher is not None:
                     known = tuple(dx for dx in results if dx is not None)
                     watcher.after(operation, "backward_pass", (*known, *ctx.gradients.values()))
-                if len(results) != len(numbers):
+                if len(results) != len(operation.inputs):
                     raise LayerError(
                         f"{operation.label}.backward_pass returned {counted(len(results), 'gradient')} for "
-                        f"{counted(len(numbers), 'input')}; return a tuple with one for each, None where ctx.wants_dx "
-                        "is False"
+                        f"{counted(len(operation.inputs), 'input')}; return a tuple with one for each, None where "
+                        "ctx.wants_dx is False"
                     )
-                for k, wanted in enumerate(ctx.wants_dx):
-                    if not wanted:
-                        continue
-                    dx, number = results[k], numbers[k]
+                for k, number in wanted:
+                    dx = results[k]
                     if getattr(dx, "shape", None) != shapes[number] or dx.dtype != self._dtype:
                         raise LayerError(
                             f"{operation.label}.backward_pass: expected the gradient of input {k}, "
@@ -402,26 +407,19 @@ class Pass:
             )
         return float(np.dot(asnumpy(each).astype("float64"), asnumpy(weights))), slope
 
-    def _misfit(self, operation: Operation, array: Any, value: int) -> LayerError:
-        """An output that is not what ``build`` said."""
-        spec = self.graph.specs[value]
+    def _check(self, operation: Operation, array: Any, value: int, shape: tuple[int | None, ...], dtype: Any) -> None:
+        """Refuse an output that is not what ``build`` said."""
+        own, spec = getattr(array, "shape", None), self.graph.specs[value]
+        sizes = zip(shape, own or (), strict=False)
+        fits = own is not None and len(own) == len(shape) and all(want in (None, have) for want, have in sizes)
+        if fits and array.dtype == dtype:
+            return
         widened = hasattr(array, "dtype") and spec.dtype == "float32" and "float64" in str(array.dtype)
         hint = "; write scalars as Python floats" if widened else ""
-        return LayerError(
+        raise LayerError(
             f"{operation.label}.forward_pass: build said {spec} for {self.rows} rows, it returned "
             f"{described(array)}{hint}"
         )
-
-
-def _fits(array: Any, shape: tuple[int | None, ...], dtype: Any) -> bool:
-    """Whether an array is as expected; None stands for any size."""
-    own = getattr(array, "shape", None)
-    return (
-        own is not None
-        and len(own) == len(shape)
-        and all(want is None or want == have for want, have in zip(shape, own, strict=True))
-        and array.dtype == dtype
-    )
 
 
 def _drive(operation: Operation, method: str, running: Any, training: bool) -> Generator[Request, Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import threading
@@ -22,8 +23,7 @@ _lock = threading.Lock()
 _chosen: int | None = None
 _pool: ThreadPoolExecutor | None = None
 _limit_users = 0
-_blas: Any = None  # the BLAS libraries of this process, found once
-_blas_threads: dict[str, int] = {}  # how many threads each had before it was held to one
+_blas: list[_Library] | None = None  # the BLAS libraries of this process, found once
 _worker = threading.local()
 _memory_is_kept = False
 
@@ -159,6 +159,33 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_again)
 
 
+class _Library:
+    """A BLAS library, whose number of threads is one for the whole process."""
+
+    def __init__(self, controller: Any) -> None:
+        self._get, self._set = controller.get_num_threads, controller.set_num_threads
+        # threadpoolctl lets one thread of the process change OpenBLAS, and takes a while: call the library itself
+        for prefix, suffix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
+            own = [getattr(controller.dynlib, f"{prefix}openblas_{verb}_num_threads{suffix}", None) for verb in _VERBS]
+            if all(own) and getattr(controller, "threading_layer", "") == "pthreads":
+                self._get, self._set = own
+        self._threads = 1
+
+    def hold(self) -> None:
+        """Keep to one thread."""
+        own = self._get()
+        if own != 1:  # else it is 1 for somebody else's reasons, or held by us still
+            self._threads = own
+        self._set(1)
+
+    def release(self) -> None:
+        """Go back to as many threads as before."""
+        self._set(self._threads)
+
+
+_VERBS = ("get", "set")
+
+
 class _OneBlasThread:
     """Holds BLAS to one thread in the whole process, until the last of those who asked is done."""
 
@@ -170,15 +197,13 @@ class _OneBlasThread:
                 if _blas is None:
                     from threadpoolctl import ThreadpoolController  # finding the libraries takes a millisecond
 
-                    _blas = ThreadpoolController().select(user_api="blas").lib_controllers
+                    found = ThreadpoolController().select(user_api="blas").lib_controllers
+                    _blas = [_Library(library) for library in found]
                 _limit_users += 1
                 entered = True
                 if _limit_users == 1:
                     for library in _blas:
-                        own = library.get_num_threads()
-                        if own != 1:  # else it is 1 for somebody else's reasons, or held by us still
-                            _blas_threads[library.filepath] = own
-                        library.set_num_threads(1)
+                        library.hold()
         except BaseException:  # Ctrl-C
             if entered:
                 self.__exit__()
@@ -189,8 +214,8 @@ class _OneBlasThread:
         with _lock:
             _limit_users -= 1
             if _limit_users == 0:
-                for library in _blas:
-                    library.set_num_threads(_blas_threads.get(library.filepath, 1))
+                for library in _blas or ():
+                    library.release()
 
 
 ONE_BLAS_THREAD = _OneBlasThread()

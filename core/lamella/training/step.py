@@ -23,7 +23,7 @@ from lamella.graph.plan import Plan
 from lamella.graph.slicing import slice_rows
 from lamella.losses import Loss
 from lamella.network import Network
-from lamella.optimizers import Optimizer
+from lamella.optimizers import WRITERS, Optimizer
 from lamella.protocol.inputs import naming
 from lamella.training.diagnosis import are_finite, explain_non_finite, is_finite
 from lamella.training.rules import Rules
@@ -228,6 +228,10 @@ class TrainStep:
 
 def _update(optimizer: Optimizer, device: Backend, piece: _Piece, *, rate: float, t: int) -> None:
     """Write what an optimizer makes of one piece."""
+    writer = WRITERS.get(type(optimizer).update) if device.writes_in_place else None
+    if writer is not None:
+        writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots)
+        return
     given = optimizer.update(device.xp, piece.p, piece.g, dict(piece.slots), rate, t)
     new, slots = _checked(optimizer, piece, given)
     piece.new_p[...] = device.storable(new)
