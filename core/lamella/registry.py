@@ -320,11 +320,10 @@ class Registry:
                     self._under_way.remove(plugin.key)
 
     def _import_one(self, plugin: Plugin) -> None:
-        module = plugin.module.partition(":")[0]
+        if _is_being_imported(plugin.module.partition(":")[0]):
+            return  # by somebody who looks names up meanwhile, and is told so; it can be asked later
         try:
             given = plugin.source.load()
-            if _is_half_made(module):
-                return
             if not hooks(given):
                 raise TypeError(
                     f"{plugin.module} has no hooks; is @lamella.hookimpl missing, or does the entry point name a class "
@@ -337,8 +336,6 @@ class Registry:
         except FAILURES as error:  # reported where it is needed
             if self._manager.has_plugin(plugin.key):
                 self._manager.unregister(name=plugin.key)
-            if any(map(_is_half_made, itertools.accumulate(module.split("."), "{}.{}".format))):
-                return  # perhaps it lacked only what is not there yet
             plugin.error = f"{type(error).__name__}: {error}"
             if not re.fullmatch(r"\w[\w.]*(\s*:\s*\w[\w.]*)?", plugin.module):  # Python's own words tell nothing
                 plugin.error = f"{plugin.module!r} is not the name of a module, such as 'my_package.my_layers'"
@@ -372,9 +369,11 @@ def _distribution(point: _EntryPoint) -> tuple[str, str]:
         return _UNKNOWN, "0"
 
 
-def _is_half_made(module: str) -> bool:
-    """Whether this thread is in the midst of importing a module; one that another thread imports was waited for."""
-    return bool(getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False))
+def _is_being_imported(module: str) -> bool:
+    """Whether this thread is in the midst of importing a module, or a package around it."""
+    names = itertools.accumulate(module.split("."), "{}.{}".format)
+    specs = (getattr(sys.modules.get(name), "__spec__", None) for name in names)
+    return any(getattr(spec, "_initializing", False) for spec in specs)
 
 
 def hooks(module: Any) -> list[str]:
