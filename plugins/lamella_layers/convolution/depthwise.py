@@ -1,10 +1,10 @@
 """Depthwise convolution in NumPy: filters that see one channel each, where matrix products have nothing to do.
 
 Channels lie last in memory, so that what one cell of a kernel sees in a row of neighbouring windows, in all channels,
-is one run of numbers. Every function here is one sum of products of such runs ("einsum", which multiplies and adds in
+is one run of values. Every function here is one sum of products of such runs ("einsum", which multiplies and adds in
 one go), for a few images at a time. Strides across break runs: windows in between are computed too, and left out.
 
-m filters for each channel; r numbers in a run: those of a row of windows in all channels. Else as in `primitives`.
+m filters for each channel; r values in a run: those of a row of windows in all channels. Else as in `convolution`.
 """
 
 from __future__ import annotations
