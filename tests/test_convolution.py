@@ -167,7 +167,7 @@ def test_fast_kernels_agree_with_their_references_in_any_number_of_axes(monkeypa
     for _ in range(80):
         monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_BYTES", int(rng.choice([1, 2000])))
         monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_WINDOWS", int(rng.choice([1, 9])))
-        monkeypatch.setattr("lamella_layers.convolution.depthwise._CHUNK_BYTES", int(rng.choice([1, 2000])))
+        monkeypatch.setattr("lamella_layers.chunks._CHUNK_BYTES", int(rng.choice([1, 2000])))
         axes = int(rng.integers(1, 3))
         n, channels, multiplier = (int(rng.integers(1, top)) for top in (5, 5, 4))
         groups = int(rng.choice([1, channels]))

@@ -270,7 +270,7 @@ def test_kernels_agree_with_their_references(monkeypatch):
     for _ in range(60):
         monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_BYTES", int(rng.choice([1, 2000])))
         monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_WINDOWS", int(rng.choice([1, 9])))
-        monkeypatch.setattr("lamella_layers.pooling._CHUNK_BYTES", int(rng.choice([1, 2000])))
+        monkeypatch.setattr("lamella_layers.chunks._CHUNK_BYTES", int(rng.choice([1, 2000])))
         groups, n, height, width = (int(rng.integers(1, top)) for top in (4, 5, 9, 9))
         channels, filters = groups * int(rng.integers(1, 5)), groups * int(rng.integers(1, 4))
         size, strides, dilations = (tuple(map(int, rng.integers(1, 4, 2))) for _ in range(3))

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from lamella_layers.chunks import chunks
 from lamella_layers.windows import Windows
 
 __all__ = ["depthwise", "depthwise_dw", "depthwise_transpose"]
-
-_CHUNK_BYTES = 1 << 20  # of images at a time
 
 
 def depthwise(x: Any, kernel: Any, windows: Windows) -> Any:
@@ -94,8 +93,7 @@ def _weights(kernel: Any, channels: int) -> Any:
 
 def _chunks(x: Any, windows: Windows) -> Iterator[slice]:
     """Some images after others."""
-    step = max(1, _CHUNK_BYTES // (math.prod(windows.padded) * x.shape[-1] * x.itemsize))
-    return (slice(start, start + step) for start in range(0, len(x), step))
+    return chunks(len(x), math.prod(windows.padded) * x.shape[-1] * x.itemsize)
 
 
 def _padded(x: Any, windows: Windows) -> Any:
