@@ -6,6 +6,7 @@ from typing import Any
 
 import lamella as lm
 from lamella.arguments import flag, positive
+from lamella.testing import Specimen
 from lamella_layers.activation import Activation
 
 __all__ = ["Dense"]
@@ -86,8 +87,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     docs = "https://onnx.ai/onnx/operators/onnx__MatMul.html"
     x = lm.ArraySpec(("N", 5))
     return [

@@ -7,6 +7,7 @@ from typing import Any
 import lamella as lm
 from lamella.arguments import number
 from lamella.primitives import pad
+from lamella.testing import Specimen
 from lamella_layers.windows import border_argument, image_shape
 
 __all__ = ["ConstantPadding2D", "Cropping2D", "ZeroPadding2D"]
@@ -131,8 +132,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     image = lm.ArraySpec(("N", 2, 5, 4))
     refuses = (((lm.ArraySpec(("N", 64)),), "expected images"),)
     small = (((lm.ArraySpec(("N", 1, 3, 9)),), "takes away 3 rows and 0 columns"),)

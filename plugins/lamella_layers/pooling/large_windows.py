@@ -20,7 +20,7 @@ _AT_ONCE = 16  # cells that a large window has more than
 def steps(windows: Windows) -> list[Windows]:
     """Windows that pool as these do, one after the other.
 
-    The last axis comes first: of equal numbers, the first in the first row is then the first row by row.
+    The last axis comes first: of equal values, the first in the first row is then the first row by row.
     """
     axes = len(windows.image)
     if axes == 1 or math.prod(windows.size) <= _AT_ONCE:

@@ -94,7 +94,7 @@ def lstm_step(xp: Any, z: Any, h: Any, c: Any, kernel: Any) -> tuple[Any, Any, A
 def lstm_step_dx(
     xp: Any, dh: Any, dc: Any, gates: Any, y: Any, c: Any, transposed: Any
 ) -> tuple[Any, Any, tuple[Any, ...]]:
-    """Return the gradients of h and c before the step, and of z; ``c`` is that before it, ``y`` the tanh of the next."""
+    """Return the gradients of h and c before the step, and of z; ``c`` is that before it, ``y`` tanh of the next."""
     i, f, g, o = gates[0, ...], gates[1, ...], gates[2, ...], gates[3, ...]
     dc = dc + dh * o * (1.0 - y * y)
     slopes = (g * i * (1.0 - i), c * f * (1.0 - f), i * (1.0 - g * g))

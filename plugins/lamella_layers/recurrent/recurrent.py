@@ -164,7 +164,7 @@ class Recurrent(lm.Layer):
     def _backward_steps(
         self, xp: Any, params: Any, given: Sequences, kept: tuple[Any, ...], incoming: tuple[Any, ...]
     ) -> tuple[States, tuple[Any, ...]]:
-        """The steps in the opposite order: the gradients of the initial states, and of z gate by gate, (T, N, units)."""
+        """The steps in the opposite order: gradients of the initial states, and of z gate by gate, (T, N, units)."""
         dy, *rest = incoming
         zeros = xp.zeros((given.x.shape[0], self.units), dtype=given.x.dtype)
         d = tuple(rest) if rest else (zeros,) * len(self.states)
