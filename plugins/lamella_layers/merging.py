@@ -235,6 +235,11 @@ class Multiply(_Merging):
         return reduce(operator.mul, (*xs[:k], *xs[k + 1 :]), dy)
 
 
+def _to_the_first(xp: Any, dy: Any, k: int, count: int, y: Any, *xs: Any) -> Any:
+    """dy where x_k equals y and none before it does."""
+    return dy * xp.astype(reduce(xp.logical_and, [x != y for x in xs[:k]], xs[k] == y), dy.dtype)
+
+
 class Maximum(_Merging):
     """The greatest of the inputs: ``y = max(x_1, x_2, ...)``.
 
@@ -253,11 +258,7 @@ class Maximum(_Merging):
     array([[6., 4.]], dtype=float32)
     """
 
-    merge = maximum
-
-    @staticmethod
-    def gradient(xp: Any, dy: Any, k: int, count: int, y: Any, *xs: Any) -> Any:
-        return _to_the_first(xp, dy, k, y, *xs)
+    merge, gradient = maximum, staticmethod(_to_the_first)
 
 
 class Minimum(_Merging):
@@ -278,16 +279,7 @@ class Minimum(_Merging):
     array([[4., 2.]], dtype=float32)
     """
 
-    merge = minimum
-
-    @staticmethod
-    def gradient(xp: Any, dy: Any, k: int, count: int, y: Any, *xs: Any) -> Any:
-        return _to_the_first(xp, dy, k, y, *xs)
-
-
-def _to_the_first(xp: Any, dy: Any, k: int, y: Any, *xs: Any) -> Any:
-    """dy where x_k equals y and none before it does."""
-    return dy * xp.astype(reduce(xp.logical_and, [x != y for x in xs[:k]], xs[k] == y), dy.dtype)
+    merge, gradient = minimum, staticmethod(_to_the_first)
 
 
 class Concatenate(lm.Layer):
