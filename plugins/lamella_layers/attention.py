@@ -155,6 +155,7 @@ class ScaledDotProductAttention(lm.Layer):
         )
 
     def forward_pass(self, ctx: lm.Context, query: Any, value: Any, key: Any, mask: Any = None) -> Any:
+        # y = softmax(q k) v, each head by itself; q (N, heads, T, F), scaled; k (N, heads, F, S); v (N, heads, S, F')
         xp = ctx.xp
         scale = 1.0 / math.sqrt(query.shape[2] // self.heads)
         q, k, v = self._cut(xp, query * scale), self._cut(xp, key, (0, 2, 3, 1)), self._cut(xp, value)
@@ -174,6 +175,7 @@ class ScaledDotProductAttention(lm.Layer):
         return self._join(xp, y)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        # w = softmax(q k), p = q k: dv = w^T dy; dw = dy v^T; dp = w (dw - sum(dw w)); dq = dp k^T; dk = dp^T q
         xp = ctx.xp
         q, k, v, weights, kept = ctx.saved
         dy = self._cut(xp, dy)
