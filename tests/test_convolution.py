@@ -7,6 +7,7 @@ from test_families import any_layout, refused, run, windows_of
 import lamella as lm
 from lamella_layers import Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
 from lamella_layers.convolution import conv, conv_dw, conv_transpose, winograd
+from lamella_layers.convolution.im2col import col2im, from_rows, im2col, kernel_matrix, matrix_kernel, to_rows
 from lamella_layers.windows import Windows
 
 XP = lm.backends.get_backend("numpy").xp
@@ -167,7 +168,7 @@ def test_fast_kernels_agree_with_their_references_in_any_number_of_axes(monkeypa
     for _ in range(80):
         monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_BYTES", int(rng.choice([1, 2000])))
         monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_WINDOWS", int(rng.choice([1, 9])))
-        monkeypatch.setattr("lamella_layers.convolution.depthwise._CHUNK_BYTES", int(rng.choice([1, 2000])))
+        monkeypatch.setattr("lamella_layers.chunks._CHUNK_BYTES", int(rng.choice([1, 2000])))
         axes = int(rng.integers(1, 3))
         n, channels, multiplier = (int(rng.integers(1, top)) for top in (5, 5, 4))
         groups = int(rng.choice([1, channels]))
@@ -216,3 +217,19 @@ def test_winograds_blocks_give_what_windows_give(height, width, padding, channel
 def test_no_rows_give_no_rows(layer):
     model = lm.Sequential([layer], input_shape=(3, 4, 4))
     assert model.predict(np.zeros((0, 3, 4, 4))).shape == (0, *model.output_specs[0].shape[1:])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("image", "size", "strides"), [((7,), (3,), (2,)), ((6, 5), (2, 3), (1, 2))])
+def test_images_as_matrices_and_back(image, size, strides, groups):
+    rng = np.random.default_rng(3)
+    windows = Windows.over(image, size=size, strides=strides, padding="same")
+    x, kernel, y = (
+        rng.normal(size=shape) for shape in ((3, 4, *image), (6, 4 // groups, *size), (3, 6, *windows.grid))
+    )
+    columns, rows = im2col(XP, x, windows, groups), to_rows(XP, y, groups)
+    assert columns.shape == (groups, 3 * np.prod(windows.grid), np.prod(size) * 4 // groups)
+    others = rng.normal(size=columns.shape)
+    np.testing.assert_allclose(np.sum(columns * others), np.sum(x * col2im(XP, others, windows, 3)))  # transposes
+    np.testing.assert_array_equal(from_rows(XP, rows, windows, 3, 6), y)
+    np.testing.assert_array_equal(matrix_kernel(XP, kernel_matrix(XP, kernel, groups), windows), kernel)

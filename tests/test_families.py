@@ -143,7 +143,7 @@ def test_softmax_runs_along_its_axis_but_never_along_the_batch():
     assert "along the batch axis" in refused(Activation("softmax"), ())
     assert "along the batch axis" in refused(Activation("softmax", axis=-2), 3)
     assert "one of the axes" in refused(Activation("softmax", axis=2), 3)
-    with pytest.raises(lm.ArgumentError, match="'relu' works on each number by itself"):
+    with pytest.raises(lm.ArgumentError, match="'relu' is elementwise; leave axis out"):
         Activation("relu", axis=1)
     with pytest.raises(lm.ArgumentError, match="expected a registered name or an ActivationFunction, got 3"):
         Activation(3)
@@ -270,7 +270,7 @@ def test_kernels_agree_with_their_references(monkeypatch):
     for _ in range(60):
         monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_BYTES", int(rng.choice([1, 2000])))
         monkeypatch.setattr("lamella_layers.convolution.kernels._TILE_WINDOWS", int(rng.choice([1, 9])))
-        monkeypatch.setattr("lamella_layers.pooling._CHUNK_BYTES", int(rng.choice([1, 2000])))
+        monkeypatch.setattr("lamella_layers.chunks._CHUNK_BYTES", int(rng.choice([1, 2000])))
         groups, n, height, width = (int(rng.integers(1, top)) for top in (4, 5, 9, 9))
         channels, filters = groups * int(rng.integers(1, 5)), groups * int(rng.integers(1, 4))
         size, strides, dilations = (tuple(map(int, rng.integers(1, 4, 2))) for _ in range(3))
@@ -377,8 +377,8 @@ def test_flatten_and_reshape_read_images_channel_by_channel():
 
 
 def test_reshape_says_what_does_not_fit():
-    assert "expected 10 numbers in each sample for shape=(2, 5), got 12" in refused(Reshape((2, 5)), (3, 4))
-    assert "expected a multiple of 5 numbers" in refused(Reshape((5, -1)), (3, 4))
+    assert "expected 10 elements in each sample for shape=(2, 5), got 12" in refused(Reshape((2, 5)), (3, 4))
+    assert "expected a multiple of 5 elements" in refused(Reshape((5, -1)), (3, 4))
     assert "known sizes" in refused(Flatten(), (3, "T"))
     for shape in ((2, -1, -1), (0, 3), ("a",), 2.5, (True,)):
         with pytest.raises(lm.ArgumentError, match="Reshape: shape: expected positive ints"):

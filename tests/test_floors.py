@@ -7,17 +7,40 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = """
-    lamella.version lamella.errors lamella.arguments lamella.terminal lamella.datasets
-    lamella.backends lamella.primitives lamella.hookspecs lamella.registry lamella.commands
-    lamella.protocol
-    lamella.initializers lamella.activations lamella.schedules lamella.optimizers lamella.losses lamella.metrics
-    lamella.regularization
-    lamella.graph lamella.engine lamella.files lamella.network
-    lamella.callbacks lamella.training lamella.model
-    lamella.testing lamella.cli lamella.__main__ lamella
-    lamella_pytest lamella_layers lamella_onnx
-""".split()
+FLOORS = [
+    "lamella.version",
+    "lamella.errors",
+    "lamella.arguments",
+    "lamella.terminal",
+    "lamella.datasets",
+    "lamella.backends",
+    "lamella.primitives",
+    "lamella.hookspecs",
+    "lamella.registry",
+    "lamella.commands",
+    "lamella.protocol",
+    "lamella.initializers",
+    "lamella.activations",
+    "lamella.schedules",
+    "lamella.optimizers",
+    "lamella.losses",
+    "lamella.metrics",
+    "lamella.regularization",
+    "lamella.graph",
+    "lamella.engine",
+    "lamella.files",
+    "lamella.network",
+    "lamella.callbacks",
+    "lamella.training",
+    "lamella.model",
+    "lamella.testing",
+    "lamella.cli",
+    "lamella.__main__",
+    "lamella",
+    "lamella_pytest",
+    "lamella_layers",
+    "lamella_onnx",
+]
 
 
 def modules() -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def test_every_layer_is_documented_whole(layer):
     assert "https://" in said.sections["Source"]
     assert said.entries("Raises"), "errors"
     assert layer.__name__ in said.example
+    assert said.example.splitlines()[-1] in inspect.getsource(layer), "plain text in the source"
     assert [one for one in registry.specimens() if type(one.subject) is layer], "specimens"
     assert all(one.docs.startswith("https://") for one in registry.specimens() if type(one.subject) is layer)
 

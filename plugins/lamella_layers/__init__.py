@@ -4,6 +4,7 @@ from lamella_layers.activation import Activation, PReLU
 from lamella_layers.attention import MultiHeadAttention, ScaledDotProductAttention
 from lamella_layers.convolution import Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
 from lamella_layers.dense import Dense
+from lamella_layers.dropout import Dropout, GaussianNoise, SpatialDropout2D
 from lamella_layers.embedding import Embedding, PositionEmbedding
 from lamella_layers.merging import Add, Average, Concatenate, Dot, Maximum, Minimum, Multiply, Subtract
 from lamella_layers.normalization import (
@@ -25,7 +26,6 @@ from lamella_layers.pooling import (
 )
 from lamella_layers.preprocessing import Normalization, Rescaling
 from lamella_layers.recurrent import GRU, LSTM, RNN, Bidirectional
-from lamella_layers.regularization import Dropout, GaussianNoise, SpatialDropout2D
 from lamella_layers.reshaping import Flatten, Permute, Reshape, UpSampling2D
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Activation functions, the layer that applies one, and the one with parameters.
 
 Slopes at kinks follow PyTorch: at 0 that of relu is 0, of leaky_relu 0.2. Slopes are multiplied, not chosen with
-``where``, which takes NumPy ten times as long on numbers of random sign.
+``where``, which takes NumPy ten times as long on values of random sign.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import lamella as lm
 from lamella import registry
 from lamella.arguments import positive
 from lamella.primitives import Primitive, erf, relu, sigmoid, softmax, softplus
+from lamella.testing import Specimen
 
 __all__ = ["Activation", "PReLU", "prelu"]
 
@@ -51,7 +52,7 @@ class Activation(lm.Layer):
             raise lm.ArgumentError(f"function: expected a registered name or an ActivationFunction, got {function!r}")
         self.has_axis = "axis" in inspect.signature(self.function.forward).parameters
         if axis is not None and not self.has_axis:
-            raise lm.ArgumentError(f"axis={axis!r}: {function!r} works on each number by itself; leave axis out")
+            raise lm.ArgumentError(f"axis={axis!r}: {function!r} is elementwise; leave axis out")
         if axis is not None and type(axis) is not int:
             raise lm.ArgumentError(f"axis: expected an int, got {axis!r}")
         self.axis = -1 if axis is None else axis
@@ -84,7 +85,7 @@ class PReLU(lm.Layer):
 
     Arguments:
         shared_axes: axes along which one ``alpha`` serves all, counted with the batch axis, 0, which is always one of
-            them. (2, 3) has one for each channel of images, as PyTorch does; None has one for each number of a sample,
+            them. (2, 3) has one for each channel of images, as PyTorch does; None has one for each element of a sample,
             as Keras does.
         alpha_initializer: how ``alpha`` starts: "zeros" is relu.
 
@@ -242,8 +243,6 @@ def lamella_activations() -> dict[str, lm.ActivationFunction]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     operators = {
         "elu": ("Elu",),
         "gelu": ("Gelu",),

@@ -10,6 +10,7 @@ import numpy as np
 import lamella as lm
 from lamella.arguments import flag, fraction, positive
 from lamella.primitives import softmax
+from lamella.testing import Specimen
 from lamella_layers.dense import Dense
 
 __all__ = ["MultiHeadAttention", "ScaledDotProductAttention", "attention_weights"]
@@ -154,6 +155,7 @@ class ScaledDotProductAttention(lm.Layer):
         )
 
     def forward_pass(self, ctx: lm.Context, query: Any, value: Any, key: Any, mask: Any = None) -> Any:
+        # y = softmax(q k) v, each head by itself; q (N, heads, T, F), scaled; k (N, heads, F, S); v (N, heads, S, F')
         xp = ctx.xp
         scale = 1.0 / math.sqrt(query.shape[2] // self.heads)
         q, k, v = self._cut(xp, query * scale), self._cut(xp, key, (0, 2, 3, 1)), self._cut(xp, value)
@@ -173,14 +175,15 @@ class ScaledDotProductAttention(lm.Layer):
         return self._join(xp, y)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        # w = softmax(q k), p = q k: dv = w^T dy; dw = dy v^T; dp = w (dw - sum(dw w)); dq = dp k^T; dk = dp^T q
         xp = ctx.xp
         q, k, v, weights, kept = ctx.saved
         dy = self._cut(xp, dy)
-        dv = _turned(xp, weights if kept is None else weights * kept) @ dy
-        d = dy @ _turned(xp, v)
+        dv = _transposed(xp, weights if kept is None else weights * kept) @ dy
+        d = dy @ _transposed(xp, v)
         d = d if kept is None else d * kept
         d = weights * (d - xp.sum(d * weights, axis=-1, keepdims=True))  # of the softmax
-        dq, dk = (d @ _turned(xp, k)) * (1.0 / math.sqrt(q.shape[3])), _turned(xp, d) @ q  # q is scaled already
+        dq, dk = (d @ _transposed(xp, k)) * (1.0 / math.sqrt(q.shape[3])), _transposed(xp, d) @ q  # q is scaled already
         return (*(self._join(xp, dx) for dx in (dq, dv, dk)), *(None for _ in ctx.wants_dx[3:]))
 
     def _cut(self, xp: Any, x: Any, order: tuple[int, ...] = (0, 2, 1, 3)) -> Any:
@@ -194,7 +197,7 @@ class ScaledDotProductAttention(lm.Layer):
         return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (n, t, heads * features))
 
 
-def _turned(xp: Any, x: Any) -> Any:
+def _transposed(xp: Any, x: Any) -> Any:
     return xp.permute_dims(x, (0, 1, 3, 2))
 
 
@@ -221,8 +224,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     paper, docs = "https://arxiv.org/abs/1706.03762", "https://onnx.ai/onnx/operators/onnx__Attention.html"
     query, value, key = (lm.ArraySpec(("N", *size)) for size in (("T", 4), ("S", 6), ("S", 4)))
     mask = lm.ArraySpec(("N", "T", "S"), "bool")

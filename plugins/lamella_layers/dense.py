@@ -7,6 +7,7 @@ from typing import Any
 import lamella as lm
 from lamella.arguments import flag, positive
 from lamella.primitives import sum_of_products
+from lamella.testing import Specimen
 from lamella_layers.activation import Activation
 
 __all__ = ["Dense"]
@@ -89,8 +90,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     docs = "https://onnx.ai/onnx/operators/onnx__MatMul.html"
     x = lm.ArraySpec(("N", 5))
     return [

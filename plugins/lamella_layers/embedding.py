@@ -7,6 +7,7 @@ from typing import Any
 import lamella as lm
 from lamella.arguments import positive
 from lamella.primitives import add_rows, take_rows
+from lamella.testing import Specimen
 
 __all__ = ["Embedding", "PositionEmbedding"]
 
@@ -138,8 +139,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     docs = "https://onnx.ai/onnx/operators/onnx__Gather.html"
     keras = "https://keras.io/keras_hub/api/modeling_layers/position_embedding/"
     words, vectors = lm.ArraySpec(("N", "T"), "int64", low=0, high=5), lm.ArraySpec(("N", "T", 2))

@@ -1,4 +1,4 @@
-"""Merging: several arrays become one, number by number, end to end, or by products along an axis."""
+"""Merging: several arrays become one, element by element, end to end, or by products along an axis."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import lamella as lm
 from lamella.arguments import flag
 from lamella.primitives import Primitive
+from lamella.testing import Specimen
 
 __all__ = [
     "Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract",
@@ -21,12 +22,16 @@ _EPSILON = 1e-7  # the least length by which Dot divides, as in Keras
 
 
 class _Merging(lm.Layer):
-    """Arrays merged number by number; made by `_merging`."""
+    """What layers that merge arrays element by element have in common. Abstract.
+
+    ``y = merge(xp, *xs)``. ``gradient(xp, dy, k, len(xs), y, *xs)`` is that of x_k before it is summed over the axes
+    along which x_k was repeated. A linear merge does without y and xs, so that they need not be kept for it.
+    """
 
     merge: Primitive
     gradient: Callable[..., Any]
-    is_linear: bool
-    most: float  # inputs
+    is_linear = False
+    most: float = math.inf  # inputs
 
     def build(self, declare: lm.Declare, *inputs: lm.ArraySpec) -> lm.ArraySpec:
         if not 2 <= len(inputs) <= self.most:
@@ -63,7 +68,7 @@ def _list(inputs: Sequence[lm.ArraySpec]) -> str:
 
 
 def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1  # in a traced graph, a size may be no number
+    return isinstance(size, int) and size == 1  # in a traced graph, a size may be symbolic
 
 
 def _broadcast(shapes: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
@@ -78,42 +83,6 @@ def _sum_to(xp: Any, d: Any, shape: Sequence[Any]) -> Any:
     repeated = tuple(k for k in range(1, d.ndim) if _is_one(once[k]) and not _is_one(d.shape[k]))
     d = xp.sum(d, axis=repeated, keepdims=True) if repeated else d
     return xp.reshape(d, shape) if new else d
-
-
-def _merging(
-    merge: Primitive,
-    says: str,
-    formula: str,
-    gives: str,
-    node: str,
-    gradient: Callable[..., Any],
-    *,
-    is_linear: bool = False,
-    most: float = math.inf,
-) -> type[_Merging]:
-    """A layer with the primitive's name: ``y = merge(xp, *xs)``; x_k gets ``gradient(xp, dy, k, len(xs), y, *xs)``.
-
-    That of a linear merge does not get y and xs, so that they need not be kept for it.
-    """
-    name = merge.reference.__name__.capitalize()
-    doc = f"""{says}: ``{formula}``.
-
-    Shapes: {"two" if most == 2 else "two or more"} inputs (N, ...), equal or 1 where they differ -> (N, ...). Along
-    an axis of size 1 an array is repeated, and its gradient is the sum over that axis. One with fewer axes gets new
-    ones after the batch: (N, channels) goes with (N, time, channels).
-
-    Raises:
-        GraphError: for another number of inputs, integers, or shapes that do not go together.
-
-    Source: {_docs(node)}
-
-    >>> import lamella as lm
-    >>> a, b = lm.Input((2,)), lm.Input((1,))
-    >>> lm.Model([a, b], {name}()(a, b)).predict(([[6.0, 2.0]], [[4.0]]))
-    array([[{gives}]], dtype=float32)
-    """
-    body = {"merge": merge, "gradient": staticmethod(gradient), "is_linear": is_linear, "most": most}
-    return type(name, (_Merging,), {"__doc__": doc, "__module__": __name__, **body})
 
 
 def _docs(node: str) -> str:
@@ -172,38 +141,145 @@ _native(maximum, "Max")
 _native(minimum, "Min")
 
 
+class Add(_Merging):
+    """The sum of the inputs: ``y = x_1 + x_2 + ...``.
+
+    Shapes: two or more inputs (N, ...), equal or 1 where they differ -> (N, ...). Along an axis of size 1 an array is
+    repeated, and its gradient is the sum over that axis. One with fewer axes gets new ones after the batch:
+    (N, channels) goes with (N, time, channels).
+
+    Raises:
+        GraphError: for another number of inputs, integers, or shapes that do not go together.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Sum.html
+
+    >>> import lamella as lm
+    >>> a, b = lm.Input((2,)), lm.Input((1,))
+    >>> lm.Model([a, b], Add()(a, b)).predict(([[6.0, 2.0]], [[4.0]]))
+    array([[10.,  6.]], dtype=float32)
+    """
+
+    merge, is_linear = add, True
+
+    @staticmethod
+    def gradient(xp: Any, dy: Any, k: int, count: int) -> Any:
+        return dy
+
+
+class Subtract(_Merging):
+    """The first input minus the second: ``y = x_1 - x_2``.
+
+    Shapes: two inputs (N, ...), broadcast as in `Add` -> (N, ...).
+
+    Raises:
+        GraphError: for another number of inputs, integers, or shapes that do not go together.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Sub.html
+
+    >>> import lamella as lm
+    >>> a, b = lm.Input((2,)), lm.Input((1,))
+    >>> lm.Model([a, b], Subtract()(a, b)).predict(([[6.0, 2.0]], [[4.0]]))
+    array([[ 2., -2.]], dtype=float32)
+    """
+
+    merge, is_linear, most = subtract, True, 2
+
+    @staticmethod
+    def gradient(xp: Any, dy: Any, k: int, count: int) -> Any:
+        return -dy if k else dy
+
+
+class Average(_Merging):
+    """The mean of n inputs: ``y = (x_1 + x_2 + ...) / n``.
+
+    Shapes: two or more inputs (N, ...), broadcast as in `Add` -> (N, ...).
+
+    Raises:
+        GraphError: for another number of inputs, integers, or shapes that do not go together.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Mean.html
+
+    >>> import lamella as lm
+    >>> a, b = lm.Input((2,)), lm.Input((1,))
+    >>> lm.Model([a, b], Average()(a, b)).predict(([[6.0, 2.0]], [[4.0]]))
+    array([[5., 3.]], dtype=float32)
+    """
+
+    merge, is_linear = average, True
+
+    @staticmethod
+    def gradient(xp: Any, dy: Any, k: int, count: int) -> Any:
+        return dy * (1.0 / count)
+
+
+class Multiply(_Merging):
+    """The product of the inputs: ``y = x_1 x_2 ...``.
+
+    Shapes: two or more inputs (N, ...), broadcast as in `Add` -> (N, ...).
+
+    Raises:
+        GraphError: for another number of inputs, integers, or shapes that do not go together.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Mul.html
+
+    >>> import lamella as lm
+    >>> a, b = lm.Input((2,)), lm.Input((1,))
+    >>> lm.Model([a, b], Multiply()(a, b)).predict(([[6.0, 2.0]], [[4.0]]))
+    array([[24.,  8.]], dtype=float32)
+    """
+
+    merge = multiply
+
+    @staticmethod
+    def gradient(xp: Any, dy: Any, k: int, count: int, y: Any, *xs: Any) -> Any:
+        return reduce(operator.mul, (*xs[:k], *xs[k + 1 :]), dy)
+
+
 def _to_the_first(xp: Any, dy: Any, k: int, count: int, y: Any, *xs: Any) -> Any:
     """dy where x_k equals y and none before it does."""
     return dy * xp.astype(reduce(xp.logical_and, [x != y for x in xs[:k]], xs[k] == y), dy.dtype)
 
 
-_TIES = "Where several are equal, the first has the gradient; PyTorch divides it"
+class Maximum(_Merging):
+    """The greatest of the inputs: ``y = max(x_1, x_2, ...)``.
 
-Add = _merging(
-    add, "The sum of the inputs", "y = x_1 + x_2 + ...", "10.,  6.", "Sum",
-    lambda xp, dy, k, count: dy,
-    is_linear=True,
-)  # fmt: skip
-Subtract = _merging(
-    subtract, "The first input minus the second", "y = x_1 - x_2", " 2., -2.", "Sub",
-    lambda xp, dy, k, count: -dy if k else dy,
-    is_linear=True, most=2,
-)  # fmt: skip
-Average = _merging(
-    average, "The mean of n inputs", "y = (x_1 + x_2 + ...) / n", "5., 3.", "Mean",
-    lambda xp, dy, k, count: dy * (1.0 / count),
-    is_linear=True,
-)  # fmt: skip
-Multiply = _merging(
-    multiply, "The product of the inputs", "y = x_1 x_2 ...", "24.,  8.", "Mul",
-    lambda xp, dy, k, count, y, *xs: reduce(operator.mul, (*xs[:k], *xs[k + 1 :]), dy),
-)  # fmt: skip
-Maximum = _merging(
-    maximum, f"The greatest of the inputs. {_TIES}", "y = max(x_1, x_2, ...)", "6., 4.", "Max", _to_the_first
-)
-Minimum = _merging(
-    minimum, f"The least of the inputs. {_TIES}", "y = min(x_1, x_2, ...)", "4., 2.", "Min", _to_the_first
-)
+    Where several are equal, the first has the gradient; PyTorch divides it.
+
+    Shapes: two or more inputs (N, ...), broadcast as in `Add` -> (N, ...).
+
+    Raises:
+        GraphError: for another number of inputs, integers, or shapes that do not go together.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Max.html
+
+    >>> import lamella as lm
+    >>> a, b = lm.Input((2,)), lm.Input((1,))
+    >>> lm.Model([a, b], Maximum()(a, b)).predict(([[6.0, 2.0]], [[4.0]]))
+    array([[6., 4.]], dtype=float32)
+    """
+
+    merge, gradient = maximum, staticmethod(_to_the_first)
+
+
+class Minimum(_Merging):
+    """The least of the inputs: ``y = min(x_1, x_2, ...)``.
+
+    Where several are equal, the first has the gradient; PyTorch divides it.
+
+    Shapes: two or more inputs (N, ...), broadcast as in `Add` -> (N, ...).
+
+    Raises:
+        GraphError: for another number of inputs, integers, or shapes that do not go together.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Min.html
+
+    >>> import lamella as lm
+    >>> a, b = lm.Input((2,)), lm.Input((1,))
+    >>> lm.Model([a, b], Minimum()(a, b)).predict(([[6.0, 2.0]], [[4.0]]))
+    array([[4., 2.]], dtype=float32)
+    """
+
+    merge, gradient = minimum, staticmethod(_to_the_first)
 
 
 class Concatenate(lm.Layer):
@@ -329,7 +405,7 @@ class Dot(lm.Layer):
         gradients = []
         for k, (x, product, shape, order) in enumerate(products):
             dx = xp.permute_dims(xp.reshape(product, shape), tuple(map(order.index, range(x.ndim))))
-            if lengths:  # only what stands upright on a vector turns it; one shorter than epsilon also grows
+            if lengths:  # only what is perpendicular to a vector turns it; one shorter than epsilon also grows
                 along = xp.sum(x * dx, axis=self.axes[k], keepdims=True)
                 along = along * xp.astype(lengths[k] > _EPSILON, dx.dtype)
                 dx = (dx - x * along) / xp.maximum(lengths[k], _EPSILON)
@@ -388,8 +464,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     row, one, image = lm.ArraySpec(("N", 3)), lm.ArraySpec(("N", 1)), lm.ArraySpec(("N", 3, 2, 4))
     series, wide = lm.ArraySpec(("N", "T", 3)), lm.ArraySpec(("N", 2, "T", 3))
     labels = lm.ArraySpec(("N", 3), "int64", low=0, high=9)

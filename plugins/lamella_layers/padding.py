@@ -5,29 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import number, pair
+from lamella.arguments import number
 from lamella.primitives import pad
-from lamella_layers.windows import image_shape
+from lamella.testing import Specimen
+from lamella_layers.windows import border_argument, image_shape
 
 __all__ = ["ConstantPadding2D", "Cropping2D", "ZeroPadding2D"]
 
-Border = tuple[tuple[int, int], tuple[int, int]]  # ((top, bottom), (left, right))
+Border = tuple[tuple[int, int], ...]  # ((top, bottom), (left, right))
 AnyBorder = int | tuple[int | tuple[int, int], int | tuple[int, int]]
-
-
-def border_argument(value: Any, name: str) -> Border:
-    """Return ((top, bottom), (left, right)).
-
-    >>> border_argument(1, "padding"), border_argument((0, 2), "padding"), border_argument(((0, 1), 2), "padding")
-    (((1, 1), (1, 1)), ((0, 0), (2, 2)), ((0, 1), (2, 2)))
-    """
-    if isinstance(value, int):
-        value = (value, value)
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise lm.ArgumentError(
-            f"{name}: expected an int, (vertical, horizontal) or ((top, bottom), (left, right)), got {value!r}"
-        )
-    return pair(value[0], name, minimum=0), pair(value[1], name, minimum=0)
 
 
 class _Padding2D(lm.Layer):
@@ -146,8 +132,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     image = lm.ArraySpec(("N", 2, 5, 4))
     refuses = (((lm.ArraySpec(("N", 64)),), "expected images"),)
     small = (((lm.ArraySpec(("N", 1, 3, 9)),), "takes away 3 rows and 0 columns"),)

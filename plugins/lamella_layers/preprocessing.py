@@ -10,16 +10,17 @@ import numpy as np
 import lamella as lm
 from lamella.arguments import number
 from lamella.protocol.inputs import as_array
+from lamella.testing import Specimen
 
 __all__ = ["Normalization", "Rescaling"]
 
-_BLOCK = 1 << 20  # how many numbers are brought to float64 at a time
+_BLOCK = 1 << 20  # how many values are brought to float64 at a time
 _LEAST, _MOST = (float(limit) for limit in (np.finfo("float32").tiny, np.finfo("float32").max))
 _NEAR = 2.0**62  # differences that 64 bits hold, even if they were rounded before they were compared
 
 
 class Rescaling(lm.Layer):
-    """Multiplies and shifts all numbers: ``y = scale x + offset``.
+    """Multiplies and shifts all values: ``y = scale x + offset``.
 
     Arguments:
         scale: 1 / 255 brings bytes to [0, 1].
@@ -64,12 +65,12 @@ class Normalization(lm.Layer):
         mean: for each feature, or one for all.
         variance: the same; at least 0.
         axis: which axis, or axes, counted with the batch axis, have statistics for each of their places: -1 for tables
-            and sequences, 1 for the channels of images. With None there is one mean and variance for all numbers. Those
+            and sequences, 1 for the channels of images. With None there is one mean and variance for all values. Those
             of several axes have the order of the input's axes, in whatever order these are named.
 
     Shapes: (N, ...) of any numbers -> the same, in the model's float type.
 
-    Nothing is lost where numbers are far from 0 and close to their mean, such as time stamps: from integers of 32 and
+    Nothing is lost where values are far from 0 and close to their mean, such as time stamps: from integers of 32 and
     64 bits the whole part of the mean is subtracted in 64 bits before they become floats, and the mean is no rounded
     float32. An input of ``dtype="int64"`` takes them; as float32 they would be rounded before the layer sees them.
 
@@ -148,7 +149,7 @@ class Normalization(lm.Layer):
         if not np.isfinite(squares).all():
             raise lm.DataError("Normalization.adapted: expected finite numbers; the data holds NaN or infinity")
         variance = squares / count
-        # of equal numbers only rounding is left, which is no variance
+        # of equal values only rounding is left, which is no variance
         variance = np.where(variance <= (4.0 * np.finfo("float64").eps * mean) ** 2, 0.0, variance)
         adapted = self.replace(mean=mean, variance=variance)
         return adapted if self.name is None else adapted.named(self.name)
@@ -207,7 +208,7 @@ class Normalization(lm.Layer):
         return xp.where(xp.abs(d) < _NEAR, near, d)
 
     def _beside(self, ctx: lm.Context, x: Any, array: Any, dtype: Any = None) -> Any:
-        """Numbers for each feature in the shape that goes with ``x``."""
+        """Values for each feature in the shape that goes with ``x``."""
         axes = self._axes(x.ndim) if array.ndim else ()
         sizes = dict(zip(axes or (), array.shape, strict=True))
         shape = tuple(sizes.get(k, 1) for k in range(min(sizes, default=x.ndim), x.ndim))
@@ -232,8 +233,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     keras = "https://keras.io/api/layers/preprocessing_layers/"
     row, image = lm.ArraySpec(("N", 3)), lm.ArraySpec(("N", 2, 3, "W"), "uint8", low=0, high=256)
     rescaling, docs = f"{keras}image_preprocessing/rescaling/", f"{keras}numerical/normalization/"

@@ -1,4 +1,4 @@
-"""Layers that put the numbers of each sample into another shape, in C order of (N, ...), or repeat them."""
+"""Layers that put the elements of each sample into another shape, in C order of (N, ...), or repeat them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import numpy as np
 import lamella as lm
 from lamella.arguments import choice, pair
 from lamella.primitives import pad
+from lamella.testing import Specimen
 from lamella_layers.windows import image_shape
 
 __all__ = ["Flatten", "Permute", "Reshape", "UpSampling2D", "upsample", "upsample_dx"]
 
 
 class Flatten(lm.Layer):
-    """All numbers of a sample in one row: ``y[n, (c H + h) W + w] = x[n, c, h, w]``.
+    """All elements of a sample in one row: ``y[n, (c H + h) W + w] = x[n, c, h, w]``.
 
     Shapes: (N, ...) -> (N, product of ...). Images are read channel by channel, as ONNX and PyTorch do.
 
@@ -46,7 +47,7 @@ class Flatten(lm.Layer):
 
 
 class Reshape(lm.Layer):
-    """The numbers of each sample in another shape: number k of it, in C order, stays number k, ``y[n][k] = x[n][k]``.
+    """The elements of each sample in another shape: element k, in C order, stays element k, ``y[n][k] = x[n][k]``.
 
     Arguments:
         shape: the new shape without the batch axis. One size may be -1: what is left over.
@@ -75,7 +76,7 @@ class Reshape(lm.Layer):
         size, given = math.prod(_known(x)), math.prod(n for n in self.shape if n != -1)
         if size % given if -1 in self.shape else size != given:
             raise lm.GraphError(
-                f"expected {'a multiple of ' if -1 in self.shape else ''}{given} numbers in each sample for "
+                f"expected {'a multiple of ' if -1 in self.shape else ''}{given} elements in each sample for "
                 f"shape={self.shape}, got {size} in {x}. The batch axis stays and is not part of shape"
             )
         return x.replace(shape=("N", *(size // given if n == -1 else n for n in self.shape)))
@@ -295,8 +296,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     flat, shaped, transposed, resized = (
         f"https://onnx.ai/onnx/operators/onnx__{name}.html" for name in ("Flatten", "Reshape", "Transpose", "Resize")
     )
@@ -305,7 +304,7 @@ def lamella_specimens() -> list[Any]:
     return [
         Specimen(Flatten(), (image,), ("Reshape",), docs=flat, refuses=(((symbolic,), "known sizes"),)),
         Specimen(Flatten(), (lm.ArraySpec(("N",)),), ("Reshape",), docs=flat),
-        Specimen(Reshape((5, 12)), (image,), ("Reshape",), docs=shaped, refuses=(((labels,), "60 numbers"),)),
+        Specimen(Reshape((5, 12)), (image,), ("Reshape",), docs=shaped, refuses=(((labels,), "60 elements"),)),
         Specimen(Reshape((2, -1, 3)), (image,), ("Reshape",), docs=shaped, refuses=(((symbolic,), "known sizes"),)),
         Specimen(Reshape((3, 2)), (labels,), ("Reshape",), docs=shaped),
         Specimen(Permute((3, 1, 2)), (image,), ("Transpose",), docs=transposed, refuses=(((labels,), "3 axes"),)),

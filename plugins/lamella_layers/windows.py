@@ -17,10 +17,21 @@ from lamella.arguments import pair, positive
 from lamella.errors import ArgumentError, GraphError
 from lamella.primitives import pad
 
-__all__ = ["Padding", "Windows", "fold", "image_shape", "padding_argument", "unfold", "window_argument"]
+__all__ = [
+    "Padding",
+    "Size",
+    "Windows",
+    "border_argument",
+    "fold",
+    "image_shape",
+    "padding_argument",
+    "unfold",
+    "window_argument",
+]
 
 Pair = tuple[int, int]
 Sizes = tuple[int, ...]
+Size = int | Pair  # what users give: one int for all axes, or one for each
 Padding = str | tuple[Pair, ...]
 
 # by the number of axes that windows move along
@@ -29,6 +40,7 @@ _EXPECTED = {
     2: "expected images (N, channels, height, width), such as (N, 3, 32, 32) float32",
 }
 _SAMPLE = {1: "(channels, length)", 2: "(channels, height, width)"}
+_BORDER = {1: "an int or (left, right)", 2: "an int, (vertical, horizontal) or ((top, bottom), (left, right))"}
 _TRANSPOSE = {
     1: "(N, length, channels) data must be transposed to (N, channels, length)",
     2: "NHWC data must be transposed to (N, channels, height, width)",
@@ -54,14 +66,20 @@ def padding_argument(value: Any, axes: int = 2) -> Padding:
     """
     if value in ("valid", "same"):
         return str(value)
+    return border_argument(value, "padding", axes, others="'valid', 'same', ")
+
+
+def border_argument(value: Any, name: str, axes: int = 2, *, others: str = "") -> tuple[Pair, ...]:
+    """Return (before, after) for each axis; ``others`` are words that the caller takes beside borders.
+
+    >>> border_argument(1, "padding"), border_argument((0, 2), "cropping"), border_argument((0, 2), "padding", axes=1)
+    (((1, 1), (1, 1)), ((0, 0), (2, 2)), ((0, 2),))
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value, value)
     if not isinstance(value, tuple | list) or len(value) != 2:
-        forms = {1: "an int or (left, right)", 2: "an int, (vertical, horizontal) or ((top, bottom), (left, right))"}
-        raise ArgumentError(f"padding: expected 'valid', 'same', {forms[axes]}, got {value!r}")
-    if axes == 1:
-        return (pair(value, "padding", minimum=0),)
-    return pair(value[0], "padding", minimum=0), pair(value[1], "padding", minimum=0)
+        raise ArgumentError(f"{name}: expected {others}{_BORDER[axes]}, got {value!r}")
+    return tuple(pair(sides, name, minimum=0) for sides in ((value,) if axes == 1 else value))
 
 
 def image_shape(x: lm.ArraySpec, axes: int = 2) -> Sizes:
@@ -205,7 +223,7 @@ def fold(xp: Any, cells: Iterable[Any], windows: Windows) -> Any:
     total: Any = 0.0
     for cell, there in zip(cells, windows.cells(), strict=True):
         n, c = cell.shape[:2]
-        # zeros between the numbers: (N, C, h, w) -> (N, C, h, sh, w, sw) -> (N, C, h*sh, w*sw)
+        # zeros between the values: (N, C, h, w) -> (N, C, h, sh, w, sw) -> (N, C, h*sh, w*sw)
         apart = xp.reshape(cell, (n, c, *(size for m in windows.grid for size in (m, 1))))
         gaps = [width for s in windows.strides for width in ((0, 0), (0, s - 1))]
         spread = pad(xp, apart, ((0, 0), (0, 0), *gaps))

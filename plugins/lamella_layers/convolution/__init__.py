@@ -1,13 +1,15 @@
-"""Convolution of series and images: its layers, the primitives they call, and the kernels that make them fast."""
+"""Convolution of series and images: learned filters that slide over them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lamella as lm
+from lamella.testing import Specimen
 from lamella_layers.convolution import kernels  # noqa: F401  registers them
-from lamella_layers.convolution.layers import Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
-from lamella_layers.convolution.primitives import conv, conv_dw, conv_transpose, sum_pixels
+from lamella_layers.convolution.convolution import Conv1D, Conv2D, conv, conv_dw, conv_transpose, sum_pixels
+from lamella_layers.convolution.separable import DepthwiseConv2D, SeparableConv2D
+from lamella_layers.convolution.transpose import Conv2DTranspose
 
 __all__ = [
     "Conv1D",
@@ -35,8 +37,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     docs, back = (f"https://onnx.ai/onnx/operators/onnx__{name}.html" for name in ("Conv", "ConvTranspose"))
     image, odd, deep = lm.ArraySpec(("N", 3, 6, 8)), lm.ArraySpec(("N", 2, 7, 9)), lm.ArraySpec(("N", 4, 5, 5))
     small, series = lm.ArraySpec(("N", 4, 3, 2)), lm.ArraySpec(("N", 4, 9))

@@ -1,10 +1,10 @@
 """Depthwise convolution in NumPy: filters that see one channel each, where matrix products have nothing to do.
 
 Channels lie last in memory, so that what one cell of a kernel sees in a row of neighbouring windows, in all channels,
-is one run of numbers. Every function here is one sum of products of such runs ("einsum", which multiplies and adds in
+is one run of values. Every function here is one sum of products of such runs ("einsum", which multiplies and adds in
 one go), for a few images at a time. Strides across break runs: windows in between are computed too, and left out.
 
-m filters for each channel; r numbers in a run: those of a row of windows in all channels. Else as in `primitives`.
+m filters for each channel; r values in a run: those of a row of windows in all channels. Else as in `convolution`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from lamella_layers.chunks import chunks
 from lamella_layers.windows import Windows
 
 __all__ = ["depthwise", "depthwise_dw", "depthwise_transpose"]
-
-_CHUNK_BYTES = 1 << 20  # of images at a time
 
 
 def depthwise(x: Any, kernel: Any, windows: Windows) -> Any:
@@ -94,8 +93,7 @@ def _weights(kernel: Any, channels: int) -> Any:
 
 def _chunks(x: Any, windows: Windows) -> Iterator[slice]:
     """Some images after others."""
-    step = max(1, _CHUNK_BYTES // (math.prod(windows.padded) * x.shape[-1] * x.itemsize))
-    return (slice(start, start + step) for start in range(0, len(x), step))
+    return chunks(len(x), math.prod(windows.padded) * x.shape[-1] * x.itemsize)
 
 
 def _padded(x: Any, windows: Windows) -> Any:

@@ -1,8 +1,8 @@
 """The NumPy kernels of convolution.
 
 They never hold the columns of a whole batch: a tile of the output at a time, small enough for the cache, large enough
-for BLAS. Images have channels last in memory, so that a row of a window is one run of numbers. Letters are those of
-`primitives`.
+for BLAS. Images have channels last in memory, so that a row of a window is one run of values. Letters are those of
+`convolution`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,9 @@ from numpy.lib.stride_tricks import as_strided
 
 from lamella.primitives import pad
 from lamella_layers.convolution import winograd
+from lamella_layers.convolution.convolution import conv, conv_dw, conv_transpose, sum_pixels
 from lamella_layers.convolution.depthwise import depthwise, depthwise_dw, depthwise_transpose
-from lamella_layers.convolution.primitives import (
-    conv,
-    conv_dw,
-    conv_transpose,
-    kernel_matrix,
-    matrix_kernel,
-    sum_pixels,
-)
+from lamella_layers.convolution.im2col import kernel_matrix, matrix_kernel
 from lamella_layers.convolution.workspace import workspace
 from lamella_layers.windows import Windows
 
@@ -75,7 +69,7 @@ def _columns(xp: Any, x: Any, windows: Windows, groups: int) -> Iterator[tuple[T
         across,
     )
     patches = as_strided(pixels, (n, *grid, groups, *windows.size, depth), strides, writeable=False)
-    # copy along the longer run of numbers: a row of a window, or else a row of the output
+    # copy along the longer run of values: a row of a window, or else a row of the output
     window_by_window = windows.size[-1] * depth >= _SHORT_RUN
     output, window = range(1 + len(grid)), range(2 + len(grid), patches.ndim)
     order = (len(output), *output, *window) if window_by_window else (len(output), *window, *output)

@@ -3,7 +3,7 @@
 Each 2x2 block of the output is computed from the 4x4 block of the image that it sees. Image and kernel are transformed,
 multiplied as 16 matrix products, and transformed back: ``y = A' [(G k G') * (B' x B)] A``, after Lavin and Gray,
 https://arxiv.org/abs/1509.09308. The transforms add and halve, so rounding stays that of an ordinary convolution.
-Letters are those of `primitives`; T is the number of blocks, ``n * down * across``.
+Letters are those of `convolution`; T is the number of blocks, ``n * down * across``.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def convolve_dw(x: Any, dy: Any, windows: Windows) -> Any:
     return _small(_small(total).swapaxes(0, 1)).swapaxes(0, 1).transpose(3, 2, 0, 1)
 
 
-def _tiles(n: int, blocks: int, bytes_per_number: int) -> list[slice]:
+def _tiles(n: int, blocks: int, bytes_per_value: int) -> list[slice]:
     """Images to take at a time: few enough for the cache, and enough rows for BLAS."""
-    size = max(1, _TILE_BYTES // (16 * blocks * bytes_per_number), -(-_BLOCKS // (2 * blocks)))
+    size = max(1, _TILE_BYTES // (16 * blocks * bytes_per_value), -(-_BLOCKS // (2 * blocks)))
     return [slice(first, first + size) for first in range(0, n, size)]
 
 

@@ -1,12 +1,16 @@
-"""Recurrent layers: one state for each sequence, carried from step to step."""
+"""Recurrent layers: each sequence is taken step by step, and a state is carried from each step to the next."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lamella as lm
+from lamella.testing import Specimen
+from lamella_layers.recurrent import kernels, onnx_operator  # noqa: F401  registers them
 from lamella_layers.recurrent.bidirectional import Bidirectional
-from lamella_layers.recurrent.layers import GRU, LSTM, RNN
+from lamella_layers.recurrent.gru import GRU
+from lamella_layers.recurrent.lstm import LSTM
+from lamella_layers.recurrent.rnn import RNN
 
 __all__ = ["GRU", "LSTM", "RNN", "Bidirectional"]
 
@@ -18,8 +22,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     x, lengths, h = lm.ArraySpec(("N", "T", 3)), lm.ArraySpec(("N",), "int64", low=0, high=6), lm.ArraySpec(("N", 2))
     docs = {name: f"https://onnx.ai/onnx/operators/onnx__{name}.html" for name in ("RNN", "LSTM", "GRU")}
     plain = ("Transpose", "Transpose", "Unsqueeze", "Transpose", "Unsqueeze", "Concat", "Unsqueeze")

@@ -1,4 +1,4 @@
-"""A recurrent layer walked in both directions."""
+"""A recurrent layer in both directions of time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import lamella as lm
 from lamella.arguments import choice
 from lamella_layers.merging import Add, Average, Concatenate, Multiply
-from lamella_layers.recurrent.layers import Recurrent
+from lamella_layers.recurrent.recurrent import Recurrent
 
 __all__ = ["Bidirectional"]
 
@@ -15,7 +15,7 @@ _MODES: dict[str, type[lm.Layer]] = {"concat": Concatenate, "sum": Add, "mul": M
 
 
 class Bidirectional(lm.Layer):
-    """A recurrent layer and its mirror image, which walks the other way, and their outputs merged, step by step.
+    """A recurrent layer and its mirror image, which goes the other way, and their outputs merged, step by step.
 
     ``y_t = merge(forward(x)_t, backward(x)_t)``.
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import lamella as lm
 from lamella.arguments import fraction, number
+from lamella.testing import Specimen
 from lamella_layers.windows import image_shape
 
 __all__ = ["Dropout", "GaussianNoise", "SpatialDropout2D"]
 
 
 class _Dropout(lm.Layer):
-    """Dropout of numbers, or of blocks that share one draw."""
+    """Dropout of elements, or of blocks that share one draw."""
 
     def __init__(self, rate: float):
         self.rate = fraction(rate, "rate")
@@ -38,7 +39,7 @@ class _Dropout(lm.Layer):
 
 
 class Dropout(_Dropout):
-    """Sets numbers to zero at random in training, and passes them on unchanged in inference.
+    """Sets elements to zero at random in training, and passes them on unchanged in inference.
 
     ``y = x m / (1 - rate)`` with ``m`` 0 with probability ``rate``, else 1: "inverted", so that the mean stays.
 
@@ -92,7 +93,7 @@ class SpatialDropout2D(_Dropout):
 
 
 class GaussianNoise(lm.Layer):
-    """Adds normal noise in training, and passes numbers on unchanged in inference.
+    """Adds normal noise in training, and passes its input on unchanged in inference.
 
     ``y = x + stddev z`` with ``z = sqrt(-2 log(1 - u)) cos(2 pi v)`` (Box and Muller) for uniform ``u, v`` in [0, 1).
     These have 24 bits, so that no ``z`` is beyond 5.8.
@@ -143,8 +144,6 @@ def lamella_layers() -> dict[str, type]:
 
 @lm.hookimpl
 def lamella_specimens() -> list[Any]:
-    from lamella.testing import Specimen
-
     spatial, noise = "https://arxiv.org/abs/1411.4280", "https://doi.org/10.1214/aoms/1177706645"
     row, image = lm.ArraySpec(("N", 7)), lm.ArraySpec(("N", 2, 3, 5))
     docs = "https://jmlr.org/papers/v15/srivastava14a.html"

@@ -1,0 +1,135 @@
+"""Average pooling: the mean of each window.
+
+N batch, C channels, H W image, h w grid of windows; for series read L in place of H W, and so on. Windows of many cells
+are pooled in steps: see `large_windows`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from typing import Any
+
+import lamella as lm
+from lamella_layers.pooling.large_windows import cut, end_to_end, joined, steps
+from lamella_layers.pooling.window_pooling import WindowPooling
+from lamella_layers.windows import Windows, fold, unfold
+
+__all__ = ["AveragePooling1D", "AveragePooling2D", "average_pool", "average_pool_dx"]
+
+
+class _AveragePooling(WindowPooling):
+    """The passes."""
+
+    def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        # y = sum over the cells of a window / how many of them lie on the image, (N, C, H, W) -> (N, C, h, w)
+        ctx.save(x)
+        return average_pool(ctx, x, self._windows(x))
+
+    def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        # each window hands dy / how many to all of its cells; dx is the sum over windows, (N, C, H, W)
+        (x,) = ctx.saved
+        return average_pool_dx(ctx, dy, self._windows(x))
+
+
+class AveragePooling1D(_AveragePooling):
+    """The mean of each window: ``y[n, c, p] = mean over i of x[n, c, p s + i - left]``.
+
+    Padding does not count: at a border it is the mean of what lies on the series.
+
+    Arguments:
+        pool_size: length of a window.
+        strides: how far the window moves; None for ``pool_size``: windows side by side.
+        padding: "valid" (none), "same" (an output of ceil(length / stride), the odd cell at the end), an int, or
+            (left, right).
+
+    Shapes: (N, channels, length) -> (N, channels, l), with ``l = (length + left + right - k) // s + 1``.
+
+    Raises:
+        ArgumentError: if ``padding`` is not smaller than ``pool_size``.
+        GraphError: if the input is no series, or smaller than a window.
+
+    Source: https://onnx.ai/onnx/operators/onnx__AveragePool.html
+
+    >>> import lamella as lm
+    >>> lm.Sequential([AveragePooling1D(2)], input_shape=(1, 4)).predict([[[1, 2, 8, 7.0]]])
+    array([[[1.5, 7.5]]], dtype=float32)
+    """
+
+    axes = 1
+
+
+class AveragePooling2D(_AveragePooling):
+    """The mean of each window: ``y[n, c, p, q] = mean over i, j of x[n, c, p s + i - top, q s + j - left]``.
+
+    Padding does not count: at a border it is the mean of what lies on the image.
+
+    Arguments:
+        pool_size: height and width of a window; one int for both.
+        strides: how far the window moves; None for ``pool_size``: windows side by side.
+        padding: "valid" (none), "same" (an output of ceil(size / stride), the odd cell at the end), an int,
+            (vertical, horizontal) or ((top, bottom), (left, right)).
+
+    Shapes: (N, channels, height, width) -> (N, channels, h, w), with ``h = (height + top + bottom - kh) // s + 1``.
+
+    Raises:
+        ArgumentError: if ``padding`` is not smaller than ``pool_size``.
+        GraphError: if the input is no image, or smaller than a window.
+
+    Source: https://onnx.ai/onnx/operators/onnx__AveragePool.html
+
+    >>> import lamella as lm
+    >>> lm.Sequential([AveragePooling2D(2)], input_shape=(1, 2, 4)).predict([[[[1, 2, 3, 4], [8, 7, 6, 5.0]]]])
+    array([[[[4.5, 4.5]]]], dtype=float32)
+    """
+
+    axes = 2
+
+
+@lm.primitive
+def average_pool(xp: Any, x: Any, windows: Windows) -> Any:
+    """The mean of each window; padding does not count."""
+    total = x
+    for step in steps(windows):
+        axis = end_to_end(step)
+        if axis is None:
+            total = functools.reduce(operator.add, unfold(xp, total, step))
+        else:
+            total = xp.sum(cut(xp, total, axis, step), axis=axis + 1)
+    return total / _counts(xp, windows, x.dtype)
+
+
+@average_pool.kernel("onnx")
+def _(xp: Any, x: Any, windows: Windows) -> Any:
+    if x.dtype != xp.float32:  # onnxruntime has it in float32 only
+        return average_pool.reference(xp, x, windows)
+    shape = (*x.shape[:2], *windows.grid)
+    return xp.node("AveragePool", x, shape=shape, dtype=x.dtype, count_include_pad=0, **windows.onnx)
+
+
+@lm.primitive
+def average_pool_dx(xp: Any, dy: Any, windows: Windows) -> Any:
+    """The gradient of `average_pool`: every window hands out equal shares."""
+    share = dy / _counts(xp, windows, dy.dtype)
+    for step in reversed(steps(windows)):
+        axis = end_to_end(step)
+        if axis is None:
+            share = fold(xp, [share] * math.prod(step.size), step)
+        else:
+            shape = (*share.shape[: axis + 1], step.size[axis - 2], *share.shape[axis + 1 :])
+            share = joined(xp, xp.broadcast_to(xp.expand_dims(share, axis=axis + 1), shape), axis, step)
+    return share
+
+
+def _counts(xp: Any, windows: Windows, dtype: Any) -> Any:
+    """How many cells of each window lie on the image: a float, or an array (h, w)."""
+    if windows.padded == windows.image:
+        return float(math.prod(windows.size))
+    counts: Any = 1.0
+    for n, k, s, (before, _), m in zip(
+        windows.image, windows.size, windows.strides, windows.pads, windows.grid, strict=True
+    ):
+        along = [min(n, o * s - before + k) - max(0, o * s - before) for o in range(m)]
+        counts = xp.asarray(along, dtype=dtype) * (counts if isinstance(counts, float) else counts[..., None])
+    return counts
