@@ -25,7 +25,7 @@ examples: $(VENV)/installed-examples  ## run the examples on real data; results 
 	$(BIN)/python examples/serve.py runs/mnist_cnn/mnist_cnn.onnx runs/mnist_cnn/images.npy
 
 smoke: $(VENV)/installed-test  ## run the ten most telling tests (under ten seconds)
-	$(BIN)/python -m pytest -q -m smoke tests $(ARGS)
+	$(BIN)/python -m pytest -q -m smoke $$(grep -l '^@pytest.mark.smoke' tests/test_*.py) $(ARGS)
 
 test: $(VENV)/installed-test  ## run all tests
 	$(BIN)/python -m pytest $(if $(JOBS),-n $(JOBS) --dist worksteal) $(ARGS)

@@ -68,7 +68,7 @@ def _command(words: list[str], environment: Environment | None) -> None:
             environment.install(Path.cwd())
         case ["python", "-m", "pip", "install", "."]:
             pass  # lamella is installed
-        case ["python", "-m", "pytest", *arguments] if (paths := [one for one in arguments if one.endswith(".py")]):
+        case ["python", "-m", "pytest", *arguments] if paths := [one for one in arguments if one.endswith(".py")]:
             assert [path for path in paths if not (ROOT / path).exists()] == []
         case ["lamella", *_]:
             run("-m", *words, folder=Path.cwd(), python=environment.python if environment else sys.executable)

@@ -136,6 +136,7 @@ def test_a_constraint_that_fails_moves_nothing_and_keeps_the_learning_rate():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("network", [small, large])
 def test_ctrl_c_while_parameters_move_waits_for_the_whole_step(network):
     pressed = []
