@@ -39,12 +39,10 @@ def prose(page: Path) -> str:
 
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of the headings of a page: links to them end in ``#`` and this."""
-    found: dict[str, int] = {}
-    for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
-        anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        count = found[anchor] = found.get(anchor, -1) + 1
-        found |= {f"{anchor}-{count}": 0} if count else {}
-    return set(found)
+    plain = [
+        re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in re.findall(r"^#+ (.*)$", prose(page), re.M)
+    ]
+    return {f"{one}-{plain[:k].count(one)}".removesuffix("-0") for k, one in enumerate(plain)}
 
 
 @pytest.mark.parametrize("page", EVERYTHING, ids=name_of)
