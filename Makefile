@@ -1,14 +1,16 @@
 # Each target sets up what it needs. A fresh machine needs Python >= 3.11, git and make, nothing else.
-# Say `make PYTHON=/path/to/python3.12 ...` to choose the interpreter, `make test ARGS="-k dense"` to choose tests.
+# Say `make PYTHON=/path/to/python3.12 ...` to choose the interpreter, `make test ARGS="-k dense"` to choose tests,
+# `make test JOBS=2` to run them in two processes.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples test lint format clean
+.PHONY: help demo examples smoke test lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+JOBS ?=
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,8 +24,11 @@ examples: $(VENV)/installed-examples  ## run the examples on real data; results 
 	done
 	$(BIN)/python examples/serve.py runs/mnist_cnn/mnist_cnn.onnx runs/mnist_cnn/images.npy
 
+smoke: $(VENV)/installed-test  ## run the ten most telling tests (under ten seconds)
+	$(BIN)/python -m pytest -q -m smoke $$(grep -l '^@pytest.mark.smoke' tests/test_*.py) $(ARGS)
+
 test: $(VENV)/installed-test  ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(JOBS),-n $(JOBS) --dist worksteal) $(ARGS)
 
 lint: $(VENV)/installed-dev  ## check style and types
 	$(BIN)/ruff check

@@ -94,6 +94,7 @@ def trained():
     return model.freeze("conv2d_1"), x, y
 
 
+@pytest.mark.smoke
 def test_saved_models_come_back_and_train_on_bit_by_bit(tmp_path):
     model, x, y = trained()
     path = tmp_path / "model.lamella"

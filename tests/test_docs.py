@@ -1,68 +1,116 @@
-"""Every page in docs/ tells the truth: its Python runs, its commands succeed, its settings parse, its links lead on.
-
-Python blocks of a page run in order; each block of examples with ``>>>`` runs by itself. A block that starts with the
-name of a file, ``# radial_basis.py``, is also added to that file. Commands run in an environment of their own, where
-``pip install --editable`` stands for a wheel.
-"""
+"""Every page tells the truth: its snippets run, its links lead on, and what its tables list is all there is."""
 
 from __future__ import annotations
 
-import doctest
-import os
 import re
-import shlex
-import tomllib
 from pathlib import Path
 
 import pytest
+from pages import EXTRAS, TARGETS, run_page
 from wheels import ROOT
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+import lamella as lm
+from lamella import cli, registry
+
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]  # README.md has tests of its own
+OTHERS = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+OTHERS += [page for folder in ("examples", "benchmarks") for page in sorted((ROOT / folder).rglob("*.md"))]
+EVERYTHING = [*PAGES, *OTHERS]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_pages_run_from_top_to_bottom(page, environment, monkeypatch, capsys):
-    monkeypatch.chdir(environment.folder)
-    scope: dict[str, object] = {"__name__": page.stem}
-    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
-        if language == "python":
-            exec(compile(block, page.name, "exec"), scope)
-            if file := re.match(r"# (\w+\.py)", block):
-                with open(file[1], "a") as module:
-                    module.write(block)
-        elif language == "pycon":
-            examples = doctest.DocTestParser().get_doctest(block, {}, page.name, str(page), 0)
-            assert not doctest.DocTestRunner().run(examples).failed, capsys.readouterr().out
-        elif language == "toml":
-            tomllib.loads(block)
-        elif language == "sh":
-            for line in block.splitlines():
-                command(shlex.split(line), environment)
-        else:
-            assert language == "text", f"{page.name}: what is to be done with a block of {language!r}?"
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT).with_suffix(""))
 
 
-def command(words, environment):
-    match words:
-        case ["lamella", *_]:
-            environment.run("-m", *words, folder=Path.cwd())
-        case ["cd", folder]:
-            os.chdir(folder)
-        case ["python", "-m", "pip", "install", "--editable", _]:
-            environment.install(Path.cwd())
-        case ["python", *rest]:
-            environment.run(*rest, folder=Path.cwd())
-        case _:
-            raise AssertionError(f"what is to be done with {words}?")
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_run_from_top_to_bottom(page, request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()  # as in the repository, where the commands of CONTRIBUTING.md run
+    try:
+        run_page(page, lambda: request.getfixturevalue("environment"))
+    finally:
+        lm.set_threads(None)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def prose(page: Path) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page: links to them end in ``#`` and this."""
+    plain = [
+        re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in re.findall(r"^#+ (.*)$", prose(page), re.M)
+    ]
+    return {f"{one}-{plain[:k].count(one)}".removesuffix("-0") for k, one in enumerate(plain)}
+
+
+@pytest.mark.parametrize("page", EVERYTHING, ids=name_of)
 def test_links_and_paths_lead_somewhere(page):
-    text = page.read_text()
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("https://")]
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = [link for link in links if link not in anchors]
-    paths = re.findall(r"`((?:core|plugins|exporters|tests|docs|examples)/[\w/.-]+)`", text)
-    missing = [link for link in links if not (page.parent / link).exists()]
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(link)
+    paths = re.findall(r"`((?:core|plugins|exporters|tests|docs|examples|benchmarks)/[\w/.-]+)`", prose(page))
     assert missing + [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page not in reached:
+            reached.add(page)
+            waiting += [page.parent / link for link in re.findall(r"\]\(([\w/.-]+\.md)", prose(page))]
+    assert {page for page in PAGES if page.resolve() not in reached} == set()
+
+
+@pytest.mark.parametrize("kind", ["activations", "losses", "optimizers", "schedules", "metrics", "initializers"])
+def test_tables_name_what_is_registered(kind):
+    rows = [row for page in PAGES for row in re.findall(rf"^\| {kind} \| (.*) \|$", prose(page), re.MULTILINE)]
+    assert len(rows) == 1, f"{kind} stand in one table"
+    assert set(re.findall(r"`(\w+)`", rows[0])) == {entry.name for entry in registry.entries(kind)}
+
+
+def test_the_reference_names_every_layer():
+    told = set(re.findall(r"^### (\w+)$", (ROOT / "docs" / "layers.md").read_text(), re.MULTILINE))
+    assert told == {cls.__name__ for cls in lm.layers().values()}
+
+
+def test_callbacks_are_listed():
+    cells = re.findall(r"^\| (`.*?) \|", section("docs/train.md", "Callbacks"), re.MULTILINE)
+    told = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    classes = {name for name in lm.callbacks.__all__ if isinstance(getattr(lm.callbacks, name), type)}
+    assert told == classes - {"Callback", "StopTraining"}
+
+
+def section(page: str, heading: str) -> str:
+    """What stands under a heading of a page."""
+    (text,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return text
+
+
+def test_commands_exist():
+    there = {entry.name for entry in registry.entries("commands")} | set(cli.OWN)
+    assert set(re.findall(r"^\| `lamella ([a-z][\w-]*)", prose(ROOT / "docs" / "commands.md"), re.MULTILINE)) == there
+    for page in EVERYTHING:
+        assert set(re.findall(r"`lamella ([a-z][\w-]*)", prose(page))) <= there, page
+        assert set(re.findall(r"`make ([a-z]+)", prose(page))) <= TARGETS, page
+        extras = re.findall(r"\.\[(\w+)\]", page.read_text())
+        assert set(extras) <= EXTRAS, page
+
+
+def test_the_tree_is_there():
+    tree = section("CONTRIBUTING.md", "Where things are")
+    paths = re.findall(r"^(\w+/[\w/]*) ", tree, re.MULTILINE)
+    assert len(paths) >= 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_ten_tests_make_smoke():
+    tests = [line for path in (ROOT / "tests").glob("*.py") for line in path.read_text().splitlines()]
+    assert tests.count("@pytest.mark.smoke") == 10

@@ -28,6 +28,7 @@ def loss_of(name):
     return lm.losses.MeanSquaredError() if name == "mean_squared_error" else lm.losses.SoftmaxCrossEntropy()
 
 
+@pytest.mark.smoke
 def test_sums_over_the_batch_are_the_same_for_every_slicing():
     model = lm.Sequential([Dense(3), Center(), Dropout(0.5), Dense(2)], input_shape=4, dtype="float64", seed=2)
     x = np.random.default_rng(0).normal(size=(7, 4))
@@ -155,6 +156,7 @@ class Faulty(lm.Layer):
         return dy * ctx.params.scale
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

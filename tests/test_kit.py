@@ -1032,6 +1032,7 @@ def test_laws_that_fail_since_float64_creeps_in_refer_to_purity():
     assert text.count("; the one is an array of the strict backend, the other of NumPy") == 1
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("fault", ["input modified in training", "incoming gradient modified"])
 def test_laws_that_fail_since_a_layer_writes_into_its_input_refer_to_purity(fault):
     with pytest.raises(ConformanceError) as caught:

@@ -68,6 +68,7 @@ def path(tmp_path):
 # The file
 
 
+@pytest.mark.smoke
 def test_a_cnn_is_what_an_expert_would_write(path):
     model = cnn()
     report = export(model, path, append=Activation("softmax"))
@@ -471,6 +472,7 @@ def test_a_layer_that_is_no_pure_function_is_named(path):
         export(lm.Sequential([Dense(3), Noisy()], input_shape=(4,)), path)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_wrong_kernel_writes_nothing(fault, path, monkeypatch):
     kernel, words = WRONG[fault]

@@ -137,6 +137,7 @@ def test_a_constraint_that_fails_moves_nothing_and_keeps_the_learning_rate():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("network", [small, large])
 def test_ctrl_c_while_parameters_move_comes_before_the_step_or_after_it(network):
     pressed = []

@@ -56,6 +56,7 @@ def trained(count, **options):
     return {**model.parameters, **model.state}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("coupled", [False, True])
 def test_any_number_of_threads_trains_the_same_model(coupled, monkeypatch):
     whole = trained(1, coupled=coupled)

@@ -72,6 +72,7 @@ def test_every_optimizer_and_loss_name_trains():
         assert model.evaluate(x, y, loss=CROSS_ENTROPY)["loss"] < first
 
 
+@pytest.mark.smoke
 def test_equal_seeds_give_equal_bits_and_backends_agree():
     def trained(**options):
         layers = [Conv2D(3, 3, activation="relu"), MaxPooling2D(), Flatten(), Dropout(0.3), Dense(2)]

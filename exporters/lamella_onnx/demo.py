@@ -145,9 +145,9 @@ def _draw(folder: Path, history: Mapping[str, Sequence[float]], images: Any, lab
     (probabilities,) = session.run(None, {session.get_inputs()[0].name: images})
     guess = probabilities.argmax(axis=1)
     order = np.lexsort((probabilities.max(axis=1), guess == labels))  # wrong ones first, then the least certain
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    figure.suptitle("the 40 test digits that the model finds hardest, as onnxruntime reads them", x=0.01, ha="left")
-    for axes, row in zip(figure.subplots(4, 10).flat, order, strict=False):
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure.suptitle("the 30 test digits that the model finds hardest, as onnxruntime reads them", x=0.01, ha="left")
+    for axes, row in zip(figure.subplots(3, 10).flat, order, strict=False):
         axes.imshow(images[row, 0], cmap="gray_r", vmin=0, vmax=1)
         axes.set(xticks=(), yticks=())
         axes.spines[:].set_color("#d5dbe1")
