@@ -19,7 +19,9 @@ def sliced(model, x, y, sizes, loss="mean_squared_error", threads=1):
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=True)
     target = loss_of(loss).prepare(model.output_specs[0], y)
     batch = Batch((x,), (target,), (np.full(len(x), 1 / len(x), x.dtype),))
-    buffers = [Gradients(model.values.parameters.empty_like()) for _ in range(min(threads, len(sizes)))]
+    buffers = [
+        Gradients(model.values.parameters.empty_like(), plan.parameters) for _ in range(min(threads, len(sizes)))
+    ]
     slices = Slices(plan, get_backend("numpy"), sizes, buffers=buffers)
     return slices.step(model.values, batch, [loss_of(loss)], model.seed)
 

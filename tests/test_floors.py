@@ -1,4 +1,4 @@
-"""The house: imports point down its floors, and no file takes part in a circle. Lazy imports and those for types count."""
+"""The house: imports point down its floors, and no file is in a circle. Lazy imports and those for types count."""
 
 import ast
 from collections.abc import Iterator

@@ -197,7 +197,7 @@ def _(xp: Any, x: Any, *, axis: int = -1) -> Any:
 def sum_of_products(xp: Any, x: Any, dy: Any, *, out: Any = None) -> Any:
     """(N, F), (N, U) -> (F, U), the sum over rows of ``x_n dy_n``: the gradient of the weights of a product.
 
-    ``out`` is None or what ``ctx.destination`` gave: on NumPy, the place to compute it in.
+    ``out`` is None or what ``ctx.out`` has for the weights: on NumPy, the place to compute it in.
     """
     return x.T @ dy
 

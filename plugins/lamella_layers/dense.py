@@ -77,9 +77,8 @@ class Dense(lm.Layer):
         if ctx.trainable:
             # (N, ..., features) -> (N*..., features), (N, ..., units) -> (N*..., units)
             rows, d = ctx.xp.reshape(x, (-1, x.shape[-1])), ctx.xp.reshape(dy, (-1, self.units))
-            ctx.grad(kernel=sum_of_products(ctx, rows, d, out=ctx.destination("kernel")))
-            if self.use_bias:
-                ctx.grad(bias=ctx.xp.sum(d, axis=0))
+            gradients = {"kernel": sum_of_products(ctx, rows, d, out=ctx.out.kernel)}
+            ctx.grad(**gradients | ({"bias": ctx.xp.sum(d, axis=0)} if self.use_bias else {}))
         return dy @ ctx.params.kernel.T if ctx.wants_dx[0] else None
 
 

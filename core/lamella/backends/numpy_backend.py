@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,44 +14,22 @@ from lamella.backends.namespace import NAMESPACE, Namespace
 __all__ = ["NumPyBackend"]
 
 
-def _reduction(ufunc: np.ufunc) -> Callable[..., Any]:
-    """What NumPy's function of the name does for arrays, without its way around, which costs more than small sums."""
-    reduce = ufunc.reduce
-
-    def reduction(x: Any, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
-        return reduce(x, axis, dtype, None, keepdims)
-
-    return reduction
-
-
-def _reshape(x: Any, shape: Any) -> Any:
-    return x.reshape(shape)
-
-
-def _astype(x: Any, dtype: Any, copy: bool = True) -> Any:
-    return x.astype(dtype, copy=copy)
-
-
-def _expand_dims(x: Any, axis: int) -> Any:
-    return x[..., None] if axis == -1 else np.expand_dims(x, axis)
-
-
-_SHORT = {
-    "sum": _reduction(np.add),
-    "prod": _reduction(np.multiply),
-    "max": _reduction(np.maximum),
-    "min": _reduction(np.minimum),
-    "all": _reduction(np.logical_and),
-    "any": _reduction(np.logical_or),
-    "astype": _astype,
-    "reshape": _reshape,
-    "expand_dims": _expand_dims,
+_SHORT: dict[str, Callable[..., Any]] = {
+    "sum": partial(np.add.reduce, axis=None),
+    "prod": partial(np.multiply.reduce, axis=None),
+    "max": partial(np.maximum.reduce, axis=None),
+    "min": partial(np.minimum.reduce, axis=None),
+    "all": partial(np.logical_and.reduce, axis=None),
+    "any": partial(np.logical_or.reduce, axis=None),
+    "astype": np.ndarray.astype,
+    "reshape": np.ndarray.reshape,
 }
+"""What NumPy's functions of these names do for arrays, without their way around, which costs more than small sums."""
 
 
 class NumPyBackend:
     name = "numpy"
-    views_are_live = writes_in_place = uses_threads = knows_shapes = True
+    views_are_live = writes_in_place = uses_threads = knows_shapes = settles = True
     advice = ""
 
     def __init__(self) -> None:
@@ -86,5 +65,4 @@ class NumPyBackend:
             self.settled(np.asarray(array))
         )  # a layer that writes into its input would write into the user's data
 
-    def asnumpy(self, array: Any) -> Any:
-        return np.asarray(array)
+    asnumpy = staticmethod(np.asarray)

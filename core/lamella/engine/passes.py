@@ -8,8 +8,8 @@ a layer asks for a sum over the whole batch, and is sent the sum.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from lamella.losses import Loss
 from lamella.protocol.context import Arrays, Context
 from lamella.protocol.spec import described
 
-__all__ = ["Batch", "Bound", "Gradients", "Pass", "Request", "Sink", "StepResult", "Watcher", "bind"]
+__all__ = ["Batch", "Bound", "Gradients", "Pass", "Request", "StepResult", "Watcher", "bind"]
 
 
 class Request(NamedTuple):
@@ -71,11 +71,12 @@ class Watcher:
 
 
 class Gradients(Mapping[str, Any]):
-    """Gradients of parameters by full name, added up in one flat buffer as passes hand them over."""
+    """Gradients of some parameters by full name, added up in one flat buffer."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, names: Collection[str]) -> None:
         self.storage = storage
-        self.names: set[str] = set()
+        self.names = frozenset(names)
+        self.runs = storage.layout.runs(self.names)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:
@@ -88,35 +89,11 @@ class Gradients(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def destination(self, name: str) -> Any:
-        """Return the place of a gradient that nothing has been added to, to compute it there; else None."""
-        return None if name in self.names or not self.storage.backend.writes_in_place else self.storage.part(name)
-
-    def add(self, name: str, gradient: Any) -> None:
-        """Add one share."""
-        part = self.storage.part(name)
-        if name in self.names:
-            part += self.storage.backend.storable(gradient)
-        else:
-            self.names.add(name)
-            if gradient is not part:
-                part[...] = self.storage.backend.storable(gradient)
-
     def join(self, others: Iterable[Gradients]) -> None:
         """Add what other buffers hold, in their order."""
         for other in others:
-            for run in self.storage.layout.runs(other.names):
+            for run in self.runs:
                 self.storage.flat[run] += other.storage.flat[run]
-
-
-class Sink(Protocol):
-    """Takes the gradients of parameters as operations give them."""
-
-    def destination(self, name: str) -> Any:
-        """Return the place to compute a gradient in, or None where there is none."""
-
-    def add(self, name: str, gradient: Any) -> None:
-        """Add one share."""
 
 
 Bound = list[tuple[Arrays, Arrays]]  # parameters and state of each operation, as its layer sees them
@@ -153,6 +130,15 @@ class _Forward(NamedTuple):
     dies: list[int]
 
 
+class _Parameter(NamedTuple):
+    """Where the gradient of one parameter goes."""
+
+    local: str
+    full: str
+    part: Any  # of the buffer; None where gradients are collected as they are
+    adds: bool  # whether the part holds a share already
+
+
 class _Backward(NamedTuple):
     """What the backward pass of one operation needs."""
 
@@ -162,7 +148,7 @@ class _Backward(NamedTuple):
     yields: bool
     wanted: list[tuple[int, int]]  # the place and the number of each input whose gradient is wanted
     outputs: tuple[int, ...]
-    params: dict[str, str]  # of which it has to give the gradients
+    params: list[_Parameter]  # of which it has to give the gradients
 
 
 class Pass:
@@ -174,6 +160,8 @@ class Pass:
         rows: how many rows the slice has.
         offset: the row of the batch with which it begins.
         recording: whether a backward pass follows.
+        gradients: the buffer in which it adds up gradients of parameters; None to collect them in `collected`.
+        first: whether the pass is the first to write into that buffer.
         watcher: who sees every operation.
     """
 
@@ -185,12 +173,17 @@ class Pass:
         *,
         offset: int = 0,
         recording: bool = False,
+        gradients: Gradients | None = None,
+        first: bool = True,
         watcher: Watcher | None = None,
     ) -> None:
         graph = self.graph = plan.graph
         self.plan, self.backend, self.rows, self.offset = plan, backend, rows, offset
         self.recording, self.watcher = recording, watcher
+        self.collected: dict[str, Any] = {}
+        self._gradients = gradients
         self._dtype = backend.dtype(graph.dtype)
+        self._settled = backend.settled if backend.settles else None
         self._shapes: dict[int, Any] = {}  # of the values of this run
         self._forward: list[_Forward] = []
         self._backward: list[_Backward] = []
@@ -210,15 +203,28 @@ class Pass:
                 offset=offset,
                 crc=zlib.crc32(operation.name.encode()),
             )
-            layer, params = operation.layer, operation.params if ctx.trainable else {}
+            layer = operation.layer
             outputs = [self._output(value) for value in operation.outputs]
             how = operation, ctx, layer.forward_pass, operation.forward_yields
             self._forward.append(_Forward(*how, operation.inputs, outputs, plan.dies_after[k]))
             if plan.runs_backward[k]:
                 wanted = [(k, value) for k, value in enumerate(operation.inputs) if ctx.wants_dx[k]]
                 how = operation, ctx, layer.backward_pass, operation.backward_yields
-                self._backward.insert(0, _Backward(*how, wanted, operation.outputs, params))
+                self._backward.insert(0, _Backward(*how, wanted, operation.outputs, []))
+        written: set[str] = set()
+        for this in self._backward:
+            if this.ctx.trainable:
+                this.params.extend(self._parameters(this.operation, first, written))
+            places = {one.local: None if one.adds or not backend.writes_in_place else one.part for one in this.params}
+            this.ctx.out = Arrays(this.operation.label, dict.fromkeys(this.operation.params) | places)
+        self._smooth = [graph.specs[value].is_float for value in graph.outputs]
         self._losses = [self._loss_context(name) for name in graph.output_names] if recording else []
+
+    def _parameters(self, operation: Operation, first: bool, written: set[str]) -> Iterator[_Parameter]:
+        for local, full in operation.params.items():
+            part = None if self._gradients is None else self._gradients.storage.part(full)
+            yield _Parameter(local, full, part, not first or full in written)  # an earlier operation shares the layer
+            written.add(full)
 
     def _output(self, value: int) -> _Output:
         spec = self.graph.specs[value]
@@ -255,7 +261,7 @@ class Pass:
         """
         values: dict[int, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         shapes = self._shapes = {value: array.shape for value, array in values.items()}
-        watcher, settled, checked = self.watcher, self.backend.settled, self.backend.knows_shapes
+        watcher, settled, checked = self.watcher, self._settled, self.backend.knows_shapes
         operation: Any = None
         ctx: Any = None
         args: list[Any] = []
@@ -263,7 +269,8 @@ class Pass:
             for this, (params, state) in zip(self._forward, arrays, strict=True):
                 operation, ctx, call, yields, numbers, outputs, dies = this
                 args = [values[number] for number in numbers]
-                ctx.begin(params, state, key)
+                ctx.params, ctx.state, ctx.key = params, state, key
+                ctx.saved, ctx.updates, ctx.draws, ctx.is_forward = (), {}, 0, True
                 if watcher is not None:
                     watcher.before(operation, "forward_pass")
                 given = call(ctx, *args)
@@ -279,12 +286,13 @@ class Pass:
                     if checked:
                         if getattr(array, "shape", None) != shape or array.dtype != dtype:
                             self._check(operation, array, number, shape, dtype)
-                        array = settled(array)
+                        if settled is not None and not array.flags.c_contiguous:
+                            array = settled(array)
                     values[number] = array
                     shapes[number] = getattr(array, "shape", None)
                 if watcher is not None:
                     watcher.after(operation, "forward_pass", tuple([values[number] for number, _, _ in outputs]))
-                ctx.end_forward()
+                ctx.is_forward = False
                 for number in dies:
                     del values[number]
         except LayerError:
@@ -293,15 +301,15 @@ class Pass:
             raise _failed(operation, "forward_pass", ctx, args, error, self.backend.advice) from error
         return tuple([values[number] for number in self.graph.outputs])
 
-    def backward(self, gradients: dict[int, Any], sink: Sink) -> Generator[Request, Any, None]:
+    def backward(self, gradients: dict[int, Any]) -> Generator[Request, Any, None]:
         """Run operations backward from the gradients of the outputs.
 
         Arguments:
             gradients: by value, what has arrived so far; at the end, what the inputs got.
-            sink: takes the gradients of parameters by ``add(name, gradient)``, and gives places to compute them in by
-                ``destination(name)``.
         """
-        watcher, shapes, xp, settled = self.watcher, self._shapes, self.backend.xp, self.backend.settled
+        watcher, shapes, xp, settled = self.watcher, self._shapes, self.backend.xp, self._settled
+        in_place = self.backend.writes_in_place
+        self.collected = {}
         operation: Any = None
         ctx: Any = None
         args: list[Any] = []
@@ -312,7 +320,7 @@ class Pass:
                     gradients.pop(number) if number in gradients else xp.zeros(shapes[number], dtype=ctx.dtype)
                     for number in outputs
                 ]
-                ctx.begin_backward(params, sink)
+                ctx.gradients = {}
                 if watcher is not None:
                     watcher.before(operation, "backward_pass")
                 given = call(ctx, *args)
@@ -336,16 +344,24 @@ class Pass:
                             f"{tuple(shapes[number])} {self.graph.dtype}, got {described(dx)}; ctx.wants_dx[{k}] is "
                             "True"
                         )
-                    dx = settled(dx)
+                    if settled is not None and not dx.flags.c_contiguous:
+                        dx = settled(dx)
                     gradients[number] = gradients[number] + dx if number in gradients else dx
-                for local, full in params.items():
-                    if local not in ctx.gradients:
+                for local, full, part, adds in params:
+                    gradient = ctx.gradients.get(local)
+                    if gradient is None:
                         raise LayerError(
                             f"{operation.label}.backward_pass gave no gradient for parameter {local!r}; call "
                             f"ctx.grad({local}=...)"
                         )
-                    sink.add(full, ctx.gradients[local])
-                ctx.end_backward()
+                    if part is None:
+                        known = self.collected.get(full)
+                        self.collected[full] = gradient if known is None else known + gradient
+                    elif adds:
+                        part += self.backend.storable(gradient)
+                    elif gradient is not part:
+                        part[...] = gradient if in_place else self.backend.storable(gradient)
+                ctx.saved, ctx.gradients = (), {}
         except LayerError:
             raise
         except Exception as error:
@@ -366,7 +382,6 @@ class Pass:
         batch: Batch,
         losses: Sequence[Loss | None],
         key: tuple[Any, ...],
-        sink: Gradients,
     ) -> Generator[Request, Any, StepResult]:
         """Run forward, loss and backward."""
         graph = self.graph
@@ -382,22 +397,22 @@ class Pass:
             totals.append(total)
             if slope is not None:
                 gradients[graph.outputs[k]] = slope
-        yield from self.backward(gradients, sink)
+        yield from self.backward(gradients)
         dx = tuple([gradients.get(value) for value in graph.inputs])
-        return StepResult(tuple(totals), predictions, sink, dx, updates)
+        given = self.collected if self._gradients is None else self._gradients
+        return StepResult(tuple(totals), predictions, given, dx, updates)
 
     def _loss(self, k: int, loss: Loss, prediction: Any, target: Any, weights: Any) -> tuple[float, Any]:
         """The weighted sum of the losses of the rows, and its gradient."""
         ctx, asnumpy = self._losses[k], self.backend.asnumpy
-        ctx.begin(ctx.params, ctx.state, ())
+        ctx.saved = ()
         try:
             each = loss.forward(ctx, prediction, target)
-            smooth = self.graph.specs[self.graph.outputs[k]].is_float
-            slope = loss.backward(ctx, weights) if smooth else None
+            slope = loss.backward(ctx, weights) if self._smooth[k] else None
         except Exception as error:
             given = f"prediction {described(prediction)} and target {described(target)}"
             raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}") from error
-        ctx.end_backward()
+        ctx.saved = ()
         if getattr(each, "shape", None) != (prediction.shape[0],):
             raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")
         if slope is not None and (getattr(slope, "shape", None) != prediction.shape or slope.dtype != self._dtype):

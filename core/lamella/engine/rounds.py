@@ -56,8 +56,17 @@ class Slices:
         self.plan, self.backend = plan, backend
         self.rows = [slice(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(len(sizes))]
         self.passes = [
-            Pass(plan, backend, size, offset=rows.start, recording=bool(buffers), watcher=watcher)
-            for size, rows in zip(sizes, self.rows, strict=True)
+            Pass(
+                plan,
+                backend,
+                size,
+                offset=rows.start,
+                recording=bool(buffers),
+                gradients=buffers[k % len(buffers)] if buffers else None,
+                first=k < len(buffers),
+                watcher=watcher,
+            )
+            for k, (size, rows) in enumerate(zip(sizes, self.rows, strict=True))
         ]
         self._threads = len(buffers) or min(threads, len(sizes))
         self._buffers = buffers
@@ -85,18 +94,23 @@ class Slices:
         parts = _run(coroutines, self._threads)
         return tuple(self.backend.xp.concat(list(part), axis=0) for part in zip(*parts, strict=True))
 
+    @property
+    def gradients(self) -> Gradients:
+        """Where the gradients stand after a step."""
+        return self._buffers[0]
+
     def step(self, values: Values, batch: Batch, losses: Sequence[Loss | None], seed: int) -> StepResult:
-        """Run forward, loss and backward over a batch; the gradients stand in a buffer that the next step reuses."""
+        """Run forward, loss and backward over a batch; the gradients stand in a buffer that the next step reuses.
+
+        The caller holds BLAS to one thread.
+        """
         arrays, key = self._arrays(values), (seed & 0xFFFFFFFF, seed >> 32, values.step)
-        for buffer in self._buffers:
-            buffer.names.clear()
         first, *others = self._buffers
         if len(self.passes) == 1:
-            with ONE_BLAS_THREAD, np.errstate(all="ignore"):
-                return _run_one(self.passes[0].step(arrays, batch, losses, key, first))
+            with np.errstate(all="ignore"):
+                return _run_one(self.passes[0].step(arrays, batch, losses, key))
         coroutines = [
-            one.step(arrays, _cut(batch, rows), losses, key, self._buffers[k % len(self._buffers)])
-            for k, (one, rows) in enumerate(zip(self.passes, self.rows, strict=True))
+            one.step(arrays, _cut(batch, rows), losses, key) for one, rows in zip(self.passes, self.rows, strict=True)
         ]
         results = _run(coroutines, self._threads)
         first.join(others)

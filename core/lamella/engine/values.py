@@ -8,14 +8,14 @@ So a step that fails, or is interrupted, has changed nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
 from lamella.optimizers import Optimizer
-from lamella.schedules import learning_rate_at
+from lamella.schedules import Schedule, learning_rate_at
 
 __all__ = ["OptimizerState", "Values"]
 
@@ -91,6 +91,14 @@ class OptimizerState:
         return state
 
 
+class Move(NamedTuple):
+    """One step of an optimizer: its state before, the values after, yet to be written, and the learning rate."""
+
+    before: OptimizerState
+    after: Values
+    rate: float
+
+
 class Values:
     """Parameters, state, optimizer slots and counters at one moment.
 
@@ -114,42 +122,51 @@ class Values:
         """Return parameters and state by full name, as layers see them."""
         return {**self.parameters.views(), **self.state.views()}
 
-    def spare(self, optimizer: OptimizerState, parameters: Collection[str], state: Collection[str]) -> Values:
-        """Return buffers to write the next values into, which hold these values in all that will not be written.
+    def move(self, optimizer: Optimizer, parameters: Collection[str], state: Collection[str]) -> Move:
+        """Return what one step needs: from where it goes on, and the values after it, into which it writes.
+
+        The buffers of these are the spare ones, which hold these values in all that will not be written. From the next step on,
+        the buffers here are spare.
 
         Arguments:
-            optimizer: the state that the step goes on from.
+            optimizer: what takes the step; it starts anew unless it fits those before.
             parameters, state: the names of the arrays that will be written, slots with their parameters.
+
+        Raises:
+            ArgumentError: a schedule that gives no learning rate.
         """
-        spare = self._spare
-        self._spare = None  # if the step fails, nobody knows what was written
-        if spare is None or spare.optimizer is None or spare.optimizer.slots.keys() != optimizer.slots.keys():
-            slots = {name: slot.copy() for name, slot in optimizer.slots.items()}
-            held = OptimizerState(optimizer.optimizer, optimizer.backend, slots)
-            return Values(self.parameters.copy(), self.state.copy(), held)
-        same_slots = self.optimizer is not None and self.optimizer.slots is optimizer.slots
-        if self._versions != (self.parameters.version, self.state.version) or not same_slots:
-            self._moved = (tuple(self.parameters.layout.declarations), tuple(self.state.layout.declarations))
-        pairs = [(self.parameters.flat, spare.parameters.flat)]
-        pairs += [(slot, spare.optimizer.slots[name]) for name, slot in optimizer.slots.items()]
-        _catch_up(pairs, self.parameters, self._moved[0], parameters)
-        _catch_up([(self.state.flat, spare.state.flat)], self.state, self._moved[1], state)
-        return spare
-
-    def followed_by(
-        self, spare: Values, optimizer: OptimizerState, parameters: Collection[str], state: Collection[str]
-    ) -> Values:
-        """Return the values after a step that wrote into the spare buffers; from then on these here are spare."""
-        after = Values(spare.parameters, spare.state, optimizer, self.step + 1)
+        before = self.optimizer
+        if before is None or not before.fits(optimizer):
+            before = OptimizerState.start(optimizer, self.parameters)
+        before = before.with_optimizer(optimizer)
+        t, began, scale = before.t + 1, before.began, before.scale
+        fixed = not isinstance(optimizer.learning_rate, Schedule)
+        rate = scale * optimizer.learning_rate if fixed else before.learning_rate(t)
+        spare, self._spare = self._spare, None  # if the step fails, nobody knows what was written
+        if spare is None or spare.optimizer is None or spare.optimizer.slots.keys() != before.slots.keys():
+            slots = {name: slot.copy() for name, slot in before.slots.items()}
+            spare = Values(self.parameters.copy(), self.state.copy(), OptimizerState(optimizer, before.backend, slots))
+        else:
+            self._catch_up(spare, before, parameters, state)
+        slots = spare.optimizer.slots if spare.optimizer is not None else {}
+        moved = OptimizerState(optimizer, before.backend, slots, t=t, began=began, scale=scale)
+        after = Values(spare.parameters, spare.state, moved, self.step + 1)
         after._spare, after._moved = self, (parameters, state)
-        return after
+        return Move(before, after, rate)
 
-
-def _catch_up(pairs: list[tuple[Any, Any]], storage: Storage, moved: Collection[str], written: Collection[str]) -> None:
-    """Copy from the first to the second of each pair what moved in the last step and is not written in the next."""
-    if moved is written or not moved:
-        return
-    if rest := set(moved).difference(written):
-        for run in storage.layout.runs(rest):
-            for source, target in pairs:
-                target[run] = source[run]
+    def _catch_up(
+        self, spare: Values, optimizer: OptimizerState, parameters: Collection[str], state: Collection[str]
+    ) -> None:
+        """Copy to the spare buffers what differs there and is not written next."""
+        same = self.optimizer is not None and self.optimizer.slots is optimizer.slots
+        if not same or self._versions != (self.parameters.version, self.state.version):
+            self._moved = (tuple(self.parameters.layout.declarations), tuple(self.state.layout.declarations))
+        if self._moved[0] is not parameters and (rest := set(self._moved[0]).difference(parameters)):
+            assert spare.optimizer is not None
+            pairs = [(slot, spare.optimizer.slots[name]) for name, slot in optimizer.slots.items()]
+            for run in self.parameters.layout.runs(rest):
+                for source, target in [(self.parameters.flat, spare.parameters.flat), *pairs]:
+                    target[run] = source[run]
+        if self._moved[1] is not state and (rest := set(self._moved[1]).difference(state)):
+            for run in self.state.layout.runs(rest):
+                spare.state.flat[run] = self.state.flat[run]

@@ -36,22 +36,24 @@ class Context:
         dtype: the model's float dtype, as ``xp`` names it.
         training: True in a training step, False in inference.
         trainable: False where the layer is frozen.
+        out: for each parameter, an array to compute its gradient in and hand to ``grad``, which saves a copy; or None,
+            on other backends and where shares are added up. Functions such as `lamella.primitives.sum_of_products` take
+            either: ``out=ctx.out.kernel``.
         wants_dx: for each input, whether its gradient is used; where not, ``backward_pass`` may return None.
     """
 
     __slots__ = (
-        "_call",
         "_crc",
-        "_forward",
-        "_key",
         "_label",
-        "_names",
         "_offset",
         "_recording",
         "_rows",
-        "_sink",
+        "draws",
         "dtype",
         "gradients",
+        "is_forward",
+        "key",
+        "out",
         "params",
         "saved",
         "state",
@@ -93,37 +95,11 @@ class Context:
         self._offset = offset
         self._recording = recording
         self._crc = crc
-        self._key: tuple[Any, ...] = ()
-        self._call = 0
-        self._forward = True
-        self._names: Mapping[str, str] = {}
-        self._sink: Any = None
-
-    def begin(self, params: Arrays, state: Arrays, key: tuple[Any, ...]) -> None:
-        """Called by the engine before the forward pass, with the arrays and the keys of random numbers."""
-        self.params = params
-        self.state = state
-        self.saved = ()
-        self.gradients = {}
-        self.updates = {}
-        self._key = key
-        self._call = 0
-        self._forward = True
-
-    def end_forward(self) -> None:
-        """Called by the engine: from here on nothing may be drawn or updated."""
-        self._forward = False
-
-    def begin_backward(self, names: Mapping[str, str], sink: Any) -> None:
-        """Called by the engine before the backward pass: the full names of parameters, and what takes gradients."""
-        self._names = names
-        self._sink = sink
-
-    def end_backward(self) -> None:
-        """Called by the engine: what was saved and handed over may go."""
-        self.saved = ()
-        self.gradients = {}
-        self._sink = None
+        # What the engine sets before it calls the layer.
+        self.key: tuple[Any, ...] = ()  # low and high word of the seed, and the step
+        self.draws = 0  # how often the layer has drawn
+        self.is_forward = True
+        self.out = params
 
     @property
     def rows(self) -> str:
@@ -149,19 +125,9 @@ class Context:
                 raise LayerError(f"{self._label}: ctx.grad({name}=...) was called twice in one backward pass")
             self.gradients[name] = gradient
 
-    def destination(self, name: str) -> Any:
-        """Return an array to compute the gradient of a parameter in, to be handed over by ``grad``; or None.
-
-        It saves a copy where the gradient is large. None stands where there is no such place: on other backends, or
-        where shares are added up. Functions with an ``out`` argument, such as `lamella.primitives.sum_of_products`,
-        take both.
-        """
-        full = self._names.get(name)
-        return None if full is None or self._sink is None else self._sink.destination(full)
-
     def update(self, **arrays: Any) -> None:
         """Replace state arrays after this step. The values must be equal in all slices: functions of totals."""
-        if not self._forward:
+        if not self.is_forward:
             raise LayerError(f"{self._label}: ctx.update is for forward_pass; what backward_pass learns comes too late")
         if not self.training:
             raise LayerError(f"{self._label}: ctx.update outside training; test ctx.training first")
@@ -189,12 +155,12 @@ class Context:
         batch and the element in the row. Axis 0 counts rows, or k times as many of them after a reshape to
         (N*k, ...). With ``per="step"`` the draw does not depend on the batch and may have any shape.
         """
-        if not (self.training and self._forward):
+        if not (self.training and self.is_forward):
             raise LayerError(f"{self._label}: ctx.uniform is for forward_pass in training; save what you drew")
         if per not in ("row", "step"):
             raise LayerError(f"{self._label}: ctx.uniform(per={per!r}): expected 'row' or 'step'")
-        key = mix_keys(self.xp, (*self._key, self._crc, self._call))
-        self._call += 1
+        key = mix_keys(self.xp, (*self.key, self._crc, self.draws))
+        self.draws += 1
         if per == "step":
             return uniform(self.xp, key, None, 0, shape)
         repeats = shape[0] // self._rows

@@ -65,7 +65,7 @@ def explain_non_finite(
                 f"{where}{name} is not finite since an earlier step: the update overflowed; lower the learning rate"
             )
     watcher = _First(device)
-    buffers = [Gradients(values.parameters.empty_like())]
+    buffers = [Gradients(values.parameters.empty_like(), plan.parameters)]
     slices = Slices(plan, device, [batch.inputs[0].shape[0]], buffers=buffers, watcher=watcher)
     slices.step(values, batch, losses, network.seed)
     if watcher.found is not None:

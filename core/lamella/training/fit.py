@@ -11,7 +11,8 @@ import numpy as np
 from lamella.arguments import knows, positive
 from lamella.callbacks import Callback
 from lamella.engine.interruption import Interruption
-from lamella.engine.passes import Gradients, StepResult
+from lamella.engine.passes import StepResult
+from lamella.engine.threads import ONE_BLAS_THREAD
 from lamella.errors import ArgumentError, MistakeWarning
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
@@ -91,11 +92,11 @@ def gradients(
     losses = _losses(model, loss)
     data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
-    buffers: list[Gradients] = []
-    slices = prepared(model, plan, data.rows, buffers)
-    result = slices.step(model.values, data.take(slice(None)).batch, losses, model.seed)
+    slices = prepared(model, plan, data.rows, [])
+    with ONE_BLAS_THREAD:
+        result = slices.step(model.values, data.take(slice(None)).batch, losses, model.seed)
     asnumpy = model.device.asnumpy
-    given = {name: buffers[0].storage.numpy(name) for name in buffers[0]}
+    given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
     dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)
     return result.loss, given, dx[0] if len(dx) == 1 else dx
 
@@ -294,7 +295,8 @@ def _take(steps: TrainSteps, rows: Rows, optimizer: Optimizer, *, begins: bool) 
     """Take one step: whatever is raised, the values of the network stay, or are those after the whole step."""
     network = steps.network
     try:
-        result, network.values = steps[rows.size](rows.batch, network.values, optimizer, begins=begins)
+        with ONE_BLAS_THREAD:
+            result, network.values = steps[rows.size](rows.batch, network.values, optimizer, begins=begins)
     except BaseException:
         steps.forget()
         raise

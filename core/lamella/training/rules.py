@@ -97,7 +97,8 @@ def _add_penalties(penalties: Iterable[tuple[str, Penalty]], parameters: Storage
     """Add the gradients of penalties to those of the loss."""
     for name, penalty in penalties:
         if name in gradients:
-            gradients.add(name, penalty.gradient(parameters.backend.xp, parameters.views()[name]))
+            own = penalty.gradient(parameters.backend.xp, parameters.views()[name])
+            gradients.storage.part(name)[...] += parameters.backend.storable(own)
 
 
 def _clip_by_value(gradients: Gradients, limit: float) -> None:
@@ -120,7 +121,7 @@ def _clip_by_norm(gradients: Gradients, limit: float) -> None:
 
 def _parts(gradients: Gradients) -> Iterator[Any]:
     """The pieces of the flat buffer that hold gradients, to write into."""
-    return (gradients.storage.flat[run] for run in gradients.storage.layout.runs(gradients.names))
+    return (gradients.storage.flat[run] for run in gradients.runs)
 
 
 def _matched(network: Network, what: str, rules: Any, kind: type) -> list[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from lamella.engine.arrays import Storage
 from lamella.engine.passes import Batch, Gradients, StepResult
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import run_tasks, thread_count
-from lamella.engine.values import OptimizerState, Values
+from lamella.engine.values import Move, Values
 from lamella.errors import LayerError, NonFiniteError
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import slice_rows
@@ -34,14 +34,14 @@ PIECE = 1 << 15  # entries of the flat buffers that an optimizer updates at a ti
 _KEPT = 4  # numbers of rows for which steps are kept
 
 
-def prepared(network: Network, plan: Plan, rows: int, kept: list[Gradients]) -> Slices:
-    """Return the prepared passes of a batch. ``kept`` holds gradient buffers, and gets more where they are needed."""
+def prepared(network: Network, plan: Plan, rows: int, kept: list[Storage]) -> Slices:
+    """Return the prepared passes of a batch. ``kept`` holds buffers of gradients, and gets more where they are needed."""
     device, threads = network.device, thread_count()
     sizes = slice_rows(network.graph, rows, threads) if device.uses_threads else [rows]
     count = min(threads, len(sizes))
     while len(kept) < count:
-        kept.append(Gradients(network.values.parameters.empty_like()))
-    return Slices(plan, device, sizes, buffers=kept[:count])
+        kept.append(network.values.parameters.empty_like())
+    return Slices(plan, device, sizes, buffers=[Gradients(one, plan.parameters) for one in kept[:count]])
 
 
 class TrainSteps:
@@ -52,7 +52,7 @@ class TrainSteps:
         self.device = network.device
         self.rules = Rules(network, **bounds)
         self.plan = Plan(network.graph, network.frozen_layers, wants_dx=False, training=True)
-        self._buffers: list[Gradients] = []
+        self._buffers: list[Storage] = []
         self._steps: dict[tuple[int, int], TrainStep] = {}
 
     def serve(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> bool:
@@ -96,91 +96,79 @@ class TrainStep:
         self, network: Network, plan: Plan, slices: Slices, losses: Sequence[Loss | None], rules: Rules
     ) -> None:
         self.network, self.plan, self.losses, self.rules = network, plan, losses, rules
-        self._slices = slices
-        self._names = frozenset(plan.parameters)
-        self._runs = network.values.parameters.layout.runs(self._names)
-        self._pieces: list[tuple[Storage, Storage, Mapping[str, Any], list[_Piece]]] = []  # for both sets of buffers
+        self._slices, self._gradients = slices, slices.gradients
+        self._threads = thread_count() if network.device.uses_threads else 1
+        self._known: list[tuple[Any, ...]] = []  # pieces, with the buffers that they are of
         self._updated: tuple[str, ...] = ()
 
     def __call__(
         self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False
     ) -> tuple[StepResult, Values]:
         """Take one step, or raise; where training ``begins``, losses examine the predictions."""
-        device = self.network.device
         result = self._slices.step(values, batch, self.losses, self.network.seed)
-        gradients = result.gradients
-        assert isinstance(gradients, Gradients)
-        if not math.isfinite(result.loss) or not self._are_finite(gradients):
-            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, result.loss)
+        loss = sum(result.losses)
+        if not math.isfinite(loss) or not self._are_finite():
+            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, loss)
         if begins:
-            names = self.network.output_names
-            for loss, prediction, name in zip(self.losses, result.predictions, names, strict=True):
-                if loss is not None:
-                    with naming(name, names):
-                        loss.examine(device.asnumpy(prediction))
+            self._examine(result)
+        if result.updates:
+            self._check_updates(values, result.updates)
+        if self.rules.shapes_gradients:
+            self._shape_gradients(values)
+        # a prediction may be a view of a parameter whose buffer is written over later
+        result = result._replace(predictions=tuple([_own(prediction) for prediction in result.predictions]))
+        if result.updates.keys() != set(self._updated):
+            self._updated = tuple(result.updates)
+        move = values.move(optimizer, self._gradients.names, self._updated)
+        self._apply(values, move)
+        if self.rules.constraints:
+            self.rules.constrain(move.after.parameters)
         for name, value in result.updates.items():
-            if not is_finite(device, value):
+            move.after.state.part(name)[...] = self.network.device.storable(value)
+        return result, move.after
+
+    def _examine(self, result: StepResult) -> None:
+        names, asnumpy = self.network.output_names, self.network.device.asnumpy
+        for loss, prediction, name in zip(self.losses, result.predictions, names, strict=True):
+            if loss is not None:
+                with naming(name, names):
+                    loss.examine(asnumpy(prediction))
+
+    def _check_updates(self, values: Values, updates: Mapping[str, Any]) -> None:
+        for name, value in updates.items():
+            if not is_finite(self.network.device, value):
                 raise NonFiniteError(
                     f"step {values.step}: the new value of {name} is not finite; nothing of this step was kept. "
                     "Rescale the data"
                 )
-        if self.rules.shapes_gradients:
-            with np.errstate(all="ignore"):
-                self.rules.shape(values.parameters, gradients)
-            if not self._are_finite(gradients):
-                name = next(name for name, value in gradients.items() if not is_finite(device, value))
-                raise NonFiniteError(
-                    f"step {values.step}: a penalty makes the gradient of {name} not finite; nothing of this step was "
-                    "kept"
-                )
-        # a prediction may be a view of a parameter whose buffer is written over later
-        result = result._replace(predictions=tuple([_own(prediction) for prediction in result.predictions]))
-        return result, self._next(values, optimizer, gradients, result.updates)
 
-    def _are_finite(self, gradients: Gradients) -> bool:
-        """Whether every gradient is finite: the sum of squares tells, unless it overflows."""
-        parts = [gradients.storage.flat[run] for run in self._runs]
+    def _shape_gradients(self, values: Values) -> None:
         with np.errstate(all="ignore"):
-            if all(math.isfinite(float(part @ part)) for part in parts):
+            self.rules.shape(values.parameters, self._gradients)
+        if not self._are_finite():
+            given = self._gradients.items()
+            name = next(name for name, value in given if not is_finite(self.network.device, value))
+            raise NonFiniteError(
+                f"step {values.step}: a penalty makes the gradient of {name} not finite; nothing of this step was kept"
+            )
+
+    def _are_finite(self) -> bool:
+        """Whether every gradient is finite: the sum of squares tells, unless it overflows."""
+        parts = [self._gradients.storage.flat[run] for run in self._gradients.runs]
+        with np.errstate(all="ignore"):
+            if all(math.isfinite(part @ part) for part in parts):
                 return True
         return are_finite(self.network.device, parts)
 
-    def _next(self, values: Values, optimizer: Optimizer, gradients: Gradients, updates: Mapping[str, Any]) -> Values:
-        """The values after the step, in the spare buffers."""
-        state = values.optimizer
-        if state is None or not state.fits(optimizer):
-            state = OptimizerState.start(optimizer, values.parameters)
-        state = state.with_optimizer(optimizer)
-        if updates.keys() != set(self._updated):
-            self._updated = tuple(updates)
-        spare = values.spare(state, self._names, self._updated)
-        assert spare.optimizer is not None
-        self._apply(state, values.parameters, spare.parameters, spare.optimizer.slots, gradients)
-        self.rules.constrain(spare.parameters)
-        for name, value in updates.items():
-            spare.state.part(name)[...] = values.state.backend.storable(value)
-        after = OptimizerState(
-            optimizer, state.backend, spare.optimizer.slots, t=state.t + 1, began=state.began, scale=state.scale
-        )
-        return values.followed_by(spare, after, self._names, self._updated)
-
-    def _apply(
-        self,
-        state: OptimizerState,
-        parameters: Storage,
-        target: Storage,
-        new_slots: dict[str, Any],
-        gradients: Gradients,
-    ) -> None:
+    def _apply(self, values: Values, move: Move) -> None:
         """Let the optimizer write new parameters and slots. Large buffers go piece by piece, over threads."""
-        rate, t, device = state.learning_rate(state.t + 1), state.t + 1, parameters.backend
-        pieces = self._cut(state, parameters, target, new_slots, gradients)
-        update = partial(_update, state.optimizer, device, rate=rate, t=t)
-        count = max(1, min(thread_count(), len(pieces))) if device.uses_threads else 1
+        device, optimizer, rate = self.network.device, move.before.optimizer, move.rate
+        pieces, t = self._pieces(values, move), move.before.t + 1
+        count = max(1, min(self._threads, len(pieces)))
         if count == 1:
             with np.errstate(all="ignore"):
                 for piece in pieces:
-                    update(piece)
+                    _update(optimizer, device, piece, rate, t)
             return
         errors: list[BaseException] = []
 
@@ -188,7 +176,7 @@ class TrainStep:
             try:
                 with np.errstate(all="ignore"):
                     for piece in some:
-                        update(piece)
+                        _update(optimizer, device, piece, rate, t)
             except BaseException as error:
                 errors.append(error)
 
@@ -197,36 +185,33 @@ class TrainStep:
         if errors:
             raise errors[0]
 
-    def _cut(
-        self,
-        state: OptimizerState,
-        parameters: Storage,
-        target: Storage,
-        new_slots: dict[str, Any],
-        gradients: Gradients,
-    ) -> list[_Piece]:
-        for own, other, slots, pieces in self._pieces:
-            if own is parameters and other is target and slots is new_slots:
+    def _pieces(self, values: Values, move: Move) -> list[_Piece]:
+        """The pieces of the flat buffers that are updated one by one, as kept for both sets of buffers."""
+        parameters, target, slots = values.parameters, move.after.parameters, move.before.slots
+        assert move.after.optimizer is not None
+        new_slots = move.after.optimizer.slots
+        for *buffers, pieces in self._known:
+            if buffers[0] is parameters and buffers[1] is target and buffers[2] is slots and buffers[3] is new_slots:
                 return pieces
-        runs, device = self._runs, parameters.backend
+        runs, device = self._gradients.runs, self.network.device
         if device.uses_threads and sum(run.stop - run.start for run in runs) > PIECE:
             runs = [slice(k, min(k + PIECE, run.stop)) for run in runs for k in range(run.start, run.stop, PIECE)]
         pieces = [
             _Piece(
                 p=device.view(parameters.flat[run]),
-                g=device.view(gradients.storage.flat[run]),
-                slots={name: device.view(slot[run]) for name, slot in state.slots.items()},
+                g=device.view(self._gradients.storage.flat[run]),
+                slots={name: device.view(slot[run]) for name, slot in slots.items()},
                 new_p=target.flat[run],
                 new_slots={name: slot[run] for name, slot in new_slots.items()},
             )
             for run in runs
         ]
         if device.views_are_live:
-            self._pieces = [*self._pieces[-1:], (parameters, target, new_slots, pieces)]
+            self._known = [*self._known[-1:], (parameters, target, slots, new_slots, pieces)]
         return pieces
 
 
-def _update(optimizer: Optimizer, device: Backend, piece: _Piece, *, rate: float, t: int) -> None:
+def _update(optimizer: Optimizer, device: Backend, piece: _Piece, rate: float, t: int) -> None:
     """Write what an optimizer makes of one piece."""
     writer = WRITERS.get(type(optimizer).update) if device.writes_in_place else None
     if writer is not None:
