@@ -35,7 +35,7 @@ def lamella_step(name, threads, whole=False):
     import numpy as np
 
     import lamella as lm
-    from lamella import engine
+    from lamella.graph import slicing
     from lamella_layers import LSTM, Activation, BatchNormalization, Conv2D, Dense, Flatten, MaxPooling2D
 
     def block(filters):
@@ -53,7 +53,7 @@ def lamella_step(name, threads, whole=False):
         layers = [layer for filters in (64, 128, 256) for layer in [*block(filters), *block(filters), MaxPooling2D()]]
         layers += [Flatten(), Dense(256, activation="relu"), Dense(10)]
     if whole:
-        engine.INLINE_WORK = 1 << 62  # one slice, on the calling thread
+        slicing.INLINE_WORK = 1 << 62  # one slice, on the calling thread
     else:
         lm.set_threads(threads)
     model = lm.Sequential(layers, input_shape=SHAPE[name])

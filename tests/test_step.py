@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import lamella as lm
-from lamella.optimizers import SGD, Adam, Optimizer
+from lamella.optimizers import SGD, Adam, AdamW, Optimizer
 from lamella.training.step import PIECE
-from lamella_layers import Dense
+from lamella_layers import BatchNormalization, Dense
 
 
 class Rule(Optimizer):
@@ -270,3 +270,82 @@ def test_a_step_of_a_frozen_model_moves_nothing():
     assert step(model) > 0.0
     for name, value in model.parameters.items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def coupled():
+    layers = [Dense(6), BatchNormalization(), Dense(5, activation="relu"), BatchNormalization(), Dense(2)]
+    return lm.Sequential(layers, input_shape=4, seed=3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_spare_buffers_hold_what_a_step_does_not_write(seed):
+    """A model that is trained, frozen and assigned to at random, beside one whose buffers are new before each step."""
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    one, other = coupled(), coupled()
+    rules = [SGD(0.1), SGD(0.1, momentum=0.9), Adam(0.01), SGD(lm.schedules.StepDecay(0.1, every=2), momentum=0.5)]
+    rule, names = rules[0], list(one.layers)
+    for _ in range(40):
+        chance = rng.integers(8)
+        if chance == 0:
+            layer = str(rng.choice(names))
+            one.freeze(layer) if "activation" not in layer else one.unfreeze()
+            other = other.copy()
+            other._frozen = one.frozen_layers
+        elif chance == 1:
+            name = str(rng.choice(list(one.parameters)))
+            value = rng.standard_normal(one.parameters[name].shape)
+            one.parameters[name] = other.parameters[name] = value
+        elif chance == 2:
+            name = str(rng.choice(list(one.state)))
+            value = rng.uniform(0.5, 2.0, one.state[name].shape)
+            one.state[name] = other.state[name] = value
+        elif chance == 3:
+            rule = rules[rng.integers(len(rules))]
+        elif chance == 4 and one.optimizer_state is not None:
+            one.optimizer_state.scale = other.optimizer_state.scale = float(rng.uniform(0.5, 1.0))
+        elif chance == 5 and one.optimizer_state is not None:
+            with pytest.raises(lm.NonFiniteError):
+                one.train_on_batch(np.full((3, 4), np.nan), np.zeros((3, 2)), loss="huber", optimizer=rule)
+        elif chance == 6:
+            one.optimizer_state = other.optimizer_state = None
+        if len(one.frozen_layers) == len(names) - 1:
+            one.unfreeze()
+        other = other.copy()
+        other._frozen = one.frozen_layers
+        rows = int(rng.integers(2, 5))
+        x, y = rng.standard_normal((rows, 4)), rng.standard_normal((rows, 2))
+        losses = [model.train_on_batch(x, y, loss="huber", optimizer=rule) for model in (one, other)]
+        assert losses[0] == losses[1]
+        for a, b in zip(everything(one), everything(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for name, value in one.state.items():
+            np.testing.assert_array_equal(value, other.state[name])
+
+
+def test_layers_frozen_on_the_way_stay_as_they_are():
+    model = lm.Sequential([Dense(3), Dense(2)], input_shape=4)
+    step(model)
+    step(model)
+    model.freeze("dense_1")
+    before = {name: value.copy() for name, value in model.parameters.items()}
+    for _ in range(3):
+        step(model)
+        for name in ("dense_1.kernel", "dense_1.bias"):
+            np.testing.assert_array_equal(model.parameters[name], before[name])
+    assert not np.array_equal(model.parameters["dense_2.kernel"], before["dense_2.kernel"])
+
+
+@pytest.mark.parametrize(
+    "rule", [SGD(0.1), SGD(0.1, momentum=0.9), SGD(0.1, momentum=0.9, nesterov=True), Adam(), AdamW(0.1)]
+)
+def test_updates_in_place_have_the_bits_of_the_formula(rule):
+    class Written(type(rule)):  # whose formula the engine does not know
+        def update(self, xp, p, g, slots, lr, t):
+            return super().update(xp, p, g, slots, lr, t)
+
+    one, other = large(), large()
+    for _ in range(3):
+        assert step(one, rule) == step(other, Written(**rule.config()))
+    for a, b in zip(everything(one)[3:], everything(other)[3:], strict=True):
+        np.testing.assert_array_equal(a, b)

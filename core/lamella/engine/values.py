@@ -140,8 +140,8 @@ class Values:
             before = OptimizerState.start(optimizer, self.parameters)
         before = before.with_optimizer(optimizer)
         t, began, scale = before.t + 1, before.began, before.scale
-        fixed = not isinstance(optimizer.learning_rate, Schedule)
-        rate = scale * optimizer.learning_rate if fixed else before.learning_rate(t)
+        given = optimizer.learning_rate
+        rate = before.learning_rate(t) if isinstance(given, Schedule) else scale * given
         spare, self._spare = self._spare, None  # if the step fails, nobody knows what was written
         if spare is None or spare.optimizer is None or spare.optimizer.slots.keys() != before.slots.keys():
             slots = {name: slot.copy() for name, slot in before.slots.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lamella.errors import DataError, did_you_mean
-from lamella.protocol.spec import ArraySpec
+from lamella.protocol.spec import FLOATS, ArraySpec
 
 __all__ = ["as_array", "as_inputs", "as_weights", "cast", "for_each", "naming", "row_count", "unwritable"]
 
@@ -56,7 +56,14 @@ def as_inputs(names: Sequence[str], specs: Sequence[ArraySpec], x: Any) -> tuple
     return tuple(_fit(name, spec, array, sizes) for name, spec, array in zip(names, specs, arrays, strict=True))
 
 
+_FLOATS = {name: np.dtype(name) for name in FLOATS}
+
+
 def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str]]) -> np.ndarray[Any, Any]:
+    if type(value) is np.ndarray and value.dtype is _FLOATS.get(spec.dtype) and value.shape[1:] == spec.shape[1:]:
+        rows = value.shape[:1]
+        if rows and sizes.setdefault("N", (rows[0], name))[0] == rows[0]:
+            return value
     where = f"input {name!r}: expected {spec}"
     if "cupy" in type(value).__module__:
         value = value.get()

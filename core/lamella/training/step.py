@@ -35,7 +35,7 @@ _KEPT = 4  # numbers of rows for which steps are kept
 
 
 def prepared(network: Network, plan: Plan, rows: int, kept: list[Storage]) -> Slices:
-    """Return the prepared passes of a batch. ``kept`` holds buffers of gradients, and gets more where they are needed."""
+    """Return the prepared passes of a batch; ``kept`` holds buffers of gradients, and gets more where they are needed."""
     device, threads = network.device, thread_count()
     sizes = slice_rows(network.graph, rows, threads) if device.uses_threads else [rows]
     count = min(threads, len(sizes))
