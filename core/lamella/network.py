@@ -51,8 +51,8 @@ class Network:
         self.device: Backend = get_backend(backend)
         learned = {name: declared for name, declared in graph.arrays.items() if declared.trainable}
         kept = {name: declared for name, declared in graph.arrays.items() if not declared.trainable}
-        storages = (Storage(Layout(some), graph.dtype, self.device) for some in (learned, kept))
-        self.values = Values(*storages)
+        parameters, state = (Storage(Layout(some), graph.dtype, self.device) for some in (learned, kept))
+        self.values = Values(parameters, state)
         self._frozen = graph.frozen_layers
         self._outer: weakref.WeakSet[Network] = weakref.WeakSet()  # networks that took this one as a layer
         self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
@@ -63,8 +63,8 @@ class Network:
 
     def _adopt_inner_models(self) -> None:
         """Start with the values of models that were used as layers, those that hold others last."""
-        for inner in sorted(self.graph.models, key=lambda inner: len(getattr(inner, "graph", inner).models)):
-            source = Network(inner, frozen=inner.frozen_layers) if isinstance(inner, Graph) else inner
+        for inner in sorted(self.graph.models, key=_depth):
+            source: Network = Network(inner, frozen=inner.frozen_layers) if isinstance(inner, Graph) else inner
             self._take(source, self._shared_layers(source))
             source._outer.add(self)
 
@@ -391,6 +391,12 @@ class Network:
     def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
         """Run through the model's own layers on other nodes; called by the graph."""
         return self.graph.expand(*nodes)
+
+
+def _depth(model: Any) -> int:
+    """How many models a model, or a graph, holds."""
+    graph: Graph = model if isinstance(model, Graph) else model.graph
+    return len(graph.models)
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

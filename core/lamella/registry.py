@@ -147,6 +147,10 @@ class Kind:
             return "" if isinstance(thing, self.of) else f"a {self.called}"
         return "" if callable(thing) else "a function"
 
+    def gives(self, value: Any) -> bool:
+        """Whether a value is an instance of a class of this kind."""
+        return self.base is not None and isinstance(value, self.base)
+
     def resolve(self, value: Any) -> Any:
         """Return an instance of the base class, from an instance, a subclass that needs no arguments, or a name."""
         assert self.base is not None

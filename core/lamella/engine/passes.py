@@ -355,8 +355,8 @@ class Pass:
                             f"ctx.grad({local}=...)"
                         )
                     if part is None:
-                        known = self.collected.get(full)
-                        self.collected[full] = gradient if known is None else known + gradient
+                        before = self.collected.get(full)
+                        self.collected[full] = gradient if before is None else before + gradient
                     elif adds:
                         part += self.backend.storable(gradient)
                     elif gradient is not part:

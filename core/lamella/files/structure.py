@@ -94,7 +94,7 @@ class Writer:
 
     def configured(self, value: Configured) -> Any:
         """An object by its registered name; an unregistered class stands for itself, and fits no file."""
-        kind = next((kind for kind in _KINDS.values() if isinstance(value, kind.base)), None)
+        kind = next((kind for kind in _KINDS.values() if kind.gives(value)), None)
         if kind is None:
             return value
         entry = kind.entry_of(type(value))

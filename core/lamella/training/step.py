@@ -6,6 +6,7 @@ A step changes nothing that it is given. It returns new values, which the caller
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ class TrainStep:
         self.network, self.plan, self.losses, self.rules = network, plan, losses, rules
         self._slices, self._gradients = slices, slices.gradients
         self._threads = thread_count() if network.device.uses_threads else 1
-        self._known: list[tuple[Any, ...]] = []  # pieces, with the buffers that they are of
+        self._known: list[tuple[tuple[Any, ...], list[_Piece]]] = []  # with the buffers that they are of
         self._updated: tuple[str, ...] = ()
 
     def __call__(
@@ -190,8 +191,9 @@ class TrainStep:
         parameters, target, slots = values.parameters, move.after.parameters, move.before.slots
         assert move.after.optimizer is not None
         new_slots = move.after.optimizer.slots
-        for *buffers, pieces in self._known:
-            if buffers[0] is parameters and buffers[1] is target and buffers[2] is slots and buffers[3] is new_slots:
+        buffers = parameters, target, slots, new_slots
+        for known, pieces in self._known:
+            if all(map(operator.is_, known, buffers)):
                 return pieces
         runs, device = self._gradients.runs, self.network.device
         if device.uses_threads and sum(run.stop - run.start for run in runs) > PIECE:
@@ -207,7 +209,7 @@ class TrainStep:
             for run in runs
         ]
         if device.views_are_live:
-            self._known = [*self._known[-1:], (parameters, target, slots, new_slots, pieces)]
+            self._known = [*self._known[-1:], (buffers, pieces)]
         return pieces
 
 
