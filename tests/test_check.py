@@ -15,8 +15,8 @@ import pytest
 import lamella as lm
 from lamella import cli
 from lamella.new_plugin import create
-from lamella.testing.check import laws
-from lamella.testing.package import examine, find_package
+from lamella.testing.laws import laws
+from lamella.testing.package import find_package, verdicts_of
 from lamella_layers import Flatten
 
 ALL = list(laws())
@@ -80,7 +80,7 @@ def test_a_sound_module_is_checked_before_anything_is_packaged(module, capsys):
     status, out, error = checked(module("sound", "Doubled(),"), capsys=capsys)
     heading, line, *_, last = out.splitlines()
     assert (status, error) == (0, "")
-    assert heading.split() == ["layer", "specimen", "laws", "seconds"]
+    assert heading.split() == ["name", "specimen", "laws", "seconds"]
     assert re.fullmatch(rf"doubled +Doubled\(\) on \(N, 4\) float32 +{len(ALL)} hold +\d+\.\d\d", line)
     assert last == "specimens: 1, all laws hold"
 
@@ -142,8 +142,8 @@ def test_json_holds_the_verdicts(module, capsys):
     ("target", "words"),
     [
         ("lamela", "'lamela': no installed distribution, package or module of that name; .* Did you mean 'lamella'"),
-        ("lamella:Desne", r"'lamella' has no layer 'Desne'\. Did you mean 'dense'\? Expected one of activation, "),
-        ("lamella_onnx", "'lamella_onnx' gives no layers, losses or specimens, so there is nothing to examine"),
+        ("lamella:Desne", r"'lamella' has no layer 'Desne'\. Did you mean 'dense'\? Expected one of accuracy, "),
+        ("lamella_onnx", "'lamella_onnx' gives no layers, losses, optimizers, ..., so there is nothing to examine"),
         ("json", "'json' has no hooks, so there is nothing to examine.*, or name the module .* such as json.my_layer"),
         ("json:dumps", "'json' has no hooks, so there is nothing to examine"),
         ("lamella-new", r"'lamella-new' is not installed, .* Likely fix: python -m pip install -e \./lamella-new\n"),
@@ -253,7 +253,7 @@ def test_a_layer_that_ends_the_program_is_broken():
         def forward_pass(self, ctx, x):
             raise SystemExit(0)
 
-    (verdict,) = examine(lm.testing.Specimen(Quits(), lm.ArraySpec(("N", 4))))
+    (verdict,) = verdicts_of(lm.testing.Specimen(Quits(), lm.ArraySpec(("N", 4))))
     assert (verdict.law, verdict.outcome, verdict.detail) == ("runs", "broken", "SystemExit: 0")
 
 
@@ -337,8 +337,8 @@ def test_specimens_that_cannot_be_had_are_told_once(before, words, plugin, capsy
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda x: (Flatten, x), "expected a layer or a loss, got the class Flatten; did you mean Flatten()?"),
-        (lambda x: ("flatten", x), "expected a layer or a loss, got 'flatten'"),
+        (lambda x: (Flatten, x), "expected a layer, a loss, an activation, a metric or an optimizer, got the class Flatten; did you mean Flatten()?"),
+        (lambda x: ("flatten", x), "expected a layer, a loss, an activation, a metric or an optimizer, got 'flatten'"),
         (lambda x: (Flatten(), 3), "inputs: expected specs such as lamella.ArraySpec(('N', 4)), got 3"),
         (lambda x: (Flatten(), lm.ArraySpec((3,))), "the batch axis first, got (3,) float32"),
         (lambda x: (Flatten(), x, "Identity"), "operators: expected names such as ('Conv',), got 'Identity'"),

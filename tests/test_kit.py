@@ -15,7 +15,7 @@ import lamella as lm
 from lamella import registry
 from lamella.terminal import Terminal
 from lamella.testing import ConformanceError, Specimen, check_layer, check_specimen
-from lamella.testing.check import laws
+from lamella.testing.laws import laws
 from lamella_layers import (
     LSTM,
     Activation,
@@ -188,7 +188,7 @@ class Affine(lm.Layer):
             dx = xp.clip(dx, -5.0, 5.0)
         if fault == "a little more gradient":
             shift = shift + 1e-9
-        if fault == "wrong for numbers above 8":
+        if fault == "wrong for values above 8":
             dx = xp.where(xp.abs(x) > 8.0, 2.0 * dx, dx)
         if fault == "gradient of a parameter":
             scale = 1.001 * scale
@@ -757,7 +757,7 @@ FAULTS = {
     ),
     "keeps state on the side": ("purity", "results of two equal calls.*a counter, cache or running value in a closure"),
     "state on the layer": ("purity", "is configuration and frozen.*state kept on the layer"),
-    "nondeterminism": ("purity", "results of two equal calls.*random numbers from elsewhere than ctx.uniform"),
+    "nondeterminism": ("purity", "results of two equal calls.*random values from elsewhere than ctx.uniform"),
     "global random state": ("purity", "changed the global random state.*ctx.uniform gives the same"),
     "statistics in a closure, updated in inference": ("purity", "equal calls in inference mode.*declare.state"),
     "statistics updated in inference": ("purity", "statistics that are updated in inference; update only if"),
@@ -798,10 +798,10 @@ FAULTS = {
     "asks for input 0 only": ("gradient", r"ctx.wants_dx = \(False, True\) in .* gradient of input 1"),
     "asks for input 1 only": ("gradient", r"ctx.wants_dx = \(True, False\)"),
     "one choice of three inputs": ("gradient", r"input 2: .* ctx.wants_dx = .* and \(True, False, True\) in"),
-    "each of the greatest gets all": ("gradient", "dx where numbers are equal.*in training mode.*divide it by their"),
+    "each of the greatest gets all": ("gradient", "dx where values are equal.*in training mode.*divide it by their"),
     "gradient limited": ("gradient", "1.05e.06 times the gradients, .*not linear in dy: it limits it"),
     "a little more gradient": ("gradient", "gradient of 'shift': 1.05e.06 times .*or adds a constant"),
-    "wrong for numbers above 8": ("gradient", r"in inference mode .*wrong only where the input is large, from .* on"),
+    "wrong for values above 8": ("gradient", r"in inference mode .*wrong only where the input is large, from .* on"),
     "saves nothing": ("gradient", r"ctx.saved is empty, since forward_pass saved nothing: ctx.save\(...\) is missing"),
     "state never used": ("gradient", "state 'mean' is declared, but no step updates it, and no output depends on it"),
     "state written in place": ("purity", r"read-only; inputs, parameters and state .* of state by ctx.update"),
@@ -853,7 +853,7 @@ FAULTS = {
     "kernel of NumPy for very large inputs": ("backends", "values about 300, .*the NumPy kernel of 'sift' differs"),
     "kernel of ONNX for halves": ("onnx", "multiples of 0.5: onnxruntime differs"),
     "kernel of ONNX for very large inputs": ("onnx", "values around 300: onnxruntime differs"),
-    "no number at zero": ("purity", "dx of input 0 for zeros: not a number at .*make the divisor safe"),
+    "no number at zero": ("finite", "dx of input 0 for zeros, in training mode: nan at .*make the divisor safe"),
     "wrong shape": ("shapes", r"build said \(N, 5\) float64 for 3 rows, it returned \(3, 4\).*another shape or dtype"),
     "wrong dtype": ("shapes", r"build said \(N, 4\) int64 .* returned \(3, 4\) float64.*another shape or dtype"),
     "wrong name of an axis": ("shapes", r"build said \(N, T\) float32; axis 1 has size 2, and 'T' is 1.*a new name"),
@@ -947,7 +947,7 @@ def test_planted_faults_are_caught_by_their_law_which_tells_their_cause(fault, m
         monkeypatch.setitem(bell.kernels, "onnx", BELLS[fault])
     law, words = FAULTS[fault]
     layer, *specs = faulty(fault)
-    with pytest.raises(ConformanceError, match=r"breaks \d of 7 laws") as caught:
+    with pytest.raises(ConformanceError, match=r"breaks \d of 8 laws") as caught:
         check_layer(layer, *specs)
     report = caught.value.report
     said = {v.law: [f"{v.law}: {' '.join(f.lines())}" for f in v.faults] for v in report.broken}
@@ -981,7 +981,7 @@ def test_the_report_is_a_table_and_data():
     for line, law in zip([line for line in lines if " holds " in line], laws(), strict=True):
         assert line.split("holds")[0].strip() == law
     assert len({line.index("holds") for line in lines if "holds" in line}) == 1  # columns stand in line
-    assert repr(report) == "<ConformanceReport: Dense(3) on (N, 4) float32 obeys 7 laws>"
+    assert repr(report) == "<ConformanceReport: Dense(3) on (N, 4) float32 obeys 8 laws>"
     data = report.as_dict()
     assert (data["conforms"], data["seed"], data["subject"]) == (True, 0, lines[0])
     assert [verdict["law"] for verdict in data["verdicts"]] == list(laws())
@@ -1001,7 +1001,7 @@ def test_a_broken_report_prints_in_colour_on_a_terminal_and_holds_every_fault_as
     fault = json.loads(json.dumps(report.as_dict()))["verdicts"][0]["faults"][0]
     assert len(fault["index"]) == 1
     assert fault["found"] != pytest.approx(fault["expected"])
-    assert fault["witness"] == scale.witness
+    assert fault["counterexample"] == scale.counterexample
     terminal = Terminal(io.StringIO(), is_terminal=True, width=100)
     terminal.print(report.table())
     assert "\x1b[1;31mbroken" in terminal.stream.getvalue()
@@ -1075,7 +1075,7 @@ def test_faults_are_shown_by_the_fewest_rows_the_smallest_shape_and_short_number
     with pytest.raises(ConformanceError) as caught:
         check_layer(Corner(), lm.ArraySpec(("N", 4, 6)))
     fault = caught.value.report.broken[0].faults[0]
-    assert re.fullmatch(r"x = \[(\[\[ ?-?\d\.\d?, +-?\d\.\d? ?\]\](, )?){3}\]", fault.witness), fault.witness
+    assert re.fullmatch(r"x = \[(\[\[ ?-?\d\.\d?, +-?\d\.\d? ?\]\](, )?){3}\]", fault.counterexample), fault.counterexample
     assert "batch of 3" in fault.message
     n, _, k = fault.index
     assert (n < 3, k < 2) == (True, True)
@@ -1102,7 +1102,7 @@ def test_axes_that_must_be_equal_shrink_together_and_symbolic_ones_too():
         check_layer(Product(), lm.ArraySpec(("N", "T", 4)), lm.ArraySpec(("N", 4, 3)))
     (fault,) = caught.value.report.broken[0].faults
     assert fault.subject == "dx of input 1"
-    assert re.fullmatch(r"input 0 = \[\[\[-?\d\.\d\]\]\], input 1 = \[\[\[-?\d\.\d\]\]\]", fault.witness), fault.witness
+    assert re.fullmatch(r"input 0 = \[\[\[-?\d\.\d\]\]\], input 1 = \[\[\[-?\d\.\d\]\]\]", fault.counterexample), fault.counterexample
     assert fault.cause == "off by a factor -1: a sign is wrong"
 
 

@@ -12,7 +12,7 @@ from lamella.testing.case import Case
 from lamella_layers import Activation, Dense, Dropout
 
 SPECIMENS = registry.specimens()
-LAWS = ["gradient", "purity", "slicing", "backends", "onnx", "round trip", "shapes"]
+LAWS = ["gradient", "purity", "finite", "slicing", "backends", "onnx", "round trip", "shapes"]
 
 
 @pytest.mark.parametrize("specimen", SPECIMENS, ids=lambda s: repr(s.subject))

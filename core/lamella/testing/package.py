@@ -1,4 +1,4 @@
-"""What a package gives that the laws can examine: its layers and losses, each with the specimens that show it."""
+"""What a package gives, each with the specimens that show it to the laws."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,27 +15,37 @@ from typing import Any
 from lamella import hookspecs, registry
 from lamella.configuration import Configured
 from lamella.errors import RegistryError, did_you_mean
-from lamella.protocol import Layer
+from lamella.protocol import ArraySpec, Layer
 from lamella.registry import FAILURES, Entry, Plugin, Registry, canonical
-from lamella.testing.check import ConformanceError, Verdict, check_specimen
+from lamella.testing.check import ConformanceError, check_specimen
+from lamella.testing.laws import laws_of
+from lamella.testing.laws.metrics import takes
+from lamella.testing.report import Verdict
 from lamella.testing.specimen import Specimen
+from lamella.testing.subjects import described, kind_of
 
-__all__ = ["Package", "Subject", "described", "examine", "find_package", "title"]
+__all__ = ["Package", "Subject", "find_package", "title", "verdicts_of", "words_of"]
+
+
+KINDS = ("layers", "losses", "activations", "optimizers", "metrics", "schedules", "initializers")
+"""What is examined, or told not to be."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A layer, a loss or an activation of a package.
+    """One thing that a package gives: a layer, say, or an optimizer.
 
     Attributes:
         name: under which it is registered; of what is not registered, the name of its class.
-        cls: its class; of an activation, None.
+        kind: what the hook for it gives, as in ``"layers"``.
+        cls: its class; of activations and initializers, which are objects, None.
         origin: distribution and version, or the module.
-        specimens: what shows it; without any, it can't be examined and so fails.
+        specimens: what shows it.
         lost: why the plugin's specimens can't be had, or nothing.
     """
 
     name: str
+    kind: str
     cls: type | None
     origin: str
     specimens: tuple[Specimen, ...]
@@ -42,13 +53,40 @@ class Subject:
 
     @property
     def fault(self) -> str:
-        """Why it can't be examined, or nothing."""
-        if self.specimens:
+        """Why it can't be examined although plugins owe specimens of such things, or nothing."""
+        if self.specimens or self.kind not in OWED:
             return ""
         return self.lost or (
             f"{self.name!r} has no specimen, so nothing can be examined. Likely fix: return one from the hook "
-            "lamella_specimens beside it, such as Specimen(MyLayer(3), (lm.ArraySpec(('N', 4)),))"
+            f"lamella_specimens beside it, such as {OWED[self.kind]}"
         )
+
+    @property
+    def not_examined(self) -> str:
+        """Why nothing is said of it, for kinds of which no specimens are owed, or nothing."""
+        if self.specimens or self.kind in OWED:
+            return ""
+        if not laws_of(self.kind):
+            return f"there are no laws for {self.kind}"
+        some = SHOWN_BY[self.kind].format(getattr(self.cls, "__name__", self.name))
+        return f"it can't be made or drawn for without arguments; show it by a specimen, such as {some}"
+
+
+OWED = {
+    "layers": "Specimen(MyLayer(3), (lm.ArraySpec(('N', 4)),))",
+    "losses": "Specimen(MyLoss(), (lm.ArraySpec(('N', 4)), lm.ArraySpec(('N', 4)))), of prediction and target",
+    "activations": "Specimen(my_activation, (lm.ArraySpec(('N', 4)),)), or one of a layer that applies it",
+}
+"""The kinds of which every plugin shows specimens, and one of each."""
+
+SHOWN_BY = {"optimizers": "Specimen({}(...), ())", "metrics": "Specimen({}(...), (prediction, target))"}
+
+FORMS = (
+    (ArraySpec(("N", 5)), ArraySpec(("N",), "int64", low=0, high=5)),  # classes
+    (ArraySpec(("N", 1)), ArraySpec(("N", 1), "int64", low=0, high=2)),  # decisions
+    (ArraySpec(("N", 5)), ArraySpec(("N", 5))),  # values
+)
+"""What metrics without specimens are tried on: predictions and targets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +116,7 @@ class _Module:
 
 
 def find_package(target: str) -> Package:
-    """What there is to examine.
+    """Return what there is to examine.
 
     Arguments:
         target: the name of a distribution, a package or a module, registered or not; ``"name:layer"`` for one layer
@@ -105,12 +143,12 @@ def find_package(target: str) -> Package:
         chosen = [subject for subject in subjects if layer in (subject.name, getattr(subject.cls, "__name__", ""))]
         subjects, faults = chosen or [_unregistered(name, layer, plugins, subjects, faults)], []
     if not subjects and not faults:
-        raise RegistryError(f"{name!r} gives no layers, losses or specimens, so there is nothing to examine")
+        raise RegistryError(f"{name!r} gives no layers, losses, optimizers, ..., so there is nothing to examine")
     return Package(target, tuple(subjects), tuple(faults))
 
 
-def examine(specimen: Specimen) -> tuple[Verdict, ...]:
-    """What each law says of a specimen; one verdict, ``"runs"``, where the layer does not get as far as the laws."""
+def verdicts_of(specimen: Specimen) -> tuple[Verdict, ...]:
+    """What each law says of a specimen; one verdict, ``"runs"``, where it does not get as far as the laws."""
     doing = f"{type(specimen.subject).__name__}.__repr__ failed: "
     try:
         repr(specimen.subject)
@@ -122,10 +160,10 @@ def examine(specimen: Specimen) -> tuple[Verdict, ...]:
         return (Verdict("runs", "broken", f"{doing}{type(error).__name__}: {error}"),)
 
 
-def described(specimen: Specimen) -> str:
+def words_of(specimen: Specimen) -> str:
     """What a specimen shows, in its own words; where its ``__repr__`` fails, its class."""
     try:
-        return repr(specimen.subject)
+        return described(specimen.subject)
     except FAILURES:
         return f"{type(specimen.subject).__name__}(...)"
 
@@ -138,7 +176,7 @@ def title(specimen: Specimen) -> str:
     >>> title(Specimen(Dense(3), (lm.ArraySpec(("N", 4)),)))
     'Dense(3) on (N, 4) float32'
     """
-    return f"{described(specimen)} on {', '.join(map(str, specimen.inputs))}"
+    return f"{words_of(specimen)}{' on ' if specimen.inputs else ''}{', '.join(map(str, specimen.inputs))}"
 
 
 def _belongs(plugin: Plugin, name: str) -> bool:
@@ -201,7 +239,7 @@ def _subjects(source: Any, plugins: list[Plugin]) -> tuple[list[Subject], list[s
     faults = []
     lost = {}
     for plugin in plugins:
-        for kind in ("layers", "losses", "activations"):
+        for kind in KINDS:
             entries += [(entry, kind) for entry in source.entries(kind, plugin)]
         try:
             specimens += [(specimen, plugin) for specimen in source.specimens(plugin)]
@@ -211,21 +249,40 @@ def _subjects(source: Any, plugins: list[Plugin]) -> tuple[list[Subject], list[s
         if plugin.error:
             faults.append(f"{plugin} could not be loaded: {plugin.error}")
         faults += _taken(source, plugin)
-    subjects, shown = [], set()
+    subjects: list[Subject] = []
+    known: list[Any] = []
     for entry, kind in entries:
-        why = lost.get(entry.plugin.key, "")
-        if kind != "activations":
-            own = tuple(specimen for specimen, _ in specimens if type(specimen.subject) is entry.object)
-            subjects.append(Subject(entry.name, entry.object, _origin(entry.plugin), own, why))
-            shown.add(entry.object)
-        elif not any(_mentions(specimen, entry) for specimen, _ in specimens):
-            subjects.append(Subject(entry.name, None, _origin(entry.plugin), (), why))
-    others = {type(specimen.subject): plugin for specimen, plugin in specimens}
-    for cls, plugin in others.items():
-        if cls not in shown:
-            own = tuple(specimen for specimen, _ in specimens if type(specimen.subject) is cls)
-            subjects.append(Subject(cls.__name__, cls, _origin(plugin), own))
+        own = tuple(specimen for specimen, _ in specimens if _shows(specimen, entry.object))
+        cls = entry.object if isinstance(entry.object, type) else None
+        if kind == "activations" and not own and any(_mentions(specimen, entry) for specimen, _ in specimens):
+            continue  # the layer shows it
+        if kind in SHOWN_BY and any(entry.object is one for one in known):
+            continue  # by another name
+        own = own or tuple(_made_for(kind, entry.object))
+        subjects.append(Subject(entry.name, kind, cls, _origin(entry.plugin), own, lost.get(entry.plugin.key, "")))
+        known.append(entry.object)
+    others = [pair for pair in specimens if not any(_shows(pair[0], one) for one in known)]
+    for cls, plugin in {type(specimen.subject): plugin for specimen, plugin in others}.items():
+        own = tuple(specimen for specimen, _ in others if type(specimen.subject) is cls)
+        subjects.append(Subject(cls.__name__, kind_of(own[0].subject), cls, _origin(plugin), own))
     return subjects, faults
+
+
+def _shows(specimen: Specimen, thing: Any) -> bool:
+    """Whether a specimen shows what is registered: a class, or an activation itself."""
+    return type(specimen.subject) is thing or specimen.subject is thing
+
+
+def _made_for(kind: str, cls: Any) -> Iterator[Specimen]:
+    """A specimen of an optimizer or a metric that carries none, if it needs no arguments."""
+    try:
+        if kind == "optimizers":
+            yield Specimen(cls(), ())
+        if kind == "metrics":
+            metric = cls()
+            yield next(Specimen(metric, form) for form in FORMS if takes(metric, form))
+    except FAILURES:  # it needs arguments, or data of another form
+        return
 
 
 def _taken(source: Any, plugin: Plugin) -> list[str]:
@@ -264,7 +321,7 @@ def _unregistered(name: str, layer: str, plugins: list[Plugin], subjects: list[S
         except ImportError:  # the name of a distribution need not be that of a module
             continue
         if cls:
-            return Subject(layer, cls, module, ())
+            return Subject(layer, "layers", cls, module, ())
     known = [subject.name for subject in subjects]
     expected = f"{did_you_mean(layer, known)} Expected one of {', '.join(sorted(known)) or 'none'}"
     raise RegistryError("\n".join([f"{name!r} has no layer {layer!r}.{expected}", *faults]))

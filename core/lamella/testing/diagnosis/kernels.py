@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 
 from lamella.primitives import Primitive
-from lamella.testing.relation import same
+from lamella.testing.diagnosis.relation import same
 
 __all__ = ["kernels_that_differ"]
 

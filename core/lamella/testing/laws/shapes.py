@@ -19,12 +19,12 @@ ROWS = (1, 2, 7)
 
 def shapes(case: Case) -> str:
     """Outputs have the shape and dtype that ``build`` said, at any size of the batch and of axes known by name."""
-    case.examine(_predicts)
+    case.check(_predicts)
     for name in case.sizes:
-        case.examine(_at_other_sizes, name)
+        case.check(_at_other_sizes, name)
     refused = case.specimen.refuses
     for specs, words in refused:
-        case.examine(_refuses, specs, words)
+        case.check(_refuses, specs, words)
     outputs = ", ".join(map(str, case.model("float32").output_specs))
     return outputs + (f"; {len(refused)} bad input{'s' * (len(refused) > 1)} refused in words" if refused else "")
 
