@@ -380,6 +380,127 @@ class Curve(lm.Layer):
         return 2.0 * dy
 
 
+class Divides(lm.Layer):
+    """Functions with a divisor that may be 0, or underflows, as authors write them; ``slopes`` are their gradients."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def build(self, declare, x, *others):
+        return x.replace(shape=("N",)) if others else x.replace(low=None, high=None)
+
+    def forward_pass(self, ctx, x, *others):
+        ctx.save(x, *others)
+        return DIVISIONS[self.fault][0](ctx.xp, x, *others)
+
+    def backward_pass(self, ctx, dy):
+        return DIVISIONS[self.fault][1](ctx.xp, dy, *ctx.saved)
+
+
+def add(xp, x):
+    return xp.sum(x, axis=-1, keepdims=True)
+
+
+def norm(xp, x):
+    return xp.sqrt(add(xp, x * x))
+
+
+def deviation(xp, x):
+    return xp.sqrt(xp.mean(centered(xp, x) ** 2, axis=-1, keepdims=True))
+
+
+def centered(xp, x):
+    return x - xp.mean(x, axis=-1, keepdims=True)
+
+
+def squash_dx(xp, dy, x):
+    n = norm(xp, x)
+    return n / (1.0 + n * n) * dy + x / n * (1.0 - n * n) / (1.0 + n * n) ** 2 * add(xp, x * dy)
+
+
+def standardized_dx(xp, dy, x):
+    y = centered(xp, x) / deviation(xp, x)
+    return (centered(xp, dy) - y * xp.mean(dy * y, axis=-1, keepdims=True)) / deviation(xp, x)
+
+
+def cosine(xp, a, b):
+    return (add(xp, a * b) / (norm(xp, a) * norm(xp, b)))[:, 0]
+
+
+def cosine_dx(xp, dy, a, b):
+    dy, c, m, n = dy[:, None], cosine(xp, a, b)[:, None], norm(xp, a), norm(xp, b)
+    return dy * (b / (m * n) - c * a / m**2), dy * (a / (m * n) - c * b / n**2)
+
+
+def distance_dx(xp, dy, a, b):
+    d = dy[:, None] * (a - b) / norm(xp, a - b)
+    return d, -d
+
+
+DIVISIONS = {
+    "squash": (lambda xp, x: norm(xp, x) ** 2 / (1.0 + norm(xp, x) ** 2) * x / norm(xp, x), squash_dx),
+    "x over its norm": (
+        lambda xp, x: x / norm(xp, x),
+        lambda xp, dy, x: dy / norm(xp, x) - x * add(xp, x * dy) / norm(xp, x) ** 3,
+    ),
+    "x over |x|": (lambda xp, x: x / xp.abs(x), lambda xp, dy, x: 0.0 * dy),
+    "deviation without epsilon": (lambda xp, x: centered(xp, x) / deviation(xp, x), standardized_dx),
+    "cosine of zero vectors": (cosine, cosine_dx),
+    "one over x": (lambda xp, x: 1.0 / x, lambda xp, dy, x: -dy / (x * x)),
+    "x * x / x": (lambda xp, x: x * x / x, lambda xp, dy, x: dy),
+    "x over its sum": (
+        lambda xp, x: x / (add(xp, x) + 1e-9 * xp.astype(add(xp, xp.abs(x)) == 0.0, x.dtype)),
+        lambda xp, dy, x: dy / add(xp, x) - add(xp, dy * x) / add(xp, x) ** 2,
+    ),
+    "distance of equal inputs": (lambda xp, a, b: norm(xp, a - b)[:, 0], distance_dx),
+    "an epsilon that float32 takes for 0": (
+        lambda xp, x: x * x / (x * x + 1e-60),
+        lambda xp, dy, x: 2.0 * x * 1e-60 / (x * x + 1e-60) ** 2 * dy,
+    ),
+    "the log of the lowest value": (lambda xp, x: xp.log(x), lambda xp, dy, x: dy / x),
+}
+LOWEST = lm.ArraySpec(("N", 4), low=0.0, high=9.0)
+
+
+class Keeper(lm.Layer):
+    """y = x * x, which changes what it has saved where a fault says so."""
+
+    def __init__(self, fault=""):
+        self.fault = fault
+
+    def forward_pass(self, ctx, x):
+        y, kept = x * x, 2.0 * x
+        ctx.save(x, kept)
+        if self.fault == "saved array changed in forward_pass":
+            kept += 1.0
+        return y
+
+    def backward_pass(self, ctx, dy):
+        _, kept = ctx.saved
+        if self.fault == "saved array changed in backward_pass":
+            kept *= dy
+            return kept
+        return dy * kept
+
+
+class Doubler(lm.Layer):
+    """Doubles its input in place."""
+
+    def forward_pass(self, ctx, x):
+        x *= 2.0
+        return x
+
+    def backward_pass(self, ctx, dy):
+        return 2.0 * dy
+
+
+class Careless(lm.Layer):
+    """A layer whose output is changed by the one after it."""
+
+    def expand(self, x):
+        return Doubler()(Activation("sigmoid")(x))
+
+
 class Two(lm.Layer):
     """A large output and a small one, whose gradient is forgotten."""
 
@@ -854,6 +975,32 @@ FAULTS = {
     "kernel of ONNX for halves": ("onnx", "multiples of 0.5: onnxruntime differs"),
     "kernel of ONNX for very large inputs": ("onnx", "values around 300: onnxruntime differs"),
     "no number at zero": ("finite", "dx of input 0 for zeros, in training mode: nan at .*make the divisor safe"),
+    "squash": (
+        "finite",
+        r"output 0 for zeros, in training mode: nan at \[0, 0\].*x = \[\[0.\]\].*make the divisor safe",
+    ),
+    "x over its norm": ("finite", "output 0 for zeros, .*say so in their spec, .*not_finite="),
+    "x over |x|": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "deviation without epsilon": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "cosine of zero vectors": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "one over x": ("finite", "output 0 for zeros, in training mode: inf at .*where a finite value is expected"),
+    "x * x / x": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "x over its sum": ("finite", "output 0 for values that sum to 0, in training mode: -?inf at"),
+    "distance of equal inputs": ("finite", "dx of input 0 for zeros, .*the slope of sqrt.* or of a norm at 0"),
+    "an epsilon that float32 takes for 0": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "the log of the lowest value": ("finite", "output 0 for zeros, in training mode: -inf at .*say so in their spec"),
+    "saved array changed in forward_pass": (
+        "purity",
+        "saved array 1 was changed after ctx.save, by forward_pass.*ctx.save keeps references, not copies",
+    ),
+    "saved array changed in backward_pass": (
+        "purity",
+        r"saved array 1 was changed after ctx.save, by backward_pass.*at \[0, 0\]: .*Make a new array",
+    ),
+    "saved array changed by the next layer": (
+        "purity",
+        r"saved array 1 of .*[Aa]ctivation.* was changed after ctx.save, by forward_pass of .*[Dd]oubler",
+    ),
     "wrong shape": ("shapes", r"build said \(N, 5\) float64 for 3 rows, it returned \(3, 4\).*another shape or dtype"),
     "wrong dtype": ("shapes", r"build said \(N, 4\) int64 .* returned \(3, 4\) float64.*another shape or dtype"),
     "wrong name of an axis": ("shapes", r"build said \(N, T\) float32; axis 1 has size 2, and 'T' is 1.*a new name"),
@@ -904,6 +1051,13 @@ def faulty(fault):
         return Curve(fault), ROW
     if fault in BELLS:
         return Bell(), ROW
+    if fault in DIVISIONS:
+        two = "cosine" in fault or "distance" in fault
+        return Divides(fault), *([ROW, ROW] if two else [LOWEST if "lowest" in fault else ROW])
+    if fault == "saved array changed by the next layer":
+        return Careless(), ROW
+    if fault.startswith("saved array changed"):
+        return Keeper(fault), ROW
     if fault == "names that hide each other":
         return Share(), ROW
     if fault == "gradient of a small output":
@@ -969,6 +1123,7 @@ def test_the_sound_layers_pass():
     check_layer(Curve(""), ROW)
     check_layer(Bell(), ROW)
     check_layer(Greatest(), ROW)
+    check_layer(Keeper(), ROW)
 
 
 # The report
@@ -1075,7 +1230,9 @@ def test_faults_are_shown_by_the_fewest_rows_the_smallest_shape_and_short_number
     with pytest.raises(ConformanceError) as caught:
         check_layer(Corner(), lm.ArraySpec(("N", 4, 6)))
     fault = caught.value.report.broken[0].faults[0]
-    assert re.fullmatch(r"x = \[(\[\[ ?-?\d\.\d?, +-?\d\.\d? ?\]\](, )?){3}\]", fault.counterexample), fault.counterexample
+    assert re.fullmatch(r"x = \[(\[\[ ?-?\d\.\d?, +-?\d\.\d? ?\]\](, )?){3}\]", fault.counterexample), (
+        fault.counterexample
+    )
     assert "batch of 3" in fault.message
     n, _, k = fault.index
     assert (n < 3, k < 2) == (True, True)
@@ -1102,7 +1259,9 @@ def test_axes_that_must_be_equal_shrink_together_and_symbolic_ones_too():
         check_layer(Product(), lm.ArraySpec(("N", "T", 4)), lm.ArraySpec(("N", 4, 3)))
     (fault,) = caught.value.report.broken[0].faults
     assert fault.subject == "dx of input 1"
-    assert re.fullmatch(r"input 0 = \[\[\[-?\d\.\d\]\]\], input 1 = \[\[\[-?\d\.\d\]\]\]", fault.counterexample), fault.counterexample
+    assert re.fullmatch(r"input 0 = \[\[\[-?\d\.\d\]\]\], input 1 = \[\[\[-?\d\.\d\]\]\]", fault.counterexample), (
+        fault.counterexample
+    )
     assert fault.cause == "off by a factor -1: a sign is wrong"
 
 

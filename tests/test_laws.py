@@ -100,6 +100,7 @@ FUNCTIONS = {
     "fast": (lambda xp, x: xp.sin(804.0 * x), lambda xp, x: 804.0 * xp.cos(804.0 * x)),
     "tiny": (lambda xp, x: 1e-9 * xp.tanh(x), lambda xp, x: 1e-9 * (1.0 - xp.tanh(x) ** 2)),
     "one": (lambda xp, x: xp.exp(x) / xp.exp(x), lambda xp, x: 0.0 * x),
+    "reciprocal": (lambda xp, x: 1.0 / x, lambda xp, x: -1.0 / (x * x)),
     "wrong": (lambda xp, x: xp.sin(x), lambda xp, x: 1.05 * xp.cos(x)),
 }
 
@@ -208,6 +209,19 @@ def test_only_layers_and_losses_are_examined():
     skipped = check_specimen(Specimen(Dense(3), lm.ArraySpec(("N", 3)), gradient="surrogate", reason="for show"))
     assert (skipped.verdicts[0].law, skipped.verdicts[0].outcome) == ("gradient", "skipped")
     assert "for show" in str(skipped)
+
+
+def test_results_that_are_not_finite_are_declared_or_kept_out_of_the_range():
+    with pytest.raises(ConformanceError, match="breaks 1 of 8 laws\n  finite: output 0 for zeros"):
+        check_layer(Function("reciprocal"), lm.ArraySpec(("N", 3)))
+    check_layer(Function("reciprocal"), lm.ArraySpec(("N", 3), low=0.01, high=9.0))
+    why = "1 / 0 is infinite"
+    report = check_specimen(Specimen(Function("reciprocal"), lm.ArraySpec(("N", 3)), not_finite=why))
+    verdicts = {verdict.law: verdict for verdict in report.verdicts}
+    assert (verdicts["finite"].outcome, verdicts["finite"].detail) == ("skipped", f"declared not finite: {why}")
+    assert [verdict.law for verdict in report.verdicts if verdict.outcome != "holds"] == ["finite"]
+    with pytest.raises(lm.ArgumentError, match="Specimen: not_finite: expected the reason in words, got True"):
+        Specimen(Function("reciprocal"), lm.ArraySpec(("N", 3)), not_finite=True)
 
 
 def test_an_error_in_build_says_that_build_failed():

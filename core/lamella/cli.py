@@ -258,7 +258,9 @@ def _new_plugin(arguments: argparse.Namespace) -> int:
 
 
 OWN = {
-    "check": Command("examine the layers of a package against the laws that all layers obey", _configure_check, _check),
+    "check": Command(
+        "examine what a package gives against the laws that all such things obey", _configure_check, _check
+    ),
     "layers": Command("list every layer that installed plugins give", _configure_layers, _layers),
     "new-plugin": Command("write a package for a layer of your own, ready to test", _configure_new_plugin, _new_plugin),
 }

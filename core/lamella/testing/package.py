@@ -83,8 +83,8 @@ SHOWN_BY = {"optimizers": "Specimen({}(...), ())", "metrics": "Specimen({}(...),
 
 FORMS = (
     (ArraySpec(("N", 5)), ArraySpec(("N",), "int64", low=0, high=5)),  # classes
-    (ArraySpec(("N", 1)), ArraySpec(("N", 1), "int64", low=0, high=2)),  # decisions
     (ArraySpec(("N", 5)), ArraySpec(("N", 5))),  # values
+    (ArraySpec(("N", 1)), ArraySpec(("N", 1), "int64", low=0, high=2)),  # yes-no decisions
 )
 """What metrics without specimens are tried on: predictions and targets."""
 

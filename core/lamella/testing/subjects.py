@@ -74,9 +74,8 @@ def described(subject: Any) -> str:
     """A subject in its own words; an activation, which has none, by its registered name or that of its function."""
     if not isinstance(subject, ActivationFunction):
         return repr(subject)
-    entry = registry.name_of("activations", subject)
-    name = entry.name if entry else getattr(subject.forward, "__name__", repr(subject.forward))
-    return f"activation {name!r}" if entry else f"activation {name}"
+    names = [entry.name for entry in registry.entries("activations") if entry.object is subject]
+    return f"activation {names[0]!r}" if names else f"activation {getattr(subject.forward, '__name__', 'of no name')}"
 
 
 def with_inputs(specimen: Any) -> str:

@@ -136,22 +136,22 @@ def _adds_up(case: MetricCase, sizes: tuple[int, ...]) -> None:
 
 
 def weights(case: MetricCase) -> str:
-    """No weight is a weight of 1, a row of weight 0 is not there, and one of weight 2 is there twice."""
-    case.check(_weights_of_one)
-    case.check(_weights_of_two)
-    return "weights of 0, 1 and 2 count rows"
+    """No weight is a weight of 1, a row of weight 0 does not count, and one of weight 2 counts as two rows."""
+    case.check(_weights_of_1)
+    case.check(_whole_weights)
+    return "weights of 0 to 3 count rows"
 
 
-def _weights_of_one(case: MetricCase) -> None:
+def _weights_of_1(case: MetricCase) -> None:
     batch = case.draw()
     cause = "sum(weight) is what counts the rows; without weights it is their number"
     sides = "without weights", "with ones"
     case.compare(case.update(*batch), case.update(*batch, np.ones(ROWS)), "no weights and weights of 1", cause, sides)
 
 
-def _weights_of_two(case: MetricCase) -> None:
+def _whole_weights(case: MetricCase) -> None:
     prediction, target = case.draw()
-    counts = np.arange(ROWS) % 3
+    counts = np.arange(1, ROWS + 1) % 4
     rows = np.repeat(np.arange(ROWS), counts)
     repeated, weighted = (
         case.update(prediction[rows], target[rows]),
@@ -160,7 +160,7 @@ def _weights_of_two(case: MetricCase) -> None:
     one, two = case.result(repeated), case.result(weighted)
     if not np.isclose(one, two, rtol=1e-9, atol=1e-12, equal_nan=True):
         raise Broken(
-            f"the result is {one:.7g} for rows that stand there 0, 1 and 2 times, and {two:.7g} for those weights",
+            f"the result is {one:.7g} for rows that are there 0 to 3 times, and {two:.7g} for those weights",
             subject="the result",
             cause="the weight is left out, or multiplies only some of the sums",
         )

@@ -174,14 +174,14 @@ def _in_another_shape(case: OptimizerCase, whole: Named, p: Array, gradients: li
 
 
 def descent(case: OptimizerCase) -> str:
-    """On a convex bowl, no entry moves up its slope at first, and the height is lower after some steps."""
+    """On a convex bowl, no entry moves up its slope at first, and the loss is lower after some steps."""
     fall = case.check(_falls)
     case.check(_obeys_the_rate)
-    return f"{fall:.2g} of the height of a bowl is left after {STEPS} steps" if fall is not None else ""
+    return f"{STEPS} steps take the loss of a bowl from 1 to {fall:.3g}" if fall is not None else ""
 
 
 def _falls(case: OptimizerCase) -> float:
-    """The height of ``sum(c (p - a)^2) / 2`` at the end, relative to that at the start, p = 0."""
+    """The loss ``sum(c (p - a)^2) / 2`` at the end, relative to that at the start, p = 0."""
     rng = np.random.default_rng([case.seed, 3])
     a = rng.uniform(1.0, 3.0, 6) * np.where(rng.integers(0, 2, 6), 1.0, -1.0)
     c = rng.uniform(0.5, 2.0, 6)
@@ -198,14 +198,14 @@ def _falls(case: OptimizerCase) -> float:
                 cause="a sign: p - lr * direction goes downhill",
             )
         p = new
-    height = float(np.sum(c * (p - a) ** 2) / np.sum(c * a * a))
-    if not height < 1.0:
+    loss = float(np.sum(c * (p - a) ** 2) / np.sum(c * a * a))
+    if not loss < 1.0:
         raise Broken(
-            f"after {STEPS} steps on a bowl with lr={RATE} the height is {height:.7g} times that at the start",
-            subject="the height of the bowl",
+            f"{STEPS} steps on a bowl with lr={RATE} take the loss from 1 to {loss:.7g}; it must fall",
+            subject="the loss",
             cause="the step does not follow the gradient, or grows without bound",
         )
-    return height
+    return loss
 
 
 def _obeys_the_rate(case: OptimizerCase) -> None:
@@ -277,7 +277,9 @@ def _agrees(case: OptimizerCase, name: str, as_arrays: bool) -> float:
             if as_arrays
             else "a function of NumPy, or a method of its arrays; call the functions of xp",
         ) from error
-    return compare(expected, given, f"results on NumPy and{form}", 1e-9, sides=("results on NumPy", form.strip()))
+    return compare(
+        expected, given, f"results on NumPy and{form}", 1e-9, sides=("NumPy", form.strip().removeprefix("on "))
+    )
 
 
 OPTIMIZER_LAWS: dict[str, Callable[[Any], str]] = {
