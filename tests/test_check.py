@@ -80,8 +80,8 @@ def test_a_sound_module_is_checked_before_anything_is_packaged(module, capsys):
     status, out, error = checked(module("sound", "Doubled(),"), capsys=capsys)
     heading, line, *_, last = out.splitlines()
     assert (status, error) == (0, "")
-    assert heading.split() == ["name", "specimen", "laws", "seconds"]
-    assert re.fullmatch(rf"doubled +Doubled\(\) on \(N, 4\) float32 +{len(ALL)} hold +\d+\.\d\d", line)
+    assert heading.split() == ["name", "kind", "specimen", "laws", "seconds"]
+    assert re.fullmatch(rf"doubled +layer +Doubled\(\) on \(N, 4\) float32 +{len(ALL)} hold +\d+\.\d\d", line)
     assert last == "specimens: 1, all laws hold"
 
 
@@ -269,12 +269,12 @@ def test_optimizers_metrics_and_activations_are_examined_or_named(rules, capsys)
     assert status == 0, out
     assert [line.split()[:2] for line in lines[1:4]] == [
         ["cube", "activation"],
-        ["signs", "Signs()"],
-        ["bias", "Bias()"],
+        ["signs", "optimizer"],
+        ["bias", "metric"],
     ]
     assert "Bias() on (N, 5) float32, (N, 5) float32" in lines[3]
     told = [line for line in lines if line.startswith("not examined")]
-    assert told[0].startswith("not examined  optimizers powers: ")
+    assert told[0].startswith("not examined  optimizers powers: it needs arguments; ")
     assert told[0].endswith("show it by a specimen, such as Specimen(Powers(...), ())")
     assert told[1].endswith("such as Specimen(Odd(...), (prediction, target))")
     assert told[2:] == [
@@ -285,7 +285,8 @@ def test_optimizers_metrics_and_activations_are_examined_or_named(rules, capsys)
 
 
 def test_specimens_of_optimizers_and_metrics_are_examined(rules, capsys):
-    more = "lm.testing.Specimen(Powers(0.5), ()), lm.testing.Specimen(Bias(), (lm.ArraySpec(('N', 2)),) * 2)"
+    more = "lm.testing.Specimen(Root(0.1), ()), lm.testing.Specimen(lm.regularization.L2(), ()), "
+    more += "lm.testing.Specimen(Powers(0.5), ()), lm.testing.Specimen(Bias(), (lm.ArraySpec(('N', 2)),) * 2)"
     status, out, _ = checked("--json", rules("shown", shift=0.5, more=more), capsys=capsys)
     (package,) = json.loads(out)["packages"]
     found = {one["layer"]: one for one in package["specimens"]}
@@ -296,7 +297,7 @@ def test_specimens_of_optimizers_and_metrics_are_examined(rules, capsys):
     assert found["bias"]["inputs"] == ["(N, 2) float32"] * 2
     broken = [verdict for verdict in found["bias"]["verdicts"] if verdict["outcome"] == "broken"]
     assert broken[0]["detail"] == "update wrote into the target"
-    assert [one["name"] for one in package["not_examined"]] == ["odd", "root", "near_zero"]
+    assert [one["name"] for one in package["not_examined"]] == ["odd", "root", "near_zero", "L2"]
 
 
 def test_pytest_examines_optimizers_and_skips_what_has_no_laws(rules):

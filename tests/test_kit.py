@@ -1200,6 +1200,16 @@ def test_laws_that_fail_since_a_layer_writes_into_its_input_refer_to_purity(faul
     }
 
 
+def test_laws_that_fail_since_a_layer_changes_what_it_saved_refer_to_purity():
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Keeper("saved array changed in forward_pass"), ROW)
+    laws = {verdict.law: verdict for verdict in caught.value.report.broken}
+    (fault,) = laws["purity"].faults
+    assert (fault.subject, fault.found) == ("saved array 1", pytest.approx(fault.expected + 1.0))
+    assert re.fullmatch(r"x = \[\[-?\d\.\d?\]\]", fault.counterexample)
+    assert {one.cause for one in laws["gradient"].faults} == {"the layer changes what it has saved: see purity"}
+
+
 def test_a_factor_of_nearly_1_is_shown_in_its_digits_and_taken_for_no_cause():
     with pytest.raises(ConformanceError, match=r"a factor of 1\.0004") as caught:
         check_layer(Affine("gradient nearly right"), ROW)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lamella import __version__
 from lamella.terminal import Column, Line, Table, Terminal, aside, styled
+from lamella.testing.contents import KINDS
 from lamella.testing.package import Package, Subject, find_package, title, verdicts_of, words_of
 from lamella.testing.report import Verdict
 
@@ -25,6 +26,11 @@ class _Row(NamedTuple):
     inputs: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     seconds: float
+
+    @property
+    def kind(self) -> str:
+        """Such as ``"layer"``."""
+        return "loss" if self.subject.kind == "losses" else self.subject.kind.removesuffix("s")
 
     @property
     def broken(self) -> list[Verdict]:
@@ -118,13 +124,10 @@ def _show(targets: list[tuple[str, _Row]], faults: list[str], packages: list[Pac
     """
     terminal = Terminal()
     rows = [row for _, row in targets]
-    heading = ("name", "specimen", "laws", "seconds")
-    cells = [(row.subject.name, row.title, row.summary, f"{row.seconds:.2f}") for row in rows]
+    heading = ("name", "kind", "specimen", "laws", "seconds")
+    cells = [(row.subject.name, row.kind, row.title, row.summary, f"{row.seconds:.2f}") for row in rows]
     if terminal.is_terminal and rows:
-        table = Table(Column(name, right=name == "seconds") for name in heading)
-        for row, (name, specimen, laws, seconds) in zip(rows, cells, strict=True):
-            table.add(name, specimen, styled(laws, "red" if row.broken else "green"), seconds)
-        terminal.print(table)
+        terminal.print(_table(rows))
     elif rows:
         widths = [max(map(len, column)) for column in zip(heading, *cells, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (heading, *cells)))
@@ -154,6 +157,20 @@ def _show(targets: list[tuple[str, _Row]], faults: list[str], packages: list[Pac
         say(f"not examined  {kind} {', '.join(names)}: {reason}", "yellow")
     examined, broken = sum(bool(row.specimen) for row in rows), sum(bool(row.broken) for row in rows) + len(faults)
     say(f"specimens: {examined}, {f'broken: {broken}' if broken else 'all laws hold'}", "bold")
+
+
+def _table(rows: list[_Row]) -> Table:
+    """A table for a terminal, with a heading for each kind where there are several."""
+    table = Table(Column(name, right=name == "seconds") for name in ("name", "specimen", "laws", "seconds"))
+    kinds = sorted({row.subject.kind for row in rows}, key=KINDS.index)
+    for kind in kinds:
+        if len(kinds) > 1:
+            table.add(styled(kind, "bold"))
+        for row in rows:
+            if row.subject.kind == kind:
+                laws = styled(row.summary, "red" if row.broken else "green")
+                table.add(row.subject.name, row.title, laws, f"{row.seconds:.2f}")
+    return table
 
 
 def _not_examined(packages: list[Package]) -> dict[tuple[str, str], list[str]]:

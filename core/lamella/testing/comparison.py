@@ -37,16 +37,16 @@ Results that are rounded in another order differ far less, but for ill-condition
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a layer.
+    """One thing that is wrong.
 
     Attributes:
         message: what is wrong, in one sentence.
         subject: the array that is wrong, such as ``"gradient of 'bias'"``; empty for errors that were raised.
         index: where in that array the difference is largest.
-        found: what stands there.
-        expected: what should.
+        found: the value there.
+        expected: the value that is expected there.
         cause: what it likely comes from, and what to do.
-        counterexample: the smallest input that was found to show it.
+        counterexample: the smallest input that was found for which the check fails.
         sides: what gave ``expected`` and what gave ``found``, where neither is known to be right.
     """
 

@@ -1,4 +1,4 @@
-"""What a package gives, each with the specimens that show it to the laws."""
+"""Packages: what a target names, what its plugins give, and what the laws say of a specimen."""
 
 from __future__ import annotations
 
@@ -7,86 +7,21 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lamella import hookspecs, registry
-from lamella.configuration import Configured
+from lamella import registry
 from lamella.errors import RegistryError, did_you_mean
-from lamella.protocol import ArraySpec, Layer
-from lamella.registry import FAILURES, Entry, Plugin, Registry, canonical
+from lamella.protocol import Layer
+from lamella.registry import FAILURES, Plugin, Registry, canonical
 from lamella.testing.check import ConformanceError, check_specimen
-from lamella.testing.laws import laws_of
-from lamella.testing.laws.metrics import takes
+from lamella.testing.contents import ModuleEntryPoint, Subject, subjects_of
 from lamella.testing.report import Verdict
 from lamella.testing.specimen import Specimen
-from lamella.testing.subjects import described, kind_of
+from lamella.testing.subjects import described
 
 __all__ = ["Package", "Subject", "find_package", "title", "verdicts_of", "words_of"]
-
-
-KINDS = ("layers", "losses", "activations", "optimizers", "metrics", "schedules", "initializers")
-"""What is examined, or told not to be."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """One thing that a package gives: a layer, say, or an optimizer.
-
-    Attributes:
-        name: under which it is registered; of what is not registered, the name of its class.
-        kind: what the hook for it gives, as in ``"layers"``.
-        cls: its class; of activations and initializers, which are objects, None.
-        origin: distribution and version, or the module.
-        specimens: what shows it.
-        lost: why the plugin's specimens can't be had, or nothing.
-    """
-
-    name: str
-    kind: str
-    cls: type | None
-    origin: str
-    specimens: tuple[Specimen, ...]
-    lost: str = ""
-
-    @property
-    def fault(self) -> str:
-        """Why it can't be examined although plugins owe specimens of such things, or nothing."""
-        if self.specimens or self.kind not in OWED:
-            return ""
-        return self.lost or (
-            f"{self.name!r} has no specimen, so nothing can be examined. Likely fix: return one from the hook "
-            f"lamella_specimens beside it, such as {OWED[self.kind]}"
-        )
-
-    @property
-    def not_examined(self) -> str:
-        """Why nothing is said of it, for kinds of which no specimens are owed, or nothing."""
-        if self.specimens or self.kind in OWED:
-            return ""
-        if not laws_of(self.kind):
-            return f"there are no laws for {self.kind}"
-        some = SHOWN_BY[self.kind].format(getattr(self.cls, "__name__", self.name))
-        return f"it can't be made or drawn for without arguments; show it by a specimen, such as {some}"
-
-
-OWED = {
-    "layers": "Specimen(MyLayer(3), (lm.ArraySpec(('N', 4)),))",
-    "losses": "Specimen(MyLoss(), (lm.ArraySpec(('N', 4)), lm.ArraySpec(('N', 4)))), of prediction and target",
-    "activations": "Specimen(my_activation, (lm.ArraySpec(('N', 4)),)), or one of a layer that applies it",
-}
-"""The kinds of which every plugin shows specimens, and one of each."""
-
-SHOWN_BY = {"optimizers": "Specimen({}(...), ())", "metrics": "Specimen({}(...), (prediction, target))"}
-
-FORMS = (
-    (ArraySpec(("N", 5)), ArraySpec(("N",), "int64", low=0, high=5)),  # classes
-    (ArraySpec(("N", 5)), ArraySpec(("N", 5))),  # values
-    (ArraySpec(("N", 1)), ArraySpec(("N", 1), "int64", low=0, high=2)),  # yes-no decisions
-)
-"""What metrics without specimens are tried on: predictions and targets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,19 +35,6 @@ class Package:
     def fault_of(self, subject: Subject) -> str:
         """Why a subject can't be examined, or nothing, also where the package's own faults tell it already."""
         return "" if subject.fault in self.faults else subject.fault
-
-
-class _Module:
-    """An entry point for a module that no distribution names."""
-
-    dist = None
-
-    def __init__(self, module: ModuleType) -> None:
-        self.name = self.value = module.__name__
-        self.module = module
-
-    def load(self) -> ModuleType:
-        return self.module
 
 
 def find_package(target: str) -> Package:
@@ -137,8 +59,8 @@ def find_package(target: str) -> Package:
         imported = _import(name)
         if not _has_hooks(imported) and not (layer and _layer_of(imported, layer)):
             raise RegistryError(_without_hooks(name, imported))
-        source = Registry([_Module(imported)])
-    subjects, faults = _subjects(source, plugins or source.plugins())
+        source = Registry([ModuleEntryPoint(imported)])
+    subjects, faults = subjects_of(source, plugins or source.plugins())
     if layer:
         chosen = [subject for subject in subjects if layer in (subject.name, getattr(subject.cls, "__name__", ""))]
         subjects, faults = chosen or [_unregistered(name, layer, plugins, subjects, faults)], []
@@ -230,86 +152,6 @@ def _without_hooks(name: str, module: ModuleType) -> str:
         f"{name!r} has no hooks, so there is nothing to examine. Likely fix: put @lamella.hookimpl above its "
         f"lamella_layers and lamella_specimens{inside}"
     )
-
-
-def _subjects(source: Any, plugins: list[Plugin]) -> tuple[list[Subject], list[str]]:
-    """What plugins of one registry give, in their order, and what is wrong with them."""
-    entries: list[tuple[Entry, str]] = []
-    specimens: list[tuple[Specimen, Plugin]] = []
-    faults = []
-    lost = {}
-    for plugin in plugins:
-        for kind in KINDS:
-            entries += [(entry, kind) for entry in source.entries(kind, plugin)]
-        try:
-            specimens += [(specimen, plugin) for specimen in source.specimens(plugin)]
-        except RegistryError as error:
-            lost[plugin.key] = str(error)
-            faults.append(str(error))
-        if plugin.error:
-            faults.append(f"{plugin} could not be loaded: {plugin.error}")
-        faults += _taken(source, plugin)
-    subjects: list[Subject] = []
-    known: list[Any] = []
-    for entry, kind in entries:
-        own = tuple(specimen for specimen, _ in specimens if _shows(specimen, entry.object))
-        cls = entry.object if isinstance(entry.object, type) else None
-        if kind == "activations" and not own and any(_mentions(specimen, entry) for specimen, _ in specimens):
-            continue  # the layer shows it
-        if kind in SHOWN_BY and any(entry.object is one for one in known):
-            continue  # by another name
-        own = own or tuple(_made_for(kind, entry.object))
-        subjects.append(Subject(entry.name, kind, cls, _origin(entry.plugin), own, lost.get(entry.plugin.key, "")))
-        known.append(entry.object)
-    others = [pair for pair in specimens if not any(_shows(pair[0], one) for one in known)]
-    for cls, plugin in {type(specimen.subject): plugin for specimen, plugin in others}.items():
-        own = tuple(specimen for specimen, _ in others if type(specimen.subject) is cls)
-        subjects.append(Subject(cls.__name__, kind_of(own[0].subject), cls, _origin(plugin), own))
-    return subjects, faults
-
-
-def _shows(specimen: Specimen, thing: Any) -> bool:
-    """Whether a specimen shows what is registered: a class, or an activation itself."""
-    return type(specimen.subject) is thing or specimen.subject is thing
-
-
-def _made_for(kind: str, cls: Any) -> Iterator[Specimen]:
-    """A specimen of an optimizer or a metric that carries none, if it needs no arguments."""
-    try:
-        if kind == "optimizers":
-            yield Specimen(cls(), ())
-        if kind == "metrics":
-            metric = cls()
-            yield next(Specimen(metric, form) for form in FORMS if takes(metric, form))
-    except FAILURES:  # it needs arguments, or data of another form
-        return
-
-
-def _taken(source: Any, plugin: Plugin) -> list[str]:
-    """What is wrong with names that lamella itself gives, and goes on to mean by them."""
-    own = [] if plugin.is_own else [one for one in registry.plugins() if one.is_own]
-    told = []
-    for kind in hookspecs.KINDS:
-        taken = {entry.name: entry.object for one in own for entry in registry.entries(kind, one)}
-        for entry in source.entries(kind, plugin):
-            if entry.name in taken and taken[entry.name] is not entry.object:
-                full = entry.qualified if plugin.is_known else f"my-distribution:{entry.name}"
-                told.append(
-                    f"{plugin}: {kind}: {entry.name!r} is lamella's own, which the plain name goes on to mean; this "
-                    f"one is found by its full name only, {full!r}. Likely fix: choose another name"
-                )
-    return told
-
-
-def _origin(plugin: Plugin) -> str:
-    return plugin.module if isinstance(plugin.source, _Module) else plugin.origin
-
-
-def _mentions(specimen: Specimen, entry: Entry) -> bool:
-    """Whether a layer is configured with an activation, by name or as the object itself."""
-    values = specimen.subject.config().values() if isinstance(specimen.subject, Configured) else ()
-    names = (entry.name, entry.qualified)
-    return any(value is entry.object or (isinstance(value, str) and value in names) for value in values)
 
 
 def _unregistered(name: str, layer: str, plugins: list[Plugin], subjects: list[Subject], faults: list[str]) -> Subject:

@@ -10,6 +10,7 @@ from lamella.losses import Loss
 from lamella.metrics import Metric
 from lamella.optimizers import Optimizer
 from lamella.protocol import ArraySpec, Declare, Layer
+from lamella.schedules import Schedule
 
 __all__ = ["ActivationLayer", "LossLayer", "as_layer", "described", "kind_of", "with_inputs"]
 
@@ -57,7 +58,7 @@ def as_layer(subject: Any) -> Any:
 
 
 def kind_of(subject: Any) -> str:
-    """What the hook for such things gives, as in ``"layers"``; empty for what has no laws."""
+    """The kind of a subject, as in ``"layers"``; empty for what no hook gives."""
     return next((kind for kind, base in _KINDS.items() if isinstance(subject, base)), "")
 
 
@@ -67,6 +68,7 @@ _KINDS = {
     "activations": ActivationFunction,
     "optimizers": Optimizer,
     "metrics": Metric,
+    "schedules": Schedule,
 }
 
 

@@ -154,7 +154,7 @@ def _partial_sum(point: Point, given: Any, share: Any, output: str) -> str:
                 return f"it counts only the {word} of the {positions}; every one adds its term"
         if not isinstance(point.target, int) or axis > given.ndim or given.shape[axis - 1] != share.shape[axis]:
             continue
-        here = np.indices(given.shape)[axis - 1].reshape(-1)  # where each number of the input stands along the axis
+        here = np.indices(given.shape)[axis - 1].reshape(-1)  # where each element of the input stands along the axis
         shape = (-1, *(1 for _ in range(axis - 1)), share.shape[axis], *(1 for _ in range(share.ndim - axis - 1)))
         own = (here[:, None] == np.arange(share.shape[axis])).reshape(shape)
         if same(given, _sum([share * own], given.shape)):

@@ -79,7 +79,7 @@ def factor_in_words(factors: tuple[float, float], sizes: tuple[Mapping[str, int]
             asked = asked if name == "the batch size" else "was a sum taken where the forward pass has a mean?"
             return f"off by a factor {n} = {name}: {asked}"
     off = abs(small - 1.0)
-    if off > CLOSE / 2 and abs(small - first) <= min(CLOSE * abs(small), 0.1 * off):  # nearer to 1, anything is
+    if off > CLOSE / 2 and abs(small - first) <= min(CLOSE * abs(small), 0.1 * off):  # nearer to 1, many things are
         return f"off by a constant factor of {digits(small)}"
     return ""
 

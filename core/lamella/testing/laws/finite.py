@@ -40,7 +40,7 @@ def finite(case: Case) -> str:
             case.check(_is_finite, label, training)
     if not case.failed:
         for label in LARGE:
-            case.check(_has_slope, label)
+            case.check(_gradients_exist, label)
     return f"all results for {len(labels)} kinds of inputs are finite"
 
 
@@ -83,7 +83,7 @@ def _is_finite(case: Case, label: str, training: bool) -> None:
             raise _not_finite(name, where, value, wrong[0], inputs)
 
 
-def _has_slope(case: Case, label: str) -> None:
+def _gradients_exist(case: Case, label: str) -> None:
     """Where float64 holds all outputs, it holds the gradients: large values overflow, but are not NaN."""
     inputs = case.draw(3, scale=LARGE[label])
     for training in (True, False):

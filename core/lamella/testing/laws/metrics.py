@@ -105,13 +105,14 @@ def _writes_nothing(case: MetricCase) -> None:
 
 
 def _is_steady(case: MetricCase) -> None:
-    batch = case.draw()
-    first = case.update(*batch)
+    first = case.update(*case.draw())  # drawn for each call, since another check tells of writes
     copies = tuple(value.copy() for value in first)
     case.update(*case.draw(2))
     cause = "something outlives a call, such as a total that is kept in a closure or a global; return the sums"
     case.compare(copies, first, "sums before and after a later call", cause, ("before", "after"))
-    case.compare(first, case.update(*batch), "results of equal calls", cause, ("the first time", "the second time"))
+    case.compare(
+        first, case.update(*case.draw()), "results of equal calls", cause, ("the first time", "the second time")
+    )
 
 
 def sums(case: MetricCase) -> str:
@@ -143,10 +144,11 @@ def weights(case: MetricCase) -> str:
 
 
 def _weights_of_1(case: MetricCase) -> None:
-    batch = case.draw()
     cause = "sum(weight) is what counts the rows; without weights it is their number"
     sides = "without weights", "with ones"
-    case.compare(case.update(*batch), case.update(*batch, np.ones(ROWS)), "no weights and weights of 1", cause, sides)
+    case.compare(
+        case.update(*case.draw()), case.update(*case.draw(), np.ones(ROWS)), "no weights and weights of 1", cause, sides
+    )
 
 
 def _whole_weights(case: MetricCase) -> None:
@@ -186,10 +188,9 @@ def _result_of_nothing(case: MetricCase) -> float:
 
 
 def _empty_is_nothing(case: MetricCase) -> None:
-    batch = case.draw()
-    whole = case.update(*batch)
+    whole = case.update(*case.draw())
     try:
-        empty = case.update(*(a[:0] for a in batch))
+        empty = case.update(*(a[:0] for a in case.draw()))
     except Exception:  # told by the other check
         return
     cause = "sums of no rows are 0"

@@ -35,7 +35,7 @@ def purity(case: Case) -> str:
         case.check(_layouts, training)
         case.check(_broadcast, training)
     case.check(_interleaved)
-    if not case.failed:  # else threads would only fail again
+    if not case.failed:  # else threads fail for the same reason
         case.check(_threads)
     case.check(_sharing)
     return accuracy(case)

@@ -30,7 +30,7 @@ def shapes(case: Case) -> str:
 
 
 def _predicts(case: Case) -> None:
-    """The engine holds every output against its spec; what it can't know are sizes by name, and ranges of integers."""
+    """The engine compares every output with its spec; sizes known by name and ranges of integers are checked here."""
     for rows in ROWS:
         inputs = case.draw(rows)
         known = {"N": len(inputs[0]), **case.sizes}

@@ -20,7 +20,7 @@ def slicing(case: Case) -> str:
     worst.append(case.check(_sliced, (2, 3, 4), "the last one first"))
     worst.append(case.check(_sliced, (4, 5), "while frozen"))
     worst.append(case.check(_sliced, (64, 193)))  # more rows than kernels usually take in one block
-    if not case.failed:  # else single rows say nothing new
+    if not case.failed:  # else single rows fail for the same reason
         worst.append(case.check(_row_by_row))
     return f"largest relative difference {most(worst):.1e}"
 
