@@ -76,6 +76,41 @@ def test_wrong_losses_are_caught():
         check_loss(Wrong(), lm.ArraySpec(("N", 3)), lm.ArraySpec(("N", 3)))
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("writes into the target", "purity: input 1 was written to"),
+        ("writes into the prediction", "purity: input 0 was written to"),
+        ("changes what it saved", "purity: saved array 0 was changed after ctx.save, by backward_pass"),
+        ("divides by the target", "finite: output 0 for zeros in input 1, in training mode: (nan|inf) at"),
+        ("is the root of a square", "finite: dx of input 0 for equal inputs, in training mode: nan at"),
+    ],
+)
+def test_losses_that_write_or_divide_by_0_are_caught(fault, words):
+    class Careless(lm.losses.Loss):
+        def forward(self, ctx, prediction, target):
+            if fault == "writes into the target":
+                target -= 0.5
+            if fault == "writes into the prediction":
+                prediction *= 0.5
+            r = prediction - target
+            r = r / target if fault == "divides by the target" else r
+            n = ctx.xp.sqrt(ctx.xp.sum(r * r, axis=1))
+            ctx.save(r, n, target)
+            return n if fault == "is the root of a square" else ctx.xp.sum(r * r, axis=1)
+
+        def backward(self, ctx, d):
+            r, n, target = ctx.saved
+            if fault == "changes what it saved":
+                r *= 2.0
+                return r * d[:, None]
+            r = r / target if fault == "divides by the target" else r
+            return (r / n[:, None] if fault == "is the root of a square" else 2.0 * r) * d[:, None]
+
+    with pytest.raises(ConformanceError, match=words):
+        check_loss(Careless(), lm.ArraySpec(("N", 3)), lm.ArraySpec(("N", 3)))
+
+
 class Function(lm.Layer):
     """A function of each number by name, with its slope."""
 

@@ -20,7 +20,7 @@ from lamella.testing.subjects import kind_of
 __all__ = ["KINDS", "ModuleEntryPoint", "Subject", "subjects_of"]
 
 KINDS = ("layers", "losses", "activations", "optimizers", "metrics", "schedules", "initializers", "others")
-"""What is examined, or told not to be."""
+"""What is examined, or named as not examined; others are what no hook gives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Subject:
 
     @property
     def fault(self) -> str:
-        """Why it can't be examined although plugins owe specimens of such things, or nothing."""
+        """Why it can't be examined, if its plugin owes a specimen of it; else nothing."""
         if self.specimens or self.kind not in OWED:
             return ""
         return self.lost or (
@@ -55,7 +55,7 @@ class Subject:
 
     @property
     def not_examined(self) -> str:
-        """Why nothing is said of it, for kinds of which no specimens are owed, or nothing."""
+        """Why no law says anything of it, where that is no fault; else nothing."""
         if self.specimens or self.kind in OWED:
             return ""
         if not laws_of(self.kind):
@@ -70,14 +70,14 @@ OWED = {
     "losses": "Specimen(MyLoss(), (lm.ArraySpec(('N', 4)), lm.ArraySpec(('N', 4)))), of prediction and target",
     "activations": "Specimen(my_activation, (lm.ArraySpec(('N', 4)),)), or one of a layer that applies it",
 }
-"""The kinds of which every plugin shows specimens, and one of each."""
+"""The kinds of which a plugin owes specimens, with an example of one."""
 
 
 SHOWN_BY = {
     "optimizers": ("arguments", "Specimen({}(...), ())"),
     "metrics": ("arguments, or data of a form of its own", "Specimen({}(...), (prediction, target))"),
 }
-"""The kinds that are examined without a specimen where that is possible: what else they need, and how to show it."""
+"""The kinds that are examined without a specimen where possible: what they lack where not, and the specimen for it."""
 
 
 FORMS = (

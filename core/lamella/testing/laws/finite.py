@@ -16,7 +16,7 @@ __all__ = ["finite"]
 
 Inputs = tuple[Any, ...]
 
-LARGE = {"values up to 100": 30.0, "values up to 1e3": 300.0}  # by the deviation; functions such as exp overflow here
+LARGE = {"values up to 100": 30.0, "values up to 1e3": 300.0}  # their deviations; functions such as exp overflow
 
 SAY_SO = (
     "If the inputs lie outside of what it takes, say so in their spec, as in ArraySpec(('N', 4), low=0.1, high=100.0); "
@@ -31,7 +31,7 @@ CAUSES = {
 
 
 def finite(case: Case) -> str:
-    """Outputs, gradients and updates are finite, for random inputs and for those that divisors dislike."""
+    """Outputs, gradients and updates are finite: for zeros, equal values, values that sum to 0, and random ones."""
     if reason := case.specimen.not_finite:
         raise Skipped(f"declared not finite: {reason}")
     labels = list(_examples(case))
@@ -84,7 +84,7 @@ def _is_finite(case: Case, label: str, training: bool) -> None:
 
 
 def _gradients_exist(case: Case, label: str) -> None:
-    """Where float64 holds all outputs, it holds the gradients: large values overflow, but are not NaN."""
+    """Large values may overflow; but where all outputs are finite in float64, gradients are not NaN."""
     inputs = case.draw(3, scale=LARGE[label])
     for training in (True, False):
         results = named(case.step("float64", inputs, case.cotangents(inputs), training=training))
