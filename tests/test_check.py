@@ -15,8 +15,8 @@ import pytest
 import lamella as lm
 from lamella import cli
 from lamella.cli.new_plugin import create
-from lamella.testing.check import laws
-from lamella.testing.package import examine, find_package
+from lamella.testing.laws import laws
+from lamella.testing.package import find_package, verdicts_of
 from lamella_layers import Flatten
 
 ALL = list(laws())
@@ -80,8 +80,8 @@ def test_a_sound_module_is_checked_before_anything_is_packaged(module, capsys):
     status, out, error = checked(module("sound", "Doubled(),"), capsys=capsys)
     heading, line, *_, last = out.splitlines()
     assert (status, error) == (0, "")
-    assert heading.split() == ["layer", "specimen", "laws", "seconds"]
-    assert re.fullmatch(rf"doubled +Doubled\(\) on \(N, 4\) float32 +{len(ALL)} hold +\d+\.\d\d", line)
+    assert heading.split() == ["name", "kind", "specimen", "laws", "seconds"]
+    assert re.fullmatch(rf"doubled +layer +Doubled\(\) on \(N, 4\) float32 +{len(ALL)} hold +\d+\.\d\d", line)
     assert last == "specimens: 1, all laws hold"
 
 
@@ -142,8 +142,8 @@ def test_json_holds_the_verdicts(module, capsys):
     ("target", "words"),
     [
         ("lamela", "'lamela': no installed distribution, package or module of that name; .* Did you mean 'lamella'"),
-        ("lamella:Desne", r"'lamella' has no layer 'Desne'\. Did you mean 'dense'\? Expected one of activation, "),
-        ("lamella_onnx", "'lamella_onnx' gives no layers, losses or specimens, so there is nothing to examine"),
+        ("lamella:Desne", r"'lamella' has no layer 'Desne'\. Did you mean 'dense'\? Expected one of accuracy, "),
+        ("lamella_onnx", "'lamella_onnx' gives no layers, losses, optimizers, ..., so there is nothing to examine"),
         ("json", "'json' has no hooks, so there is nothing to examine.*, or name the module .* such as json.my_layer"),
         ("json:dumps", "'json' has no hooks, so there is nothing to examine"),
         ("lamella-new", r"'lamella-new' is not installed, .* Likely fix: python -m pip install -e \./lamella-new\n"),
@@ -190,7 +190,123 @@ def test_an_activation_that_no_specimen_mentions_has_none(tmp_path, monkeypatch)
     found = {subject.name: subject.fault for subject in find_package("bent").subjects}
     assert list(found) == ["unseen", "Activation"]
     assert found["unseen"].startswith("'unseen' has no specimen")
+    assert "such as Specimen(my_activation, (lm.ArraySpec(('N', 4)),)), or one of a layer that" in found["unseen"]
     assert found["Activation"] == ""
+
+
+RULES = """
+import lamella as lm
+
+class Signs(lm.optimizers.Optimizer):
+    def __init__(self, learning_rate=0.01, power=1.0):
+        self.learning_rate, self.power = learning_rate, power
+
+    def update(self, xp, p, g, slots, lr, t):
+        return p - lr * xp.sign(g), {}
+
+class Powers(Signs):
+    def __init__(self, power):
+        self.learning_rate, self.power = 0.1, power
+
+class Bias(lm.metrics.Metric):
+    def per_sample(self, prediction, target):
+        target -= SHIFT
+        return (prediction - target).mean(axis=1)
+
+class Odd(lm.metrics.Metric):
+    def per_sample(self, prediction, target):
+        raise lm.DataError("expected images")
+
+class Root(lm.schedules.Schedule):
+    def __init__(self, learning_rate):
+        self.learning_rate = learning_rate
+
+def near_zero(rng, shape, fan_in, fan_out):
+    return rng.normal(0.0, 1e-3, shape)
+
+cube = lm.ActivationFunction(lambda xp, x: x * x * x, lambda xp, x, y, dy: 3.0 * x * x * dy)
+
+@lm.hookimpl
+def lamella_optimizers():
+    return {"signs": Signs, "signum": Signs, "powers": Powers}
+
+@lm.hookimpl
+def lamella_metrics():
+    return {"bias": Bias, "odd": Odd}
+
+@lm.hookimpl
+def lamella_schedules():
+    return {"root": Root}
+
+@lm.hookimpl
+def lamella_initializers():
+    return {"near_zero": near_zero}
+
+@lm.hookimpl
+def lamella_activations():
+    return {"cube": cube}
+
+@lm.hookimpl
+def lamella_specimens():
+    return [lm.testing.Specimen(cube, (lm.ArraySpec(("N", 3)),)), MORE]
+"""
+
+
+@pytest.fixture
+def rules(module):
+    """Writes a module of optimizers, metrics and other things that are no layers."""
+
+    def write(name: str, *, shift: float = 0.0, more: str = "") -> str:
+        Path(f"{name}.py").write_text(RULES.replace("SHIFT", str(shift)).replace("MORE", more))
+        return name
+
+    return write
+
+
+def test_optimizers_metrics_and_activations_are_examined_or_named(rules, capsys):
+    status, out, _ = checked(rules("rules"), capsys=capsys)
+    lines = out.splitlines()
+    assert status == 0, out
+    assert [line.split()[:2] for line in lines[1:4]] == [
+        ["cube", "activation"],
+        ["signs", "optimizer"],
+        ["bias", "metric"],
+    ]
+    assert "Bias() on (N, 5) float32, (N, 5) float32" in lines[3]
+    told = [line for line in lines if line.startswith("not examined")]
+    assert told[0].startswith("not examined  optimizers powers: it needs arguments; ")
+    assert told[0].endswith("show it by a specimen, such as Specimen(Powers(...), ())")
+    assert told[1].endswith("such as Specimen(Odd(...), (prediction, target))")
+    assert told[2:] == [
+        "not examined  schedules root: there are no laws for schedules",
+        "not examined  initializers near_zero: there are no laws for initializers",
+    ]
+    assert lines[-1] == "specimens: 3, all laws hold"
+
+
+def test_specimens_of_optimizers_and_metrics_are_examined(rules, capsys):
+    more = "lm.testing.Specimen(Root(0.1), ()), lm.testing.Specimen(lm.regularization.L2(), ()), "
+    more += "lm.testing.Specimen(Powers(0.5), ()), lm.testing.Specimen(Bias(), (lm.ArraySpec(('N', 2)),) * 2)"
+    status, out, _ = checked("--json", rules("shown", shift=0.5, more=more), capsys=capsys)
+    (package,) = json.loads(out)["packages"]
+    found = {one["layer"]: one for one in package["specimens"]}
+    assert status == 1
+    assert (found["powers"]["specimen"], found["powers"]["kind"], found["powers"]["inputs"]) == (
+        "Powers(0.5)", "optimizers", []
+    )  # fmt: skip
+    assert found["bias"]["inputs"] == ["(N, 2) float32"] * 2
+    broken = [verdict for verdict in found["bias"]["verdicts"] if verdict["outcome"] == "broken"]
+    assert broken[0]["detail"] == "update wrote into the target"
+    assert [one["name"] for one in package["not_examined"]] == ["odd", "root", "near_zero", "L2"]
+
+
+def test_pytest_examines_optimizers_and_skips_what_has_no_laws(rules):
+    status, out = run_pytest("-q", "-rA", "--lamella", rules("collected_rules"))
+    assert status == 0, out
+    assert "PASSED lamella:collected_rules::signs::Signs()::elementwise" in out
+    assert "PASSED lamella:collected_rules::bias::Bias() on (N, 5) float32, (N, 5) float32::no rows" in out
+    assert "PASSED lamella:collected_rules::cube::activation forward" not in out
+    assert "not examined: there are no laws for schedules" in out
 
 
 def run_pytest(*arguments: str) -> tuple[int, str]:
@@ -253,7 +369,7 @@ def test_a_layer_that_ends_the_program_is_broken():
         def forward_pass(self, ctx, x):
             raise SystemExit(0)
 
-    (verdict,) = examine(lm.testing.Specimen(Quits(), lm.ArraySpec(("N", 4))))
+    (verdict,) = verdicts_of(lm.testing.Specimen(Quits(), lm.ArraySpec(("N", 4))))
     assert (verdict.law, verdict.outcome, verdict.detail) == ("runs", "broken", "SystemExit: 0")
 
 
@@ -337,8 +453,8 @@ def test_specimens_that_cannot_be_had_are_told_once(before, words, plugin, capsy
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda x: (Flatten, x), "expected a layer or a loss, got the class Flatten; did you mean Flatten()?"),
-        (lambda x: ("flatten", x), "expected a layer or a loss, got 'flatten'"),
+        (lambda x: (Flatten, x), "a metric or an optimizer, got the class Flatten; did you mean Flatten()?"),
+        (lambda x: ("flatten", x), "expected a layer, a loss, an activation, a metric or an optimizer, got 'flatten'"),
         (lambda x: (Flatten(), 3), "inputs: expected specs such as lamella.ArraySpec(('N', 4)), got 3"),
         (lambda x: (Flatten(), lm.ArraySpec((3,))), "the batch axis first, got (3,) float32"),
         (lambda x: (Flatten(), x, "Identity"), "operators: expected names such as ('Conv',), got 'Identity'"),

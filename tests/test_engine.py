@@ -11,6 +11,7 @@ from lamella.backends import get_backend
 from lamella.engine.passes import Batch, Gradients
 from lamella.engine.rounds import Slices
 from lamella.graph.plan import Plan
+from lamella.graph.slicing import consecutive
 from lamella_layers import Dense, Dropout
 
 
@@ -22,7 +23,7 @@ def sliced(model, x, y, sizes, loss="mean_squared_error", threads=1):
     buffers = [
         Gradients(model.values.parameters.empty_like(), plan.parameters) for _ in range(min(threads, len(sizes)))
     ]
-    slices = Slices(plan, get_backend("numpy"), sizes, buffers=buffers)
+    slices = Slices(plan, get_backend("numpy"), consecutive(sizes), buffers=buffers)
     return slices.step(model.values, batch, [loss_of(loss)], model.seed)
 
 

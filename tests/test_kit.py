@@ -15,7 +15,7 @@ import lamella as lm
 from lamella import registry
 from lamella.terminal import Terminal
 from lamella.testing import ConformanceError, Specimen, check_layer, check_specimen
-from lamella.testing.check import laws
+from lamella.testing.laws import laws
 from lamella_layers import (
     LSTM,
     Activation,
@@ -188,7 +188,7 @@ class Affine(lm.Layer):
             dx = xp.clip(dx, -5.0, 5.0)
         if fault == "a little more gradient":
             shift = shift + 1e-9
-        if fault == "wrong for numbers above 8":
+        if fault == "wrong for values above 8":
             dx = xp.where(xp.abs(x) > 8.0, 2.0 * dx, dx)
         if fault == "gradient of a parameter":
             scale = 1.001 * scale
@@ -378,6 +378,127 @@ class Curve(lm.Layer):
         if self.fault == "output overwritten" and xp.backend == "numpy":
             ctx.saved[0][...] = 0.0
         return 2.0 * dy
+
+
+class Divides(lm.Layer):
+    """Functions with a divisor that may be 0, or underflows, as authors write them; ``slopes`` are their gradients."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def build(self, declare, x, *others):
+        return x.replace(shape=("N",)) if others else x.replace(low=None, high=None)
+
+    def forward_pass(self, ctx, x, *others):
+        ctx.save(x, *others)
+        return DIVISIONS[self.fault][0](ctx.xp, x, *others)
+
+    def backward_pass(self, ctx, dy):
+        return DIVISIONS[self.fault][1](ctx.xp, dy, *ctx.saved)
+
+
+def add(xp, x):
+    return xp.sum(x, axis=-1, keepdims=True)
+
+
+def norm(xp, x):
+    return xp.sqrt(add(xp, x * x))
+
+
+def deviation(xp, x):
+    return xp.sqrt(xp.mean(centered(xp, x) ** 2, axis=-1, keepdims=True))
+
+
+def centered(xp, x):
+    return x - xp.mean(x, axis=-1, keepdims=True)
+
+
+def squash_dx(xp, dy, x):
+    n = norm(xp, x)
+    return n / (1.0 + n * n) * dy + x / n * (1.0 - n * n) / (1.0 + n * n) ** 2 * add(xp, x * dy)
+
+
+def standardized_dx(xp, dy, x):
+    y = centered(xp, x) / deviation(xp, x)
+    return (centered(xp, dy) - y * xp.mean(dy * y, axis=-1, keepdims=True)) / deviation(xp, x)
+
+
+def cosine(xp, a, b):
+    return (add(xp, a * b) / (norm(xp, a) * norm(xp, b)))[:, 0]
+
+
+def cosine_dx(xp, dy, a, b):
+    dy, c, m, n = dy[:, None], cosine(xp, a, b)[:, None], norm(xp, a), norm(xp, b)
+    return dy * (b / (m * n) - c * a / m**2), dy * (a / (m * n) - c * b / n**2)
+
+
+def distance_dx(xp, dy, a, b):
+    d = dy[:, None] * (a - b) / norm(xp, a - b)
+    return d, -d
+
+
+DIVISIONS = {
+    "squash": (lambda xp, x: norm(xp, x) ** 2 / (1.0 + norm(xp, x) ** 2) * x / norm(xp, x), squash_dx),
+    "x over its norm": (
+        lambda xp, x: x / norm(xp, x),
+        lambda xp, dy, x: dy / norm(xp, x) - x * add(xp, x * dy) / norm(xp, x) ** 3,
+    ),
+    "x over |x|": (lambda xp, x: x / xp.abs(x), lambda xp, dy, x: 0.0 * dy),
+    "deviation without epsilon": (lambda xp, x: centered(xp, x) / deviation(xp, x), standardized_dx),
+    "cosine of zero vectors": (cosine, cosine_dx),
+    "one over x": (lambda xp, x: 1.0 / x, lambda xp, dy, x: -dy / (x * x)),
+    "x * x / x": (lambda xp, x: x * x / x, lambda xp, dy, x: dy),
+    "x over its sum": (
+        lambda xp, x: x / (add(xp, x) + 1e-9 * xp.astype(add(xp, xp.abs(x)) == 0.0, x.dtype)),
+        lambda xp, dy, x: dy / add(xp, x) - add(xp, dy * x) / add(xp, x) ** 2,
+    ),
+    "distance of equal inputs": (lambda xp, a, b: norm(xp, a - b)[:, 0], distance_dx),
+    "an epsilon that float32 takes for 0": (
+        lambda xp, x: x * x / (x * x + 1e-60),
+        lambda xp, dy, x: 2.0 * x * 1e-60 / (x * x + 1e-60) ** 2 * dy,
+    ),
+    "the log of the lowest value": (lambda xp, x: xp.log(x), lambda xp, dy, x: dy / x),
+}
+LOWEST = lm.ArraySpec(("N", 4), low=0.0, high=9.0)
+
+
+class Keeper(lm.Layer):
+    """y = x * x, which changes what it has saved where a fault says so."""
+
+    def __init__(self, fault=""):
+        self.fault = fault
+
+    def forward_pass(self, ctx, x):
+        y, kept = x * x, 2.0 * x
+        ctx.save(x, kept)
+        if self.fault == "saved array changed in forward_pass":
+            kept += 1.0
+        return y
+
+    def backward_pass(self, ctx, dy):
+        _, kept = ctx.saved
+        if self.fault == "saved array changed in backward_pass":
+            kept *= dy
+            return kept
+        return dy * kept
+
+
+class Doubler(lm.Layer):
+    """Doubles its input in place."""
+
+    def forward_pass(self, ctx, x):
+        x *= 2.0
+        return x
+
+    def backward_pass(self, ctx, dy):
+        return 2.0 * dy
+
+
+class Careless(lm.Layer):
+    """A layer whose output is changed by the one after it."""
+
+    def expand(self, x):
+        return Doubler()(Activation("sigmoid")(x))
 
 
 class Two(lm.Layer):
@@ -757,7 +878,7 @@ FAULTS = {
     ),
     "keeps state on the side": ("purity", "results of two equal calls.*a counter, cache or running value in a closure"),
     "state on the layer": ("purity", "is configuration and frozen.*state kept on the layer"),
-    "nondeterminism": ("purity", "results of two equal calls.*random numbers from elsewhere than ctx.uniform"),
+    "nondeterminism": ("purity", "results of two equal calls.*random values from elsewhere than ctx.uniform"),
     "global random state": ("purity", "changed the global random state.*ctx.uniform gives the same"),
     "statistics in a closure, updated in inference": ("purity", "equal calls in inference mode.*declare.state"),
     "statistics updated in inference": ("purity", "statistics that are updated in inference; update only if"),
@@ -798,10 +919,10 @@ FAULTS = {
     "asks for input 0 only": ("gradient", r"ctx.wants_dx = \(False, True\) in .* gradient of input 1"),
     "asks for input 1 only": ("gradient", r"ctx.wants_dx = \(True, False\)"),
     "one choice of three inputs": ("gradient", r"input 2: .* ctx.wants_dx = .* and \(True, False, True\) in"),
-    "each of the greatest gets all": ("gradient", "dx where numbers are equal.*in training mode.*divide it by their"),
+    "each of the greatest gets all": ("gradient", "dx where values are equal.*in training mode.*divide it by their"),
     "gradient limited": ("gradient", "1.05e.06 times the gradients, .*not linear in dy: it limits it"),
     "a little more gradient": ("gradient", "gradient of 'shift': 1.05e.06 times .*or adds a constant"),
-    "wrong for numbers above 8": ("gradient", r"in inference mode .*wrong only where the input is large, from .* on"),
+    "wrong for values above 8": ("gradient", r"in inference mode .*wrong only where the input is large, from .* on"),
     "saves nothing": ("gradient", r"ctx.saved is empty, since forward_pass saved nothing: ctx.save\(...\) is missing"),
     "state never used": ("gradient", "state 'mean' is declared, but no step updates it, and no output depends on it"),
     "state written in place": ("purity", r"read-only; inputs, parameters and state .* of state by ctx.update"),
@@ -853,7 +974,33 @@ FAULTS = {
     "kernel of NumPy for very large inputs": ("backends", "values about 300, .*the NumPy kernel of 'sift' differs"),
     "kernel of ONNX for halves": ("onnx", "multiples of 0.5: onnxruntime differs"),
     "kernel of ONNX for very large inputs": ("onnx", "values around 300: onnxruntime differs"),
-    "no number at zero": ("purity", "dx of input 0 for zeros: not a number at .*make the divisor safe"),
+    "no number at zero": ("finite", "dx of input 0 for zeros, in training mode: nan at .*make the divisor safe"),
+    "squash": (
+        "finite",
+        r"output 0 for zeros, in training mode: nan at \[0, 0\].*x = \[\[0.\]\].*make the divisor safe",
+    ),
+    "x over its norm": ("finite", "output 0 for zeros, .*say so in their spec, .*not_finite="),
+    "x over |x|": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "deviation without epsilon": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "cosine of zero vectors": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "one over x": ("finite", "output 0 for zeros, in training mode: inf at .*where a finite value is expected"),
+    "x * x / x": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "x over its sum": ("finite", "output 0 for values that sum to 0, in training mode: -?inf at"),
+    "distance of equal inputs": ("finite", "dx of input 0 for zeros, .*the slope of sqrt.* or of a norm at 0"),
+    "an epsilon that float32 takes for 0": ("finite", "output 0 for zeros, in training mode: nan at"),
+    "the log of the lowest value": ("finite", "output 0 for zeros, in training mode: -inf at .*say so in their spec"),
+    "saved array changed in forward_pass": (
+        "purity",
+        "saved array 1 was changed after ctx.save, by forward_pass.*ctx.save keeps references, not copies",
+    ),
+    "saved array changed in backward_pass": (
+        "purity",
+        r"saved array 1 was changed after ctx.save, by backward_pass.*at \[0, 0\]: .*Make a new array",
+    ),
+    "saved array changed by the next layer": (
+        "purity",
+        r"saved array 1 of .*[Aa]ctivation.* was changed after ctx.save, by forward_pass of .*[Dd]oubler",
+    ),
     "wrong shape": ("shapes", r"build said \(N, 5\) float64 for 3 rows, it returned \(3, 4\).*another shape or dtype"),
     "wrong dtype": ("shapes", r"build said \(N, 4\) int64 .* returned \(3, 4\) float64.*another shape or dtype"),
     "wrong name of an axis": ("shapes", r"build said \(N, T\) float32; axis 1 has size 2, and 'T' is 1.*a new name"),
@@ -904,6 +1051,13 @@ def faulty(fault):
         return Curve(fault), ROW
     if fault in BELLS:
         return Bell(), ROW
+    if fault in DIVISIONS:
+        two = "cosine" in fault or "distance" in fault
+        return Divides(fault), *([ROW, ROW] if two else [LOWEST if "lowest" in fault else ROW])
+    if fault == "saved array changed by the next layer":
+        return Careless(), ROW
+    if fault.startswith("saved array changed"):
+        return Keeper(fault), ROW
     if fault == "names that hide each other":
         return Share(), ROW
     if fault == "gradient of a small output":
@@ -947,7 +1101,7 @@ def test_planted_faults_are_caught_by_their_law_which_tells_their_cause(fault, m
         monkeypatch.setitem(bell.kernels, "onnx", BELLS[fault])
     law, words = FAULTS[fault]
     layer, *specs = faulty(fault)
-    with pytest.raises(ConformanceError, match=r"breaks \d of 7 laws") as caught:
+    with pytest.raises(ConformanceError, match=r"breaks \d of 8 laws") as caught:
         check_layer(layer, *specs)
     report = caught.value.report
     said = {v.law: [f"{v.law}: {' '.join(f.lines())}" for f in v.faults] for v in report.broken}
@@ -969,6 +1123,7 @@ def test_the_sound_layers_pass():
     check_layer(Curve(""), ROW)
     check_layer(Bell(), ROW)
     check_layer(Greatest(), ROW)
+    check_layer(Keeper(), ROW)
 
 
 # The report
@@ -981,7 +1136,7 @@ def test_the_report_is_a_table_and_data():
     for line, law in zip([line for line in lines if " holds " in line], laws(), strict=True):
         assert line.split("holds")[0].strip() == law
     assert len({line.index("holds") for line in lines if "holds" in line}) == 1  # columns stand in line
-    assert repr(report) == "<ConformanceReport: Dense(3) on (N, 4) float32 obeys 7 laws>"
+    assert repr(report) == "<ConformanceReport: Dense(3) on (N, 4) float32 obeys 8 laws>"
     data = report.as_dict()
     assert (data["conforms"], data["seed"], data["subject"]) == (True, 0, lines[0])
     assert [verdict["law"] for verdict in data["verdicts"]] == list(laws())
@@ -1001,7 +1156,7 @@ def test_a_broken_report_prints_in_colour_on_a_terminal_and_holds_every_fault_as
     fault = json.loads(json.dumps(report.as_dict()))["verdicts"][0]["faults"][0]
     assert len(fault["index"]) == 1
     assert fault["found"] != pytest.approx(fault["expected"])
-    assert fault["witness"] == scale.witness
+    assert fault["counterexample"] == scale.counterexample
     terminal = Terminal(io.StringIO(), is_terminal=True, width=100)
     terminal.print(report.table())
     assert "\x1b[1;31mbroken" in terminal.stream.getvalue()
@@ -1046,6 +1201,16 @@ def test_laws_that_fail_since_a_layer_writes_into_its_input_refer_to_purity(faul
     }
 
 
+def test_laws_that_fail_since_a_layer_changes_what_it_saved_refer_to_purity():
+    with pytest.raises(ConformanceError) as caught:
+        check_layer(Keeper("saved array changed in forward_pass"), ROW)
+    laws = {verdict.law: verdict for verdict in caught.value.report.broken}
+    (fault,) = laws["purity"].faults
+    assert (fault.subject, fault.found) == ("saved array 1", pytest.approx(fault.expected + 1.0))
+    assert re.fullmatch(r"x = \[\[-?\d\.\d?\]\]", fault.counterexample)
+    assert {one.cause for one in laws["gradient"].faults} == {"the layer changes what it has saved: see purity"}
+
+
 def test_a_factor_of_nearly_1_is_shown_in_its_digits_and_taken_for_no_cause():
     with pytest.raises(ConformanceError, match=r"a factor of 1\.0004") as caught:
         check_layer(Affine("gradient nearly right"), ROW)
@@ -1076,7 +1241,9 @@ def test_faults_are_shown_by_the_fewest_rows_the_smallest_shape_and_short_number
     with pytest.raises(ConformanceError) as caught:
         check_layer(Corner(), lm.ArraySpec(("N", 4, 6)))
     fault = caught.value.report.broken[0].faults[0]
-    assert re.fullmatch(r"x = \[(\[\[ ?-?\d\.\d?, +-?\d\.\d? ?\]\](, )?){3}\]", fault.witness), fault.witness
+    assert re.fullmatch(r"x = \[(\[\[ ?-?\d\.\d?, +-?\d\.\d? ?\]\](, )?){3}\]", fault.counterexample), (
+        fault.counterexample
+    )
     assert "batch of 3" in fault.message
     n, _, k = fault.index
     assert (n < 3, k < 2) == (True, True)
@@ -1103,7 +1270,9 @@ def test_axes_that_must_be_equal_shrink_together_and_symbolic_ones_too():
         check_layer(Product(), lm.ArraySpec(("N", "T", 4)), lm.ArraySpec(("N", 4, 3)))
     (fault,) = caught.value.report.broken[0].faults
     assert fault.subject == "dx of input 1"
-    assert re.fullmatch(r"input 0 = \[\[\[-?\d\.\d\]\]\], input 1 = \[\[\[-?\d\.\d\]\]\]", fault.witness), fault.witness
+    assert re.fullmatch(r"input 0 = \[\[\[-?\d\.\d\]\]\], input 1 = \[\[\[-?\d\.\d\]\]\]", fault.counterexample), (
+        fault.counterexample
+    )
     assert fault.cause == "off by a factor -1: a sign is wrong"
 
 

@@ -12,7 +12,7 @@ from lamella.testing.case import Case
 from lamella_layers import Activation, Dense, Dropout
 
 SPECIMENS = registry.specimens()
-LAWS = ["gradient", "purity", "slicing", "backends", "onnx", "round trip", "shapes"]
+LAWS = ["gradient", "purity", "finite", "slicing", "backends", "onnx", "round trip", "shapes"]
 
 
 @pytest.mark.parametrize("specimen", SPECIMENS, ids=lambda s: repr(s.subject))
@@ -76,6 +76,41 @@ def test_wrong_losses_are_caught():
         check_loss(Wrong(), lm.ArraySpec(("N", 3)), lm.ArraySpec(("N", 3)))
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("writes into the target", "purity: input 1 was written to"),
+        ("writes into the prediction", "purity: input 0 was written to"),
+        ("changes what it saved", "purity: saved array 0 was changed after ctx.save, by backward_pass"),
+        ("divides by the target", "finite: output 0 for zeros in input 1, in training mode: (nan|inf) at"),
+        ("is the root of a square", "finite: dx of input 0 for equal inputs, in training mode: nan at"),
+    ],
+)
+def test_losses_that_write_or_divide_by_0_are_caught(fault, words):
+    class Careless(lm.losses.Loss):
+        def forward(self, ctx, prediction, target):
+            if fault == "writes into the target":
+                target -= 0.5
+            if fault == "writes into the prediction":
+                prediction *= 0.5
+            r = prediction - target
+            r = r / target if fault == "divides by the target" else r
+            n = ctx.xp.sqrt(ctx.xp.sum(r * r, axis=1))
+            ctx.save(r, n, target)
+            return n if fault == "is the root of a square" else ctx.xp.sum(r * r, axis=1)
+
+        def backward(self, ctx, d):
+            r, n, target = ctx.saved
+            if fault == "changes what it saved":
+                r *= 2.0
+                return r * d[:, None]
+            r = r / target if fault == "divides by the target" else r
+            return (r / n[:, None] if fault == "is the root of a square" else 2.0 * r) * d[:, None]
+
+    with pytest.raises(ConformanceError, match=words):
+        check_loss(Careless(), lm.ArraySpec(("N", 3)), lm.ArraySpec(("N", 3)))
+
+
 class Function(lm.Layer):
     """A function of each number by name, with its slope."""
 
@@ -100,6 +135,7 @@ FUNCTIONS = {
     "fast": (lambda xp, x: xp.sin(804.0 * x), lambda xp, x: 804.0 * xp.cos(804.0 * x)),
     "tiny": (lambda xp, x: 1e-9 * xp.tanh(x), lambda xp, x: 1e-9 * (1.0 - xp.tanh(x) ** 2)),
     "one": (lambda xp, x: xp.exp(x) / xp.exp(x), lambda xp, x: 0.0 * x),
+    "reciprocal": (lambda xp, x: 1.0 / x, lambda xp, x: -1.0 / (x * x)),
     "wrong": (lambda xp, x: xp.sin(x), lambda xp, x: 1.05 * xp.cos(x)),
 }
 
@@ -208,6 +244,19 @@ def test_only_layers_and_losses_are_examined():
     skipped = check_specimen(Specimen(Dense(3), lm.ArraySpec(("N", 3)), gradient="surrogate", reason="for show"))
     assert (skipped.verdicts[0].law, skipped.verdicts[0].outcome) == ("gradient", "skipped")
     assert "for show" in str(skipped)
+
+
+def test_results_that_are_not_finite_are_declared_or_kept_out_of_the_range():
+    with pytest.raises(ConformanceError, match="breaks 1 of 8 laws\n  finite: output 0 for zeros"):
+        check_layer(Function("reciprocal"), lm.ArraySpec(("N", 3)))
+    check_layer(Function("reciprocal"), lm.ArraySpec(("N", 3), low=0.01, high=9.0))
+    why = "1 / 0 is infinite"
+    report = check_specimen(Specimen(Function("reciprocal"), lm.ArraySpec(("N", 3)), not_finite=why))
+    verdicts = {verdict.law: verdict for verdict in report.verdicts}
+    assert (verdicts["finite"].outcome, verdicts["finite"].detail) == ("skipped", f"declared not finite: {why}")
+    assert [verdict.law for verdict in report.verdicts if verdict.outcome != "holds"] == ["finite"]
+    with pytest.raises(lm.ArgumentError, match="Specimen: not_finite: expected the reason in words, got True"):
+        Specimen(Function("reciprocal"), lm.ArraySpec(("N", 3)), not_finite=True)
 
 
 def test_an_error_in_build_says_that_build_failed():

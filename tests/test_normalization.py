@@ -9,6 +9,7 @@ import lamella as lm
 from lamella.engine.passes import Batch, Gradients
 from lamella.engine.rounds import Slices
 from lamella.graph.plan import Plan
+from lamella.graph.slicing import consecutive
 from lamella_layers import (
     Activation,
     BatchNormalization,
@@ -63,7 +64,7 @@ def step(model, x, dy, sizes=None, *, training=True, weights=None):
     sizes = sizes or [len(x)]
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
     buffers = [Gradients(model.values.parameters.empty_like(), plan.parameters) for _ in range(min(2, len(sizes)))]
-    result = Slices(plan, backend, sizes, buffers=buffers).step(model.values, batch, [Given()], 0)
+    result = Slices(plan, backend, consecutive(sizes), buffers=buffers).step(model.values, batch, [Given()], 0)
     arrays = {"y": result.predictions[0], "dx": result.dx[0], **result.gradients, **result.updates}
     return {name.rpartition(".")[2]: backend.asnumpy(array) for name, array in arrays.items()}
 

@@ -84,7 +84,7 @@ def lamella_laws() -> dict[str, Any]:
 
 @hookspec
 def lamella_specimens() -> list[Any]:
-    """Specimens: a list of `lamella.testing.Specimen`, at least one for each layer and loss that the plugin gives.
+    """Specimens: a list of `lamella.testing.Specimen`, at least one for each layer, loss and activation of the plugin.
 
     ``lamella check`` and ``pytest --lamella`` examine them; what has none fails there.
     """

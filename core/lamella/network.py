@@ -21,7 +21,7 @@ from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mea
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
-from lamella.graph.slicing import slice_rows
+from lamella.graph.slicing import consecutive, slice_rows
 from lamella.protocol.inputs import as_inputs
 from lamella.protocol.layer import call
 from lamella.protocol.node import Node, valid_name
@@ -241,7 +241,7 @@ class Network:
         every = frozenset(operation.prefix for operation in self.graph.operations)
         plan = Plan(self.graph, every, wants_dx=False, training=False)
         sizes = slice_rows(self.graph, rows, threads, training=False) if self.device.uses_threads else [rows]
-        return Slices(plan, self.device, sizes, threads=threads)
+        return Slices(plan, self.device, consecutive(sizes), threads=threads)
 
     # What can be changed
 

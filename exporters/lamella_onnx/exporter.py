@@ -12,10 +12,10 @@ import onnx
 from onnx import helper
 
 from lamella import ArgumentError, GraphError, LamellaError, Layer, Model, registry
-from lamella.files.writing import write_atomically
-from lamella.protocol.inputs import as_inputs
 from lamella.errors import did_you_mean
+from lamella.files.writing import write_atomically
 from lamella.protocol import Node
+from lamella.protocol.inputs import as_inputs
 from lamella_onnx.parity import (
     OF_RUNTIME,
     Agreement,

@@ -11,12 +11,12 @@ import onnx
 import onnxruntime
 
 from lamella import Model
-from lamella.engine import StepResult
+from lamella.engine.passes import StepResult
 from lamella.errors import LamellaError, did_you_mean
 from lamella.primitives import Primitive
 from lamella.testing.case import Case
 from lamella.testing.comparison import Broken, difference, largest, most, own_name, worst_place
-from lamella.testing.relation import constant_factor, same_but_moved, where_different
+from lamella.testing.diagnosis.relation import constant_factor, same_but_moved, where_different
 from lamella_onnx.parity import ROUNDING, ParityError, compare, session
 from lamella_onnx.rounding import own_rounding
 from lamella_onnx.target import DEFAULT_OPSET, OLDEST_OPSET
@@ -40,23 +40,23 @@ FORMS = (("float32", OLDEST_OPSET), ("float64", DEFAULT_OPSET))
 
 def same_in_onnx(case: Case) -> str:
     """Onnxruntime gives the engine's outputs, gradients and updates for few rows, large values, and ties."""
-    graph = case.examine(_inference_graph)
-    if any(isinstance(finding.error, _Invalid) for finding in case.findings):
+    graph = case.check(_inference_graph)
+    if any(isinstance(failure.error, _Invalid) for failure in case.failed):
         return ""  # the step holds the same forward pass
     ways: list[bool | None] = [True, False]  # training and inference steps; None: no way back
     errors = []
     for training in ways if graph is None else [None, *ways]:
-        known = len(case.findings)
+        known = len(case.failed)
         for rows, scale in BATCHES if training is None else BATCHES[:-1]:  # slopes of what saturates are all rounding
-            errors.append(case.examine(_batch_agrees, training, rows, scale))
-            if len(case.findings) > known and not isinstance(case.findings[-1].error, Broken):
+            errors.append(case.check(_batch_agrees, training, rows, scale))
+            if len(case.failed) > known and not isinstance(case.failed[-1].error, Broken):
                 break  # what can't be traced at all
-        for sizes in [] if case.findings else case.other_sizes:
-            errors.append(case.examine(_batch_agrees, training, 2, 1.0, sizes))
-        if case.findings and training is None:
+        for sizes in [] if case.failed else case.other_sizes:
+            errors.append(case.check(_batch_agrees, training, 2, 1.0, sizes))
+        if case.failed and training is None:
             break  # the step holds the same forward pass
-    for dtype, opset in FORMS if graph is not None and not case.findings else ():
-        case.examine(_is_written, dtype, opset)
+    for dtype, opset in FORMS if graph is not None and not case.failed else ():
+        case.check(_is_written, dtype, opset)
     if graph is None:
         return ""
     operators = [node.op_type for node in graph.graph.node]

@@ -1,4 +1,4 @@
-"""``lamella check``: examines the layers of a package."""
+"""``lamella check``: examines what a package gives."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ def _run(arguments: argparse.Namespace) -> int:
     return check(arguments.target, as_json=arguments.json)
 
 
-COMMAND = Command("examine the layers of a package against the laws that all layers obey", _configure, _run)
+COMMAND = Command("examine what a package gives against the laws that all such things obey", _configure, _run)

@@ -36,7 +36,7 @@ class Slices:
     Arguments:
         plan: what the passes have to give.
         backend: where they run.
-        sizes: how many rows each slice has.
+        rows: which rows each slice has.
         threads: how many threads they run on.
         buffers: where gradients are added up, one for each thread; without any, no backward pass follows.
         watcher: who sees every operation.
@@ -46,29 +46,28 @@ class Slices:
         self,
         plan: Plan,
         backend: Backend,
-        sizes: Sequence[int],
+        rows: Sequence[slice],
         *,
         threads: int = 1,
         buffers: Sequence[Gradients] = (),
         watcher: Watcher | None = None,
     ) -> None:
         keep_freed_memory()
-        self.plan, self.backend = plan, backend
-        self.rows = [slice(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(len(sizes))]
+        self.plan, self.backend, self.rows = plan, backend, rows
         self.passes = [
             Pass(
                 plan,
                 backend,
-                size,
-                offset=rows.start,
+                some.stop - some.start,
+                offset=some.start,
                 recording=bool(buffers),
                 gradients=buffers[k % len(buffers)] if buffers else None,
                 first=k < len(buffers),
                 watcher=watcher,
             )
-            for k, (size, rows) in enumerate(zip(sizes, self.rows, strict=True))
+            for k, some in enumerate(rows)
         ]
-        self._threads = len(buffers) or min(threads, len(sizes))
+        self._threads = len(buffers) or min(threads, len(rows))
         self._buffers = buffers
         self._bound: list[tuple[Storage, Storage, Bound]] = []  # for the two sets of buffers that training changes
 

@@ -125,8 +125,8 @@ class Values:
     def move(self, optimizer: Optimizer, parameters: Collection[str], state: Collection[str]) -> Move:
         """Return what one step needs: from where it goes on, and the values after it, into which it writes.
 
-        The buffers of these are the spare ones, which hold these values in all that will not be written. From the next step on,
-        the buffers here are spare.
+        The buffers of the latter are the spare ones, which hold the values here in all that will not be written. From
+        the next step on, the buffers here are spare.
 
         Arguments:
             optimizer: what takes the step; it starts anew unless it fits those before.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lamella.graph.operations import Graph
 
-__all__ = ["Cost", "cost_of", "slice_rows"]
+__all__ = ["Cost", "consecutive", "cost_of", "slice_rows"]
 
 SLICE_BYTES = 1 << 20  # what the largest layer of a slice may read and write
 INLINE_WORK = 1 << 21  # multiplications below which a step is one slice on the calling thread
@@ -81,3 +82,12 @@ def slice_rows(graph: Graph, rows: int, threads: int, *, training: bool = True) 
         size = rows
     count = min(rows, math.ceil(math.ceil(rows / size) / threads) * threads)
     return [rows * (k + 1) // count - rows * k // count for k in range(count)]
+
+
+def consecutive(sizes: Sequence[int]) -> list[slice]:
+    """Return slices of the given sizes, one after the other.
+
+    >>> consecutive([3, 4])
+    [slice(0, 3, None), slice(3, 7, None)]
+    """
+    return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]

@@ -29,6 +29,7 @@ class Context:
     """What a layer sees during one forward and backward pass over one slice of the batch.
 
     Attributes:
+        label: the name and class of the layer, for messages.
         params: the layer's parameters, ``ctx.params.kernel``; never written to.
         state: the layer's state, as it was before this step.
         saved: what ``save`` was given in the forward pass.
@@ -44,7 +45,6 @@ class Context:
 
     __slots__ = (
         "_crc",
-        "_label",
         "_offset",
         "_recording",
         "_rows",
@@ -53,6 +53,7 @@ class Context:
         "gradients",
         "is_forward",
         "key",
+        "label",
         "out",
         "params",
         "saved",
@@ -90,7 +91,7 @@ class Context:
         self.saved: tuple[Any, ...] = ()
         self.gradients: dict[str, Any] = {}  # what the engine takes after the backward pass
         self.updates: dict[str, Any] = {}  # what the engine applies once the step has succeeded
-        self._label = label
+        self.label = label
         self._rows = rows
         self._offset = offset
         self._recording = recording
@@ -114,7 +115,7 @@ class Context:
         if not self._recording:
             return
         if self.saved:
-            raise LayerError(f"{self._label}: ctx.save was called twice; give it all arrays in one call")
+            raise LayerError(f"{self.label}: ctx.save was called twice; give it all arrays in one call")
         self.saved = arrays
 
     def grad(self, **gradients: Any) -> None:
@@ -122,22 +123,22 @@ class Context:
         for name, gradient in gradients.items():
             self._check("grad", "parameter", name, gradient, self.params)
             if name in self.gradients:
-                raise LayerError(f"{self._label}: ctx.grad({name}=...) was called twice in one backward pass")
+                raise LayerError(f"{self.label}: ctx.grad({name}=...) was called twice in one backward pass")
             self.gradients[name] = gradient
 
     def update(self, **arrays: Any) -> None:
         """Replace state arrays after this step. The values must be equal in all slices: functions of totals."""
         if not self.is_forward:
-            raise LayerError(f"{self._label}: ctx.update is for forward_pass; what backward_pass learns comes too late")
+            raise LayerError(f"{self.label}: ctx.update is for forward_pass; what backward_pass learns comes too late")
         if not self.training:
-            raise LayerError(f"{self._label}: ctx.update outside training; test ctx.training first")
+            raise LayerError(f"{self.label}: ctx.update outside training; test ctx.training first")
         for name, array in arrays.items():
             self._check("update", "state", name, array, self.state)
             self.updates[name] = array
 
     def _check(self, method: str, kind: str, name: str, array: Any, declared: Arrays) -> None:
         """Whether an array that is handed over has the shape and dtype of the one that was declared."""
-        where = f"{self._label}: ctx.{method}({name}=...)"
+        where = f"{self.label}: ctx.{method}({name}=...)"
         own = declared.__dict__.get(name)
         if own is None:
             known = ", ".join(declared.__dict__) or "nothing of the kind"
@@ -156,9 +157,9 @@ class Context:
         (N*k, ...). With ``per="step"`` the draw does not depend on the batch and may have any shape.
         """
         if not (self.training and self.is_forward):
-            raise LayerError(f"{self._label}: ctx.uniform is for forward_pass in training; save what you drew")
+            raise LayerError(f"{self.label}: ctx.uniform is for forward_pass in training; save what you drew")
         if per not in ("row", "step"):
-            raise LayerError(f"{self._label}: ctx.uniform(per={per!r}): expected 'row' or 'step'")
+            raise LayerError(f"{self.label}: ctx.uniform(per={per!r}): expected 'row' or 'step'")
         key = mix_keys(self.xp, (*self.key, self._crc, self.draws))
         self.draws += 1
         if per == "step":
@@ -166,7 +167,7 @@ class Context:
         repeats = shape[0] // self._rows
         if repeats * self._rows != shape[0]:
             raise LayerError(
-                f"{self._label}: ctx.uniform({shape!r}): axis 0 must be the {self._rows} rows of the slice, or a "
+                f"{self.label}: ctx.uniform({shape!r}): axis 0 must be the {self._rows} rows of the slice, or a "
                 "multiple; for draws that do not depend on the batch say per='step'"
             )
         return uniform(self.xp, key, shape[0], self._offset * repeats, shape)

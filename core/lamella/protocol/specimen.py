@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from lamella import registry
+from lamella.activations import ActivationFunction
 from lamella.errors import ArgumentError
 from lamella.protocol.configured import Configured
 from lamella.protocol.spec import ArraySpec
@@ -15,13 +16,14 @@ __all__ = ["Specimen"]
 
 @dataclasses.dataclass(frozen=True)
 class Specimen:
-    """One example: a layer with the specs of its inputs, or a loss with those of prediction and target.
+    """One example of what a plugin gives, with the specs of its inputs.
 
-    A plugin returns a list of them from the hook ``lamella_specimens``.
+    A plugin returns a list of them from the hook ``lamella_specimens``. Those of optimizers have no inputs; those of
+    losses and metrics have prediction and target.
 
     Arguments:
-        subject: a layer or a loss.
-        inputs: the `ArraySpec` of each input; for a loss, of the prediction and the target.
+        subject: a layer, a loss, an activation, a metric or an optimizer.
+        inputs: the `ArraySpec` of each input.
         operators: the ONNX operators that the exported layer must consist of, in any order, for example
             ``("Conv",)``; None where it does not matter.
         docs: the address of what the layer implements: a paper or an ONNX operator page.
@@ -29,6 +31,8 @@ class Specimen:
             (truncation, straight-through); then ``reason`` says why, and the gradient check is skipped visibly.
         reason: see ``gradient``.
         refuses: pairs of input specs and words that the error for them must contain.
+        not_finite: why results are not finite for some inputs within their range, such as "1 / 0 is infinite"; then
+            the check for that is skipped visibly.
 
     Raises:
         ArgumentError: for what is none of these.
@@ -41,17 +45,20 @@ class Specimen:
     gradient: str = "exact"
     reason: str = ""
     refuses: tuple[tuple[tuple[ArraySpec, ...], str], ...] = ()
+    not_finite: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.subject, type):
             name = self.subject.__name__
-            raise ArgumentError(f"Specimen: expected a layer or a loss, got the class {name}; did you mean {name}()?")
-        if not isinstance(self.subject, Configured):
-            raise ArgumentError(f"Specimen: expected a layer or a loss, got {self.subject!r}")
+            raise ArgumentError(f"{_SUBJECT}, got the class {name}; did you mean {name}()?")
+        if not isinstance(self.subject, Configured | ActivationFunction):
+            raise ArgumentError(f"{_SUBJECT}, got {self.subject!r}")
         if self.gradient not in ("exact", "surrogate"):
             raise ArgumentError(f"Specimen: gradient: expected 'exact' or 'surrogate', got {self.gradient!r}")
         if self.gradient == "surrogate" and not self.reason:
             raise ArgumentError("Specimen: gradient='surrogate' needs a reason")
+        if not isinstance(self.not_finite, str):
+            raise ArgumentError(f"Specimen: not_finite: expected the reason in words, got {self.not_finite!r}")
         object.__setattr__(self, "inputs", _specs(self.inputs))
         if any(spec.shape[:1] != ("N",) for spec in self.inputs):
             raise ArgumentError(f"{_INPUTS}, the batch axis first, got {', '.join(map(str, self.inputs))}")
@@ -65,6 +72,7 @@ class Specimen:
 
 SPECIMENS = registry.Kind("specimens", "lamella.testing.Specimen", of=Specimen)
 
+_SUBJECT = "Specimen: expected a layer, a loss, an activation, a metric or an optimizer"
 _INPUTS = "Specimen: inputs: expected specs such as lamella.ArraySpec(('N', 4))"
 
 

@@ -1,17 +1,27 @@
-"""Testing layers and losses against the laws that they all obey."""
+"""Testing what plugins give against the laws of its kind."""
 
 from typing import Any
 
 from lamella import registry
 from lamella.protocol.specimen import Specimen
 
-__all__ = ["ConformanceError", "ConformanceReport", "Specimen", "check_layer", "check_loss", "check_specimen"]
+__all__ = [
+    "ConformanceError",
+    "ConformanceReport",
+    "Specimen",
+    "check_activation",
+    "check_layer",
+    "check_loss",
+    "check_metric",
+    "check_optimizer",
+    "check_specimen",
+]
 
 LAWS = registry.Kind("laws")  # functions (case) -> detail
 
 
 def __getattr__(name: str) -> Any:
-    # The laws run models, and models know losses, whose module carries specimens: so the laws come last.
+    # Those who import specimens, as losses do, come before models, which the laws run.
     if name in __all__:
         from lamella.testing import check
 

@@ -1,4 +1,4 @@
-"""``lamella check``: examines the layers of packages, and prints what the laws say as a table or as JSON."""
+"""``lamella check``: examines what packages give, and prints what the laws say as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from lamella import __version__
 from lamella.terminal import Column, Line, Table, Terminal, aside, styled
-from lamella.testing.check import Verdict
-from lamella.testing.package import Package, Subject, described, examine, find_package
+from lamella.testing.contents import KINDS
+from lamella.testing.package import Package, Subject, find_package, title, verdicts_of, words_of
+from lamella.testing.report import Verdict
 
 __all__ = ["check"]
 
@@ -21,9 +22,15 @@ class _Row(NamedTuple):
 
     subject: Subject
     specimen: str
+    title: str
     inputs: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     seconds: float
+
+    @property
+    def kind(self) -> str:
+        """Such as ``"layer"``."""
+        return "loss" if self.subject.kind == "losses" else self.subject.kind.removesuffix("s")
 
     @property
     def broken(self) -> list[Verdict]:
@@ -57,19 +64,20 @@ def check(targets: Sequence[str], *, as_json: bool = False) -> int:
     else:
         several = len(packages) > 1
         named = zip(packages, rows, strict=True)
-        _show([(package.target if several else "", row) for package, found in named for row in found], faults)
+        _show([(package.target if several else "", row) for package, found in named for row in found], faults, packages)
     return 0 if sound else 1
 
 
 def _rows(package: Package) -> Iterator[_Row]:
     for subject in package.subjects:
         if fault := package.fault_of(subject):
-            yield _Row(subject, "", (), (Verdict("specimen", "broken", fault),), 0.0)
+            yield _Row(subject, "", "none", (), (Verdict("specimen", "broken", fault),), 0.0)
         for specimen in subject.specimens:
             started = time.perf_counter()
-            verdicts = examine(specimen)
+            verdicts = verdicts_of(specimen)
             inputs = tuple(map(str, specimen.inputs))
-            yield _Row(subject, described(specimen), inputs, verdicts, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            yield _Row(subject, words_of(specimen), title(specimen), inputs, verdicts, seconds)
 
 
 def _progress(package: Package) -> Iterator[_Row]:
@@ -90,6 +98,7 @@ def _data(packages: list[Package], rows: list[list[_Row]]) -> list[dict[str, Any
             "specimens": [
                 {
                     "layer": row.subject.name,
+                    "kind": row.subject.kind,
                     "origin": row.subject.origin,
                     "specimen": row.specimen,
                     "inputs": list(row.inputs),
@@ -98,25 +107,27 @@ def _data(packages: list[Package], rows: list[list[_Row]]) -> list[dict[str, Any
                 }
                 for row in found
             ],
+            "not_examined": [
+                {"name": subject.name, "kind": subject.kind, "reason": subject.not_examined}
+                for subject in package.subjects
+                if subject.not_examined
+            ],
         }
         for package, found in zip(packages, rows, strict=True)
     ]
 
 
-def _show(targets: list[tuple[str, _Row]], faults: list[str]) -> None:
-    """A line for each specimen; below, what is broken and then what was skipped, each with its reason.
+def _show(targets: list[tuple[str, _Row]], faults: list[str], packages: list[Package]) -> None:
+    """A line for each specimen; below, what is broken, what was skipped and what is not examined, with the reasons.
 
     Rows come with the target that gave them, if there are several.
     """
     terminal = Terminal()
     rows = [row for _, row in targets]
-    heading = ("layer", "specimen", "laws", "seconds")
-    cells = [(row.subject.name, _shown(row), row.summary, f"{row.seconds:.2f}") for row in rows]
+    heading = ("name", "kind", "specimen", "laws", "seconds")
+    cells = [(row.subject.name, row.kind, row.title, row.summary, f"{row.seconds:.2f}") for row in rows]
     if terminal.is_terminal and rows:
-        table = Table(Column(name, right=name == "seconds") for name in heading)
-        for row, (name, specimen, laws, seconds) in zip(rows, cells, strict=True):
-            table.add(name, specimen, styled(laws, "red" if row.broken else "green"), seconds)
-        terminal.print(table)
+        terminal.print(_table(rows))
     elif rows:
         widths = [max(map(len, column)) for column in zip(heading, *cells, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (heading, *cells)))
@@ -127,7 +138,7 @@ def _show(targets: list[tuple[str, _Row]], faults: list[str]) -> None:
         terminal.print(styled(text, style))
 
     for target, row in targets:
-        about = f"{f'{target}: ' if target else ''}{_shown(row) if row.specimen else row.subject.name}"
+        about = f"{f'{target}: ' if target else ''}{row.title if row.specimen else row.subject.name}"
         for verdict in row.broken:
             first, *more = verdict.lines()
             law = f"{verdict.law}: " if row.specimen else ""
@@ -141,10 +152,32 @@ def _show(targets: list[tuple[str, _Row]], faults: list[str]) -> None:
                 reasons.setdefault(verdict.detail, []).append(verdict.law)
         told = "; ".join(f"{', '.join(laws)}: {reason}" for reason, laws in reasons.items())
         if told:
-            say(f"skipped  {f'{target}: ' if target else ''}{_shown(row)}: {told}", "yellow")
+            say(f"skipped  {f'{target}: ' if target else ''}{row.title}: {told}", "yellow")
+    for (kind, reason), names in _not_examined(packages).items():
+        say(f"not examined  {kind} {', '.join(names)}: {reason}", "yellow")
     examined, broken = sum(bool(row.specimen) for row in rows), sum(bool(row.broken) for row in rows) + len(faults)
     say(f"specimens: {examined}, {f'broken: {broken}' if broken else 'all laws hold'}", "bold")
 
 
-def _shown(row: _Row) -> str:
-    return f"{row.specimen} on {', '.join(row.inputs)}" if row.specimen else "none"
+def _table(rows: list[_Row]) -> Table:
+    """A table for a terminal, with a heading for each kind where there are several."""
+    table = Table(Column(name, right=name == "seconds") for name in ("name", "specimen", "laws", "seconds"))
+    kinds = sorted({row.subject.kind for row in rows}, key=KINDS.index)
+    for kind in kinds:
+        if len(kinds) > 1:
+            table.add(styled(kind, "bold"))
+        for row in rows:
+            if row.subject.kind == kind:
+                laws = styled(row.summary, "red" if row.broken else "green")
+                table.add(row.subject.name, row.title, laws, f"{row.seconds:.2f}")
+    return table
+
+
+def _not_examined(packages: list[Package]) -> dict[tuple[str, str], list[str]]:
+    """Names by kind and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for package in packages:
+        for subject in package.subjects:
+            if subject.not_examined:
+                found.setdefault((subject.kind, subject.not_examined), []).append(subject.name)
+    return found

@@ -1,4 +1,4 @@
-"""What laws say of a layer, and how they tell results apart."""
+"""What a check reports when it fails, and how two results are compared."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from lamella.engine import StepResult
+from lamella.testing.runs import StepResult
 
 __all__ = [
+    "EXPLAINED",
     "Broken",
     "Fault",
     "Named",
     "Skipped",
     "compare",
     "difference",
-    "examine_gradients",
     "largest",
     "most",
     "named",
@@ -28,20 +28,26 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 Named = dict[str, Array]
 
+EXPLAINED = 1e-3
+"""The share of what rounding the inputs to float32 changes in a result, which float64 results may differ by.
+
+Results that are rounded in another order differ far less, but for ill-conditioned functions.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a layer.
+    """One thing that is wrong.
 
     Attributes:
         message: what is wrong, in one sentence.
         subject: the array that is wrong, such as ``"gradient of 'bias'"``; empty for errors that were raised.
         index: where in that array the difference is largest.
-        found: what stands there.
-        expected: what should.
+        found: the value there.
+        expected: the value that is expected there.
         cause: what it likely comes from, and what to do.
-        witness: the smallest input that was found to show it.
-        sides: what gives ``expected`` and what gives ``found``, where neither is right of its own.
+        counterexample: the smallest input that was found for which the check fails.
+        sides: what gave ``expected`` and what gave ``found``, where neither is known to be right.
     """
 
     message: str
@@ -50,7 +56,7 @@ class Fault:
     found: float | None = None
     expected: float | None = None
     cause: str = ""
-    witness: str = ""
+    counterexample: str = ""
     sides: tuple[str, str] | None = None
 
     def lines(self) -> list[str]:
@@ -63,18 +69,18 @@ class Fault:
             else:
                 first, second = self.sides
                 lines.append(f"{place}: {first} gives {self.expected:.7g}, {second} {self.found:.7g}")
-        if self.witness:
-            lines.append(f"shown by: {self.witness}")
+        if self.counterexample:
+            lines.append(f"counterexample: {self.counterexample}")
         if self.cause:
             lines.append(f"likely cause: {self.cause}")
         return lines
 
 
 class Broken(AssertionError):
-    """A layer breaks a law; the message says how, with the numbers.
+    """A check failed; the message says how, with the values.
 
-    ``inputs`` are those that show it. ``diagnose(case)`` is called once the smallest case is found, with the one that
-    was first seen to break the law, and returns what more is known: fields of `Fault`.
+    ``inputs`` are the counterexample. Once the smallest one is found, ``diagnose(case)`` is called with the case that
+    failed first, and returns what more is known: fields of `Fault`.
     """
 
     def __init__(
@@ -114,13 +120,13 @@ def own_name(name: str) -> str:
 
 
 def largest(a: Any) -> float:
-    """The largest finite size of a number."""
+    """The largest absolute value that is finite."""
     a = np.abs(np.asarray(a, "float64"))
     return float(np.max(a, initial=0.0, where=np.isfinite(a)))
 
 
 def most(errors: Iterable[float | None]) -> float:
-    """The largest of what probes gave that found nothing wrong."""
+    """The largest error of the checks that passed."""
     return max((error for error in errors if error is not None), default=0.0)
 
 
@@ -141,7 +147,7 @@ def difference(a: Any, b: Any) -> float:
 
 
 def worst_place(found: Any, expected: Any) -> dict[str, Any]:
-    """Where two arrays differ most, and both numbers: fields of `Fault`."""
+    """Where two arrays differ most, and both values there: fields of `Fault`."""
     gaps = _gaps(found, expected)
     if gaps is None or not gaps.size:
         return {}
@@ -161,12 +167,13 @@ def compare(
     sides: tuple[str, str] | None = None,
     rounding: Callable[[], dict[str, float]] | None = None,
 ) -> float:
-    """Raise unless every array agrees to a tolerance relative to its largest value.
+    """Raise unless every array agrees, within a tolerance relative to its largest value.
 
-    An array that is nothing but rounding, as the gradient of a bias in front of a normalization is, has no size of
-    its own: no array counts as smaller than ``least`` of the largest one. ``cause`` may depend on the name of
-    the first array that differs. ``sides`` names what gives ``expected`` and ``given`` where either may be wrong.
-    ``rounding`` is asked where the tolerance does not do: how large a difference of every array is nothing but that.
+    Some arrays hold nothing but rounding errors, such as the gradient of a bias in front of a normalization. The
+    tolerance of each array is therefore relative to at least ``least`` times the largest value of all arrays. Arrays
+    that differ by more are compared once more with the absolute tolerances that ``rounding()`` returns by name.
+    ``cause`` may depend on the name of the first array that differs. ``sides`` names what gave ``expected`` and
+    ``given``, where either may be wrong.
     """
     floor = least * max(map(largest, expected.values()), default=0.0)
     scales = {name: max(floor, largest(value)) or 1.0 for name, value in expected.items()}
@@ -187,21 +194,6 @@ def compare(
         sides=sides,
         **worst_place(given[first], expected[first]),
     )
-
-
-def examine_gradients(results: Named, what: str, inputs: tuple[Any, ...]) -> None:
-    """Raise if any gradient is not a number although all outputs are finite."""
-    if not all(np.isfinite(y).all() for name, y in results.items() if name.startswith("output")):
-        return
-    for name, value in results.items():
-        if not name.startswith(("output", "update")) and (places := np.argwhere(np.isnan(value))).size:
-            raise Broken(
-                f"{name} for {what}: not a number at {places[0].tolist()}, though all outputs are finite",
-                subject=name,
-                inputs=inputs,
-                cause="0/0, or 0 times infinity, as in the slope of sqrt(x) or of a norm at 0, or in log(x) under a "
-                "where that leaves it out; make the divisor safe first",
-            )
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a package gives that the laws can examine: its layers and losses, each with the specimens that show it."""
+"""Packages: what a target names, what its plugins give, and what the laws say of a specimen."""
 
 from __future__ import annotations
 
@@ -11,44 +11,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lamella import hookspecs, registry
-from lamella.configuration import Configured
+from lamella import registry
 from lamella.errors import RegistryError, did_you_mean
 from lamella.protocol import Layer
-from lamella.registry import FAILURES, Entry, Plugin, Registry, canonical
-from lamella.testing.check import ConformanceError, Verdict, check_specimen
-from lamella.testing.specimen import Specimen
+from lamella.protocol.specimen import Specimen
+from lamella.registry import FAILURES, Plugin, Registry, canonical
+from lamella.testing.check import ConformanceError, check_specimen
+from lamella.testing.contents import ModuleEntryPoint, Subject, subjects_of
+from lamella.testing.report import Verdict
+from lamella.testing.subjects import described
 
-__all__ = ["Package", "Subject", "described", "examine", "find_package", "title"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A layer, a loss or an activation of a package.
-
-    Attributes:
-        name: under which it is registered; of what is not registered, the name of its class.
-        cls: its class; of an activation, None.
-        origin: distribution and version, or the module.
-        specimens: what shows it; without any, it can't be examined and so fails.
-        lost: why the plugin's specimens can't be had, or nothing.
-    """
-
-    name: str
-    cls: type | None
-    origin: str
-    specimens: tuple[Specimen, ...]
-    lost: str = ""
-
-    @property
-    def fault(self) -> str:
-        """Why it can't be examined, or nothing."""
-        if self.specimens:
-            return ""
-        return self.lost or (
-            f"{self.name!r} has no specimen, so nothing can be examined. Likely fix: return one from the hook "
-            "lamella_specimens beside it, such as Specimen(MyLayer(3), (lm.ArraySpec(('N', 4)),))"
-        )
+__all__ = ["Package", "Subject", "find_package", "title", "verdicts_of", "words_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +37,8 @@ class Package:
         return "" if subject.fault in self.faults else subject.fault
 
 
-class _Module:
-    """An entry point for a module that no distribution names."""
-
-    dist = None
-
-    def __init__(self, module: ModuleType) -> None:
-        self.name = self.value = module.__name__
-        self.module = module
-
-    def load(self) -> ModuleType:
-        return self.module
-
-
 def find_package(target: str) -> Package:
-    """What there is to examine.
+    """Return what there is to examine.
 
     Arguments:
         target: the name of a distribution, a package or a module, registered or not; ``"name:layer"`` for one layer
@@ -99,18 +59,18 @@ def find_package(target: str) -> Package:
         imported = _import(name)
         if not _has_hooks(imported) and not (layer and _layer_of(imported, layer)):
             raise RegistryError(_without_hooks(name, imported))
-        source = Registry([_Module(imported)])
-    subjects, faults = _subjects(source, plugins or source.plugins())
+        source = Registry([ModuleEntryPoint(imported)])
+    subjects, faults = subjects_of(source, plugins or source.plugins())
     if layer:
         chosen = [subject for subject in subjects if layer in (subject.name, getattr(subject.cls, "__name__", ""))]
         subjects, faults = chosen or [_unregistered(name, layer, plugins, subjects, faults)], []
     if not subjects and not faults:
-        raise RegistryError(f"{name!r} gives no layers, losses or specimens, so there is nothing to examine")
+        raise RegistryError(f"{name!r} gives no layers, losses, optimizers, ..., so there is nothing to examine")
     return Package(target, tuple(subjects), tuple(faults))
 
 
-def examine(specimen: Specimen) -> tuple[Verdict, ...]:
-    """What each law says of a specimen; one verdict, ``"runs"``, where the layer does not get as far as the laws."""
+def verdicts_of(specimen: Specimen) -> tuple[Verdict, ...]:
+    """What each law says of a specimen; one verdict, ``"runs"``, where it does not get as far as the laws."""
     doing = f"{type(specimen.subject).__name__}.__repr__ failed: "
     try:
         repr(specimen.subject)
@@ -122,10 +82,10 @@ def examine(specimen: Specimen) -> tuple[Verdict, ...]:
         return (Verdict("runs", "broken", f"{doing}{type(error).__name__}: {error}"),)
 
 
-def described(specimen: Specimen) -> str:
+def words_of(specimen: Specimen) -> str:
     """What a specimen shows, in its own words; where its ``__repr__`` fails, its class."""
     try:
-        return repr(specimen.subject)
+        return described(specimen.subject)
     except FAILURES:
         return f"{type(specimen.subject).__name__}(...)"
 
@@ -138,7 +98,7 @@ def title(specimen: Specimen) -> str:
     >>> title(Specimen(Dense(3), (lm.ArraySpec(("N", 4)),)))
     'Dense(3) on (N, 4) float32'
     """
-    return f"{described(specimen)} on {', '.join(map(str, specimen.inputs))}"
+    return f"{words_of(specimen)}{' on ' if specimen.inputs else ''}{', '.join(map(str, specimen.inputs))}"
 
 
 def _belongs(plugin: Plugin, name: str) -> bool:
@@ -194,67 +154,6 @@ def _without_hooks(name: str, module: ModuleType) -> str:
     )
 
 
-def _subjects(source: Any, plugins: list[Plugin]) -> tuple[list[Subject], list[str]]:
-    """What plugins of one registry give, in their order, and what is wrong with them."""
-    entries: list[tuple[Entry, str]] = []
-    specimens: list[tuple[Specimen, Plugin]] = []
-    faults = []
-    lost = {}
-    for plugin in plugins:
-        for kind in ("layers", "losses", "activations"):
-            entries += [(entry, kind) for entry in source.entries(kind, plugin)]
-        try:
-            specimens += [(specimen, plugin) for specimen in source.specimens(plugin)]
-        except RegistryError as error:
-            lost[plugin.key] = str(error)
-            faults.append(str(error))
-        if plugin.error:
-            faults.append(f"{plugin} could not be loaded: {plugin.error}")
-        faults += _taken(source, plugin)
-    subjects, shown = [], set()
-    for entry, kind in entries:
-        why = lost.get(entry.plugin.key, "")
-        if kind != "activations":
-            own = tuple(specimen for specimen, _ in specimens if type(specimen.subject) is entry.object)
-            subjects.append(Subject(entry.name, entry.object, _origin(entry.plugin), own, why))
-            shown.add(entry.object)
-        elif not any(_mentions(specimen, entry) for specimen, _ in specimens):
-            subjects.append(Subject(entry.name, None, _origin(entry.plugin), (), why))
-    others = {type(specimen.subject): plugin for specimen, plugin in specimens}
-    for cls, plugin in others.items():
-        if cls not in shown:
-            own = tuple(specimen for specimen, _ in specimens if type(specimen.subject) is cls)
-            subjects.append(Subject(cls.__name__, cls, _origin(plugin), own))
-    return subjects, faults
-
-
-def _taken(source: Any, plugin: Plugin) -> list[str]:
-    """What is wrong with names that lamella itself gives, and goes on to mean by them."""
-    own = [] if plugin.is_own else [one for one in registry.plugins() if one.is_own]
-    told = []
-    for kind in hookspecs.KINDS:
-        taken = {entry.name: entry.object for one in own for entry in registry.entries(kind, one)}
-        for entry in source.entries(kind, plugin):
-            if entry.name in taken and taken[entry.name] is not entry.object:
-                full = entry.qualified if plugin.is_known else f"my-distribution:{entry.name}"
-                told.append(
-                    f"{plugin}: {kind}: {entry.name!r} is lamella's own, which the plain name goes on to mean; this "
-                    f"one is found by its full name only, {full!r}. Likely fix: choose another name"
-                )
-    return told
-
-
-def _origin(plugin: Plugin) -> str:
-    return plugin.module if isinstance(plugin.source, _Module) else plugin.origin
-
-
-def _mentions(specimen: Specimen, entry: Entry) -> bool:
-    """Whether a layer is configured with an activation, by name or as the object itself."""
-    values = specimen.subject.config().values() if isinstance(specimen.subject, Configured) else ()
-    names = (entry.name, entry.qualified)
-    return any(value is entry.object or (isinstance(value, str) and value in names) for value in values)
-
-
 def _unregistered(name: str, layer: str, plugins: list[Plugin], subjects: list[Subject], faults: list[str]) -> Subject:
     """A class that no hook gives and no specimen shows, if its module has it."""
     modules = {plugin.module.partition(":")[0] for plugin in plugins if not plugin.error} | {name}
@@ -264,7 +163,7 @@ def _unregistered(name: str, layer: str, plugins: list[Plugin], subjects: list[S
         except ImportError:  # the name of a distribution need not be that of a module
             continue
         if cls:
-            return Subject(layer, cls, module, ())
+            return Subject(layer, "layers", cls, module, ())
     known = [subject.name for subject in subjects]
     expected = f"{did_you_mean(layer, known)} Expected one of {', '.join(sorted(known)) or 'none'}"
     raise RegistryError("\n".join([f"{name!r} has no layer {layer!r}.{expected}", *faults]))

@@ -1,7 +1,7 @@
-"""``pytest --lamella PACKAGE``: one test for each layer, specimen and law of a package.
+"""``pytest --lamella PACKAGE``: one test for each specimen and law of what a package gives.
 
 They come beside the tests that pytest collects anyway, marked ``lamella``: ``-m lamella`` runs them alone, and
-``-k`` chooses among them by layer, specimen and law. `lamella_pytest` loads this module when the option is given.
+``-k`` chooses among them by name, specimen and law. `lamella_pytest` loads this module when the option is given.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from lamella.errors import LamellaError
-from lamella.testing.check import Verdict, laws
-from lamella.testing.package import Package, Subject, examine, find_package, title
-from lamella.testing.specimen import Specimen
+from lamella.protocol.specimen import Specimen
+from lamella.testing.laws import laws_of
+from lamella.testing.package import Package, Subject, find_package, title, verdicts_of
+from lamella.testing.report import Verdict
+from lamella.testing.subjects import kind_of
 
 __all__ = ["pytest_collection", "pytest_make_collect_report"]
 
@@ -61,7 +63,7 @@ class _Package(pytest.Collector):
 
 
 class _Subject(pytest.Collector):
-    """A layer or a loss."""
+    """A layer, a loss, an optimizer, ..."""
 
     def __init__(self, *, subject: Subject, fault: str, **given: Any) -> None:
         super().__init__(**given)
@@ -70,6 +72,8 @@ class _Subject(pytest.Collector):
     def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
         if self.fault:
             yield _Fault.from_parent(self, name="specimen", fault=self.fault, where=self.subject.name)
+        if reason := self.subject.not_examined:
+            yield _NotExamined.from_parent(self, name="specimen", reason=reason)
         for specimen in self.subject.specimens:
             yield _Specimen.from_parent(self, name=title(specimen), specimen=specimen)
 
@@ -82,12 +86,12 @@ class _Specimen(pytest.Collector):
         self.specimen = specimen
 
     def collect(self) -> Iterator[pytest.Item]:
-        for law in laws():
+        for law in laws_of(kind_of(self.specimen.subject)):
             yield _Law.from_parent(self, name=law, of=self)
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
-        return {verdict.law: verdict for verdict in examine(self.specimen)}
+        return {verdict.law: verdict for verdict in verdicts_of(self.specimen)}
 
 
 class _Law(pytest.Item):
@@ -124,8 +128,19 @@ class _Fault(pytest.Item):
         return self.path, None, self.where
 
 
+class _NotExamined(pytest.Item):
+    """Something that no law says anything of."""
+
+    def __init__(self, *, reason: str, **given: Any) -> None:
+        super().__init__(**given)
+        self.reason = reason
+
+    def runtest(self) -> None:
+        pytest.skip(f"not examined: {self.reason}")
+
+
 def _place(cls: type, item: pytest.Item) -> tuple[Any, int | None]:
-    """Where a layer is written."""
+    """Where a class is written."""
     try:
         return inspect.getsourcefile(cls) or item.path, inspect.getsourcelines(cls)[1] - 1
     except (OSError, TypeError):  # made while the program runs

@@ -1,4 +1,4 @@
-"""What the laws say of a layer, as a table for people and as data for programs."""
+"""What the laws say of a subject, as a table for people and as data for programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ConformanceError", "ConformanceReport", "Verdict"]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What one law says of a layer. ``faults`` holds everything that breaks the law; ``detail`` sums it up."""
+    """What one law says of a subject. ``faults`` holds everything that breaks the law; ``detail`` sums it up."""
 
     law: str
     outcome: Literal["holds", "broken", "skipped"]
@@ -23,22 +23,22 @@ class Verdict:
     faults: tuple[Fault, ...] = ()
 
     def lines(self) -> list[str]:
-        """Everything there is to say: each fault with its numbers, smallest input and likely cause."""
+        """Everything there is to say: each fault with its values, counterexample and likely cause."""
         told = [fault.lines() for fault in self.faults] or [[self.detail]]
         return [line for first, *more in told for line in (first, *(f"  {line}" for line in more))]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the verdict as plain data, ready for JSON; numbers that JSON lacks become strings."""
+        """Return the verdict as plain data, ready for JSON; values that JSON lacks become strings."""
         faults = [_plain(dataclasses.asdict(fault)) for fault in self.faults]
         return {"law": self.law, "outcome": self.outcome, "detail": self.detail, "faults": faults}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ConformanceReport:
-    """What every law says of a layer. ``print(report)`` shows a table.
+    """What every law says of a subject. ``print(report)`` shows a table.
 
     Attributes:
-        subject: the layer and its inputs.
+        subject: the layer, loss, activation, optimizer or metric, and its inputs.
         verdicts: one for each law, in the order in which they are documented.
         seed: what the inputs were drawn with.
     """
@@ -81,9 +81,9 @@ class ConformanceReport:
 
 
 class ConformanceError(AssertionError):
-    """A layer breaks one law or more.
+    """A subject breaks one law or more.
 
-    The message lists every fault: both numbers, the smallest input that was found to show it, and its likely cause.
+    The message lists every fault: both values, the smallest counterexample that was found, and its likely cause.
     ``report`` holds all verdicts.
     """
 

@@ -1,4 +1,4 @@
-"""Threads that take turns, so that whatever they share shows at once, and always."""
+"""Threads that take turns, so that what they share is found at once, and in every run."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def explain_non_finite(
             )
     watcher = _First(device)
     buffers = [Gradients(values.parameters.empty_like(), plan.parameters)]
-    slices = Slices(plan, device, [batch.inputs[0].shape[0]], buffers=buffers, watcher=watcher)
+    slices = Slices(plan, device, [slice(0, batch.inputs[0].shape[0])], buffers=buffers, watcher=watcher)
     slices.step(values, batch, losses, network.seed)
     if watcher.found is not None:
         operation, method = watcher.found

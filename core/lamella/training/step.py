@@ -21,7 +21,7 @@ from lamella.engine.threads import run_tasks, thread_count
 from lamella.engine.values import Move, Values
 from lamella.errors import LayerError, NonFiniteError
 from lamella.graph.plan import Plan
-from lamella.graph.slicing import slice_rows
+from lamella.graph.slicing import consecutive, slice_rows
 from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import WRITERS, Optimizer
@@ -36,13 +36,13 @@ _KEPT = 4  # numbers of rows for which steps are kept
 
 
 def prepared(network: Network, plan: Plan, rows: int, kept: list[Storage]) -> Slices:
-    """Return the prepared passes of a batch; ``kept`` holds buffers of gradients, and gets more where they are needed."""
+    """Return the prepared passes of a batch; ``kept`` holds buffers of gradients, and gets more as they are needed."""
     device, threads = network.device, thread_count()
     sizes = slice_rows(network.graph, rows, threads) if device.uses_threads else [rows]
     count = min(threads, len(sizes))
     while len(kept) < count:
         kept.append(network.values.parameters.empty_like())
-    return Slices(plan, device, sizes, buffers=[Gradients(one, plan.parameters) for one in kept[:count]])
+    return Slices(plan, device, consecutive(sizes), buffers=[Gradients(one, plan.parameters) for one in kept[:count]])
 
 
 class TrainSteps:

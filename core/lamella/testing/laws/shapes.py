@@ -8,7 +8,8 @@ import numpy as np
 
 from lamella.errors import LamellaError
 from lamella.losses import Loss
-from lamella.protocol import ArraySpec, snake_case
+from lamella.protocol import ArraySpec
+from lamella.registry import snake_case
 from lamella.testing.case import Case
 from lamella.testing.comparison import Broken
 
@@ -19,18 +20,18 @@ ROWS = (1, 2, 7)
 
 def shapes(case: Case) -> str:
     """Outputs have the shape and dtype that ``build`` said, at any size of the batch and of axes known by name."""
-    case.examine(_predicts)
+    case.check(_predicts)
     for name in case.sizes:
-        case.examine(_at_other_sizes, name)
+        case.check(_at_other_sizes, name)
     refused = case.specimen.refuses
     for specs, words in refused:
-        case.examine(_refuses, specs, words)
+        case.check(_refuses, specs, words)
     outputs = ", ".join(map(str, case.model("float32").output_specs))
     return outputs + (f"; {len(refused)} bad input{'s' * (len(refused) > 1)} refused in words" if refused else "")
 
 
 def _predicts(case: Case) -> None:
-    """The engine holds every output against its spec; what it can't know are sizes by name, and ranges of integers."""
+    """The engine compares every output with its spec; sizes known by name and ranges of integers are checked here."""
     for rows in ROWS:
         inputs = case.draw(rows)
         known = {"N": len(inputs[0]), **case.sizes}

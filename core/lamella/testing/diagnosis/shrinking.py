@@ -1,58 +1,39 @@
-"""From a probe that failed to the smallest input that shows it: fewer rows, smaller shapes, short numbers."""
+"""From a check that failed to the smallest counterexample: fewer rows, smaller shapes, short values."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from lamella.errors import LamellaError
-from lamella.testing.case import Case, Finding
+from lamella.testing.case import Case
+from lamella.testing.checks import Checks, FailedCheck
 from lamella.testing.comparison import Broken, Fault, own_name
+from lamella.testing.diagnosis.causes import cause_of
 
-__all__ = ["WIDENED", "cause_of", "fault_of"]
+__all__ = ["fault_of"]
 
-MOST_ROWS = 9  # that any probe asks for, but for what has many to begin with
-SHOWN = 12  # numbers of an array that are printed one by one
-
-WIDENED = re.compile(r"write scalars as Python floats|\) float32, got .*\) float64")
-"""Words of the engine where float64 comes out of a float32 model."""
-
-CAUSES = (
-    (
-        "ctx.uniform is for forward_pass in training",
-        "noise in inference; return x as it is unless ctx.training, and draw in forward_pass only",
-    ),
-    ("ctx.update outside training", "statistics that are updated in inference; update only if ctx.training"),
-    ("gave no gradient for parameter", "the parameter is declared and never used, or forgotten in ctx.grad(...)"),
-    (
-        "the object is configuration and frozen",
-        "state kept on the layer. A layer may stand at several nodes and run in many threads: use ctx.save for the "
-        "backward pass, declare.state and ctx.update for what lasts",
-    ),
-    ("build said", "build returns another shape or dtype than forward_pass gives"),
-    ("ctx.update got different values", "statistics of a slice; yield sums, and update from the totals"),
-)
-"""Words of an error, and what it likely comes from."""
+MOST_ROWS = 9  # that checks ask for, but for those that need many
+SHOWN = 12  # values of an array that are printed one by one
 
 
-def fault_of(case: Case, finding: Finding) -> Fault:
-    """Describe what a probe found, shown by the smallest input that breaks it in the same way."""
-    error, probe, arguments = finding
+def fault_of(case: Checks, failure: FailedCheck) -> Fault:
+    """What a failed check found; of a layer, with the smallest input for which it fails in the same way."""
+    error, check, arguments = failure
     if not isinstance(error, Broken):
         text = str(error) if isinstance(error, LamellaError) else f"{type(error).__name__}: {error}"
         return Fault(text, cause=cause_of(text))
-    if not error.fault.subject:
+    if not error.fault.subject or not isinstance(case, Case):
         return dataclasses.replace(error.fault, cause=error.fault.cause or cause_of(error.fault.message))
 
     def again(smaller: Case) -> Broken | None:
-        """The same fault, if the smaller case has it."""
+        """The same failure, if the smaller case has it."""
         try:
-            probe(smaller, *arguments)
+            check(smaller, *arguments)
         except Broken as broken:
             alike = broken.fault.subject == error.fault.subject and _has_nan(broken) == _has_nan(error)
             return broken if alike else None
@@ -61,29 +42,21 @@ def fault_of(case: Case, finding: Finding) -> Fault:
         return None
 
     smallest, broken = case, error
-    for step in (_fewer_rows, _smaller_axes, _single_axes, _short_numbers):
+    for step in (_fewer_rows, _smaller_axes, _single_axes, _short_values):
         smallest, broken = step(smallest, broken, again)
     more = broken.diagnose(case) if broken.diagnose is not None else {}
     more = {key: value for key, value in more.items() if value != ""}
-    return dataclasses.replace(broken.fault, witness=_witness(smallest, broken.inputs), **more)
+    return dataclasses.replace(broken.fault, counterexample=_counterexample(smallest, broken.inputs), **more)
 
 
 def _has_nan(error: Broken) -> bool:
-    """Whether not-a-number is what is wrong: a smaller case that has nothing but that shows another fault."""
-    numbers = (error.fault.found, error.fault.expected)
-    return "nan" in str(error) or any(number is not None and math.isnan(number) for number in numbers)
-
-
-def cause_of(message: str) -> str:
-    """What an error likely comes from, where its words tell."""
-    if WIDENED.search(message):
-        told = "Python floats keep" if "as Python floats" in message else "write scalars as Python floats, which keep"
-        return f"a NumPy scalar or array of float64 in an expression, such as np.sqrt(2.0); {told} float32"
-    return next((cause for words, cause in CAUSES if words in message), "")
+    """Whether NaN is what is wrong: a smaller case that has nothing but NaN fails in another way."""
+    values = (error.fault.found, error.fault.expected)
+    return "nan" in str(error) or any(value is not None and math.isnan(value) for value in values)
 
 
 def _first(candidates: Iterator[Case], case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
-    """The first candidate that shows the fault, or what there was."""
+    """The first candidate that fails in the same way, or what there was."""
     for candidate in candidates:
         if (found := again(candidate)) is not None:
             return candidate, found
@@ -115,7 +88,7 @@ def _single_axes(case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
     return case, broken
 
 
-def _short_numbers(case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
+def _short_values(case: Case, broken: Broken, again: Any) -> tuple[Case, Broken]:
     return _first(iter([case.like(rounded=True)]), case, broken, again)
 
 
@@ -139,8 +112,8 @@ def _resized(case: Case, places: list[tuple[int, int]], size: int) -> Iterator[C
         yield candidate
 
 
-def _witness(case: Case, inputs: tuple[Any, ...]) -> str:
-    """The inputs and parameters of a case, in numbers where these are few."""
+def _counterexample(case: Case, inputs: tuple[Any, ...]) -> str:
+    """The inputs and parameters of a case, one by one where they are few."""
     if not inputs:
         return ""
     arrays = {f"input {k}" if len(inputs) > 1 else "x": x for k, x in enumerate(inputs)}

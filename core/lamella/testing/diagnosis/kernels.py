@@ -1,4 +1,4 @@
-"""Which kernels do not give what their references give."""
+"""Which kernels give other results than their references."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from unittest import mock
 import numpy as np
 
 from lamella.primitives import Primitive
-from lamella.testing.relation import same
+from lamella.testing.diagnosis.relation import same
 
 __all__ = ["kernels_that_differ"]
 
 
 def kernels_that_differ(run: Callable[[], Any]) -> list[str]:
-    """Run something on NumPy and hold every kernel that it calls against its reference."""
+    """Run something on NumPy, and compare every kernel that it calls with its reference."""
     differ: dict[str, None] = {}
     plain = Primitive.__call__
 
     def watched(primitive: Primitive, ctx: Any, *args: Any, **options: Any) -> Any:
-        args = tuple(list(a) if isinstance(a, Iterator) else a for a in args)  # both shall see all of it
+        args = tuple(list(a) if isinstance(a, Iterator) else a for a in args)  # both read all of it
         result = plain(primitive, ctx, *args, **options)
         xp = getattr(ctx, "xp", ctx)
         if xp.backend in primitive.kernels and isinstance(result, np.ndarray):

@@ -11,8 +11,8 @@ import numpy as np
 
 __all__ = ["constant_factor", "digits", "factor_in_words", "same", "same_but_moved", "where_different"]
 
-SLIGHT = 1e-5  # of the largest number: what is nearer is right
-CLOSE = 1e-3  # of the largest number: difference quotients and float32 are no better than that everywhere
+SLIGHT = 1e-5  # of the largest value: a smaller difference counts as right
+CLOSE = 1e-3  # of the largest value: difference quotients and float32 are not more exact than that everywhere
 
 CONSTANTS = {
     -1.0: "a sign is wrong",
@@ -79,13 +79,13 @@ def factor_in_words(factors: tuple[float, float], sizes: tuple[Mapping[str, int]
             asked = asked if name == "the batch size" else "was a sum taken where the forward pass has a mean?"
             return f"off by a factor {n} = {name}: {asked}"
     off = abs(small - 1.0)
-    if off > CLOSE / 2 and abs(small - first) <= min(CLOSE * abs(small), 0.1 * off):  # nearer to 1, anything is
+    if off > CLOSE / 2 and abs(small - first) <= min(CLOSE * abs(small), 0.1 * off):  # nearer to 1, many things are
         return f"off by a constant factor of {digits(small)}"
     return ""
 
 
 def same_but_moved(found: Any, right: Any) -> str:
-    """Whether an array holds the right numbers in other places."""
+    """Whether an array holds the right values in other places."""
     if same(found, right):
         return ""  # too small a difference to tell anything
     for words, candidate in _moved(np.asarray(right)):
@@ -103,19 +103,19 @@ def _moved(right: Any) -> Iterator[tuple[str, Any]]:
     if right.ndim <= 4:
         for axes in itertools.permutations(range(right.ndim)):
             if axes != tuple(range(right.ndim)):
-                yield f"transposed: the right numbers, with axes in the order {axes}", right.transpose(axes)
+                yield f"transposed: the right values, with axes in the order {axes}", right.transpose(axes)
         for count in (1, 2):
             for some in itertools.combinations(range(right.ndim), count):
                 what = " and ".join(map(str, some))
-                yield f"reversed along axis {what}: the right numbers in the opposite order", np.flip(right, some)
+                yield f"reversed along axis {what}: the right values in the opposite order", np.flip(right, some)
     if right.ndim > 1:
         for order in itertools.permutations(range(right.ndim)):
             mixed = right.transpose(order).reshape(right.shape)
-            yield "the right numbers, but reshaped in another order of the axes; permute axes before reshape", mixed
+            yield "the right values, but reshaped in another order of the axes; permute axes before reshape", mixed
 
 
 def where_different(found: Any, right: Any, value: Any, *, own: bool) -> str:
-    """In which part of an array the wrong numbers stand; ``own``: each belongs to the number of ``value`` there."""
+    """In which part of an array the wrong values stand; ``own``: each belongs to the element of ``value`` there."""
     found, right = np.asarray(found, "float64"), np.asarray(right, "float64")
     if found.shape != right.shape or found.size < 2:
         return ""
