@@ -94,9 +94,10 @@ def take_step(
     losses = [_Projection() if yes else None for yes in smooth]
     buffers = [Gradients(model.values.parameters.empty_like(), plan.parameters)]
     rows = consecutive(sizes or [len(inputs[0])])
+    place: Any = slice(None)  # views, in the order of the batch
     if backwards:
         rows.reverse()
-    place = np.argsort(np.concatenate([np.arange(some.start, some.stop) for some in rows]))
+        place = np.argsort(np.concatenate([np.arange(some.start, some.stop) for some in rows]))
     slices = Slices(plan, device, rows, buffers=buffers, watcher=watcher)
     values = Values(model.values.parameters, model.values.state, step=STEP)
     with ONE_BLAS_THREAD:
