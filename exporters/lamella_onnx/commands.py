@@ -19,7 +19,8 @@ def _configure_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from lamella_onnx import ParityError, verify
+    from lamella_onnx.proof import verify
+    from lamella_onnx.runtime import ParityError
 
     try:
         report = verify(arguments.file)

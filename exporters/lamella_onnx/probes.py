@@ -77,6 +77,10 @@ class Probes:
             arrays.append(values.astype(row.dtype, order="C"))
         return tuple(arrays)
 
+    def batches(self, seed: int) -> dict[str, Arrays]:
+        """Draw the batches that graphs are compared on, by their names in reports."""
+        return {f"batch of {size}": self.draw(size, seed) for size in BATCHES}
+
 
 def candidates(model: Model, samples: Arrays | None = None) -> Iterator[Probes]:
     """Yield what random batches may be drawn from, for the engine to take or refuse; the first it takes is used.

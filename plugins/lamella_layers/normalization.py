@@ -414,7 +414,7 @@ def batch_normalization(xp: Any, x: Any, gamma: Any, beta: Any, mean: Any, varia
 
 @batch_normalization.kernel("onnx")
 def _(xp: Any, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float) -> Any:
-    if x.dtype != xp.float32:  # the attribute epsilon is float32
+    if x.dtype != xp.float32 or xp.stable:  # the attribute epsilon is float32
         return batch_normalization.reference(xp, x, gamma, beta, mean, variance, epsilon=epsilon)
     # the node has channels on axis 1: (N, T, C) -> (N*T, C)
     rows = xp.reshape(x, (-1, x.shape[2])) if x.ndim == 3 else x
@@ -485,7 +485,7 @@ def layer_normalization(xp: Any, x: Any, gamma: Any, beta: Any = None, *, epsilo
 def _(xp: Any, x: Any, gamma: Any, beta: Any = None, *, epsilon: float) -> tuple[Any, Any, Any]:
     reference = layer_normalization.reference(xp, x, gamma, beta, epsilon=epsilon)
     operator, since = ("RMSNormalization", 23) if beta is None else ("LayerNormalization", 17)
-    if x.dtype != xp.float32 or xp.opset < since:  # the attribute epsilon is float32
+    if x.dtype != xp.float32 or xp.opset < since or xp.stable:  # the attribute epsilon is float32
         return reference  # type: ignore[no-any-return]
     inputs = (x, gamma) if beta is None else (x, gamma, beta)
     y = xp.node(operator, *inputs, shape=x.shape, dtype=x.dtype, axis=-gamma.ndim, epsilon=epsilon)
@@ -505,7 +505,7 @@ def _(xp: Any, x: Any, gamma: Any, beta: Any, *, groups: int, epsilon: float) ->
     reference = group_normalization.reference(xp, x, gamma, beta, groups=groups, epsilon=epsilon)
     alone = isinstance(size := math.prod(x.shape[1:]), int) and size == groups
     # the attribute epsilon is float32; and the operator makes rounding of groups of one number, which are beta
-    if x.dtype != xp.float32 or alone:
+    if x.dtype != xp.float32 or alone or xp.stable:
         return reference  # type: ignore[no-any-return]
     each = groups == gamma.shape[0]  # then gamma and beta are the operator's own
     rows = x if each and x.ndim == 4 else _grouped(xp, x, groups)

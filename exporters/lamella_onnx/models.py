@@ -6,49 +6,87 @@ import dataclasses
 from collections.abc import Generator, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 
 from lamella import Model, engine
+from lamella.backends import get_backend
 from lamella.graph import Leaf
-from lamella_onnx import kernels as _kernels  # noqa: F401  registers the ONNX kernels of core primitives
-from lamella_onnx.dim import TraceError, same_shape
-from lamella_onnx.target import DEFAULT_OPSET
-from lamella_onnx.tracer import Graph, Traced
+from lamella_onnx.runtime import DEFAULT_OPSET
+from lamella_onnx.tracer import Graph, Traced, TraceError, new_graph, same_shape, write
 
-__all__ = ["Trace", "trace_model", "trace_step"]
+__all__ = ["Trace", "layer_outputs", "trace_model", "trace_step"]
+
+Arrays = tuple[np.ndarray[Any, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """A traced model: its graph and outputs, and what each layer gives."""
+    """A traced model.
+
+    Attributes:
+        graph: its graph.
+        outputs: the outputs by name.
+        layers: what each layer gives, by its name, in the order in which layers run.
+        labels: each layer's name and class, for errors, by its name.
+    """
 
     graph: Graph
     outputs: dict[str, Traced]
     layers: dict[str, tuple[Traced, ...]]
+    labels: dict[str, str]
 
     @property
     def proto(self) -> onnx.ModelProto:
         """The graph as ONNX."""
-        return self.graph.model(self.outputs)
+        return write(self.graph, self.outputs)
 
     def exposed(self) -> onnx.ModelProto:
         """The graph with what each layer gives as further outputs, called ``<layer>:<number>``."""
         inner = {f"{name}:{k}": x for name, outputs in self.layers.items() for k, x in enumerate(outputs)}
-        return self.graph.model(self.outputs | inner)
+        return write(self.graph, self.outputs | inner)
 
 
-def trace_model(model: Model, opset: int = DEFAULT_OPSET, names: Sequence[str] | None = None) -> Trace:
-    """Run a model's layers forward, in inference mode, and write down what they do; ``names``: those of the outputs."""
-    graph = Graph(opset)
+def trace_model(
+    model: Model, opset: int = DEFAULT_OPSET, names: Sequence[str] | None = None, *, stable: bool = False
+) -> Trace:
+    """Run a model's layers forward, in inference mode, and write down what they do.
+
+    Arguments:
+        model: the model.
+        opset: the operator set to write.
+        names: those of the outputs, if not the model's.
+        stable: write primitives out where the operator that stands for them rounds worse.
+    """
+    graph = new_graph(opset, stable=stable)
     inputs = _inputs(graph, model)
     arrays = {name: graph.initializer(name, array) for name, array in (*model.parameters.items(), *model.state.items())}
     watch = _Watch(graph, model)
     outputs = engine.infer(model.program, graph.xp, arrays, inputs, around=watch.around, observe=watch.observe)
-    return Trace(graph, dict(zip(names or model.output_names, outputs, strict=True)), watch.layers)
+    named = dict(zip(names or model.output_names, outputs, strict=True))
+    return Trace(graph, named, watch.layers, {leaf.name: leaf.label for leaf in model.program.leaves})
+
+
+def layer_outputs(model: Model, inputs: Arrays) -> dict[str, Arrays]:
+    """Return what each layer gives in inference, by its name, in NumPy."""
+    layers: dict[str, Arrays] = {}
+    arrays = {**model.parameters, **model.state}
+    given = [x.astype(spec.dtype) for x, spec in zip(inputs, model.input_specs, strict=True)]
+
+    def keep(leaf: Leaf, outputs: Arrays) -> None:
+        layers[leaf.name] = outputs
+
+    engine.infer(model.program, get_backend("numpy").xp, arrays, given, observe=keep)
+    return layers
 
 
 def trace_step(
-    model: Model, *, opset: int = DEFAULT_OPSET, training: bool = True, wants_dx: bool | tuple[bool, ...] = True
+    model: Model,
+    *,
+    opset: int = DEFAULT_OPSET,
+    training: bool = True,
+    wants_dx: bool | tuple[bool, ...] = True,
+    stable: bool = False,
 ) -> onnx.ModelProto:
     """Run a model's layers forward and backward, and write both down as one graph.
 
@@ -57,7 +95,7 @@ def trace_step(
     those of the model; ``<input>.gradient`` where asked for; ``<parameter>.gradient``, frozen layers' left out;
     ``<state>.new`` where a layer updates it. What a layer yields is the whole batch's already.
     """
-    graph = Graph(opset)
+    graph = new_graph(opset, stable=stable)
     program = model.program
     inputs = _inputs(graph, model)
     gradients = {
@@ -89,7 +127,7 @@ def trace_step(
         if value in gradients:
             results[f"{name}.gradient"] = gradients[value]
     results |= {f"{name}.gradient": array for name, array in parameters.items()}
-    return graph.model(results | updates)
+    return write(graph, results | updates)
 
 
 def _inputs(graph: Graph, model: Model) -> list[Traced]:
