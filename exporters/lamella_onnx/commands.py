@@ -1,4 +1,4 @@
-"""What lamella_onnx gives to lamella: commands, and the law that a layer means the same in ONNX."""
+"""The hooks of lamella_onnx: commands, and the law that a layer means the same in ONNX."""
 
 from __future__ import annotations
 

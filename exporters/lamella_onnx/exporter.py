@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from onnx import helper
 
@@ -32,6 +31,7 @@ from lamella_onnx.parity import (
 from lamella_onnx.probes import Probes, candidates
 from lamella_onnx.proof import BATCH, PROOF, REPORT, SEED, digest, make_proof, need_model, proof_path, proof_paths
 from lamella_onnx.runtime import ParityError, resolve, session
+from lamella_onnx.validity import not_valid
 
 __all__ = ["export"]
 
@@ -52,34 +52,37 @@ def export(
 ) -> ParityReport:
     """Write a model as an ONNX file, once onnxruntime has given the engine's results.
 
+    The comparison uses your samples and random batches drawn from their range, per feature; tolerances are relative to
+    each row's largest value. Two results agree if they differ by at most 1e-5 of it, or by 4 times the engine's own
+    rounding in float32, where that is more. `lamella_onnx.parity` states the rule in full.
+
+    Where onnxruntime's operator for a normalization rounds too much, as for values far from 0, the file holds the
+    formulas of its normalizations instead of the operators.
+
     The file carries its proof, which `verify` replays; a proof of more than 64 kB stands beside the file, as
-    ``<file>.<digest>.proof``. It guards against damage and against runtimes that differ. It is no signature: whoever
-    changes the file on purpose can write a proof to go with it.
+    ``<file>.<digest>.proof``. The proof guards against damage and against runtimes that differ. It is no signature:
+    whoever changes the file on purpose can write a proof to go with it.
 
     Arguments:
         path: where to write; an existing file and its proof are replaced whole, or stay.
         opset: the operator set, from 18; by default 21, or the newest that the target reads.
         target: the oldest runtime that must read the file, such as ``"onnxruntime==1.20"``.
-        samples: inputs to compare on, as for ``model.predict``, beside random batches of 1, 2 and 7. These then have
-            the samples' range: each place of a row its own, such as each column of a table, and axes of unknown size
-            one for all places. Without samples an input's ``low`` and ``high`` count, else floats are drawn from
-            [-1, 1), for the batch of 7 from [-10, 10), and integers are 0 or 1.
+        samples: inputs to compare on, as for ``model.predict``, besides random batches of 1, 2 and 7 rows. The random
+            batches then have the samples' range: each place of a row its own, such as each column of a table, and axes
+            of unknown size one for all places. Without samples an input's ``low`` and ``high`` count; else floats are
+            drawn from [-1, 1), for the batch of 7 from [-10, 10), and integers are 0 or 1.
         append: a layer or model, or several, that the file has after the model's own, such as
             ``Activation("softmax")``; or a dict of these by output, where the outputs keep their names:
             ``{"digit": Activation("softmax")}``. An appended model's outputs keep the names they have there.
         metadata: texts by name for the file's metadata.
 
-    In random batches an axis of unknown size has one of 6 or 7, or as much as an integer given once a row may be, such
-    as a length. Should the engine refuse such a batch, the samples' sizes and others follow, and lengths within them.
-
-    The comparison uses your samples and random batches drawn from their range, per feature; tolerances are relative to
-    each row's largest value: 1e-5 of it, or 4 times what the engine's own float32 result is off by, where that is more.
-    `lamella_onnx.parity` says it in full. Where onnxruntime's operator for a normalization rounds too much for that, as
-    where values are far from 0, all normalizations of the file are written out as formulas that do not.
+    In random batches an axis of unknown size has 6 or 7 places, or as many as the largest value of an integer that is
+    given once for each row, such as a length. If the engine refuses such a batch, the samples' sizes and others are
+    tried, and lengths within them.
 
     Raises:
-        ParityError: onnxruntime refuses the graph or differs; names the first layer at fault. Or the engine refuses
-            all that was drawn. Nothing is written.
+        ParityError: onnxruntime refuses the graph or gives something else; names the first layer at fault. Or the
+            engine refuses every random batch. Nothing is written.
         TraceError: a layer does something that can't be written down; names the layer.
         ArgumentError: an opset or target out of reach, or an argument of the wrong kind.
 
@@ -116,6 +119,7 @@ def export(
 
 @contextlib.contextmanager
 def _nothing_written(path: Path) -> Iterator[None]:
+    """Say in every `ParityError` that there is no file."""
     try:
         yield
     except ParityError as error:
@@ -125,7 +129,7 @@ def _nothing_written(path: Path) -> Iterator[None]:
 def _agreed(
     model: Model, names: tuple[str, ...], opset: int, samples: Arrays | None
 ) -> tuple[Trace, Probes, list[Evidence], list[Agreement]]:
-    """A graph that agrees with the engine; what was examined: what is drawn from, the results, and how they agree."""
+    """Trace a model into a graph that agrees with the engine; with it, return what was compared, and how it agrees."""
     trace, loaded = _loaded(model, names, opset)
     exact = model.copy(dtype="float64", backend="numpy")
     probes, evidence = _first_accepted(model, exact, candidates(model, samples))
@@ -152,15 +156,13 @@ def _loaded(
     """Trace a model, check the graph, and load it into onnxruntime."""
     trace = trace_model(model, opset, names, stable=stable)
     proto = trace.proto
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ParityError(f"the graph is not valid ONNX: {error}") from error
+    if what := not_valid(proto):
+        raise ParityError(f"the graph is not valid ONNX: {what}")
     return trace, session(proto.SerializeToString())
 
 
 def _first_accepted(model: Model, exact: Model, candidates: Iterable[Probes]) -> tuple[Probes, list[Evidence]]:
-    """The first probes that the engine takes, and what it gives for the batches drawn from them."""
+    """The first probes that the engine accepts, and its results for the batches drawn from them."""
     refusal: LamellaError | None = None
     for probes in candidates:
         try:
@@ -174,7 +176,7 @@ def _first_accepted(model: Model, exact: Model, candidates: Iterable[Probes]) ->
 
 
 def _inexact(batch: Evidence, output: int) -> str:
-    """What is to be said where float32 itself does not hold the digits that are compared."""
+    """What the error adds where the engine's own float32 result is too inexact to compare with."""
     error = engine_error(batch.e32[output], batch.e64[output])
     if error <= PLAUSIBLE:
         return ""

@@ -93,7 +93,7 @@ def trace_step(
     Inputs: those of the model; ``<output>.incoming``, the gradient of each floating output; every array of the model
     by its name; ``training.seed``, uint32 of shape (2,), low word first; and ``training.step``, a uint32. Outputs:
     those of the model; ``<input>.gradient`` where asked for; ``<parameter>.gradient``, frozen layers' left out;
-    ``<state>.new`` where a layer updates it. What a layer yields is the whole batch's already.
+    ``<state>.new`` where a layer updates it.
     """
     graph = new_graph(opset, stable=stable)
     program = model.program
@@ -107,7 +107,7 @@ def trace_step(
         name: graph.input(name, array.shape, str(array.dtype))
         for name, array in (*model.parameters.items(), *model.state.items())
     }
-    seed: Any = graph.input("training.seed", (2,), "uint32")  # with a dot, as no input of a model
+    seed: Any = graph.input("training.seed", (2,), "uint32")  # with a dot, unlike any input of a model
     key = (seed[0], seed[1], graph.input("training.step", (), "uint32"))
     plan = engine.Plan(program, model.frozen_layers, wants_dx=wants_dx, training=training)
     watch = _Watch(graph, model)
@@ -136,7 +136,7 @@ def _inputs(graph: Graph, model: Model) -> list[Traced]:
 
 
 class _Watch:
-    """Names what layers do after them, and holds their outputs against what ``build`` said."""
+    """Names nodes and values after the layers that make them, and checks outputs against what ``build`` said."""
 
     def __init__(self, graph: Graph, model: Model) -> None:
         self.graph = graph
@@ -159,7 +159,7 @@ class _Watch:
 
 
 def _whole_batch(coroutine: Generator[engine.Request, Any, Any]) -> Any:
-    """Run a coroutine, answering each partial sum with itself."""
+    """Run a pass. The graph sees the whole batch, so each partial sum is the total."""
     answer: Any = None
     while True:
         try:

@@ -7,19 +7,18 @@ What is compared: each output that onnxruntime gives, with the one that the engi
 batches: random ones of 1, 2 and 7 rows, and the samples. Three results are at hand: ``ort`` from onnxruntime, ``e32``
 from the engine in the model's dtype, which is float32 in most models, and ``e64`` from the engine in float64.
 
-The rule for floats. The scale of a row is its largest absolute value in ``e32``, or 1, or the scale of the median row,
-whichever is largest. The largest ``|ort - e32|`` of a row may be
+The rule for floats. The scale of a row is the largest of three: its largest absolute value in ``e32``; 1; and the
+largest absolute value of the median row. A row agrees
 
-- 1e-5 of the row's scale.
-- If some row exceeds that: 4 times the engine's own rounding. That is the largest ``|e32 - e64|`` of a row, divided by
-  the row's scale; of all rows of the output the largest quotient counts, and allows each row 4 times itself of the
-  row's scale. A quotient above 1e-3 does not count: so large a difference is no rounding.
+- if ``|ort - e32|`` is at most 1e-5 of its scale everywhere,
+- or if ``|ort - e64|`` is at most 4 times the engine's own rounding. That is the largest ``|e32 - e64|`` of any row of
+  the output, relative to that row's scale. Where it is above 1e-3 it is no rounding, and such a row does not count.
 
 NaN and infinities must stand in the same places; integers and bools must be equal.
 
-With rows ``[1, 200]`` and ``[3, -4]`` the scales are 200 and 4, so the second row may differ by 4e-5. If it differs by
-1e-4, and the engine in float32 is off by 0.002 in the first row, which is 1e-5 of its scale, it may differ by 4 times
-1e-5 of 4:
+An example: rows ``[1, 200]`` and ``[3, -4]`` have the scales 200 and 4, so the second row may differ by 4e-5. It
+differs by 1e-4. But the engine's float32 is off by 0.002 in the first row, which is 1e-5 of its scale; so the second
+row may differ by 4 times 1e-5 of its own scale.
 
 >>> e32 = np.array([[1, 200], [3, -4]], "float32")
 >>> ort, e64 = e32 + np.float32([[0, 0], [0, 1e-4]]), e32 + np.array([[0, 0.002], [0, 0]])
@@ -106,11 +105,13 @@ def compare(got: Array, e32: Array, e64: Array, *, by_row: bool = False) -> tupl
     if not e32.size:
         return 0.0, TOLERANCE, rule
     x, y, exact = (_rows(values, finite, by_row) for values in (got, e32, e64))
-    scale, error = _scale(y), _largest(x - y)
-    allowed, own = TOLERANCE * scale, _largest(y - exact) / scale
-    rounding = ROUNDING * float(np.max(own, where=own <= PLAUSIBLE, initial=0.0))  # NaN and infinity are not
-    if (error > allowed).any() and rounding > TOLERANCE:
-        allowed, rule = rounding * scale, f"{ROUNDING:g} x float32 rounding"
+    scale, error, own = _scale(y), _largest(x - y), _largest(y - exact)
+    allowed = TOLERANCE * scale
+    beyond = error > allowed
+    rounding = ROUNDING * np.max(own / scale, where=own <= PLAUSIBLE * scale, initial=0.0)  # NaN and infinity are not
+    if beyond.any() and rounding > TOLERANCE:
+        rule = f"{ROUNDING:g} x float32 rounding"
+        error, allowed = _largest(x - exact)[beyond], rounding * scale[beyond]
     worst = int(np.argmax(error / allowed))
     return float(error[worst]), float(allowed[worst]), rule
 

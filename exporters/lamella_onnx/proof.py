@@ -1,7 +1,7 @@
 """The proof that a file carries, and its replay: inputs to draw again, and what the engine gave for them.
 
-A proof guards against damage, and against runtimes that differ. It is no signature: who can write the file can write
-a proof to go with it.
+A proof guards against damage, and against runtimes that differ. It is no signature: whoever can write the file can
+write a proof to go with it.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ class _Recorded(NamedTuple):
 
 
 def digest(proof: bytes) -> str:
-    """What tells a proof from all others."""
+    """Return the digest that identifies a proof."""
     return hashlib.sha256(proof).hexdigest()
 
 
 def proof_path(path: Path, sha256: str) -> Path:
-    """Where a proof stands that is too long for the model's own file: one model's proof is never another's."""
+    """Return where a proof stands that is too long for the model's file; the digest keeps those of others apart."""
     return path.with_name(f"{path.name}.{sha256[:8]}.proof")
 
 
 def proof_paths(path: Path) -> list[Path]:
-    """All proofs that stand beside a file."""
+    """Return all proofs that stand beside a file."""
     return list(path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.proof"))
 
 
 def need_model(model: Any, where: str) -> None:
-    """Raise for what is no model."""
+    """Raise unless this is a model."""
     if not isinstance(model, Model):
         fix = "; put it into lamella.Sequential([...], input_shape=...)" if isinstance(model, Layer) else ""
         raise ArgumentError(f"{where}: model: expected a lamella.Model, got {model!r}{fix}")
@@ -104,8 +104,8 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
 
     Raises:
         ParityError: onnxruntime gives something else: the file or the model was changed, or the runtime differs.
-        DataError: no ONNX file, one without a sound proof, or one of a model with other inputs or outputs.
-        ArgumentError: a model that is none.
+        DataError: this is no ONNX file, its proof is missing or damaged, or the model has other inputs or outputs.
+        ArgumentError: ``model`` is no model.
     """
     if model is not None:
         need_model(model, "verify")

@@ -224,10 +224,8 @@ class LayerNormalization(_FeatureNormalization):
 
     Shapes: (N, ...) -> the same. Parameters: ``gamma``, ``beta``, of the sizes of ``axis``.
 
-    In ONNX it is one LayerNormalization where the axes are the last ones. That of onnxruntime rounds the mean: where it
-    is some hundred times the deviation or more, the file is as inexact as if its inputs were rounded, and the report of
-    the export says so. Only where that would be more than a few hundredths, or for two numbers whose mean is some
-    thousand times their deviation, export may refuse.
+    In ONNX it is one LayerNormalization where the axes are the last ones. That of onnxruntime rounds the mean; where
+    that shows, as where the mean is some hundred times the deviation, export writes the formula above instead.
 
     Raises:
         ArgumentError: if ``axis`` is not an int or ints, or ``epsilon`` not above 0.
@@ -286,9 +284,8 @@ class GroupNormalization(lm.Layer):
 
     In ONNX it is InstanceNormalization, of groups as if they were channels: onnxruntime's GroupNormalization squares
     before it subtracts the mean, and gives NaN where that is 10000 times the deviation. Its InstanceNormalization
-    rounds the mean: where it is some hundred times the deviation or more, the file is as inexact as if its inputs were
-    rounded, and the report of the export says so. Only where that would be more than a few hundredths, or for groups of
-    two numbers whose mean is some thousand times their deviation, export may refuse.
+    rounds the mean; where that shows, as where the mean is some hundred times the deviation, export writes the formula
+    above instead.
 
     Raises:
         ArgumentError: if ``groups`` is not positive, ``epsilon`` not above 0, or ``axis`` neither 1, -1 nor None.

@@ -129,7 +129,7 @@ class _Writer:
 
 
 def _unused(used: set[str], *wishes: str) -> str:
-    """The first wish that is free, or the last with a number."""
+    """The first wish that is free, or the last with a count."""
     name = next((wish for wish in wishes if wish not in used), "")
     count = 1
     while not name or name in used:

@@ -190,5 +190,5 @@ def clip(g: Graph, x: Any, /, min: Any = None, max: Any = None) -> Any:
         limits = [as_traced(g, limit, x) for limit in (min, max)]
         if all(y.shape == () and y.dtype == x.dtype for y in limits):
             return g.node("Clip", x, *limits, shape=x.shape, dtype=x.dtype)
-    x = x if min is None else g.xp.maximum(x, min)  # Clip with one limit makes infinity the largest number
+    x = x if min is None else g.xp.maximum(x, min)  # Clip with one limit turns infinity into the largest float
     return x if max is None else g.xp.minimum(x, max)

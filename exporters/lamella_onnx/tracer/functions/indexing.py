@@ -1,4 +1,4 @@
-"""Some of the elements: slices, single positions, rows by their numbers."""
+"""Some of the elements: slices, single positions, rows by index."""
 
 from __future__ import annotations
 
