@@ -635,6 +635,13 @@ def test_the_rule_for_each_row():
     error, allowed, rule = judged([[100.0], [0.013], [1e6]], small, [[100.001], [0.01], [1e6]])
     assert (error, allowed, rule) == (pytest.approx(3e-3), pytest.approx(4e-3), "4 x float32 rounding")
     assert judged(np.zeros((2, 0)), np.zeros((2, 0)), np.zeros((2, 0)))[0] == 0.0
+    two = [[1.0], [1.0]]
+    assert judged([[1.003], [1.0]], two, [[1.0], [1.0009]])[:2] == (
+        pytest.approx(3e-3, rel=0.01),
+        pytest.approx(3.6e-3),
+    )
+    error, allowed, _ = judged([[1.003], [1.0]], two, [[1.002], [1.0009]])  # what the engine is off by is no rounding
+    assert (error, allowed) == (pytest.approx(3e-3, rel=0.01), 1e-5)
 
 
 def test_an_engine_that_is_inexact_itself_is_told(path):
@@ -995,7 +1002,9 @@ def test_a_file_with_rounding_of_the_version_before_verifies(tmp_path):
     file, model = FILES / "layers_at_10000_of_0.1.onnx", FAR["layers at 10000"]()
     (output,) = proof_of(file)["outputs"]
     assert len(output["rounding"]["rows"]) == 2
-    assert verify(file).agrees
+    (row,) = verify(file).agreements
+    assert row.error <= row.allowed == pytest.approx(4 * max(output["rounding"]["rows"]), rel=0.3)
+    assert row.rule == "4 x onnxruntime's rounding"
     assert verify(file, model).agrees
     with pytest.raises(ParityError, match="on the batch of 2 differs .* file or the model was changed"):
         verify(file, changed(model, "norm.beta", lambda v: v + 0.01 * (np.arange(v.size) == 1)))
@@ -1011,16 +1020,19 @@ def test_a_changed_file_with_rounding_is_caught(name, path):
 
 def test_rounding_excuses_rows_whose_error_is_small_and_does_not_stay():
     exact = np.array([[1.0, 2.0], [3.0, 4.0], [np.inf, np.nan], [0.0, 1.0]])
-    e32 = exact.astype("float32")
-    rounding = Rounding(np.full(4, 1e-3), exact)
-    first = e32 + np.float32([[3e-3, 0.0], [0.0, 3e-3], [0.0, 0.0], [5e-3, 0.0]])
-    runs = [first, e32, e32, e32, e32, e32]
-    settled = rounding.settled(runs, e32, exact)
-    np.testing.assert_array_equal(settled[:3], e32[:3])
-    np.testing.assert_array_equal(settled[3], first[3])  # more than 4 times what is recorded
-    np.testing.assert_array_equal(rounding.settled([first] * 6, e32, exact)[:2], first[:2])  # it stays
-    np.testing.assert_array_equal(rounding.settled(runs, e32 + np.float32(0.1), exact)[:2], first[:2])  # the engine's
-    assert rounding.settled([first[:2]] * 6, e32, exact).shape == (2, 2)
+    e32, rounding = exact.astype("float32"), Rounding(np.full(4, 1e-3), exact)
+    off = e32 + np.float32([[3e-3, 0.0], [0.0, 2e-3], [0.0, 0.0], [0.0, 0.0]])
+    error, allowed, rule = rounding.compare([off, e32, e32, e32, e32, e32], e32, exact)
+    assert (error, allowed, rule) == (pytest.approx(3e-3, rel=1e-3), 4e-3, "4 x onnxruntime's rounding")
+    assert rounding.compare([e32] * 6, e32, exact)[2] == "1e-05 of the row's scale"
+    error, allowed, _ = rounding.compare([off] * 6, e32, exact)  # it stays
+    assert error > allowed
+    error, allowed, _ = rounding.compare([off, e32, e32, e32, e32, e32], e32 + np.float32(0.1), exact)  # the engine's
+    assert error > allowed
+    far = off + np.float32([[0.0] * 2] * 3 + [[5e-3, 0.0]])  # more than 4 times what is recorded, in one row
+    error, allowed, _ = rounding.compare([far, e32, e32, e32, e32, e32], e32, exact)
+    assert (error, allowed) == (pytest.approx(5e-3, rel=1e-3), 1e-5)
+    assert rounding.compare([e32[:2]] * 6, e32, exact)[0] == np.inf
 
 
 def test_inputs_are_moved_a_little_and_always_alike():

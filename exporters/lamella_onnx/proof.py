@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,15 +120,12 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
     loaded = session(content)
     _same_names(path, "the file's inputs", [v.name for v in loaded.get_inputs()], [row.name for row in probes.inputs])
     _same_names(path, "the file's outputs", [v.name for v in loaded.get_outputs()], list(recorded))
-    agreements = [
-        Agreement(name, "proof", got.size, *compare(got, output.e32, output.e64, by_row=True))
-        for (name, output), got in zip(recorded.items(), _replayed(loaded, inputs, recorded), strict=True)
-    ]
+    agreements = _agreements_with_proof(inputs, recorded, loaded)
     if model is not None:
         own = [(name, spec.shape, spec.dtype) for name, spec in zip(model.input_names, model.input_specs, strict=True)]
         _same_names(path, "the model's inputs", own, [(row.name, row.shape, row.dtype) for row in probes.inputs])
         _same_names(path, "the model's outputs", list(model.output_names), list(recorded))
-        agreements += _agreements_with(model, probes, loaded, recorded)
+        agreements += _agreements_with_model(model, probes, loaded, recorded)
     opset = next(imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx"))
     report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
     if not report.agrees:
@@ -141,16 +138,22 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
     return report
 
 
-def _replayed(loaded: onnxruntime.InferenceSession, inputs: Arrays, recorded: dict[str, _Recorded]) -> Iterator[Array]:
-    """What onnxruntime gives for the inputs of a proof."""
-    old = any(output.rounding is not None for output in recorded.values())
+def _agreements_with_proof(
+    inputs: Arrays, recorded: dict[str, _Recorded], loaded: onnxruntime.InferenceSession
+) -> list[Agreement]:
+    """How onnxruntime agrees with what is recorded."""
+    has_rounding = any(output.rounding is not None for output in recorded.values())
     names = [given.name for given in loaded.get_inputs()]
-    runs = [run(loaded, dict(zip(names, x, strict=True))) for x in (near(inputs) if old else [inputs])]
+    runs = [run(loaded, dict(zip(names, x, strict=True))) for x in (near(inputs) if has_rounding else [inputs])]
+    found = []
     for name, (e32, e64, rounding) in recorded.items():
-        yield runs[0][name] if rounding is None else rounding.settled([one[name] for one in runs], e32, e64)
+        got = [one[name] for one in runs]
+        how = compare(got[0], e32, e64, by_row=True) if rounding is None else rounding.compare(got, e32, e64)
+        found.append(Agreement(name, "proof", got[0].size, *how))
+    return found
 
 
-def _agreements_with(
+def _agreements_with_model(
     model: Model, probes: Probes, loaded: onnxruntime.InferenceSession, recorded: dict[str, _Recorded]
 ) -> list[Agreement]:
     """How onnxruntime agrees with what the model gives now.
