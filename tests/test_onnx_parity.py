@@ -88,3 +88,9 @@ def test_right_files_are_written_and_wrong_values_found(seed, tmp_path):
             onnx.save(wrong, path)
             with pytest.raises(ParityError, match="on the proof differs"):
                 verify(path)
+
+
+@pytest.mark.parametrize("layer", [LayerNormalization(epsilon=1e-5), GroupNormalization(2, epsilon=1e-6)])
+def test_the_law_accepts_a_layer_whose_formula_export_writes(layer):
+    report = lm.testing.check_layer(layer, lm.ArraySpec(("N", 4), low=1e4, high=1e4 + 1))
+    assert {verdict.law: verdict.outcome for verdict in report.verdicts}["onnx"] == "holds"

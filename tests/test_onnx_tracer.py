@@ -14,7 +14,7 @@ from lamella.backends import NAMESPACE, get_backend
 from lamella.backends.counter import TEST_VECTORS, mix_keys, uniform
 from lamella.primitives import add_rows, erf, one_hot, pad, relu, scan, sigmoid, softmax, softplus, take_rows
 from lamella_onnx.runtime import installed
-from lamella_onnx.tracer import Dim, TraceError, new_graph, write
+from lamella_onnx.tracer import Dim, TraceError, kernels, new_graph, write
 
 NUMPY = get_backend("numpy").xp
 ROWS = (2, 5)
@@ -307,6 +307,12 @@ def test_a_scan_is_one_node_whose_body_sees_what_is_outside():
     body = onnx.helper.get_attribute_value(loops[0].attribute[0])
     assert "Tanh" in [node.op_type for node in body.node]
     assert not body.initializer
+
+
+def test_kernels_that_somebody_else_has_given_stay(monkeypatch):
+    monkeypatch.setitem(relu.kernels, "onnx", lambda xp, x: xp.maximum(x, 0.0))
+    kernels.register.cache_clear()
+    assert operators(relu) == ["Max"]
 
 
 # Random numbers

@@ -33,6 +33,8 @@ class Scope:
 
 @dataclasses.dataclass
 class Node:
+    """An operator with its inputs and outputs, by the names of values, and the layer that added it."""
+
     operator: str
     inputs: list[str]
     outputs: tuple[str, ...]
@@ -102,7 +104,7 @@ class Graph:
         shape = broadcast(result.shape, *(x.shape for x in arrays)) if small else result.shape
         return Traced(self, result, shape, result.dtype, result.shape)
 
-    # What goes in
+    # Inputs, constants, layers
 
     def shape(self, shape: Sequence[int | str]) -> tuple[Size, ...]:
         """Return the shape of an `ArraySpec` with its names as sizes."""
@@ -146,7 +148,7 @@ class Graph:
             self.current_layer = outer
 
     def entitle(self, name: str, outputs: Sequence[Traced]) -> None:
-        """Name the values that a layer gives after it."""
+        """Name a layer's outputs after it."""
         for k, output in enumerate(outputs):
             if isinstance(output.source, str) and same_shape(output.held, output.shape):
                 self.titles.setdefault(output.source, name if len(outputs) == 1 else f"{name}.{k}")
@@ -290,7 +292,7 @@ class Graph:
         consts: Sequence[Any],
         reverse: bool,
     ) -> tuple[tuple[Traced, ...], tuple[Traced, ...]]:
-        """Trace the body once, into a Scan node; what it uses from outside is seen through."""
+        """Trace the body once, into a Scan node. The body may use values of the graph around it."""
         inputs = [self.name_of(x) for x in (*states, *xs)]
         scope = Scope()
         self._scopes.append(scope)
@@ -319,7 +321,7 @@ class Graph:
         return results[: len(states)], results[len(states) :]
 
     def _made_in(self, scope: Scope, x: Traced) -> str:
-        """The name of a value that the body makes itself, and gives once."""
+        """A name for an output of the body: a value that one of its own nodes gives, and no other output has."""
         name = self.name_of(x)
         if name in scope.outputs or not any(name in node.outputs for node in scope.nodes):
             name = self._value(x.shape, x.dtype)
