@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 from lamella.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from lamella_onnx.dim import TraceError
     from lamella_onnx.exporter import export
-    from lamella_onnx.parity import ParityError, ParityReport
+    from lamella_onnx.parity import ParityReport
     from lamella_onnx.proof import verify
+    from lamella_onnx.runtime import ParityError
+    from lamella_onnx.tracer.dims import TraceError
 
 __all__ = ["ParityError", "ParityReport", "TraceError", "export", "verify"]
 
 _HOMES = {
-    "ParityError": "parity",
+    "ParityError": "runtime",
     "ParityReport": "parity",
-    "TraceError": "dim",
+    "TraceError": "tracer.dims",
     "export": "exporter",
     "verify": "proof",
 }

@@ -1,4 +1,4 @@
-"""What lamella_onnx gives to lamella: commands, and the law that a layer means the same in ONNX."""
+"""The hooks of lamella_onnx: commands, and the law that a layer means the same in ONNX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def _configure_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from lamella_onnx import ParityError, verify
+    from lamella_onnx.proof import verify
+    from lamella_onnx.runtime import ParityError
 
     try:
         report = verify(arguments.file)

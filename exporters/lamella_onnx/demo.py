@@ -58,7 +58,7 @@ def run(folder: Path) -> float:
     """Train, test, export and draw; leave everything in a folder and return the accuracy on the test digits."""
     from threadpoolctl import threadpool_limits
 
-    from lamella_onnx import export
+    from lamella_onnx.exporter import export
 
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = digits()
@@ -163,7 +163,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from lamella_onnx import ParityError
+    from lamella_onnx.runtime import ParityError
 
     try:
         run(arguments.output)

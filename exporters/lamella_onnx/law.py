@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -11,16 +11,15 @@ import onnx
 import onnxruntime
 
 from lamella import Model
-from lamella.engine.passes import StepResult
-from lamella.errors import LamellaError, did_you_mean
+from lamella.errors import LamellaError
 from lamella.primitives import Primitive
 from lamella.testing.case import Case
-from lamella.testing.comparison import Broken, difference, largest, most, own_name, worst_place
+from lamella.testing.comparison import Broken, difference, largest, most, named, own_name, worst_place
 from lamella.testing.diagnosis.relation import constant_factor, same_but_moved, where_different
-from lamella_onnx.parity import ROUNDING, ParityError, compare, session
-from lamella_onnx.rounding import own_rounding
-from lamella_onnx.target import DEFAULT_OPSET, OLDEST_OPSET
-from lamella_onnx.trace import trace_model, trace_step
+from lamella_onnx.models import trace_model, trace_step
+from lamella_onnx.parity import ROUNDING, compare
+from lamella_onnx.runtime import DEFAULT_OPSET, OLDEST_OPSET, ParityError, run, session
+from lamella_onnx.validity import first_unknown, in_one_line, not_valid
 
 __all__ = ["same_in_onnx"]
 
@@ -32,22 +31,19 @@ BATCHES = (  # rows, and how large random floats are; without a size, multiples 
     (5, None),
     (3, 300.0),
 )
-
-
-FORMS = (("float32", OLDEST_OPSET), ("float64", DEFAULT_OPSET))
-"""What beside float32 in the default opset models are written down as."""
+FORMS = (("float32", OLDEST_OPSET), ("float64", DEFAULT_OPSET))  # besides float32 in the default opset
 
 
 def same_in_onnx(case: Case) -> str:
-    """Onnxruntime gives the engine's outputs, gradients and updates for few rows, large values, and ties."""
+    """onnxruntime gives the engine's outputs, gradients and updates, for few rows, large values, and ties."""
     graph = case.check(_inference_graph)
     if any(isinstance(failure.error, _Invalid) for failure in case.failed):
         return ""  # the step holds the same forward pass
-    ways: list[bool | None] = [True, False]  # training and inference steps; None: no way back
+    modes: list[bool | None] = [True, False]  # steps in training and inference mode; None: inference alone
     errors = []
-    for training in ways if graph is None else [None, *ways]:
+    for training in modes if graph is None else [None, *modes]:
         known = len(case.failed)
-        for rows, scale in BATCHES if training is None else BATCHES[:-1]:  # slopes of what saturates are all rounding
+        for rows, scale in BATCHES if training is None else BATCHES[:-1]:  # gradients of what saturates are rounding
             errors.append(case.check(_batch_agrees, training, rows, scale))
             if len(case.failed) > known and not isinstance(case.failed[-1].error, Broken):
                 break  # what can't be traced at all
@@ -64,14 +60,14 @@ def same_in_onnx(case: Case) -> str:
 
 
 def _is_written(case: Case, dtype: str, opset: int) -> None:
-    """Models of another float type, and files of other opsets, are written down too, and are valid."""
+    """The model in another float type or opset is traced, too, and is valid ONNX."""
     form = f"a model of {dtype} in opset {opset}"
     try:
         proto = trace_model(case.model(dtype), opset).proto
     except LamellaError as error:
         cause = "an ONNX kernel that is made for float32; x.dtype tells" if "build said" in str(error) else ""
         raise Broken(f"{form}: {error}", cause=cause) from error
-    if what := _not_valid(proto):
+    if what := not_valid(proto):
         raise Broken(
             f"{form} is not valid ONNX: {what}",
             cause="an operator, or a type or attribute of it, that came later; choose by xp.opset, or call the "
@@ -80,12 +76,12 @@ def _is_written(case: Case, dtype: str, opset: int) -> None:
 
 
 class _Invalid(Broken):
-    """The graph is no ONNX."""
+    """The graph is not valid ONNX."""
 
 
 def _inference_graph(case: Case) -> onnx.ModelProto:
     proto = _graph(case, None)
-    if what := _not_valid(proto):
+    if what := not_valid(proto):
         at_fault = _kernels_at_fault(case, _is_valid)
         where = f"the ONNX kernel of {' and of '.join(at_fault)}" if at_fault else repr(case.specimen.subject)
         raise _Invalid(f"the graph is not valid ONNX: {where}: {what}")
@@ -94,63 +90,12 @@ def _inference_graph(case: Case) -> onnx.ModelProto:
 
 
 def _is_valid(case: Case) -> None:
-    if what := _not_valid(_graph(case, None)):
+    if what := not_valid(_graph(case, None)):
         raise _Invalid(what)
 
 
-def _not_valid(proto: onnx.ModelProto) -> str:
-    """What is wrong with a graph as such, in one line."""
-    if what := _first_unknown(proto):
-        return what
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return _line(error)
-    return ""
-
-
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes, and those of their bodies."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            yield from _nodes(attribute.g.node)
-
-
-def _first_unknown(proto: onnx.ModelProto) -> str:
-    opsets = {given.domain: given.version for given in proto.opset_import}
-    return next(filter(None, (_unknown(node, opsets) for node in _nodes(proto.graph.node))), "")
-
-
-def _unknown(node: onnx.NodeProto, opsets: dict[str, int]) -> str:
-    """Whether the operator of a node, or one of its attributes, does not exist."""
-    if node.domain:
-        return ""  # only the operators of ONNX itself are known
-    operator, opset = node.op_type, opsets[""]
-    try:
-        schema = onnx.defs.get_schema(operator, opset)
-    except onnx.defs.SchemaError:
-        known = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain}
-        if operator in known:
-            return f"{operator} is not in opset {opset}, but in newer ones"
-        return f"there is no operator {operator!r} in opset {opset}.{did_you_mean(operator, sorted(known))}"
-    for attribute in node.attribute:
-        if attribute.name not in schema.attributes:
-            known = set(schema.attributes)
-            return (
-                f"{operator} has no attribute {attribute.name!r}; it has {', '.join(sorted(known)) or 'none'}."
-                f"{did_you_mean(attribute.name, sorted(known))}"
-            )
-    return ""
-
-
-def _line(error: Exception) -> str:
-    """What ONNX or onnxruntime says, without the empty lines."""
-    return "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
-
-
 def _kernels_at_fault(case: Case, probe: Callable[..., Any], *arguments: Any) -> list[str]:
-    """The ONNX kernels in whose place the reference makes a probe find nothing wrong."""
+    """The ONNX kernels that are at fault: with the reference in their place, a probe finds nothing wrong."""
     used: dict[Primitive, None] = {}
     plain = Primitive.__call__
 
@@ -177,28 +122,29 @@ def _kernels_at_fault(case: Case, probe: Callable[..., Any], *arguments: Any) ->
     return found
 
 
-def _graph(case: Case, training: bool | None) -> onnx.ModelProto:
+def _graph(case: Case, training: bool | None, *, stable: bool = False) -> onnx.ModelProto:
     """What inference or a step is as a graph, traced once for each case."""
-    key = "onnx", training
+    key = "onnx", training, stable
     if key not in case.kept:
         model = case.model("float32")
         if training is None:
-            case.kept[key] = trace_model(model).proto
+            case.kept[key] = trace_model(model, stable=stable).proto
         else:
-            case.kept[key] = trace_step(model, training=training, wants_dx=case.wants)
+            case.kept[key] = trace_step(model, training=training, wants_dx=case.wants, stable=stable)
     graph: onnx.ModelProto = case.kept[key]
     return graph
 
 
-def _session(case: Case, training: bool | None) -> onnxruntime.InferenceSession:
-    key = "onnxruntime", training
+def _session(case: Case, training: bool | None, *, stable: bool = False) -> onnxruntime.InferenceSession:
+    key = "onnxruntime", training, stable
     if key not in case.kept:
-        if what := _first_unknown(_graph(case, training)):
+        graph = _graph(case, training, stable=stable)
+        if what := first_unknown(graph):
             raise Broken(f"the graph of a step is not valid ONNX: {case.specimen.subject!r}: {what}")
         try:
-            case.kept[key] = session(_graph(case, training).SerializeToString())
+            case.kept[key] = session(graph.SerializeToString())
         except ParityError as error:
-            raise Broken(_line(error)) from error
+            raise Broken(in_one_line(error)) from error
     return case.kept[key]
 
 
@@ -214,7 +160,10 @@ def _examine_graph(case: Case, proto: onnx.ModelProto) -> None:
 
 
 class _Results(NamedTuple):
-    """What inference, or one step, gives on one batch: onnxruntime, and the engine in both float types."""
+    """What inference, or one step, gives on one batch: onnxruntime, and the engine in both float types.
+
+    Arrays have the names that reports use, such as ``output 0``.
+    """
 
     inputs: tuple[Any, ...]
     got: dict[str, Any]
@@ -224,7 +173,7 @@ class _Results(NamedTuple):
 
 def _results(case: Case, training: bool | None, rows: int, scale: float | None) -> _Results:
     inputs = case.cast("float32", case.draw(rows, scale=scale))
-    got = _run(_session(case, training), _feeds(case, training, inputs))
+    got = _runtime(case, training, inputs)
     e32, e64 = (_own(case, kind, training, inputs) for kind in ("float32", "float64"))
     if e32.keys() != got.keys():
         raise Broken(f"the engine gives {', '.join(e32)}; the traced step {', '.join(got)}")
@@ -234,24 +183,26 @@ def _results(case: Case, training: bool | None, rows: int, scale: float | None) 
 def _batch_agrees(
     case: Case, training: bool | None, rows: int, scale: float | None, sizes: dict[str, int] | None = None
 ) -> float:
-    """Inference, or one step, on one batch; in the same graph, whatever sizes axes known by name have."""
+    """Compare inference, or one step, on one batch; ``sizes`` are those of axes with a name.
+
+    ``training`` is None for inference, else the mode of the step. Return the largest error.
+    """
     case = case.resized_to(sizes) if sizes else case
     results = _results(case, training, rows, scale)
     mode = "in inference" if training is None else f"in {'training' if training else 'inference'} mode"
     if scale == 300.0 and not all(np.isfinite(value).all() for value in (*results.e32.values(), *results.e64.values())):
-        return 0.0  # numbers that no float32 holds
+        return 0.0  # values that no float32 holds
     worst = 0.0
     for name, value in results.got.items():
         error, allowed, rule = compare(value, results.e32[name], results.e64[name])
         worst = max(worst, error)
         if not error <= allowed and not _explained(case, training, results, name):
-            what = _title(name, case.model("float32"))
             values = f", values around {scale:g}" if scale else ", multiples of 0.5"
             batch = f"batch of {len(results.inputs[0])}{'' if scale == 1 else values}"
             batch += "".join(f", axis {axis!r} of size {size}" for axis, size in (sizes or {}).items())
             raise Broken(
-                f"{what} {mode}, {batch}: onnxruntime differs by {error:.3g} where {allowed:.3g} is allowed ({rule})",
-                subject=what,
+                f"{name} {mode}, {batch}: onnxruntime differs by {error:.3g} where {allowed:.3g} is allowed ({rule})",
+                subject=name,
                 inputs=results.inputs,
                 diagnose=lambda origin, name=name: {  # type: ignore[misc]
                     "cause": _cause(origin.resized_to(sizes) if sizes else origin, training, rows, scale, name)
@@ -262,37 +213,39 @@ def _batch_agrees(
 
 
 def _explained(case: Case, training: bool | None, results: _Results, name: str) -> bool:
-    """Whether float32 holds no more digits of an array: as much as the law of purity allows the engine itself.
+    """Whether the difference is within what the law of purity allows the engine itself, or the stable graph agrees.
 
-    That is, beside 4 times what the engine is off by, 16 times what a change of the inputs by one unit in the last
-    place does, and of gradients 4 units of the incoming gradient times the input.
+    The allowed difference is the sum of 4 times the engine's own error, 16 times the change of the result where inputs
+    move by one unit in the last place, and for gradients 4 units in the last place of the incoming gradient times the
+    input.
     """
     inputs, got, e32, e64 = results
     cotangents = case.cotangents(inputs)
-    what = _title(name, case.model("float32"))
     allowed = ROUNDING * difference(e32[name], e64[name])
-    allowed += case.rounding(inputs, cotangents, 16.0, training=bool(training))[what]
-    if not what.startswith("output"):
+    allowed += case.rounding(inputs, cotangents, 16.0, training=bool(training))[name]
+    if not name.startswith("output"):
         reach = max([1.0, *(largest(x) for x in inputs if x.dtype.kind == "f")])
         allowed += 4 * float(np.finfo("float32").eps) * max(map(largest, cotangents)) * reach
-    return difference(got[name], e64[name]) <= allowed < np.inf or _is_rounding(case, training, results, name)
+    return difference(got[name], e64[name]) <= allowed < np.inf or _stable_agrees(case, training, results, name)
 
 
-def _is_rounding(case: Case, training: bool | None, results: _Results, name: str) -> bool:
-    """Whether onnxruntime differs by its own rounding only, as exports are told."""
-    if not results.got[name].ndim or results.got[name].dtype.kind != "f":
-        return False
-
-    def runtime(inputs: tuple[Any, ...]) -> list[Any]:
-        return [_run(_session(case, training), _feeds(case, training, inputs))[name]]
-
-    def exact(inputs: tuple[Any, ...]) -> list[Any]:
-        return [_own(case, "float64", training, inputs)[name]]
-
-    (rounding,), (mean,) = own_rounding(runtime, exact, results.inputs)
-    arrays = results.got[name], results.e32[name], results.e64[name]
-    error, allowed, _ = compare(*arrays, by_row=True, rounding=rounding.explained(mean))
+def _stable_agrees(case: Case, training: bool | None, results: _Results, name: str) -> bool:
+    """Whether the stable graph agrees, which export writes where a native operator rounds too much."""
+    got = _runtime(case, training, results.inputs, stable=True)[name]
+    error, allowed, _ = compare(got, results.e32[name], results.e64[name], by_row=got.ndim > 0)
     return error <= allowed
+
+
+def _runtime(
+    case: Case, training: bool | None, inputs: tuple[Any, ...], *, stable: bool = False
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What onnxruntime gives, by the names that reports use."""
+    model = case.model("float32")
+    try:
+        got = run(_session(case, training, stable=stable), _feeds(case, training, inputs))
+    except ParityError as error:
+        raise Broken(f"onnxruntime can't run the graph: {in_one_line(error.__cause__ or error)}") from error
+    return {_title(name, model): value for name, value in got.items()}
 
 
 def _feeds(case: Case, training: bool | None, inputs: tuple[Any, ...]) -> dict[str, Any]:
@@ -312,21 +265,21 @@ def _feeds(case: Case, training: bool | None, inputs: tuple[Any, ...]) -> dict[s
 
 
 def _own(case: Case, dtype: str, training: bool | None, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """What the engine gives, by the names that the graph has for it."""
+    """What the engine gives, by the names that reports use."""
     if training is None:
-        return dict(zip(case.model("float32").output_names, case.infer(dtype, inputs), strict=True))
-    return _named(case, case.step(dtype, inputs, case.cotangents(inputs), training=training))
+        return {f"output {k}": y for k, y in enumerate(case.infer(dtype, inputs))}
+    return named(case.step(dtype, inputs, case.cotangents(inputs), training=training))
 
 
 def _cause(case: Case, training: bool | None, rows: int, scale: float | None, name: str) -> str:
-    """Why onnxruntime may differ: by a kernel; only for one row, only for some numbers, by a factor."""
+    """Why onnxruntime may differ: which kernel is at fault, and how the results differ."""
     at_fault = _kernels_at_fault(case, _batch_agrees, training, rows, scale)
     kernel = f"the ONNX kernel of {' and of '.join(at_fault)} differs from the reference" if at_fault else ""
     return "; ".join(filter(None, (kernel, _relation(case, training, rows, scale, name, bool(kernel)))))
 
 
 def _relation(case: Case, training: bool | None, rows: int, scale: float | None, name: str, blamed: bool) -> str:
-    """What the wrong array is in terms of the right one; ``blamed``: it is known that a kernel is wrong."""
+    """How the wrong array relates to the right one; ``blamed``: a kernel is known to be wrong."""
     inputs, got, e32, _ = _results(case, training, rows, scale)
     value, right = got[name], e32[name]
     if rows == 1:
@@ -351,6 +304,7 @@ def _relation(case: Case, training: bool | None, rows: int, scale: float | None,
 
 
 def _title(name: str, model: Model) -> str:
+    """What reports call an output of the graph of inference, or of a step."""
     inputs = model.input_names
     if name in model.output_names:
         return f"output {model.output_names.index(name)}"
@@ -359,21 +313,3 @@ def _title(name: str, model: Model) -> str:
     if kind == "gradient":
         return f"dx of input {inputs.index(stem)}" if stem in inputs else f"gradient of {own!r}"
     return f"update of {own!r}"
-
-
-def _named(case: Case, result: StepResult) -> dict[str, Any]:
-    """The arrays of a step by the names that `trace_step` gives them."""
-    model = case.model("float32")
-    arrays = dict(zip(model.output_names, result.predictions, strict=True))
-    arrays |= {f"{name}.gradient": dx for name, dx in zip(model.input_names, result.dx, strict=True) if dx is not None}
-    arrays |= {f"{name}.gradient": value for name, value in result.gradients.items()}
-    return arrays | {f"{name}.new": value for name, value in result.updates.items()}
-
-
-def _run(loaded: onnxruntime.InferenceSession, feeds: dict[str, Any]) -> dict[str, Any]:
-    known = {given.name for given in loaded.get_inputs()}
-    names = [output.name for output in loaded.get_outputs()]
-    try:
-        return dict(zip(names, loaded.run(None, {k: v for k, v in feeds.items() if k in known}), strict=True))
-    except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise Broken(f"onnxruntime can't run the graph: {_line(error)}") from error

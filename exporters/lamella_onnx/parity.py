@@ -1,11 +1,39 @@
-"""Whether onnxruntime agrees with the engine: a rule, a report, and the layer at fault."""
+"""Whether onnxruntime agrees with the engine.
+
+The comparison uses your samples and random batches drawn from their range, per feature; tolerances are relative to
+each row's largest value.
+
+What is compared: each output that onnxruntime gives, with the one that the engine gives for the same batch. The
+batches: random ones of 1, 2 and 7 rows, and the samples. Three results are at hand: ``ort`` from onnxruntime, ``e32``
+from the engine in the model's dtype, which is float32 in most models, and ``e64`` from the engine in float64.
+
+The rule for floats. The scale of a row is the largest of three: its largest absolute value in ``e32``; 1; and the
+largest absolute value of the median row. A row agrees
+
+- if ``|ort - e32|`` is at most 1e-5 of its scale everywhere,
+- or if ``|ort - e64|`` is at most 4 times the engine's own rounding, which is the largest ``|e32 - e64|`` of any row
+  of the output, relative to that row's scale. Rows where this is above 1e-3 are left out, and have the first limit
+  only: so large a difference is no rounding.
+
+NaN and infinities must stand in the same places; integers and bools must be equal.
+
+An example: rows ``[1, 200]`` and ``[3, -4]`` have the scales 200 and 4, so the second row may differ by 4e-5. It
+differs by 1e-4. But the engine's float32 is off by 0.002 in the first row, which is 1e-5 of its scale; so the second
+row may differ by 4 times 1e-5 of its own scale.
+
+>>> e32 = np.array([[1, 200], [3, -4]], "float32")
+>>> ort, e64 = e32 + np.float32([[0, 0], [0, 1e-4]]), e32 + np.array([[0, 0.002], [0, 0]])
+>>> error, allowed, rule = compare(ort, e32, e64, by_row=True)
+>>> f"{error:.1e} where {allowed:.1e} is allowed: {rule}"
+'1.0e-04 where 1.6e-04 is allowed: 4 x float32 rounding'
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -13,61 +41,30 @@ import onnxruntime
 
 import lamella
 from lamella import Model
-from lamella.backends import get_backend
-from lamella.engine import infer
 from lamella.terminal import Column, Table, styled
-from lamella_onnx.rounding import largest, own_rounding
-from lamella_onnx.trace import Trace
+from lamella_onnx.models import Trace, layer_outputs
+from lamella_onnx.runtime import run, session
 
 __all__ = [
-    "OF_RUNTIME",
+    "PLAUSIBLE",
     "ROUNDING",
     "Agreement",
-    "ParityError",
+    "Evidence",
     "ParityReport",
     "blame",
     "compare",
+    "engine_error",
     "examine",
-    "predict",
-    "run",
-    "session",
+    "predicted",
+    "versions",
 ]
 
-TOLERANCE = 1e-5
-ROUNDING = 4.0  # how many times the engine's own rounding error, or its own, onnxruntime may be off
-PLAUSIBLE = 1e-3  # of the largest result: beyond it, a difference between float32 and float64 is no rounding
-OF_RUNTIME = f"{ROUNDING:g} x onnxruntime's rounding"
+TOLERANCE = 1e-5  # of a row's scale
+ROUNDING = 4.0  # times the engine's own rounding
+PLAUSIBLE = 1e-3  # of a row's scale: a larger difference between float32 and float64 is no rounding
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, ...]
-
-
-class ParityError(lamella.LamellaError, RuntimeError):
-    """A graph that onnxruntime refuses, or whose results differ from the engine's, or that nothing can be tried on."""
-
-
-# onnxruntime
-
-
-def session(model: bytes) -> onnxruntime.InferenceSession:
-    """Load a model into onnxruntime, as its users do by default, but for its log: our errors say what stands there."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't load the graph: {error}") from error
-
-
-def run(loaded: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
-    """Run a model on inputs in their order."""
-    feeds = {given.name: array for given, array in zip(loaded.get_inputs(), inputs, strict=True)}
-    try:
-        return tuple(loaded.run(None, feeds))
-    except Exception as error:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
-        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't run the graph on {shapes}: {error}") from error
 
 
 # The rule
@@ -91,142 +88,128 @@ class Agreement:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def compare(
-    got: Array, e32: Array, e64: Array, *, by_row: bool = False, rounding: Array | None = None
-) -> tuple[float, float, str]:
-    """Return error, allowed error and rule.
+def compare(got: Array, e32: Array, e64: Array, *, by_row: bool = False) -> tuple[float, float, str]:
+    """Return error, allowed error and limit of the row that is nearest to its limit, or beyond it.
 
-    ``|ort - e32| <= 1e-5 max(1, max|e32|)``, or ``max|ort - e64| <= 4 max|e32 - e64|`` where the engine's own
-    float32 rounding is larger, though not beyond ``1e-3 max(1, max|e32|)``: more is no rounding. Integers must be
-    equal; NaN and infinities must stand in the same places.
-
-    With ``by_row``, each row is judged on its own scale, so that one with huge results allows the others nothing. By
-    chance a row's results may be small, though it was computed from numbers as large as the others': its scale is that
-    of the median row at least. By chance its rounding may be small, too: the largest of all rows counts, in proportion
-    to their scales.
-
-    ``rounding``, onnxruntime's own for each row, as `Rounding` has it, allows what neither of these does: ``max|ort -
-    e64| <= 4 rounding``.
-
-    What is returned is of a row beyond its limit, if there is one, else of one that needs the last of these rules; of
-    several, of that nearest to its limit.
+    If some rows need the second limit, it is one of them. Without ``by_row`` the array is one row.
     """
     if got.shape != e32.shape or got.dtype != e32.dtype:
         return np.inf, 0.0, f"{got.dtype} {got.shape} for {e32.dtype} {e32.shape}"
     if e32.dtype.kind != "f":
         return float(np.max(np.abs(got.astype("float64") - e32.astype("float64")), initial=0.0)), 0.0, "equal"
     finite = np.isfinite(e32)
-    if (
-        not np.array_equal(np.where(finite, 0, got), np.where(finite, 0, e32), equal_nan=True)
-        or not np.isfinite(got[finite]).all()
-    ):
+    same = np.array_equal(np.where(finite, 0, got), np.where(finite, 0, e32), equal_nan=True)
+    if not same or not np.isfinite(got[finite]).all():
         return np.inf, 0.0, "NaN and infinity in the same places"
     whose = "row's scale" if by_row else "largest"
     rule = f"{TOLERANCE:g} of the {whose}"
     if not e32.size:
         return 0.0, TOLERANCE, rule
-    x, y, exact = (
-        np.where(finite, values, 0).astype("float64").reshape(len(values) if by_row else 1, -1)
-        for values in (got, e32, e64)
-    )
-    sizes = largest(y)
-    scale = np.maximum(np.maximum(1.0, sizes), np.sort(sizes)[(len(sizes) - 1) // 2])
-    error, allowed = largest(x - y), TOLERANCE * scale
-    off, own = largest(x - exact), largest(y - exact)
-    share = own / scale
-    plausible = share <= PLAUSIBLE  # neither NaN nor infinity is
-    of_engine = np.where(plausible, ROUNDING * scale * np.max(share, where=plausible, initial=0.0), 0.0)
-    of_runtime = np.zeros_like(scale) if rounding is None else ROUNDING * rounding
-    of_runtime = np.where(own <= of_runtime, of_runtime, 0.0)  # which is no excuse for the engine
-    rules, needed = (rule, f"{ROUNDING:g} x float32 rounding", OF_RUNTIME), np.zeros(len(scale), int)
-    for k, limit in enumerate((of_engine, of_runtime), 1):
-        explained = (error > allowed) & (off <= limit) & (limit > 0.0)
-        error, allowed = np.where(explained, off, error), np.where(explained, limit, allowed)
-        needed[explained] = k
-    wrong = ~(error <= allowed)
-    told = wrong if wrong.any() else needed == needed.max()
+    x, y, exact = (_rows(values, finite, by_row) for values in (got, e32, e64))
+    scale, error, own = _scale(y), _largest(x - y), _largest(y - exact)
+    allowed = TOLERANCE * scale
+    beyond = error > allowed
+    plausible = own <= PLAUSIBLE * scale  # neither NaN nor infinity is
+    rounding = ROUNDING * np.max(own / scale, where=plausible, initial=0.0)
+    second = beyond & plausible & (rounding > TOLERANCE)  # the rows that the second limit is for
+    error, allowed = np.where(second, _largest(x - exact), error), np.where(second, rounding * scale, allowed)
+    told = beyond if beyond.any() else ~beyond
     worst = int(np.argmax(np.where(told, error / allowed, -1.0)))
-    return float(error[worst]), float(allowed[worst]), rules[needed[worst]]
+    if second[worst]:
+        rule = f"{ROUNDING:g} x float32 rounding"
+    return float(error[worst]), float(allowed[worst]), rule
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def engine_error(e32: Array, e64: Array) -> float:
+    """Return by how much of a row's scale the engine's result differs from that in float64, in the worst row."""
+    if e32.dtype.kind != "f" or not e32.size:
+        return 0.0
+    y, exact = (_rows(values, np.isfinite(e32), True) for values in (e32, e64))
+    return float(np.max(_largest(y - exact) / _scale(y)))
+
+
+def _rows(values: Array, finite: Array, by_row: bool) -> Array:
+    return np.where(finite, values, 0).astype("float64").reshape(len(values) if by_row else 1, -1)
+
+
+def _largest(rows: Array) -> Array:
+    """The largest absolute value in each row."""
+    return np.max(np.abs(rows), axis=1, initial=0.0)  # type: ignore[no-any-return]
+
+
+def _scale(rows: Array) -> Array:
+    """What a row's differences are relative to: values small by chance were computed from others as large."""
+    sizes = _largest(rows)
+    median: Array = np.sort(sizes)[(len(sizes) - 1) // 2]
+    return np.maximum(np.maximum(1.0, sizes), median)
+
+
+# The results
+
+
+class Evidence(NamedTuple):
+    """A batch of inputs, and what the engine gives for it, in the model's dtype and in float64."""
+
+    data: str
+    inputs: Arrays
+    e32: Arrays
+    e64: Arrays
+
+
+def predicted(model: Model, exact: Model, batches: Mapping[str, Arrays]) -> list[Evidence]:
+    """Run the engine on batches of inputs; ``exact`` is the model in float64.
+
+    Raises:
+        LamellaError: the engine refuses the inputs.
+    """
+    return [Evidence(data, x, _outputs(model.predict(x)), _outputs(exact.predict(x))) for data, x in batches.items()]
+
+
+def _outputs(given: Any) -> Arrays:
+    return given if isinstance(given, tuple) else (given,)
 
 
 def examine(
-    loaded: onnxruntime.InferenceSession,
-    model: Model,
-    exact: Model,
-    batches: Mapping[str, Arrays],
-    names: Sequence[str],
+    loaded: onnxruntime.InferenceSession, evidence: Sequence[Evidence], names: Sequence[str]
 ) -> list[Agreement]:
-    """Run the engine, in the model's dtype and in float64, and onnxruntime on each batch of inputs.
-
-    Only where an output differs by more than the engine's rounding is onnxruntime's own looked at.
+    """Run onnxruntime on each batch and compare its outputs, by their names, with the engine's.
 
     Raises:
         ParityError: onnxruntime refuses what the engine takes.
-        LamellaError: the engine itself refuses the inputs.
     """
     found = []
-    for data, inputs in batches.items():
-        results = (predict(model, inputs), predict(exact, inputs), run(loaded, inputs))
-        rows = [
-            Agreement(name, data, e32.size, *compare(got, e32, e64, by_row=True))
-            for name, e32, e64, got in zip(names, *results, strict=True)
-        ]
-        if not all(row.agrees for row in rows):
-            evidence = own_rounding(lambda x: run(loaded, x), lambda x: predict(exact, x), inputs)
-            rows = [
-                Agreement(name, data, e32.size, *compare(got, e32, e64, by_row=True, rounding=rounding.explained(mean)))
-                for name, e32, e64, got, rounding, mean in zip(names, *results, *evidence, strict=True)
-            ]
-        found += rows
+    for data, inputs, *results in evidence:
+        got = run(loaded, dict(zip((given.name for given in loaded.get_inputs()), inputs, strict=True)))
+        for name, e32, e64 in zip(names, *results, strict=True):
+            found.append(Agreement(name, data, e32.size, *compare(got[name], e32, e64, by_row=True)))
     return found
 
 
-def predict(model: Model, inputs: Arrays) -> Arrays:
-    outputs = model.predict(inputs)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+# The layer at fault
 
 
 def blame(trace: Trace, model: Model, exact: Model, inputs: Arrays, data: str) -> str:
     """Name the first layer whose outputs differ, by showing what every layer gives."""
-    proto = trace.exposed()
-    names = [output.name for output in proto.graph.output]
-    loaded = session(proto.SerializeToString())
-    places = [(leaf, k) for leaf in model.program.leaves for k in range(len(leaf.outputs))]
-
-    def runtime(x: Arrays) -> list[Array]:
-        got = dict(zip(names, run(loaded, x), strict=True))
-        return [got[f"{leaf.name}:{k}"] for leaf, k in places]
-
-    def engine(twin: Model, x: Arrays) -> list[Array]:
-        layers = _inner(twin, x)
-        return [layers[leaf.name][k] for leaf, k in places]
-
-    impure = _impure(model, inputs)
-    if impure:
-        return impure
-    results = engine(model, inputs), engine(exact, inputs), runtime(inputs)
-    evidence = own_rounding(runtime, lambda x: engine(exact, x), inputs)
-    for (leaf, _), e32, e64, value, rounding, mean in zip(places, *results, *evidence, strict=True):
-        error, allowed, rule = compare(value, e32, e64, by_row=True, rounding=rounding.explained(mean))
-        if not error <= allowed:
-            operators = ", ".join(trace.graph.operators(leaf.name))
-            return (
-                f"{leaf.label} is the first layer to differ, on the {data}: by {error:.3g} where {allowed:.3g} is "
-                f"allowed ({rule}){_place(value, e32)}. Its operators: {operators}"
-            )
+    e32, again, e64 = (layer_outputs(twin, inputs) for twin in (model, model, exact))
+    for name, label in trace.labels.items():
+        if any(a.tobytes() != b.tobytes() for a, b in zip(e32[name], again[name], strict=True)):
+            return f"{label} gives something else each time on equal inputs; a layer must be a pure function"
+    got = run(session(trace.exposed().SerializeToString()), dict(zip(model.input_names, inputs, strict=True)))
+    for name, label in trace.labels.items():
+        for k, (expected, exactly) in enumerate(zip(e32[name], e64[name], strict=True)):
+            value = got[f"{name}:{k}"]
+            error, allowed, rule = compare(value, expected, exactly, by_row=True)
+            if not error <= allowed:
+                operators = ", ".join(trace.graph.operators(name))
+                return (
+                    f"{label} is the first layer to differ, on the {data}: by {error:.3g} where {allowed:.3g} is "
+                    f"allowed ({rule}){_place(value, expected)}. Its operators: {operators}"
+                )
     return (
         f"the outputs differ on the {data}, though every layer agrees once its output is shown: it is onnxruntime's "
         "optimizer that makes something else of them"
     )
-
-
-def _impure(model: Model, inputs: Arrays) -> str:
-    """The first layer that gives something else when run again, if there is one."""
-    before, again = (_inner(model, inputs) for _ in range(2))
-    for leaf in model.program.leaves:
-        if any(a.tobytes() != b.tobytes() for a, b in zip(before[leaf.name], again[leaf.name], strict=True)):
-            return f"{leaf.label} gives something else each time on equal inputs; a layer must be a pure function"
-    return ""
 
 
 def _place(got: Array, expected: Array) -> str:
@@ -238,15 +221,6 @@ def _place(got: Array, expected: Array) -> str:
     gap[np.isnan(gap)] = np.where(np.isnan(got) & np.isnan(expected) | (got == expected), 0.0, np.inf)[np.isnan(gap)]
     at = tuple(map(int, np.unravel_index(int(np.argmax(gap)), gap.shape)))
     return f"; at {list(at)} onnxruntime gives {got[at]:.7g}, the engine {expected[at]:.7g}"
-
-
-def _inner(model: Model, inputs: Arrays) -> dict[str, Arrays]:
-    """What each layer gives, in NumPy."""
-    layers: dict[str, Arrays] = {}
-    arrays = {**model.parameters, **model.state}
-    given = [x.astype(spec.dtype) for x, spec in zip(inputs, model.input_specs, strict=True)]
-    infer(model.program, get_backend("numpy").xp, arrays, given, observe=lambda leaf, y: layers.update({leaf.name: y}))
-    return layers
 
 
 # The report

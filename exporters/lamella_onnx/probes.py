@@ -1,4 +1,4 @@
-"""What to try a graph on: inputs drawn from a counter, the same everywhere, within ranges that the samples show."""
+"""The random batches that graphs are compared on: drawn from the counter generator, within the samples' ranges."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lamella.backends.counter import mix_keys, uniform
 
 __all__ = ["BATCHES", "PLACES", "Probes", "Range", "candidates", "ranges"]
 
-BATCHES = {1: 1.0, 2: 1.0, 7: 10.0}  # rows, and how far random floats reach where nothing is known of an input
-PLACES = 1024  # as many places of an input may have a range of their own; a proof holds them all
-LONGEST = 512  # axes of unknown size grow up to here, so that an integer may be as large as its spec says
+BATCHES = {1: 1.0, 2: 1.0, 7: 10.0}  # rows, and how far random floats reach where an input has no limits
+PLACES = 1024  # at most as many places of a row have a range of their own; a proof holds them all
+LONGEST = 512  # at most so long do axes of unknown size get, so that lengths may be as large as their spec says
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, ...]
@@ -26,9 +26,9 @@ Arrays = tuple[Array, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """An input and the values ``low <= value < high`` that are drawn for it; None for floats that may be anything.
+    """An input and its range: values are drawn with ``low <= value < high``. None: floats without limits.
 
-    A limit is a number, or nested lists: one for each place in a row, where axes of size 1 stand for any size.
+    A limit is a float, or nested lists with one for each place of a row, where axes of size 1 stand for any size.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Range:
     high: float | list[Any] | None = None
 
     def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """The shape for known sizes; axes not known yet get one, and stay in ``sizes``."""
+        """Return the shape for some sizes; a symbol that they lack gets a size, which is added to them."""
         batch = sizes["N"]
         return tuple(sizes.setdefault(n, 4 + len(sizes) + batch % 3) if isinstance(n, str) else n for n in self.shape)
 
@@ -47,22 +47,22 @@ class Range:
 class Probes:
     """What random batches are drawn from: a range for each input, and for each batch the sizes of axes with a name.
 
-    Sizes that are not said follow from the batch.
+    Sizes that are left out follow from the batch.
     """
 
     inputs: tuple[Range, ...]
     sizes: Mapping[int, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
     def bytes(self, batch: int) -> int:
-        """How large a batch is."""
+        """Return how many bytes a batch takes."""
         sizes = {"N": batch, **self.sizes.get(batch, {})}
         return sum(np.dtype(row.dtype).itemsize * math.prod(max(n, 1) for n in row.sized(sizes)) for row in self.inputs)
 
     @np.errstate(over="ignore", invalid="ignore")  # ranges that exceed the dtype
     def draw(self, batch: int, seed: int) -> Arrays:
-        """Draw a batch of inputs: the same numbers everywhere, from the counter generator.
+        """Draw a batch of inputs. Equal arguments give equal values on every machine.
 
-        Floats that may be anything are drawn from [-1, 1), in the largest batch from [-10, 10).
+        Floats without limits are drawn from [-1, 1), in the batch of 7 from [-10, 10).
         """
         sizes = {"N": batch, **self.sizes.get(batch, {})}
         reach = BATCHES.get(batch, 1.0)
@@ -72,18 +72,22 @@ class Probes:
             low, high = (np.asarray(limit, "float64") for limit in given)
             key = mix_keys(None, (seed, batch, zlib.crc32(row.name.encode())))
             unit = uniform(get_backend("numpy").xp, key, batch, 0, row.sized(sizes)).astype("float64")
-            is_float = "float" in row.dtype  # then high - low may be too large for a number
+            is_float = "float" in row.dtype  # then high - low may overflow
             values = low * (1.0 - unit) + high * unit if is_float else np.floor(unit * (high - low) + low)
             arrays.append(values.astype(row.dtype, order="C"))
         return tuple(arrays)
 
+    def batches(self, seed: int) -> dict[str, Arrays]:
+        """Draw the batches that graphs are compared on, by their names in reports."""
+        return {f"batch of {size}": self.draw(size, seed) for size in BATCHES}
+
 
 def candidates(model: Model, samples: Arrays | None = None) -> Iterator[Probes]:
-    """Yield what random batches may be drawn from, for the engine to take or refuse; the first it takes is used.
+    """Yield probes to try; the first whose batches the engine accepts is used.
 
-    What an input may be can depend on another: the length of a sequence is at most the size of an axis. So axes with
-    a name first get sizes that no integer given once a row exceeds, if samples are as long; then that of the samples,
-    then small and even ones. Each is also tried with these integers from 1 to the smallest size only.
+    The range of one input can depend on another: the length of a sequence is at most the size of an axis. So axes with
+    a name first get sizes that no such length exceeds, if samples are as long; then the samples' sizes; then small and
+    even ones. Each is also tried with lengths from 1 to the smallest size only.
     """
     rows = ranges(model, samples)
     own = _sizes(model, samples) if samples is not None else {}
@@ -120,14 +124,14 @@ def _usual_sizes(rows: Sequence[Range], batch: int) -> dict[str, int]:
 
 
 def _limits_of_length(row: Range) -> tuple[float, float] | None:
-    """The limits of what may be a length: one integer for each row."""
+    """The limits of an input that may be a length: one integer for each row."""
     if row.shape == ("N",) and np.dtype(row.dtype).kind in "iu":
         return float(row.low), float(row.high)  # type: ignore[arg-type]  # integers have limits, and one place only one
     return None
 
 
 def _within(rows: tuple[Range, ...], sizes: Mapping[int, Mapping[str, int]]) -> tuple[Range, ...]:
-    """Ranges where integers that may be lengths fit into the smallest axis."""
+    """Ranges whose lengths fit into the smallest axis."""
     smallest = min((size for named in sizes.values() for size in named.values()), default=np.inf)
     fitting = []
     for row in rows:
@@ -139,10 +143,10 @@ def _within(rows: tuple[Range, ...], sizes: Mapping[int, Mapping[str, int]]) -> 
 
 
 def ranges(model: Model, samples: Arrays | None = None) -> tuple[Range, ...]:
-    """Return what to draw for each input: what samples have, else what its spec says, else anything, or 0 and 1.
+    """Return the range of each input: that of the samples, else that of its spec, else none, or 0 and 1 for integers.
 
-    With samples, each place of a row has its own range, if its axis has a known size: columns of a table differ. Of
-    inputs with more places than a proof should hold, the longest axes share one.
+    With samples, each place of a row has its own range, such as each column of a table, if its axis has a known size.
+    Where a row has more places than `PLACES`, those along its longest axes share one.
     """
     given = (None,) * len(model.input_specs) if samples is None else samples
     rows = zip(model.input_names, model.input_specs, given, strict=True)
@@ -162,7 +166,7 @@ def _limits(spec: ArraySpec, sample: Array | None) -> tuple[Any, Any]:
 
 
 def _limits_of(spec: ArraySpec, sample: Array) -> tuple[Any, Any]:
-    """The limits of samples, place by place, within the spec's; what never changes stays, unless nothing does."""
+    """The limits of samples, place by place, within the spec's. Only if all places are constant are they widened."""
     kept = {axis: n for axis, n in enumerate(spec.shape) if axis and isinstance(n, int)}
     while math.prod(kept.values()) > PLACES:
         del kept[max(kept, key=lambda axis: kept[axis])]
@@ -177,5 +181,5 @@ def _limits_of(spec: ArraySpec, sample: Array) -> tuple[Any, Any]:
 
 
 def _short(limits: Array) -> Any:
-    """One number where all are equal, else lists."""
+    """One float if all limits are equal, else lists."""
     return float(limits.flat[0]) if (limits == limits.flat[0]).all() else limits.tolist()

@@ -1,7 +1,7 @@
 """The proof that a file carries, and its replay: inputs to draw again, and what the engine gave for them.
 
-A proof guards against damage, and against runtimes that differ. It is no signature: who can write the file can write
-a proof to go with it.
+A proof guards against damage, and against runtimes that differ. It is no signature: whoever can write the file can
+write a proof to go with it.
 """
 
 from __future__ import annotations
@@ -13,80 +13,72 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from lamella import ArgumentError, DataError, Layer, Model
 from lamella.backends.namespace import DTYPE_NAMES
-from lamella_onnx.parity import (
-    Agreement,
-    Array,
-    Arrays,
-    ParityError,
-    ParityReport,
-    compare,
-    examine,
-    predict,
-    run,
-    session,
-    versions,
-)
+from lamella_onnx.parity import Agreement, Array, Arrays, Evidence, ParityReport, compare, examine, predicted, versions
 from lamella_onnx.probes import BATCHES, Probes, Range
 from lamella_onnx.rounding import Rounding, near
+from lamella_onnx.runtime import ParityError, run, session
 
 __all__ = ["PROOF", "REPORT", "SEED", "digest", "make_proof", "need_model", "proof_path", "proof_paths", "verify"]
 
 REPORT, PROOF = "lamella.report", "lamella.proof"
 SEED, BATCH = 0, 2
-_Recorded = tuple[Array, Array, Rounding | None]  # in the model's dtype, in float64, and where it was needed
 _LARGEST_INSIDE = 64 * 1024  # a longer proof stands in a file beside the model
 _LARGEST_INPUTS = 2**31  # bytes that a proof may ask to draw
 
 
+class _Recorded(NamedTuple):
+    """What a proof records of an output: the engine's result in the model's dtype and in float64."""
+
+    e32: Array
+    e64: Array
+    rounding: Rounding | None  # of onnxruntime, which lamella 0.1 recorded where it was large
+
+
 def digest(proof: bytes) -> str:
-    """What tells a proof from all others."""
+    """Return the digest that identifies a proof."""
     return hashlib.sha256(proof).hexdigest()
 
 
 def proof_path(path: Path, sha256: str) -> Path:
-    """Where a proof stands that is too long for the model's own file: one model's proof is never another's."""
+    """Return where a proof stands that is too long for the model's file; the digest keeps those of others apart."""
     return path.with_name(f"{path.name}.{sha256[:8]}.proof")
 
 
 def proof_paths(path: Path) -> list[Path]:
-    """All proofs that stand beside a file."""
+    """Return all proofs that stand beside a file."""
     return list(path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.proof"))
 
 
 def need_model(model: Any, where: str) -> None:
-    """Raise for what is no model."""
+    """Raise unless this is a model."""
     if not isinstance(model, Model):
         fix = "; put it into lamella.Sequential([...], input_shape=...)" if isinstance(model, Layer) else ""
         raise ArgumentError(f"{where}: model: expected a lamella.Model, got {model!r}{fix}")
 
 
-def make_proof(
-    model: Model, exact: Model, probes: Probes, seed: int, names: Sequence[str], roundings: Mapping[str, Rounding]
-) -> tuple[str, bytes | None]:
+def make_proof(evidence: Evidence, probes: Probes, names: Sequence[str]) -> tuple[str, bytes | None]:
     """Return the proof for the metadata, and, if it is too long for that, the content of the file beside the model.
 
-    ``roundings``: how far onnxruntime rounds each row of an output, where that is needed.
+    Arguments:
+        evidence: the batch that is recorded, and what the engine gave for it.
+        probes: what it was drawn from.
+        names: those of the outputs.
     """
-    inputs = probes.draw(BATCH, seed)
-    results = zip(names, predict(model, inputs), predict(exact, inputs), strict=True)
-    outputs = []
-    for name, e32, e64 in results:
-        output = {"name": name, "value": _packed(e32), "exact": _packed(e64)}
-        if name in roundings:
-            output["rounding"] = {"rows": roundings[name].rows.tolist(), "mean": _packed(roundings[name].mean)}
-        outputs.append(output)
+    results = zip(names, evidence.e32, evidence.e64, strict=True)
+    outputs = [{"name": name, "value": _packed(e32), "exact": _packed(e64)} for name, e32, e64 in results]
     proof = json.dumps(
         {
-            "seed": seed,
+            "seed": SEED,
             "batch": BATCH,
             "inputs": [dataclasses.asdict(row) for row in probes.inputs],
             "sizes": probes.sizes,
@@ -112,8 +104,8 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
 
     Raises:
         ParityError: onnxruntime gives something else: the file or the model was changed, or the runtime differs.
-        DataError: no ONNX file, one without a sound proof, or one of a model with other inputs or outputs.
-        ArgumentError: a model that is none.
+        DataError: this is no ONNX file, its proof is missing or damaged, or the model has other inputs or outputs.
+        ArgumentError: ``model`` is no model.
     """
     if model is not None:
         need_model(model, "verify")
@@ -128,23 +120,12 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
     loaded = session(content)
     _same_names(path, "the file's inputs", [v.name for v in loaded.get_inputs()], [row.name for row in probes.inputs])
     _same_names(path, "the file's outputs", [v.name for v in loaded.get_outputs()], list(recorded))
-    moved = near(inputs) if any(rounding for _, _, rounding in recorded.values()) else (inputs,)
-    runs = zip(*(run(loaded, x) for x in moved), strict=True)
-    agreements = []
-    for (name, (e32, e64, rounding)), results in zip(recorded.items(), runs, strict=True):
-        explained = None
-        if rounding is not None and results[0].shape == e64.shape:
-            with np.errstate(over="ignore", invalid="ignore"):
-                explained = rounding.explained(np.mean(results, axis=0, dtype="float64"))
-        agreement = compare(results[0], e32, e64, by_row=True, rounding=explained)
-        agreements.append(Agreement(name, "proof", results[0].size, *agreement))
+    agreements = _agreements_with_proof(inputs, recorded, loaded)
     if model is not None:
         own = [(name, spec.shape, spec.dtype) for name, spec in zip(model.input_names, model.input_specs, strict=True)]
         _same_names(path, "the model's inputs", own, [(row.name, row.shape, row.dtype) for row in probes.inputs])
         _same_names(path, "the model's outputs", list(model.output_names), list(recorded))
-        exact = model.copy(dtype="float64", backend="numpy")
-        batches = {f"batch of {size}": probes.draw(size, SEED) for size in BATCHES}
-        agreements += examine(loaded, model, exact, batches, model.output_names)
+        agreements += _agreements_with_model(model, probes, loaded, recorded)
     opset = next(imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx"))
     report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
     if not report.agrees:
@@ -155,6 +136,39 @@ def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityRe
             f"changed after the export, or onnxruntime {report.versions['onnxruntime']} computes something else"
         )
     return report
+
+
+def _agreements_with_proof(
+    inputs: Arrays, recorded: dict[str, _Recorded], loaded: onnxruntime.InferenceSession
+) -> list[Agreement]:
+    """How onnxruntime agrees with what is recorded."""
+    has_rounding = any(output.rounding is not None for output in recorded.values())
+    names = [given.name for given in loaded.get_inputs()]
+    runs = [run(loaded, dict(zip(names, x, strict=True))) for x in (near(inputs) if has_rounding else [inputs])]
+    found = []
+    for name, (e32, e64, rounding) in recorded.items():
+        got = [one[name] for one in runs]
+        how = compare(got[0], e32, e64, by_row=True) if rounding is None else rounding.compare(got, e32, e64)
+        found.append(Agreement(name, "proof", got[0].size, *how))
+    return found
+
+
+def _agreements_with_model(
+    model: Model, probes: Probes, loaded: onnxruntime.InferenceSession, recorded: dict[str, _Recorded]
+) -> list[Agreement]:
+    """How onnxruntime agrees with what the model gives now.
+
+    Where onnxruntime's rounding is recorded, the rule is no measure of the graph: there the model is compared with the
+    proof, as the graph was.
+    """
+    evidence = predicted(model, model.copy(dtype="float64", backend="numpy"), probes.batches(SEED))
+    found = [row for row in examine(loaded, evidence, model.output_names) if recorded[row.output].rounding is None]
+    batch = next(batch for batch in evidence if batch.data == f"batch of {BATCH}")
+    for name, now in zip(model.output_names, batch.e32, strict=True):
+        then = recorded[name]
+        if then.rounding is not None:
+            found.append(Agreement(name, batch.data, now.size, *compare(now, then.e32, then.e64, by_row=True)))
+    return found
 
 
 def _proof(path: Path, metadata: dict[str, str]) -> tuple[Probes, Arrays, dict[str, _Recorded]]:
@@ -217,11 +231,11 @@ def _recorded(packed: dict[str, Any]) -> tuple[str, _Recorded]:
     name, value, exact = packed["name"], _unpacked(packed["value"]), _unpacked(packed["exact"])
     _need(isinstance(name, str) and value.shape == exact.shape, f"output {name!r}")
     if "rounding" not in packed:
-        return name, (value, exact, None)
+        return name, _Recorded(value, exact, None)
     rows, mean = np.asarray(packed["rounding"]["rows"], "float64"), _unpacked(packed["rounding"]["mean"])
     sound = rows.shape == value.shape[:1] and np.isfinite(rows).all() and mean.shape == value.shape
     _need(sound, f"the rounding of output {name!r}")
-    return name, (value, exact, Rounding(rows, mean))
+    return name, _Recorded(value, exact, Rounding(rows, mean))
 
 
 def _unpacked(packed: dict[str, Any]) -> Array:

@@ -150,7 +150,7 @@ def batch_normalization(xp: Any, x: Any, gamma: Any, beta: Any, mean: Any, varia
 
 @batch_normalization.kernel("onnx")
 def _(xp: Any, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float) -> Any:
-    if x.dtype != xp.float32:  # the attribute epsilon is float32
+    if x.dtype != xp.float32 or xp.stable:  # the attribute epsilon is float32
         return batch_normalization.reference(xp, x, gamma, beta, mean, variance, epsilon=epsilon)
     # the node has channels on axis 1: (N, T, C) -> (N*T, C)
     rows = xp.reshape(x, (-1, x.shape[2])) if x.ndim == 3 else x

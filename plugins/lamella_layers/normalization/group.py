@@ -45,9 +45,8 @@ class GroupNormalization(lm.Layer):
 
     In ONNX it is InstanceNormalization, of groups as if they were channels: onnxruntime's GroupNormalization squares
     before it subtracts the mean, and gives NaN where that is 10000 times the deviation. Its InstanceNormalization
-    rounds the mean: where it is some hundred times the deviation or more, the file is as inexact as if its inputs were
-    rounded, and the report of the export says so. Only where that would be more than a few hundredths, or for groups of
-    two values whose mean is some thousand times their deviation, export may refuse.
+    rounds the mean; where that shows, as where the mean is some hundred times the deviation, export writes the formula
+    above instead.
 
     Raises:
         ArgumentError: if ``groups`` is not positive, ``epsilon`` not above 0, or ``axis`` neither 1, -1 nor None.
@@ -108,7 +107,7 @@ def _(xp: Any, x: Any, gamma: Any, beta: Any, *, groups: int, epsilon: float) ->
     reference = group_normalization.reference(xp, x, gamma, beta, groups=groups, epsilon=epsilon)
     alone = isinstance(size := math.prod(x.shape[1:]), int) and size == groups
     # the attribute epsilon is float32; and the operator gives rounding errors for groups of one value, which are beta
-    if x.dtype != xp.float32 or alone:
+    if x.dtype != xp.float32 or alone or xp.stable:
         return reference  # type: ignore[no-any-return]
     each = groups == gamma.shape[0]  # then gamma and beta are the operator's own
     rows = x if each and x.ndim == 4 else _grouped(xp, x, groups)

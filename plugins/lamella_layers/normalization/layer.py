@@ -89,10 +89,8 @@ class LayerNormalization(FeatureNormalization):
 
     Shapes: (N, ...) -> the same. Parameters: ``gamma``, ``beta``, of the sizes of ``axis``.
 
-    In ONNX it is one LayerNormalization where the axes are the last ones. That of onnxruntime rounds the mean: where it
-    is some hundred times the deviation or more, the file is as inexact as if its inputs were rounded, and the report of
-    the export says so. Only where that would be more than a few hundredths, or for two values whose mean is some
-    thousand times their deviation, export may refuse.
+    In ONNX it is one LayerNormalization where the axes are the last ones. That of onnxruntime rounds the mean; where
+    that shows, as where the mean is some hundred times the deviation, export writes the formula above instead.
 
     Raises:
         ArgumentError: if ``axis`` is not an int or ints, or ``epsilon`` not above 0.
@@ -149,7 +147,7 @@ def layer_normalization(xp: Any, x: Any, gamma: Any, beta: Any = None, *, epsilo
 def _(xp: Any, x: Any, gamma: Any, beta: Any = None, *, epsilon: float) -> tuple[Any, Any, Any]:
     reference = layer_normalization.reference(xp, x, gamma, beta, epsilon=epsilon)
     operator, since = ("RMSNormalization", 23) if beta is None else ("LayerNormalization", 17)
-    if x.dtype != xp.float32 or xp.opset < since:  # the attribute epsilon is float32
+    if x.dtype != xp.float32 or xp.opset < since or xp.stable:  # the attribute epsilon is float32
         return reference  # type: ignore[no-any-return]
     inputs = (x, gamma) if beta is None else (x, gamma, beta)
     y = xp.node(operator, *inputs, shape=x.shape, dtype=x.dtype, axis=-gamma.ndim, epsilon=epsilon)

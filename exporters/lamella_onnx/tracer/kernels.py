@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,28 +10,44 @@ import numpy as np
 
 from lamella import primitives
 
-__all__: list[str] = []
+__all__ = ["register"]
+
+Kernel = Callable[..., Any]
 
 
-def _operator(primitive: primitives.Primitive, operator: str, dtypes: Sequence[str] = ("float32", "float64")) -> None:
+@functools.cache
+def register() -> None:
+    """Give the core's primitives their ONNX kernels, once; kernels that somebody else has given them stay."""
+    for primitive, kernel in _kernels():
+        primitive.kernels.setdefault("onnx", kernel)
+
+
+def _kernels() -> list[tuple[primitives.Primitive, Kernel]]:
+    return [
+        (primitives.relu, _operator(primitives.relu, "Relu", ("float32", "float64", "int8", "int32"))),
+        (primitives.sigmoid, _operator(primitives.sigmoid, "Sigmoid")),
+        (primitives.softmax, _operator(primitives.softmax, "Softmax")),
+        (primitives.softplus, _operator(primitives.softplus, "Softplus", ("float32",))),
+        (primitives.erf, _operator(primitives.erf, "Erf", ("float32",))),
+        (primitives.pad, _pad),
+        (primitives.take_rows, _take_rows),
+        (primitives.add_rows, _add_rows),
+        (primitives.scan, _scan),
+    ]
+
+
+def _operator(primitive: primitives.Primitive, operator: str, dtypes: Sequence[str] = ("float32", "float64")) -> Kernel:
     """One native operator, where onnxruntime has it for the dtype; else the reference."""
 
-    @primitive.kernel("onnx")
-    def _(xp: Any, x: Any, **attributes: Any) -> Any:
+    def kernel(xp: Any, x: Any, **attributes: Any) -> Any:
         if x.dtype.name not in dtypes:
             return primitive.reference(xp, x, **attributes)
         return xp.node(operator, x, shape=x.shape, dtype=x.dtype, **attributes)
 
-
-_operator(primitives.relu, "Relu", ("float32", "float64", "int8", "int32"))
-_operator(primitives.sigmoid, "Sigmoid")
-_operator(primitives.softmax, "Softmax")
-_operator(primitives.softplus, "Softplus", ("float32",))
-_operator(primitives.erf, "Erf", ("float32",))
+    return kernel
 
 
-@primitives.pad.kernel("onnx")
-def _(xp: Any, x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
+def _pad(xp: Any, x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0.0) -> Any:
     if not any(before or after for before, after in widths):
         return x
     shape = tuple(size + before + after for size, (before, after) in zip(x.shape, widths, strict=True))
@@ -38,13 +55,11 @@ def _(xp: Any, x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0.0)
     return xp.node("Pad", x, pads, np.array(value, x.dtype) if value else None, shape=shape, dtype=x.dtype)
 
 
-@primitives.take_rows.kernel("onnx")
-def _(xp: Any, table: Any, indices: Any) -> Any:
+def _take_rows(xp: Any, table: Any, indices: Any) -> Any:
     return xp.take(table, indices, axis=0)
 
 
-@primitives.add_rows.kernel("onnx")
-def _(xp: Any, rows: Any, indices: Any, size: int) -> Any:
+def _add_rows(xp: Any, rows: Any, indices: Any, size: int) -> Any:
     """ScatterElements: onnxruntime's ScatterND loses additions where two threads meet at one index."""
     inner = rows.shape[len(indices.shape) :]
     flat = xp.reshape(rows, (-1, *inner))
@@ -61,8 +76,7 @@ def _(xp: Any, rows: Any, indices: Any, size: int) -> Any:
     )
 
 
-@primitives.scan.kernel("onnx")
-def _(
+def _scan(
     xp: Any,
     body: Callable[..., tuple[Any, Any]],
     states: Sequence[Any],
@@ -71,4 +85,4 @@ def _(
     consts: Sequence[Any] = (),
     reverse: bool = False,
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    return xp._graph.scan(body, [xp.asarray(state) for state in states], list(xs), consts, reverse)  # type: ignore[no-any-return]
+    return xp._scan(body, [xp.asarray(state) for state in states], list(xs), consts, reverse)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Sizes that are not known when a graph is traced: polynomials in symbols such as ``N`` (rows) and ``T`` (time)."""
+"""Sizes that are unknown when a graph is traced: polynomials in symbols such as ``N`` (rows) and ``T`` (time)."""
 
 from __future__ import annotations
 

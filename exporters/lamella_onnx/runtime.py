@@ -1,18 +1,20 @@
-"""What a runtime can read: the newest ONNX operator set and file format of each onnxruntime."""
+"""onnxruntime: what each release of it reads, and loading and running a graph in the installed one."""
 
 from __future__ import annotations
 
 import functools
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from lamella.errors import ArgumentError
+from lamella.errors import ArgumentError, LamellaError
 
-__all__ = ["DEFAULT_OPSET", "OLDEST_OPSET", "Target", "installed", "resolve"]
+__all__ = ["DEFAULT_OPSET", "OLDEST_OPSET", "ParityError", "Target", "installed", "resolve", "run", "session"]
 
 OLDEST_OPSET = 18  # from here on, the axes of every reduction are an input
 DEFAULT_OPSET = 21  # read by every onnxruntime since 1.18
@@ -103,3 +105,28 @@ def _named(target: str | None) -> Target:
             f"one, got {target!r}"
         )
     return Target(target or "", *_RELEASES[match[1]])
+
+
+class ParityError(LamellaError, RuntimeError):
+    """A graph that onnxruntime refuses, or whose results differ from the engine's, or that nothing can be tried on."""
+
+
+def session(model: bytes) -> onnxruntime.InferenceSession:
+    """Load a model as users of onnxruntime do by default, but for its log: our errors say what stands there."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions have no common base
+        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't load the graph: {error}") from error
+
+
+def run(loaded: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Run a model; inputs and outputs by name. What the graph has no input for is left out."""
+    given = {value.name: feeds[value.name] for value in loaded.get_inputs()}
+    try:
+        return dict(zip([value.name for value in loaded.get_outputs()], loaded.run(None, given), strict=True))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
+        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't run the graph on {shapes}: {error}") from error
