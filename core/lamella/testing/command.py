@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lamella import __version__
 from lamella.terminal import Column, Line, Table, Terminal, aside, styled
 from lamella.testing.contents import KINDS
 from lamella.testing.package import Package, Subject, find_package, title, verdicts_of, words_of
 from lamella.testing.report import Verdict
+from lamella.version import __version__
 
 __all__ = ["check"]
 
