@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from lamella.backends import get_backend
-from lamella.engine.passes import Pass, Request, Watcher, bind
+from lamella.engine.passes import Pass, Request, Watcher
 from lamella.engine.rounds import run_alone
 from lamella.graph.operations import Operation
 from lamella.graph.plan import Plan
@@ -66,9 +66,9 @@ def trace_model(
     inputs = _inputs(graph, model)
     arrays = {name: graph.initializer(name, array) for name, array in (*model.parameters.items(), *model.state.items())}
     watcher = _Naming(graph, model)
-    one = Pass(_inference(model), _Tracer(graph), inputs[0].shape[0], watcher=watcher)
+    one = Pass(_inference(model), _Tracer(graph), inputs[0].shape[0], arrays, watcher=watcher)
     with watcher.errors():
-        outputs = run_alone(one.forward(bind(model.graph, arrays), inputs), _whole_batch)
+        outputs = run_alone(one.forward(inputs), _whole_batch)
     named = dict(zip(names or model.output_names, outputs, strict=True))
     return Trace(graph, named, watcher.layers, {one.name: one.label for one in model.graph.operations})
 
@@ -83,9 +83,9 @@ def layer_outputs(model: Network, inputs: Arrays) -> dict[str, Arrays]:
     arrays = {**model.parameters, **model.state}
     given = [x.astype(spec.dtype) for x, spec in zip(inputs, model.input_specs, strict=True)]
     watcher = _Keeping()
-    one = Pass(_inference(model), get_backend("numpy"), len(given[0]), watcher=watcher)
+    one = Pass(_inference(model), get_backend("numpy"), len(given[0]), arrays, watcher=watcher)
     with np.errstate(all="ignore"):
-        run_alone(one.forward(bind(model.graph, arrays), given), _whole_batch)
+        run_alone(one.forward(given), _whole_batch)
     return watcher.layers
 
 
@@ -129,9 +129,9 @@ def trace_step(
     key = (seed[0], seed[1], graph.input("training.step", (), "uint32"))
     plan = Plan(model.graph, model.frozen_layers, wants_dx=wants_dx, training=training)
     watcher = _Naming(graph, model)
-    one = Pass(plan, _Tracer(graph), inputs[0].shape[0], recording=True, watcher=watcher)
+    one = Pass(plan, _Tracer(graph), inputs[0].shape[0], arrays, recording=True, watcher=watcher)
     with watcher.errors():
-        outputs = run_alone(one.forward(bind(model.graph, arrays), inputs, key), _whole_batch)
+        outputs = run_alone(one.forward(inputs, key), _whole_batch)
         updates = {f"{name}.new": array for name, array in one.updates().items()}
         run_alone(one.backward(gradients), _whole_batch)
     results = dict(zip(model.output_names, outputs, strict=True))
@@ -152,7 +152,7 @@ class _Tracer:
 
     name = "onnx"
     views_are_live = True
-    writes_in_place = uses_threads = settles = False
+    writes_in_place = uses_threads = False
     knows_shapes = False  # sizes have names; `_Naming` checks outputs itself
     advice = ""
 

@@ -28,8 +28,6 @@ class Backend(Protocol):
     def dtype(self, name: str) -> Any:
         """Return what the ``dtype`` of an array of this kind is."""
 
-    settles: bool  # whether ``settled`` may give something else than it is given, which it does for scattered arrays
-
     def settled(self, array: Any) -> Any:
         """Return what a layer gave as the next one gets it."""
 

@@ -14,7 +14,7 @@ __all__ = ["CuPyBackend"]
 class CuPyBackend:
     name = "cupy"
     views_are_live = knows_shapes = True
-    writes_in_place = uses_threads = settles = False
+    writes_in_place = uses_threads = False
     advice = ""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ _SHORT: dict[str, Callable[..., Any]] = {
 
 class NumPyBackend:
     name = "numpy"
-    views_are_live = writes_in_place = uses_threads = knows_shapes = settles = True
+    views_are_live = writes_in_place = uses_threads = knows_shapes = True
     advice = ""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ __all__ = ["StrictBackend"]
 
 class StrictBackend:
     name = "strict"
-    views_are_live = writes_in_place = uses_threads = settles = False
+    views_are_live = writes_in_place = uses_threads = False
     knows_shapes = True
     advice = "; arrays here have only what every backend has: functions of ctx.xp, not NumPy's, and no methods"
 

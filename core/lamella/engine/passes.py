@@ -16,13 +16,13 @@ import numpy as np
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
 from lamella.errors import LayerError, counted
-from lamella.graph.operations import Graph, Operation
+from lamella.graph.operations import Operation
 from lamella.graph.plan import Plan
 from lamella.losses import Loss
-from lamella.protocol.context import Arrays, Context
+from lamella.protocol.context import Arrays, Context, Phase
 from lamella.protocol.spec import described
 
-__all__ = ["Batch", "Bound", "Gradients", "Pass", "Request", "StepResult", "Watcher", "bind"]
+__all__ = ["Batch", "Gradients", "Pass", "Request", "StepResult", "Watcher"]
 
 
 class Request(NamedTuple):
@@ -96,23 +96,10 @@ class Gradients(Mapping[str, Any]):
                 self.storage.flat[run] += other.storage.flat[run]
 
 
-Bound = list[tuple[Arrays, Arrays]]  # parameters and state of each operation, as its layer sees them
-
-
-def bind(graph: Graph, arrays: Mapping[str, Any]) -> Bound:
-    """Return the arrays of each operation of a graph, from all arrays by full name."""
-    return [
-        (
-            Arrays(operation.label, {local: arrays[full] for local, full in operation.params.items()}),
-            Arrays(operation.label, {local: arrays[full] for local, full in operation.state.items()}),
-        )
-        for operation in graph.operations
-    ]
-
-
 class _Output(NamedTuple):
-    """One output of an operation: its number, and the shape and dtype that ``build`` said; None stands for any size."""
+    """One output of an operation, and the shape and dtype that ``build`` said; None stands for any size."""
 
+    place: int  # among the outputs of the operation
     value: int
     shape: tuple[int | None, ...]
     dtype: Any
@@ -125,7 +112,8 @@ class _Forward(NamedTuple):
     ctx: Context
     call: Callable[..., Any]
     yields: bool
-    inputs: tuple[int, ...]
+    input: int  # the first of the inputs
+    others: tuple[int, ...]
     outputs: list[_Output]
     dies: list[int]
 
@@ -146,8 +134,9 @@ class _Backward(NamedTuple):
     ctx: Context
     call: Callable[..., Any]
     yields: bool
+    output: int  # the first of the outputs
+    others: tuple[int, ...]
     wanted: list[tuple[int, int]]  # the place and the number of each input whose gradient is wanted
-    outputs: tuple[int, ...]
     params: list[_Parameter]  # of which it has to give the gradients
 
 
@@ -158,6 +147,7 @@ class Pass:
         plan: what the pass has to give.
         backend: where it runs.
         rows: how many rows the slice has.
+        arrays: parameters and state by full name, as layers see them.
         offset: the row of the batch with which it begins.
         recording: whether a backward pass follows.
         gradients: the buffer in which it adds up gradients of parameters; None to collect them in `collected`.
@@ -170,6 +160,7 @@ class Pass:
         plan: Plan,
         backend: Backend,
         rows: Any,
+        arrays: Mapping[str, Any],
         *,
         offset: int = 0,
         recording: bool = False,
@@ -179,46 +170,54 @@ class Pass:
     ) -> None:
         graph = self.graph = plan.graph
         self.plan, self.backend, self.rows, self.offset = plan, backend, rows, offset
-        self.recording, self.watcher = recording, watcher
+        self.watcher = watcher
         self.collected: dict[str, Any] = {}
         self._gradients = gradients
         self._dtype = backend.dtype(graph.dtype)
-        self._settled = backend.settled if backend.settles else None
-        self._shapes: dict[int, Any] = {}  # of the values of this run
+        self._phase = Phase()
+        self._shapes: dict[int, Any] = {}  # of values
         self._forward: list[_Forward] = []
         self._backward: list[_Backward] = []
-        shared = Arrays("", {})
         for k, operation in enumerate(graph.operations):
             ctx = Context(
                 label=operation.label,
                 xp=backend.xp,
                 dtype=getattr(backend.xp, graph.dtype),
-                params=shared,
-                state=shared,
                 training=plan.training,
                 recording=recording and plan.runs_backward[k],
                 trainable=operation.prefix not in plan.frozen,
                 wants_dx=plan.wants_dx[k],
                 rows=rows,
                 offset=offset,
+                phase=self._phase,
                 crc=zlib.crc32(operation.name.encode()),
             )
-            layer = operation.layer
-            outputs = [self._output(value) for value in operation.outputs]
+            layer, (value, *others) = operation.layer, operation.inputs
+            outputs = [self._output(place, number) for place, number in enumerate(operation.outputs)]
             how = operation, ctx, layer.forward_pass, operation.forward_yields
-            self._forward.append(_Forward(*how, operation.inputs, outputs, plan.dies_after[k]))
+            self._forward.append(_Forward(*how, value, tuple(others), outputs, plan.dies_after[k]))
             if plan.runs_backward[k]:
-                wanted = [(k, value) for k, value in enumerate(operation.inputs) if ctx.wants_dx[k]]
+                value, *others = operation.outputs
+                wanted = [(place, number) for place, number in enumerate(operation.inputs) if ctx.wants_dx[place]]
                 how = operation, ctx, layer.backward_pass, operation.backward_yields
-                self._backward.insert(0, _Backward(*how, wanted, operation.outputs, []))
+                self._backward.insert(0, _Backward(*how, value, tuple(others), wanted, []))
         written: set[str] = set()
         for this in self._backward:
             if this.ctx.trainable:
                 this.params.extend(self._parameters(this.operation, first, written))
             places = {one.local: None if one.adds or not backend.writes_in_place else one.part for one in this.params}
             this.ctx.out = Arrays(this.operation.label, dict.fromkeys(this.operation.params) | places)
+        self._stateful = [this for this in self._forward if this.operation.state]
         self._smooth = [graph.specs[value].is_float for value in graph.outputs]
         self._losses = [self._loss_context(name) for name in graph.output_names] if recording else []
+        self.bind(arrays)
+
+    def bind(self, arrays: Mapping[str, Any]) -> None:
+        """Let the layers see other arrays."""
+        for this in self._forward:
+            operation, ctx = this.operation, this.ctx
+            ctx.params = Arrays(ctx.label, {local: arrays[full] for local, full in operation.params.items()})
+            ctx.state = Arrays(ctx.label, {local: arrays[full] for local, full in operation.state.items()})
 
     def _parameters(self, operation: Operation, first: bool, written: set[str]) -> Iterator[_Parameter]:
         for local, full in operation.params.items():
@@ -226,54 +225,50 @@ class Pass:
             yield _Parameter(local, full, part, not first or full in written)  # an earlier operation shares the layer
             written.add(full)
 
-    def _output(self, value: int) -> _Output:
+    def _output(self, place: int, value: int) -> _Output:
         spec = self.graph.specs[value]
-        sizes = (n if isinstance(n, int) else None for n in spec.shape[1:])
-        return _Output(value, (self.rows, *sizes), self.backend.dtype(spec.dtype))
+        shape = (self.rows, *(n if isinstance(n, int) else None for n in spec.shape[1:]))
+        self._shapes[value] = shape  # where a size is not known, the pass notes it
+        return _Output(place, value, shape, self.backend.dtype(spec.dtype))
 
     def _loss_context(self, output: str) -> Context:
-        label = f"the loss of {output!r}"
-        nothing = Arrays(label, {})
         return Context(
-            label=label,
+            label=f"the loss of {output!r}",
             xp=self.backend.xp,
             dtype=getattr(self.backend.xp, self.graph.dtype),
-            params=nothing,
-            state=nothing,
             training=True,
             recording=True,
             trainable=False,
             wants_dx=(True, False),
             rows=self.rows,
             offset=self.offset,
+            phase=self._phase,
             crc=0,
         )
 
-    def forward(
-        self, arrays: Bound, inputs: Sequence[Any], key: tuple[Any, ...] = ()
-    ) -> Generator[Request, Any, tuple[Any, ...]]:
+    def forward(self, inputs: Sequence[Any], key: tuple[Any, ...] = ()) -> Generator[Request, Any, tuple[Any, ...]]:
         """Run every operation forward and return the outputs of the graph.
 
         Arguments:
-            arrays: what `bind` returned.
             inputs: of the graph.
             key: low and high word of the seed, and the step, from which random numbers follow.
         """
-        values: dict[int, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
-        shapes = self._shapes = {value: array.shape for value, array in values.items()}
-        watcher, settled, checked = self.watcher, self._settled, self.backend.knows_shapes
+        graph, shapes, watcher, phase = self.graph, self._shapes, self.watcher, self._phase
+        checked = self.backend.knows_shapes
+        phase.begin(key)
+        values: list[Any] = [None] * len(graph.specs)
+        for number, array in zip(graph.inputs, inputs, strict=True):
+            values[number], shapes[number] = array, array.shape
         operation: Any = None
         ctx: Any = None
-        args: list[Any] = []
         try:
-            for this, (params, state) in zip(self._forward, arrays, strict=True):
-                operation, ctx, call, yields, numbers, outputs, dies = this
-                args = [values[number] for number in numbers]
-                ctx.params, ctx.state, ctx.key = params, state, key
-                ctx.saved, ctx.updates, ctx.draws, ctx.is_forward = (), {}, 0, True
+            for operation, ctx, call, yields, number, others, outputs, dies in self._forward:
                 if watcher is not None:
                     watcher.before(operation, "forward_pass")
-                given = call(ctx, *args)
+                if others:
+                    given = call(ctx, values[number], *[values[other] for other in others])
+                else:
+                    given = call(ctx, values[number])
                 if yields:
                     given = yield from _drive(operation, "forward_pass", given, self.plan.training)
                 results = given if isinstance(given, tuple) else (given,)
@@ -282,24 +277,28 @@ class Pass:
                         f"{operation.label}.forward_pass returned {counted(len(results), 'array')}; build said "
                         f"{len(outputs)}"
                     )
-                for array, (number, shape, dtype) in zip(results, outputs, strict=True):
-                    if checked:
-                        if getattr(array, "shape", None) != shape or array.dtype != dtype:
-                            self._check(operation, array, number, shape, dtype)
-                        if settled is not None and not array.flags.c_contiguous:
-                            array = settled(array)
-                    values[number] = array
-                    shapes[number] = getattr(array, "shape", None)
+                for output in outputs:
+                    place, value, shape, dtype = output
+                    array = results[place]
+                    try:
+                        fits = array.shape == shape and array.dtype is dtype and array.flags.c_contiguous
+                    except AttributeError:  # it is no array, or one of another backend
+                        fits = False
+                    if not fits:
+                        array = self._accepted(operation, array, output) if checked else array
+                        shapes[value] = getattr(array, "shape", None)
+                    values[value] = array
                 if watcher is not None:
-                    watcher.after(operation, "forward_pass", tuple([values[number] for number, _, _ in outputs]))
-                ctx.is_forward = False
-                for number in dies:
-                    del values[number]
+                    watcher.after(operation, "forward_pass", tuple([values[output.value] for output in outputs]))
+                for value in dies:
+                    values[value] = None
         except LayerError:
             raise
         except Exception as error:
-            raise _failed(operation, "forward_pass", ctx, args, error, self.backend.advice) from error
-        return tuple([values[number] for number in self.graph.outputs])
+            args = [values[number] for number in operation.inputs]
+            raise self._failed(operation, "forward_pass", ctx, args, error) from error
+        phase.is_forward = False
+        return tuple([values[number] for number in graph.outputs])
 
     def backward(self, gradients: dict[int, Any]) -> Generator[Request, Any, None]:
         """Run operations backward from the gradients of the outputs.
@@ -307,20 +306,14 @@ class Pass:
         Arguments:
             gradients: by value, what has arrived so far; at the end, what the inputs got.
         """
-        watcher, shapes, xp, settled = self.watcher, self._shapes, self.backend.xp, self._settled
-        in_place = self.backend.writes_in_place
+        shapes, dtype, watcher, in_place = self._shapes, self._dtype, self.watcher, self.backend.writes_in_place
         self.collected = {}
         operation: Any = None
         ctx: Any = None
         args: list[Any] = []
         try:
-            for this in self._backward:
-                operation, ctx, call, yields, wanted, outputs, params = this
-                args = [
-                    gradients.pop(number) if number in gradients else xp.zeros(shapes[number], dtype=ctx.dtype)
-                    for number in outputs
-                ]
-                ctx.gradients = {}
+            for operation, ctx, call, yields, number, others, wanted, params in self._backward:
+                args = [self._incoming(gradients, value) for value in (number, *others)]
                 if watcher is not None:
                     watcher.before(operation, "backward_pass")
                 given = call(ctx, *args)
@@ -336,19 +329,18 @@ class Pass:
                         f"{counted(len(operation.inputs), 'input')}; return a tuple with one for each, None where "
                         "ctx.wants_dx is False"
                     )
-                for k, number in wanted:
-                    dx = results[k]
-                    if getattr(dx, "shape", None) != shapes[number] or dx.dtype != self._dtype:
-                        raise LayerError(
-                            f"{operation.label}.backward_pass: expected the gradient of input {k}, "
-                            f"{tuple(shapes[number])} {self.graph.dtype}, got {described(dx)}; ctx.wants_dx[{k}] is "
-                            "True"
-                        )
-                    if settled is not None and not dx.flags.c_contiguous:
-                        dx = settled(dx)
-                    gradients[number] = gradients[number] + dx if number in gradients else dx
+                for place, value in wanted:
+                    dx = results[place]
+                    try:
+                        fits = dx.shape == shapes[value] and dx.dtype is dtype and dx.flags.c_contiguous
+                    except AttributeError:
+                        fits = False
+                    if not fits:
+                        dx = self._accepted_gradient(operation, dx, place, value)
+                    gradients[value] = gradients[value] + dx if value in gradients else dx
+                given = ctx.gradients
                 for local, full, part, adds in params:
-                    gradient = ctx.gradients.get(local)
+                    gradient = given.get(local)
                     if gradient is None:
                         raise LayerError(
                             f"{operation.label}.backward_pass gave no gradient for parameter {local!r}; call "
@@ -361,32 +353,36 @@ class Pass:
                         part += self.backend.storable(gradient)
                     elif gradient is not part:
                         part[...] = gradient if in_place else self.backend.storable(gradient)
-                ctx.saved, ctx.gradients = (), {}
+                ctx.saved = ()
+                if given:
+                    ctx.gradients = {}
         except LayerError:
             raise
         except Exception as error:
-            raise _failed(operation, "backward_pass", ctx, args, error, self.backend.advice) from error
+            raise self._failed(operation, "backward_pass", ctx, args, error) from error
+
+    def _incoming(self, gradients: dict[int, Any], value: int) -> Any:
+        """The gradient of an output; zeros where nobody uses it."""
+        if value in gradients:
+            return gradients.pop(value)
+        return self.backend.xp.zeros(self._shapes[value], dtype=getattr(self.backend.xp, self.graph.dtype))
 
     def updates(self) -> dict[str, Any]:
         """Return the new values of state arrays by full name; frozen layers keep theirs."""
-        return {
-            this.operation.state[local]: array
-            for this in self._forward
-            if this.ctx.updates and this.ctx.trainable
-            for local, array in this.ctx.updates.items()
-        }
+        found: dict[str, Any] = {}
+        for this in self._stateful:
+            if this.ctx.trainable:
+                found |= {this.operation.state[local]: array for local, array in this.ctx.updates.items()}
+            this.ctx.updates = {}
+        return found
 
     def step(
-        self,
-        arrays: Bound,
-        batch: Batch,
-        losses: Sequence[Loss | None],
-        key: tuple[Any, ...],
+        self, batch: Batch, losses: Sequence[Loss | None], key: tuple[Any, ...]
     ) -> Generator[Request, Any, StepResult]:
         """Run forward, loss and backward."""
         graph = self.graph
-        predictions = yield from self.forward(arrays, batch.inputs, key)
-        updates = self.updates()
+        predictions = yield from self.forward(batch.inputs, key)
+        updates = self.updates() if self._stateful else {}
         totals: list[float] = []
         gradients: dict[int, Any] = {}
         for k, loss in enumerate(losses):
@@ -422,19 +418,44 @@ class Pass:
             )
         return float(np.dot(asnumpy(each).astype("float64"), asnumpy(weights))), slope
 
-    def _check(self, operation: Operation, array: Any, value: int, shape: tuple[int | None, ...], dtype: Any) -> None:
-        """Refuse an output that is not what ``build`` said."""
-        own, spec = getattr(array, "shape", None), self.graph.specs[value]
+    def _accepted(self, operation: Operation, array: Any, output: _Output) -> Any:
+        """An output as the next layer gets it, if it is what ``build`` said."""
+        own, shape, spec = getattr(array, "shape", None), output.shape, self.graph.specs[output.value]
         sizes = zip(shape, own or (), strict=False)
         fits = own is not None and len(own) == len(shape) and all(want in (None, have) for want, have in sizes)
-        if fits and array.dtype == dtype:
-            return
+        if fits and array.dtype == output.dtype:
+            return self.backend.settled(array)
         widened = hasattr(array, "dtype") and spec.dtype == "float32" and "float64" in str(array.dtype)
         hint = "; write scalars as Python floats" if widened else ""
         raise LayerError(
             f"{operation.label}.forward_pass: build said {spec} for {self.rows} rows, it returned "
             f"{described(array)}{hint}"
         )
+
+    def _accepted_gradient(self, operation: Operation, dx: Any, place: int, value: int) -> Any:
+        """The gradient of an input as the layer before gets it, if it is like the input."""
+        shape = self._shapes[value]
+        if getattr(dx, "shape", None) != shape or dx.dtype != self._dtype:
+            raise LayerError(
+                f"{operation.label}.backward_pass: expected the gradient of input {place}, {tuple(shape)} "
+                f"{self.graph.dtype}, got {described(dx)}; ctx.wants_dx[{place}] is True"
+            )
+        return self.backend.settled(dx)
+
+    def _failed(
+        self, operation: Operation, method: str, ctx: Context, args: Iterable[Any], error: Exception
+    ) -> LayerError:
+        """An error that says in which layer another one arose, and what it was called with."""
+        hint = self.backend.advice
+        if "read-only" in str(error):
+            hint = (
+                "; inputs, parameters and state are never written to: make new arrays, and hand over new values of "
+                "state by ctx.update(...)"
+            )
+        elif method == "backward_pass" and not ctx.saved and isinstance(error, ValueError | IndexError | TypeError):
+            hint = "; ctx.saved is empty, since forward_pass saved nothing: ctx.save(...) is missing there"
+        where = f"{operation.label}.{method} failed on {' and '.join(map(described, args))}, rows {ctx.rows}"
+        return LayerError(f"{where}: {type(error).__name__}: {error}{hint}")
 
 
 def _drive(operation: Operation, method: str, running: Any, training: bool) -> Generator[Request, Any, Any]:
@@ -454,19 +475,3 @@ def _drive(operation: Operation, method: str, running: Any, training: bool) -> G
             total = yield Request(operation, method, partial, training)
     finally:
         running.close()
-
-
-def _failed(
-    operation: Operation, method: str, ctx: Context, args: Iterable[Any], error: Exception, advice: str
-) -> LayerError:
-    """An error that says in which layer another one arose, and what it was called with."""
-    hint = advice
-    if "read-only" in str(error):
-        hint = (
-            "; inputs, parameters and state are never written to: make new arrays, and hand over new values of state "
-            "by ctx.update(...)"
-        )
-    elif method == "backward_pass" and not ctx.saved and isinstance(error, ValueError | IndexError | TypeError):
-        hint = "; ctx.saved is empty, since forward_pass saved nothing: ctx.save(...) is missing there"
-    where = f"{operation.label}.{method} failed on {' and '.join(map(described, args))}, rows {ctx.rows}"
-    return LayerError(f"{where}: {type(error).__name__}: {error}{hint}")

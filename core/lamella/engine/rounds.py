@@ -16,7 +16,7 @@ import numpy as np
 
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
-from lamella.engine.passes import Batch, Bound, Gradients, Pass, Request, StepResult, Watcher, bind
+from lamella.engine.passes import Batch, Gradients, Pass, Request, StepResult, Watcher
 from lamella.engine.threads import ONE_BLAS_THREAD, keep_freed_memory, run_tasks, thread_count
 from lamella.engine.values import Values
 from lamella.errors import LayerError
@@ -54,41 +54,44 @@ class Slices:
     ) -> None:
         keep_freed_memory()
         self.plan, self.backend, self.rows = plan, backend, rows
-        self.passes = [
+        self._threads = len(buffers) or min(threads, len(rows))
+        self._buffers, self._watcher = buffers, watcher
+        self._bound: list[tuple[Storage, Storage, list[Pass]]] = []  # for both sets of buffers that training changes
+
+    def _passes(self, values: Values) -> list[Pass]:
+        """A pass for each slice, which sees the arrays of these values."""
+        for parameters, state, passes in self._bound:
+            if parameters is values.parameters and state is values.state:
+                if not self.backend.views_are_live:
+                    for one in passes:
+                        one.bind(values.arrays())
+                return passes
+        buffers, arrays = self._buffers, values.arrays()
+        passes = [
             Pass(
-                plan,
-                backend,
-                some.stop - some.start,
-                offset=some.start,
+                self.plan,
+                self.backend,
+                rows.stop - rows.start,
+                arrays,
+                offset=rows.start,
                 recording=bool(buffers),
                 gradients=buffers[k % len(buffers)] if buffers else None,
                 first=k < len(buffers),
-                watcher=watcher,
+                watcher=self._watcher,
             )
-            for k, some in enumerate(rows)
+            for k, rows in enumerate(self.rows)
         ]
-        self._threads = len(buffers) or min(threads, len(rows))
-        self._buffers = buffers
-        self._bound: list[tuple[Storage, Storage, Bound]] = []  # for the two sets of buffers that training changes
-
-    def _arrays(self, values: Values) -> Bound:
-        for parameters, state, bound in self._bound:
-            if parameters is values.parameters and state is values.state:
-                return bound
-        bound = bind(self.plan.graph, values.arrays())
-        if self.backend.views_are_live:
-            self._bound = [*self._bound[-1:], (values.parameters, values.state, bound)]
-        return bound
+        self._bound = [*self._bound[-1:], (values.parameters, values.state, passes)]
+        return passes
 
     def infer(self, values: Values, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """Return the outputs of a batch."""
-        arrays = self._arrays(values)
-        if len(self.passes) == 1:
+        passes = self._passes(values)
+        if len(passes) == 1:
             with ONE_BLAS_THREAD if thread_count() == 1 else _ANY_THREADS, np.errstate(all="ignore"):
-                return _run_one(self.passes[0].forward(arrays, inputs))
+                return _run_one(passes[0].forward(inputs))
         coroutines = [
-            one.forward(arrays, [array[rows, ...] for array in inputs])
-            for one, rows in zip(self.passes, self.rows, strict=True)
+            one.forward([array[rows, ...] for array in inputs]) for one, rows in zip(passes, self.rows, strict=True)
         ]
         parts = _run(coroutines, self._threads)
         return tuple(self.backend.xp.concat(list(part), axis=0) for part in zip(*parts, strict=True))
@@ -103,15 +106,13 @@ class Slices:
 
         The caller holds BLAS to one thread.
         """
-        arrays, key = self._arrays(values), (seed & 0xFFFFFFFF, seed >> 32, values.step)
-        first, *others = self._buffers
-        if len(self.passes) == 1:
+        passes, key = self._passes(values), (seed & 0xFFFFFFFF, seed >> 32, values.step)
+        if len(passes) == 1:
             with np.errstate(all="ignore"):
-                return _run_one(self.passes[0].step(arrays, batch, losses, key))
-        coroutines = [
-            one.step(arrays, _cut(batch, rows), losses, key) for one, rows in zip(self.passes, self.rows, strict=True)
-        ]
-        results = _run(coroutines, self._threads)
+                return _run_one(passes[0].step(batch, losses, key))
+        slices = zip(passes, self.rows, strict=True)
+        results = _run([one.step(_cut(batch, rows), losses, key) for one, rows in slices], self._threads)
+        first, *others = self._buffers
         first.join(others)
         return _merged(results, self.backend, first)
 

@@ -8,7 +8,7 @@ from typing import Any
 from lamella.backends.counter import mix_keys, uniform
 from lamella.errors import LayerError, did_you_mean
 
-__all__ = ["Arrays", "Context"]
+__all__ = ["Arrays", "Context", "Phase"]
 
 
 class Arrays:
@@ -23,6 +23,29 @@ class Arrays:
     def __getattr__(self, name: str) -> Any:
         known = ", ".join(self.__dict__) or "nothing"
         raise AttributeError(f"{self._label} declared {known}; no {name!r}.{did_you_mean(name, self.__dict__)}")
+
+
+class Phase:
+    """Where a pass stands, for all of its layers.
+
+    Attributes:
+        key: low and high word of the seed, and the step, from which random numbers follow.
+        run: how many runs of the pass have begun.
+        is_forward: whether the forward pass is running.
+    """
+
+    __slots__ = ("is_forward", "key", "run")
+
+    def __init__(self) -> None:
+        self.key: tuple[Any, ...] = ()
+        self.run = 0
+        self.is_forward = True
+
+    def begin(self, key: tuple[Any, ...]) -> None:
+        """Begin a run."""
+        self.key = key
+        self.run += 1
+        self.is_forward = True
 
 
 class Context:
@@ -45,14 +68,14 @@ class Context:
 
     __slots__ = (
         "_crc",
+        "_draws",
         "_offset",
+        "_phase",
         "_recording",
         "_rows",
-        "draws",
+        "_run",
         "dtype",
         "gradients",
-        "is_forward",
-        "key",
         "label",
         "out",
         "params",
@@ -71,20 +94,18 @@ class Context:
         label: str,
         xp: Any,
         dtype: Any,
-        params: Arrays,
-        state: Arrays,
         training: bool,
         recording: bool,
         trainable: bool,
         wants_dx: tuple[bool, ...],
         rows: Any,
         offset: int,
+        phase: Phase,
         crc: int,
     ) -> None:
         self.xp = xp
         self.dtype = dtype
-        self.params = params
-        self.state = state
+        self.params = self.state = self.out = Arrays(label, {})
         self.training = training
         self.trainable = trainable
         self.wants_dx = wants_dx
@@ -96,11 +117,9 @@ class Context:
         self._offset = offset
         self._recording = recording
         self._crc = crc
-        # What the engine sets before it calls the layer.
-        self.key: tuple[Any, ...] = ()  # low and high word of the seed, and the step
-        self.draws = 0  # how often the layer has drawn
-        self.is_forward = True
-        self.out = params
+        self._phase = phase
+        self._run = 0  # of the phase, when the layer drew last
+        self._draws = 0  # how often it has drawn in that run
 
     @property
     def rows(self) -> str:
@@ -120,34 +139,39 @@ class Context:
 
     def grad(self, **gradients: Any) -> None:
         """Hand over this slice's own share of the gradients of parameters, by name."""
+        declared, given = self.params.__dict__, self.gradients
         for name, gradient in gradients.items():
-            self._check("grad", "parameter", name, gradient, self.params)
-            if name in self.gradients:
+            own = declared.get(name)
+            if own is None or getattr(gradient, "shape", None) != own.shape or gradient.dtype != own.dtype:
+                self._refuse("grad", "parameter", name, gradient, declared)
+            if name in given:
                 raise LayerError(f"{self.label}: ctx.grad({name}=...) was called twice in one backward pass")
-            self.gradients[name] = gradient
+            given[name] = gradient
 
     def update(self, **arrays: Any) -> None:
         """Replace state arrays after this step. The values must be equal in all slices: functions of totals."""
-        if not self.is_forward:
+        if not self._phase.is_forward:
             raise LayerError(f"{self.label}: ctx.update is for forward_pass; what backward_pass learns comes too late")
         if not self.training:
             raise LayerError(f"{self.label}: ctx.update outside training; test ctx.training first")
+        declared = self.state.__dict__
         for name, array in arrays.items():
-            self._check("update", "state", name, array, self.state)
+            own = declared.get(name)
+            if own is None or getattr(array, "shape", None) != own.shape or array.dtype != own.dtype:
+                self._refuse("update", "state", name, array, declared)
             self.updates[name] = array
 
-    def _check(self, method: str, kind: str, name: str, array: Any, declared: Arrays) -> None:
-        """Whether an array that is handed over has the shape and dtype of the one that was declared."""
+    def _refuse(self, method: str, kind: str, name: str, array: Any, declared: Mapping[str, Any]) -> None:
+        """Say what is wrong with an array that is not like the one that was declared."""
         where = f"{self.label}: ctx.{method}({name}=...)"
-        own = declared.__dict__.get(name)
+        own = declared.get(name)
         if own is None:
-            known = ", ".join(declared.__dict__) or "nothing of the kind"
-            raise LayerError(f"{where}, but the layer declared {known}.{did_you_mean(name, declared.__dict__)}")
-        if getattr(array, "shape", None) != own.shape or array.dtype != own.dtype:
-            got = f"{tuple(array.shape)} {array.dtype}" if hasattr(array, "shape") else repr(array)
-            rows = kind == "parameter" and hasattr(array, "shape") and tuple(array.shape)[1:] == tuple(own.shape)
-            fix = "; sum over the rows of the slice: xp.sum(..., axis=0)" if rows else ""
-            raise LayerError(f"{where}: expected the {kind}'s {tuple(own.shape)} {own.dtype}, got {got}{fix}")
+            known = ", ".join(declared) or "nothing of the kind"
+            raise LayerError(f"{where}, but the layer declared {known}.{did_you_mean(name, declared)}")
+        got = f"{tuple(array.shape)} {array.dtype}" if hasattr(array, "shape") else repr(array)
+        rows = kind == "parameter" and hasattr(array, "shape") and tuple(array.shape)[1:] == tuple(own.shape)
+        fix = "; sum over the rows of the slice: xp.sum(..., axis=0)" if rows else ""
+        raise LayerError(f"{where}: expected the {kind}'s {tuple(own.shape)} {own.dtype}, got {got}{fix}")
 
     def uniform(self, shape: tuple[Any, ...], *, per: str = "row") -> Any:
         """Draw float32 values in [0, 1), the same ones on every backend and for any slicing of the batch.
@@ -156,12 +180,14 @@ class Context:
         batch and the element in the row. Axis 0 counts rows, or k times as many of them after a reshape to
         (N*k, ...). With ``per="step"`` the draw does not depend on the batch and may have any shape.
         """
-        if not (self.training and self.is_forward):
+        if not (self.training and self._phase.is_forward):
             raise LayerError(f"{self.label}: ctx.uniform is for forward_pass in training; save what you drew")
         if per not in ("row", "step"):
             raise LayerError(f"{self.label}: ctx.uniform(per={per!r}): expected 'row' or 'step'")
-        key = mix_keys(self.xp, (*self.key, self._crc, self.draws))
-        self.draws += 1
+        if self._run != self._phase.run:
+            self._run, self._draws = self._phase.run, 0
+        key = mix_keys(self.xp, (*self._phase.key, self._crc, self._draws))
+        self._draws += 1
         if per == "step":
             return uniform(self.xp, key, None, 0, shape)
         repeats = shape[0] // self._rows

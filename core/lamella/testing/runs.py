@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 
 from lamella.backends import Backend, get_backend
-from lamella.engine.passes import Batch, Gradients, Pass, Request, StepResult, Watcher, bind
+from lamella.engine.passes import Batch, Gradients, Pass, Request, StepResult, Watcher
 from lamella.engine.rounds import Slices, run_alone
 from lamella.engine.threads import ONE_BLAS_THREAD
 from lamella.engine.values import Values
@@ -122,8 +122,8 @@ def start(
     """Run the forward pass only: the outputs, and what runs the backward pass, whatever is called in between."""
     graph = model.graph
     plan = Plan(graph, model.frozen_layers, wants_dx=wants_dx, training=training)
-    one = Pass(plan, model.device, len(inputs[0]), recording=True)
-    outputs = _alone(one.forward(bind(graph, model.values.arrays()), inputs, (seed, 0, STEP)))
+    one = Pass(plan, model.device, len(inputs[0]), model.values.arrays(), recording=True)
+    outputs = _alone(one.forward(inputs, (seed, 0, STEP)))
     updates = one.updates()
     known = zip(graph.outputs, model.output_specs, cotangents, strict=True)
 
