@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from lamella.arguments import number
 from lamella.backends import get_backend
 from lamella.errors import ArgumentError, DataError
 from lamella.hookspecs import hookimpl
-from lamella.primitives import one_hot, relu, sigmoid
+from lamella.primitives import one_hot, primitive, relu, sigmoid
 from lamella.protocol.configured import Configured
 from lamella.protocol.context import Context
 from lamella.protocol.inputs import as_array
@@ -192,19 +193,55 @@ class SoftmaxCrossEntropy(Loss):
         return class_targets("softmax_cross_entropy", prediction, target)
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
-        xp = ctx.xp
-        t = _as_rows(ctx, prediction, target)
-        z = prediction - xp.max(prediction, axis=-1, keepdims=True)
-        e = xp.exp(z)
-        total = xp.sum(e, axis=-1, keepdims=True)
-        ctx.save(e, total, t)
-        surprise = xp.log(total) - z
-        return _per_sample(xp, xp.sum(xp.where(t == 0.0, xp.zeros_like(t), t * surprise), axis=-1))
+        each, e, total = softmax_cross_entropy(ctx, prediction, target)
+        ctx.save(e, total, target)
+        return each
 
     def backward(self, ctx: Context, d: Any) -> Any:
-        e, total, t = ctx.saved
-        softmax = e / total
-        return (softmax * ctx.xp.sum(t, axis=-1, keepdims=True) - t) * _spread(ctx.xp, d, t.shape, t.shape[1:-1])
+        return softmax_cross_entropy_dx(ctx, *ctx.saved, d)
+
+
+@primitive
+def softmax_cross_entropy(xp: Any, x: Any, target: Any) -> tuple[Any, Any, Any]:
+    """The loss of each sample, ``e = exp(x - max(x))`` and its sum over classes."""
+    t = _as_rows(xp, x, target)
+    z = x - xp.max(x, axis=-1, keepdims=True)
+    e = xp.exp(z)
+    total = xp.sum(e, axis=-1, keepdims=True)
+    surprise = xp.log(total) - z
+    return _per_sample(xp, xp.sum(xp.where(t == 0.0, xp.zeros_like(t), t * surprise), axis=-1)), e, total
+
+
+@primitive
+def softmax_cross_entropy_dx(xp: Any, e: Any, total: Any, target: Any, d: Any) -> Any:
+    """``(softmax(x) sum_k t_k - t) d``, with what the forward pass gave."""
+    t = _as_rows(xp, e, target)
+    return (e / total * xp.sum(t, axis=-1, keepdims=True) - t) * _spread(xp, d, t.shape, t.shape[1:-1])
+
+
+@softmax_cross_entropy.kernel("numpy")
+def _(xp: Any, x: Any, target: Any) -> tuple[Any, Any, Any]:
+    if x.ndim != 2 or target.ndim != 1:
+        return softmax_cross_entropy.reference(xp, x, target)  # type: ignore[no-any-return]
+    z = x - xp.max(x, axis=-1, keepdims=True)
+    e = np.exp(z)
+    total = xp.sum(e, axis=-1, keepdims=True)
+    return np.log(total)[:, 0] - z[_rows(len(z)), target], e, total
+
+
+@softmax_cross_entropy_dx.kernel("numpy")
+def _(xp: Any, e: Any, total: Any, target: Any, d: Any) -> Any:
+    if e.ndim != 2 or target.ndim != 1:
+        return softmax_cross_entropy_dx.reference(xp, e, total, target, d)
+    slope = e / total
+    slope[_rows(len(e)), target] -= 1.0
+    slope *= d[:, None]
+    return slope
+
+
+@functools.lru_cache(maxsize=16)
+def _rows(count: int) -> np.ndarray[Any, Any]:
+    return np.arange(count)
 
 
 class CategoricalCrossEntropy(Loss):
@@ -234,7 +271,7 @@ class CategoricalCrossEntropy(Loss):
             )
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
-        t = _as_rows(ctx, prediction, target)
+        t = _as_rows(ctx.xp, prediction, target)
         ctx.save(prediction, t)
         return _per_sample(ctx.xp, -ctx.xp.sum(t * ctx.xp.log(self._clip(ctx.xp, prediction)), axis=-1))
 
@@ -353,11 +390,11 @@ class Huber(Loss):
         return ctx.xp.clip(r, -self.delta, self.delta) * _spread(ctx.xp, d, r.shape, r.shape[1:])
 
 
-def _as_rows(ctx: Context, prediction: Any, target: Any) -> Any:
+def _as_rows(xp: Any, prediction: Any, target: Any) -> Any:
     """Labels (N, ...) -> one-hot (N, ..., C); one-hot stays."""
     if target.ndim == prediction.ndim:
         return target
-    return one_hot(ctx, target, prediction.shape[-1], dtype=prediction.dtype)
+    return one_hot(xp, target, prediction.shape[-1], dtype=prediction.dtype)
 
 
 def _per_sample(xp: Any, losses: Any) -> Any:

@@ -75,10 +75,14 @@ class Dense(lm.Layer):
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
         (x,) = ctx.saved
         if ctx.trainable:
-            # (N, ..., features) -> (N*..., features), (N, ..., units) -> (N*..., units)
-            rows, d = ctx.xp.reshape(x, (-1, x.shape[-1])), ctx.xp.reshape(dy, (-1, self.units))
-            gradients = {"kernel": sum_of_products(ctx, rows, d, out=ctx.out.kernel)}
-            ctx.grad(**gradients | ({"bias": ctx.xp.sum(d, axis=0)} if self.use_bias else {}))
+            rows, d = x, dy
+            if x.ndim > 2:  # (N, ..., features) -> (N*..., features), (N, ..., units) -> (N*..., units)
+                rows, d = ctx.xp.reshape(x, (-1, x.shape[-1])), ctx.xp.reshape(dy, (-1, self.units))
+            kernel = sum_of_products(ctx, rows, d, out=ctx.out.kernel)
+            if self.use_bias:
+                ctx.grad(kernel=kernel, bias=ctx.xp.sum(d, axis=0))
+            else:
+                ctx.grad(kernel=kernel)
         return dy @ ctx.params.kernel.T if ctx.wants_dx[0] else None
 
 

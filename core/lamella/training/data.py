@@ -113,7 +113,8 @@ class Data:
         inputs = [array[rows] for array in self.inputs]
         count = len(inputs[0])
         prepared = tuple([None if target is None else target[rows] for target in self.prepared])
-        targets = tuple([None if target is None else target[rows] for target in self.targets])
+        pairs = zip(self.targets, self.prepared, prepared, strict=True)
+        targets = tuple([some if own is known else None if own is None else own[rows] for own, known, some in pairs])
         if self._is_weighted:
             weights = tuple([None if own is None else own[rows] for own in self.weights])
             sums = tuple([float(count if own is None else own.sum()) for own in weights])

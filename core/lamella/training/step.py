@@ -98,6 +98,7 @@ class TrainStep:
     ) -> None:
         self.network, self.plan, self.losses, self.rules = network, plan, losses, rules
         self._slices, self._gradients = slices, slices.gradients
+        self._parts = [slices.gradients.storage.flat[run] for run in slices.gradients.runs]
         self._threads = thread_count() if network.device.uses_threads else 1
         self._known: list[tuple[tuple[Any, ...], list[_Piece]]] = []  # with the buffers that they are of
         self._updated: tuple[str, ...] = ()
@@ -116,8 +117,9 @@ class TrainStep:
             self._check_updates(values, result.updates)
         if self.rules.shapes_gradients:
             self._shape_gradients(values)
-        # a prediction may be a view of a parameter whose buffer is written over later
-        result = result._replace(predictions=tuple([_own(prediction) for prediction in result.predictions]))
+        if any(getattr(one, "base", None) is not None for one in result.predictions):
+            # it may be a view of a parameter whose buffer is written over later
+            result = result._replace(predictions=tuple(map(_own, result.predictions)))
         if result.updates.keys() != set(self._updated):
             self._updated = tuple(result.updates)
         move = values.move(optimizer, self._gradients.names, self._updated)
@@ -155,11 +157,10 @@ class TrainStep:
 
     def _are_finite(self) -> bool:
         """Whether every gradient is finite: the sum of squares tells, unless it overflows."""
-        parts = [self._gradients.storage.flat[run] for run in self._gradients.runs]
-        with np.errstate(all="ignore"):
-            if all(math.isfinite(part @ part) for part in parts):
-                return True
-        return are_finite(self.network.device, parts)
+        for part in self._parts:
+            if not math.isfinite(part.dot(part)):  # which, unlike @, warns of nothing
+                return are_finite(self.network.device, self._parts)
+        return True
 
     def _apply(self, values: Values, move: Move) -> None:
         """Let the optimizer write new parameters and slots. Large buffers go piece by piece, over threads."""
