@@ -114,3 +114,14 @@ def test_the_tree_is_there():
 def test_ten_tests_make_smoke():
     tests = [line for path in (ROOT / "tests").glob("*.py") for line in path.read_text().splitlines()]
     assert tests.count("@pytest.mark.smoke") == 10
+
+
+def test_the_page_on_the_inside_names_what_is_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)(?:: ([\w.]+))?`", text.replace(":\n", ": "))
+    assert len(named) > 40
+    for path, name in named:
+        file = ROOT / path if path.split("/")[0] in ("plugins", "exporters", "tests") else ROOT / "core/lamella" / path
+        assert file.is_file(), path
+        defined = re.findall(r"^\s*(?:def|class) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(name.split(".") if name else ()) <= set(defined), f"{path}: {name}"

@@ -91,7 +91,8 @@ def test_an_optimizer_that_fails_moves_nothing(network, spoil, error, words):
         np.testing.assert_array_equal(one, other)
 
 
-def test_an_optimizer_that_fails_half_way_moves_nothing():
+def test_an_optimizer_that_fails_half_way_moves_nothing(monkeypatch):
+    monkeypatch.setattr("lamella.training.step.PIECE", 1 << 10)
     COUNT.clear()
     model, rule = large(), Rule(first_pieces_pass)
     step(model, rule)

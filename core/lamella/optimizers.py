@@ -286,7 +286,9 @@ def _bias_correction(xp: Any, beta: float, t: Any, dtype: Any) -> Any:
 # so that a subclass with another one gets its own.
 
 
-def _write_sgd(rule: SGD, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots) -> None:
+def _write_sgd(
+    rule: SGD, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
+) -> None:
     step = g
     if rule.momentum:
         step = v = new_slots["velocity"]
@@ -300,9 +302,9 @@ def _write_sgd(rule: SGD, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p
 
 
 def _write_adam(
-    rule: Adam | AdamW, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots
+    rule: Adam | AdamW, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
 ) -> None:
-    m, v, work = new_slots["m"], new_slots["v"], np.empty_like(p)
+    m, v = new_slots["m"], new_slots["v"]
     np.multiply(slots["m"], rule.beta_1, out=m)
     np.multiply(g, 1.0 - rule.beta_1, out=work)
     np.add(m, work, out=m)

@@ -31,7 +31,7 @@ from lamella.training.rules import Rules
 
 __all__ = ["TrainStep", "TrainSteps", "prepared"]
 
-PIECE = 1 << 15  # entries of the flat buffers that an optimizer updates at a time, to stay in a core's cache
+PIECE = 1 << 15  # entries that are worth a thread of their own in an update; and 8 of them stay in a shared cache
 _KEPT = 4  # numbers of rows for which steps are kept
 
 
@@ -88,6 +88,7 @@ class _Piece(NamedTuple):
     slots: dict[str, Any]
     new_p: Any
     new_slots: dict[str, Any]
+    work: Any  # for the optimizer to compute in
 
 
 class TrainStep:
@@ -197,8 +198,9 @@ class TrainStep:
             if all(map(operator.is_, known, buffers)):
                 return pieces
         runs, device = self._gradients.runs, self.network.device
-        if device.uses_threads and sum(run.stop - run.start for run in runs) > PIECE:
-            runs = [slice(k, min(k + PIECE, run.stop)) for run in runs for k in range(run.start, run.stop, PIECE)]
+        if device.uses_threads and (entries := sum(run.stop - run.start for run in runs)) > PIECE:
+            size = min(max(PIECE, -(-entries // self._threads)), 8 * PIECE)
+            runs = [slice(k, min(k + size, run.stop)) for run in runs for k in range(run.start, run.stop, size)]
         pieces = [
             _Piece(
                 p=device.view(parameters.flat[run]),
@@ -206,6 +208,7 @@ class TrainStep:
                 slots={name: device.view(slot[run]) for name, slot in slots.items()},
                 new_p=target.flat[run],
                 new_slots={name: slot[run] for name, slot in new_slots.items()},
+                work=np.empty(run.stop - run.start if device.writes_in_place else 0, parameters.dtype),
             )
             for run in runs
         ]
@@ -218,7 +221,7 @@ def _update(optimizer: Optimizer, device: Backend, piece: _Piece, rate: float, t
     """Write what an optimizer makes of one piece."""
     writer = WRITERS.get(type(optimizer).update) if device.writes_in_place else None
     if writer is not None:
-        writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots)
+        writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
         return
     given = optimizer.update(device.xp, piece.p, piece.g, dict(piece.slots), rate, t)
     new, slots = _checked(optimizer, piece, given)
