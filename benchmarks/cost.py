@@ -9,10 +9,12 @@ same step, forward, loss, backward and Adam, into arrays that are there already,
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -24,15 +26,17 @@ from lamella_layers import Activation, Dense
 TASK: dict[str, Any] = {"loss": "softmax_cross_entropy", "progress": False}
 
 
-def best(run: Callable[[], int], rounds: int) -> float:
-    """Microseconds of CPU time for one of what ``run`` counts, the least of all rounds."""
-    run()
-    found = []
+def best(runs: Sequence[Callable[[], int]], rounds: int) -> list[float]:
+    """Microseconds of CPU time for one of what each run counts: the least of all rounds, in which they take turns."""
+    found = [math.inf] * len(runs)
+    for run in runs:
+        run()
     for _ in range(rounds):
-        began = time.process_time()
-        count = run()
-        found.append((time.process_time() - began) / count)
-    return 1e6 * min(found)
+        for k, run in enumerate(runs):
+            began = time.process_time()
+            count = run()
+            found[k] = min(found[k], 1e6 * (time.process_time() - began) / count)
+    return found
 
 
 def data(rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +66,7 @@ def fit(sizes: tuple[int, ...], rows: int, extra: int = 0) -> Callable[[], int]:
 def by_hand(sizes: tuple[int, ...], rows: int) -> Callable[[], int]:
     """The same steps in NumPy alone."""
     x, y = data(rows, sizes[0])
-    pairs = list(zip(sizes, sizes[1:], strict=False))
+    pairs = list(itertools.pairwise(sizes))
     shapes = [shape for inputs, units in pairs for shape in ((inputs, units), (units,))]
     size = sum(int(np.prod(shape)) for shape in shapes)
     p, g, m, v, work, other = (np.zeros(size, "float32") for _ in range(6))
@@ -146,51 +150,44 @@ def predict(sizes: tuple[int, ...], rows: int) -> tuple[Callable[[], int], Calla
 
 
 def changes_of_file() -> tuple[int, int]:
-    """How many files of lamella run in one prepared step of two dense layers, and how often one calls another."""
+    """How many files of lamella run in one prepared step of two dense layers, and how often the file changes."""
     model, (x, y) = lm.Sequential([Dense(8), Dense(10)], input_shape=4), data(3, 4)
+    task = TASK | {"optimizer": lm.optimizers.SGD(0.1), "batch_size": 3}
+    model.fit(x, y, epochs=5, **task)
     trail: list[str] = []
+    inside = False
 
     def note(frame: FrameType, event: str, _: Any) -> None:
-        file = frame.f_code.co_filename
-        if f"{os.sep}lamella" in file:
-            if event == "call":
-                trail.append(file)
-            elif event == "return" and frame.f_back is not None:
-                trail.append(frame.f_back.f_code.co_filename)
+        nonlocal inside
+        here, before = frame.f_code, frame.f_back.f_code if frame.f_back else None
+        is_step = here.co_qualname == "TrainStep.__call__"
+        inside = inside or (is_step and event == "call")
+        if inside and event in ("call", "return"):
+            trail.extend(code.co_filename for code in ((before, here) if event == "call" else (here, before)) if code)
+        inside = inside and not (is_step and event == "return")
 
-    class Between(lm.Callback):
-        """Listens from the end of the second step to that of the third."""
-
-        def on_epoch_begin(self, model: Any, epoch: int) -> None:
-            if epoch == 1:
-                sys.setprofile(note)
-
-        def on_epoch_end(self, model: Any, epoch: int, logs: Any) -> None:
-            sys.setprofile(None)
-
-    model.fit(x, y, optimizer="sgd", epochs=2, batch_size=3, callbacks=[Between()], **TASK)
+    sys.setprofile(note)
+    model.fit(x, y, **task)
+    sys.setprofile(None)
     own = [file for file in trail if f"{os.sep}lamella" in file]
-    step = own[next(k for k, file in enumerate(own) if file.endswith("step.py")) :]
-    return len(set(step)), sum(a != b for a, b in zip(step, step[1:], strict=False))
+    return len(set(own)), sum(a != b for a, b in itertools.pairwise(own))
 
 
 def main() -> None:
     """Measure everything and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="how often everything is measured (15)")
+    parser.add_argument("--rounds", type=int, default=100, help="how often everything is measured (100)")
     rounds = parser.parse_args().rounds
     lm.set_threads(1)
     small, large = (16, 32, 32, 10), (784, 256, 256, 10)
     print(f"{'microseconds of CPU time':<44}{'lamella':>9}{'NumPy':>9}{'ratio':>7}")
-    for sizes, rows in ((small, 500), (large, 100)):
-        own, bare = best(fit(sizes, rows), rounds), best(by_hand(sizes, rows), rounds)
-        print(
-            f"{'step of fit, ' + '-'.join(map(str, sizes)) + ', batch 1, Adam':<44}{own:9.1f}{bare:9.1f}{own / bare:7.2f}"
-        )
-    more = (best(fit(small, 500, extra=16), rounds) - best(fit(small, 500), rounds)) / 16
-    print(f"{'each further elementwise layer, both ways':<44}{more:9.1f}")
-    run, bare_run = predict(small, 500)
-    own, bare = best(run, rounds), best(bare_run, rounds)
+    for sizes, rows in ((small, 200), (large, 50)):
+        own, bare = best([fit(sizes, rows), by_hand(sizes, rows)], rounds)
+        name = f"step of fit, {'-'.join(map(str, sizes))}, batch 1, Adam"
+        print(f"{name:<44}{own:9.1f}{bare:9.1f}{own / bare:7.2f}")
+    more, few = best([fit(small, 200, extra=16), fit(small, 200)], rounds)
+    print(f"{'each further elementwise layer, both ways':<44}{(more - few) / 16:9.1f}")
+    own, bare = best(predict(small, 200), rounds)
     print(f"{'predict of one row, three dense layers':<44}{own:9.1f}{bare:9.1f}{own - bare:+7.1f}")
     files, changes = changes_of_file()
     print(f"one prepared step of two dense layers: {files} files, {changes} changes of file")

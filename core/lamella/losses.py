@@ -223,9 +223,9 @@ def softmax_cross_entropy_dx(xp: Any, e: Any, total: Any, target: Any, d: Any) -
 def _(xp: Any, x: Any, target: Any) -> tuple[Any, Any, Any]:
     if x.ndim != 2 or target.ndim != 1:
         return softmax_cross_entropy.reference(xp, x, target)  # type: ignore[no-any-return]
-    z = x - xp.max(x, axis=-1, keepdims=True)
+    z = x - np.maximum.reduce(x, -1, keepdims=True)
     e = np.exp(z)
-    total = xp.sum(e, axis=-1, keepdims=True)
+    total = np.add.reduce(e, -1, keepdims=True)
     return np.log(total)[:, 0] - z[_rows(len(z)), target], e, total
 
 

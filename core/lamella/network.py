@@ -55,6 +55,7 @@ class Network:
         self.values = Values(parameters, state)
         self._frozen = graph.frozen_layers
         self._outer: weakref.WeakSet[Network] = weakref.WeakSet()  # networks that took this one as a layer
+        self.prepared_steps: Any = None  # what training keeps from one call to the next
         self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
         draw(self.values.parameters, self.seed)
         draw(self.values.state, self.seed)

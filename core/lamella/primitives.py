@@ -50,11 +50,14 @@ class Primitive:
         return register
 
     def __call__(self, ctx: Any, *args: Any, **options: Any) -> Any:
-        xp = getattr(ctx, "xp", ctx)
-        if not hasattr(xp, "backend"):
+        try:
+            xp = ctx.xp
+            function = self.kernels.get(xp.backend, self.reference)
+        except AttributeError:
             name = self.__name__  # type: ignore[attr-defined]
-            raise TypeError(f"{name}: the first argument is ctx, as in {name}(ctx, x, ...); got {type(ctx).__name__}")
-        return self.kernels.get(xp.backend, self.reference)(xp, *args, **options)
+            given = type(ctx).__name__
+            raise TypeError(f"{name}: the first argument is ctx, as in {name}(ctx, x, ...); got {given}") from None
+        return function(xp, *args, **options)
 
     def __repr__(self) -> str:
         kernels = ", ".join(sorted(self.kernels)) or "no"

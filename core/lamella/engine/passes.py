@@ -313,10 +313,15 @@ class Pass:
         args: list[Any] = []
         try:
             for operation, ctx, call, yields, number, others, wanted, params in self._backward:
-                args = [self._incoming(gradients, value) for value in (number, *others)]
+                dy = gradients.pop(number) if number in gradients else self._zeros(number)
+                args = [dy]
                 if watcher is not None:
                     watcher.before(operation, "backward_pass")
-                given = call(ctx, *args)
+                if others:
+                    args += [gradients.pop(one) if one in gradients else self._zeros(one) for one in others]
+                    given = call(ctx, *args)
+                else:
+                    given = call(ctx, dy)
                 if yields:
                     given = yield from _drive(operation, "backward_pass", given, self.plan.training)
                 results = given if isinstance(given, tuple) else (given,)
@@ -361,10 +366,8 @@ class Pass:
         except Exception as error:
             raise self._failed(operation, "backward_pass", ctx, args, error) from error
 
-    def _incoming(self, gradients: dict[int, Any], value: int) -> Any:
-        """The gradient of an output; zeros where nobody uses it."""
-        if value in gradients:
-            return gradients.pop(value)
+    def _zeros(self, value: int) -> Any:
+        """The gradient of an output that nobody uses."""
         return self.backend.xp.zeros(self._shapes[value], dtype=getattr(self.backend.xp, self.graph.dtype))
 
     def updates(self) -> dict[str, Any]:

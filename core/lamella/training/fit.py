@@ -239,11 +239,15 @@ def fit(
         nonlocal begins
         asnumpy = model.device.asnumpy
         for rows in data.epoch():
-            penalty = steps.rules.penalty(model.values)
+            if steps.plan.frozen is not model.frozen_layers:  # by a callback
+                steps.plan_anew()
+                _check_learns(steps)
+            penalty = steps.rules.penalty(model.values) if steps.rules.penalties else 0.0
             result = _take(steps, rows, optimizer, begins=begins)
             begins = False
             meter.add(result.losses, penalty, tuple([asnumpy(given) for given in result.predictions]), rows)
-            listeners.end_batch(model, rows.size, meter.logs)
+            if listeners.of_batches:
+                listeners.end_batch(model, rows.size, meter.logs())
             interruption.check()
             if listeners.stopped:
                 return
@@ -285,9 +289,11 @@ def fit(
 
 def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> TrainSteps:
     """The prepared steps of the training before, if this one goes on with the same task; else new ones."""
-    steps: TrainSteps | None = vars(model).get("_steps")
-    if steps is None or not steps.serve(model, losses, bounds):
-        steps = vars(model)["_steps"] = TrainSteps(model, losses, bounds)
+    steps = model.prepared_steps
+    if not isinstance(steps, TrainSteps) or not steps.serve(model, losses, bounds):
+        steps = model.prepared_steps = TrainSteps(model, losses, bounds)
+    if steps.plan.frozen is not model.frozen_layers:
+        steps.plan_anew()
     return steps
 
 

@@ -34,7 +34,7 @@ class Listeners:
                     )
                 if name in events:
                     _check_event(callback, name)
-        self._of_batches = [one for one in self.callbacks if type(one).on_batch_end is not Callback.on_batch_end]
+        self.of_batches = [one for one in self.callbacks if type(one).on_batch_end is not Callback.on_batch_end]
         self.begun: list[Callback] = []
         self.stopped: str | None = None
 
@@ -47,12 +47,10 @@ class Listeners:
         for callback in self.callbacks:
             self._call(getattr(callback, event), *arguments)
 
-    def end_batch(self, model: Network, rows: int, logs: Callable[[], Mapping[str, float]]) -> None:
-        """Tell of the end of a step, with the averages of the epoch so far, if anybody asks for them."""
-        if self._of_batches:
-            given = logs()
-            for callback in self._of_batches:
-                self._call(callback.on_batch_end, model, rows, given)
+    def end_batch(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
+        """Tell those who listen of the end of a step, with the averages of the epoch so far."""
+        for callback in self.of_batches:
+            self._call(callback.on_batch_end, model, rows, logs)
 
     def end_epoch(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         """Tell of the end of an epoch; what callbacks add to the logs must be numbers."""

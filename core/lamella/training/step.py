@@ -51,8 +51,7 @@ class TrainSteps:
     def __init__(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> None:
         self.network, self.losses, self.bounds = network, losses, dict(bounds)
         self.device = network.device
-        self.rules = Rules(network, **bounds)
-        self.plan = Plan(network.graph, network.frozen_layers, wants_dx=False, training=True)
+        self.plan_anew()
         self._buffers: list[Storage] = []
         self._steps: dict[tuple[int, int], TrainStep] = {}
 
@@ -61,11 +60,13 @@ class TrainSteps:
         own = self.network, self.device, self.losses, self.bounds
         return own == (network, network.device, losses, dict(bounds))
 
+    def plan_anew(self) -> None:
+        """Plan with the layers that are frozen now."""
+        self.plan = Plan(self.network.graph, self.network.frozen_layers, wants_dx=False, training=True)
+        self.rules = Rules(self.network, **self.bounds)
+        self._steps = {}
+
     def __getitem__(self, rows: int) -> TrainStep:
-        if self.plan.frozen != self.network.frozen_layers:  # by a callback
-            self.plan = Plan(self.network.graph, self.network.frozen_layers, wants_dx=False, training=True)
-            self.rules = Rules(self.network, **self.bounds)
-            self._steps = {}
         key = rows, thread_count()
         step = self._steps.get(key)
         if step is None:
