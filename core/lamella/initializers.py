@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Shape = tuple[int, ...]
-Initializer = Callable[[np.random.Generator, Shape, int | None, int | None], np.ndarray]
+Initializer = Callable[["np.random.Generator", Shape, int | None, int | None], np.ndarray]  # loaded when needed
 
 INITIALIZERS = registry.Kind("initializers")
 

@@ -312,11 +312,12 @@ def _write_adam(
     np.multiply(g, 1.0 - rule.beta_2, out=work)
     np.multiply(work, g, out=work)
     np.add(v, work, out=v)
-    np.divide(m, _bias_correction(np, rule.beta_1, t, g.dtype), out=new_p)
     np.divide(v, _bias_correction(np, rule.beta_2, t, g.dtype), out=work)
     np.sqrt(work, out=work)
     np.add(work, rule.epsilon, out=work)
-    np.divide(new_p, work, out=new_p)
+    correction = _bias_correction(np, rule.beta_1, t, g.dtype)
+    m_hat = m if g.dtype.type(correction) == 1.0 else np.divide(m, correction, out=new_p)  # 1 after some hundred steps
+    np.divide(m_hat, work, out=new_p)
     np.multiply(new_p, lr, out=new_p)
     if isinstance(rule, AdamW):
         np.multiply(p, lr * rule.weight_decay, out=work)

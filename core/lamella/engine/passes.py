@@ -255,7 +255,7 @@ class Pass:
         """
         graph, shapes, watcher, phase = self.graph, self._shapes, self.watcher, self._phase
         checked = self.backend.knows_shapes
-        phase.begin(key)
+        phase.key, phase.run, phase.is_forward = key, phase.run + 1, True
         values: list[Any] = [None] * len(graph.specs)
         for number, array in zip(graph.inputs, inputs, strict=True):
             values[number], shapes[number] = array, array.shape
@@ -419,7 +419,7 @@ class Pass:
                 f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
                 f"{described(slope)}"
             )
-        return float(np.dot(asnumpy(each).astype("float64"), asnumpy(weights))), slope
+        return float(np.dot(asnumpy(each).astype(np.float64), asnumpy(weights))), slope
 
     def _accepted(self, operation: Operation, array: Any, output: _Output) -> Any:
         """An output as the next layer gets it, if it is what ``build`` said."""

@@ -20,7 +20,7 @@ from lamella.protocol.spec import FLOATS, ArraySpec
 __all__ = ["Graph", "Operation", "assemble"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Operation:
     """One layer of a graph, with its place in it. Values are numbered; arrays go by their full names."""
 
@@ -42,7 +42,7 @@ class Operation:
         return f"{self.name} ({type(self.layer).__name__})"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Graph:
     """Operations in topological order over numbered values; a model without arrays. Callable on nodes, as a layer is.
 

@@ -41,12 +41,6 @@ class Phase:
         self.run = 0
         self.is_forward = True
 
-    def begin(self, key: tuple[Any, ...]) -> None:
-        """Begin a run."""
-        self.key = key
-        self.run += 1
-        self.is_forward = True
-
 
 class Context:
     """What a layer sees during one forward and backward pass over one slice of the batch.

@@ -18,6 +18,9 @@ from lamella.protocol.spec import ArraySpec
 __all__ = ["ArrayBatches", "Data", "Rows", "StreamBatches", "batches_of", "held_out"]
 
 
+GATHER_BYTES = 1 << 18  # of inputs that are put into the order of a shuffle at a time
+
+
 class Rows(NamedTuple):
     """Some rows of the data: as the engine takes them, and what metrics want."""
 
@@ -27,6 +30,16 @@ class Rows(NamedTuple):
     weights: tuple[Any, ...]  # of each output's rows, None where all weigh 1
     sums: tuple[float, ...]  # the weight of the rows, for each output
     size: int
+
+
+class Gathered(NamedTuple):
+    """Rows of all arrays, in the order in which batches take them."""
+
+    inputs: tuple[Any, ...]  # on the backend
+    brought: tuple[Any, ...]  # targets as the losses take them, on the backend
+    prepared: tuple[Any, ...]
+    targets: tuple[Any, ...]
+    weights: tuple[Any, ...]
 
 
 class Data:
@@ -58,7 +71,7 @@ class Data:
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)
         self._is_weighted = any(own is not None for own in self.weights)
-        self._equal_shares: dict[int, Any] = {}  # of so many rows that all weigh 1
+        self._equal_shares: dict[int, tuple[tuple[float, ...], tuple[Any, ...]]] = {}  # of the last size
 
     def _prepare(self, loss: Loss | None, target: Any, name: str, spec: ArraySpec) -> Any:
         """A target as the loss takes it, held against the size that the prediction will have."""
@@ -107,30 +120,43 @@ class Data:
             weights[k] = factors if given is None else given * factors
         return tuple(weights)
 
-    def take(self, rows: Any) -> Rows:
-        """Some of the rows, on the backend and off it."""
+    def gather(self, rows: Any) -> Gathered:
+        """Some of the rows, to take batches from."""
         bring = self.model.device.asarray
-        inputs = [array[rows] for array in self.inputs]
-        count = len(inputs[0])
         prepared = tuple([None if target is None else target[rows] for target in self.prepared])
-        pairs = zip(self.targets, self.prepared, prepared, strict=True)
-        targets = tuple([some if own is known else None if own is None else own[rows] for own, known, some in pairs])
+        return Gathered(
+            inputs=tuple([bring(array[rows]) for array in self.inputs]),
+            brought=tuple([None if target is None else bring(target) for target in prepared]),
+            prepared=prepared,
+            targets=tuple([None if target is None else unwritable(target[rows]) for target in self.targets]),
+            weights=tuple([None if own is None else own[rows] for own in self.weights]),
+        )
+
+    def take(self, gathered: Gathered, rows: slice) -> Rows:
+        """A batch."""
+        inputs = tuple([array[rows, ...] for array in gathered.inputs])
+        brought, prepared, targets, weights = [
+            tuple([None if array is None else array[rows, ...] for array in arrays]) for arrays in gathered[1:]
+        ]
+        count = inputs[0].shape[0]
         if self._is_weighted:
-            weights = tuple([None if own is None else own[rows] for own in self.weights])
             sums = tuple([float(count if own is None else own.sum()) for own in weights])
             shares = tuple([self._shares(count, own, total) for own, total in zip(weights, sums, strict=True)])
         else:
-            weights, sums = self.weights, (float(count),) * len(self.weights)
-            shares = (self._equal_shares.get(count),) * len(self.weights)
-            if shares[0] is None:
-                shares = (self._shares(count, None, float(count)),) * len(self.weights)
-                self._equal_shares[count] = shares[0]
-        batch = Batch(
-            inputs=tuple([bring(array) for array in inputs]),
-            targets=tuple([None if target is None else bring(target) for target in prepared]),
-            weights=shares,
-        )
-        return Rows(batch, prepared, targets, weights, sums, count)
+            sums, shares = self._equal(count)
+        return Rows(Batch(inputs, brought, shares), prepared, targets, weights, sums, count)
+
+    def whole(self) -> Rows:
+        """All rows as one batch."""
+        return self.take(self.gather(slice(None)), slice(None))
+
+    def _equal(self, count: int) -> tuple[tuple[float, ...], tuple[Any, ...]]:
+        """Sums and shares of so many rows that all weigh 1, kept from one batch to the next."""
+        if count not in self._equal_shares:
+            outputs = len(self.weights)
+            shares = self._shares(count, None, float(count))
+            self._equal_shares = {count: ((float(count),) * outputs, (shares,) * outputs)}
+        return self._equal_shares[count]
 
     def _shares(self, count: int, weights: Any, total: float) -> Any:
         """The weight of each row over that of all, on the backend."""
@@ -170,9 +196,14 @@ class ArrayBatches:
         order = np.arange(rows)
         if self.shuffle:
             np.random.default_rng([model.seed & 0xFFFFFFFF, model.seed >> 32, model.step]).shuffle(order)
-        for start in range(0, rows, self.size):
-            part = slice(start, start + self.size)
-            yield self.data.take(order[part] if self.shuffle else part)
+        width = sum(array[:1].nbytes for array in self.data.inputs)  # of a row
+        many = self.size * max(1, GATHER_BYTES // max(1, width * self.size))
+        for first in range(0, rows, many):
+            some = slice(first, first + many)
+            gathered = self.data.gather(order[some] if self.shuffle else some)
+            count = min(many, rows - first)
+            for start in range(0, count, self.size):
+                yield self.data.take(gathered, slice(start, min(start + self.size, count)))
 
 
 class StreamBatches:
@@ -252,7 +283,7 @@ class StreamBatches:
             )
         x, y, *rest = batch
         weight = rest[0] if rest else None
-        return Data(self.model, x, y, self.losses, weight, self.class_weight).take(slice(None))
+        return Data(self.model, x, y, self.losses, weight, self.class_weight).whole()
 
 
 def batches_of(

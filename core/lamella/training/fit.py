@@ -72,7 +72,7 @@ def train_on_batch(
     """
     losses = _losses(model, loss)
     optimizer = OPTIMIZERS.resolve(optimizer)
-    rows = Data(model, x, y, losses, sample_weight, class_weight).take(slice(None))
+    rows = Data(model, x, y, losses, sample_weight, class_weight).whole()
     bounds = {"clip_value": clip_value, "clip_norm": clip_norm, "penalties": penalties, "constraints": constraints}
     steps = _steps(model, losses, bounds)
     penalty = steps.rules.penalty(model.values)
@@ -94,7 +94,7 @@ def gradients(
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
     slices = prepared(model, plan, data.rows, [])
     with ONE_BLAS_THREAD:
-        result = slices.step(model.values, data.take(slice(None)).batch, losses, model.seed)
+        result = slices.step(model.values, data.whole().batch, losses, model.seed)
     asnumpy = model.device.asnumpy
     given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
     dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)

@@ -47,6 +47,8 @@ class Rules:
         self.clip_norm = None if clip_norm is None else number(clip_norm, "clip_norm", above=0.0)
         self.penalties: list[tuple[str, Penalty]] = _matched(network, "penalties", penalties, Penalty)
         self.constraints: list[tuple[str, Constraint]] = _matched(network, "constraints", constraints, Constraint)
+        clips = self.clip_value is not None or self.clip_norm is not None
+        self.shapes_gradients = clips or bool(self.penalties)  # whether `shape` has anything to do
         xp, views = network.device.xp, network.values.parameters.views()
         for name, penalty in self.penalties:
             _try(f"penalties: {penalty!r}.gradient", name, partial(penalty.gradient, xp), views[name])
@@ -69,11 +71,6 @@ class Rules:
                 raise NonFiniteError(f"step {values.step}: {penalty!r} of {name} is {value}; lower the learning rate")
             total += value
         return total
-
-    @property
-    def shapes_gradients(self) -> bool:
-        """Whether `shape` has anything to do."""
-        return bool(self.penalties) or self.clip_value is not None or self.clip_norm is not None
 
     def shape(self, parameters: Storage, gradients: Gradients) -> None:
         """Add the gradients of penalties, then clip."""

@@ -159,10 +159,10 @@ class TrainStep:
 
     def _are_finite(self) -> bool:
         """Whether every gradient is finite: the sum of squares tells, unless it overflows."""
-        for part in self._parts:
-            if not math.isfinite(part.dot(part)):  # which, unlike @, warns of nothing
-                return are_finite(self.network.device, self._parts)
-        return True
+        with np.errstate(all="ignore"):
+            if all(math.isfinite(part.dot(part)) for part in self._parts):
+                return True
+        return are_finite(self.network.device, self._parts)
 
     def _apply(self, values: Values, move: Move) -> None:
         """Let the optimizer write new parameters and slots. Large buffers go piece by piece, over threads."""

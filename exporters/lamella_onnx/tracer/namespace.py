@@ -41,6 +41,7 @@ class OnnxNamespace:
         self.node = node
         self.constant = constant
         self._scan = scan
+        self.xp = self  # primitives take a context or a namespace
         for name in NAMESPACE:
             setattr(self, name, np.dtype(name) if name in DTYPE_NAMES else functools.partial(call, name))
 
