@@ -293,7 +293,7 @@ class Nothing(lm.Layer):
         ),
         (
             lambda: lm.Sequential([Dense(3, kernel_initializer=lambda *_: "x")], input_shape=4),
-            r"dense_1.kernel: .* gave shape \(\), <U1; expected numbers of shape \(4, 3\)",
+            r"dense_1.kernel: .* gave shape \(\), <U1; expected numeric values of shape \(4, 3\)",
         ),
         (
             lambda: lm.Sequential([PReLU(alpha_initializer="he_normal")], input_shape=4),

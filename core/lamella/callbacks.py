@@ -74,28 +74,28 @@ class Callback:
         """After each step, with the averages of the epoch so far."""
 
     def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
-        """After an epoch and its validation; numbers added to ``logs`` go to later callbacks and to the history."""
+        """After an epoch and its validation; values added to ``logs`` go to later callbacks and to the history."""
 
     def on_train_end(self, model: Network) -> None:
         """After the last epoch, or when training stops for another reason, errors and Ctrl-C included."""
 
 
 class EarlyStopping(Callback):
-    """Ends training when a number has not improved for some epochs, and takes the best epoch's values back.
+    """Ends training when a monitored value has not improved for some epochs, and restores the best epoch's arrays.
 
     Arguments:
-        monitor: the name of the number in the logs.
+        monitor: the name of the value in the logs.
         patience: after how many epochs in a row without improvement training ends.
-        min_delta: by how much a number must be better than the best so far to count.
+        min_delta: by how much a value must be better than the best so far to count.
         mode: "min", "max", or "auto": "max" where the name has a word such as accuracy, precision, recall, auc, f1,
             iou, r2 or score, else "min".
         restore_best: whether the model ends with parameters and state of its best epoch, however training ends.
 
     Attributes:
-        best, best_epoch: the best number so far, and the epoch that gave it, counted from 0; None before.
+        best, best_epoch: the best value so far, and the epoch that gave it, counted from 0; None before.
 
     Raises:
-        ArgumentError: the logs have no such number.
+        ArgumentError: the logs have no such value.
 
     Source: https://keras.io/api/callbacks/early_stopping/; Prechelt, Early Stopping - But When? (1998).
 
@@ -148,7 +148,7 @@ class EarlyStopping(Callback):
 
 
 class ReduceOnPlateau(Callback):
-    """Lowers the learning rate when a number has not improved for some epochs.
+    """Lowers the learning rate when a monitored value has not improved for some epochs.
 
     It multiplies ``model.optimizer_state.scale``, with which every rate that the optimizer asks for is multiplied, a
     schedule's too. The scale is saved with the model, and is 1 again for an optimizer with another learning rate.
@@ -157,9 +157,9 @@ class ReduceOnPlateau(Callback):
         monitor, mode: as in `EarlyStopping`.
         factor: what is left of the rate, in (0, 1).
         patience: after how many epochs in a row without improvement the rate falls.
-        min_delta: by how much a number must be better than the best so far to count.
+        min_delta: by how much a value must be better than the best so far to count.
         cooldown: how many epochs after a fall do not count.
-        min_learning_rate: what this takes the rate down to at most; a schedule may lead further down.
+        min_learning_rate: the lower bound of what this does to the rate; a schedule may go below it.
 
     Source: https://keras.io/api/callbacks/reduce_lr_on_plateau/
 
@@ -225,14 +225,14 @@ class Checkpoint(Callback):
     """Saves the model after every epoch, whole or not at all: training goes on from the file after `load`.
 
     Arguments:
-        path: the file; fields in braces are filled in, ``{epoch}`` counted from 1 and every number of the logs, as in
+        path: the file; fields in braces are filled in, ``{epoch}`` counted from 1 and every value of the logs, as in
             ``"digits-{epoch:03}-{val_loss:.4f}.lamella"``.
         monitor, mode: as in `EarlyStopping`, for ``save_best_only``.
-        save_best_only: whether to save only when the number, ``"val_loss"`` unless told otherwise, is better than all
+        save_best_only: whether to save only when the value, ``"val_loss"`` unless told otherwise, is better than all
             before, those of earlier trainings with this object included.
 
     Raises:
-        ArgumentError: the logs have no such number, or there is one to watch without ``save_best_only``.
+        ArgumentError: the logs have no such value, or there is one to watch without ``save_best_only``.
 
     Source: https://keras.io/api/callbacks/model_checkpoint/
 
@@ -283,7 +283,7 @@ class CSVLogger(Callback):
 
     Arguments:
         path: the file.
-        append: whether lines come after those that are there; False starts the file anew.
+        append: whether lines come after those that are there; False truncates the file.
         separator: what stands between columns.
 
     Raises:
@@ -317,7 +317,7 @@ class CSVLogger(Callback):
             elif there != self._columns:
                 raise DataError(
                     f"CSVLogger: {self.path} has the columns {', '.join(there)}; this training has "
-                    f"{', '.join(self._columns)}. Give another path, or append=False to start anew"
+                    f"{', '.join(self._columns)}. Give another path, or append=False to truncate it"
                 )
         numbers = {"epoch": epoch + 1, **logs}
         writer.writerow([numbers.get(name, "") for name in self._columns])
@@ -330,7 +330,7 @@ class CSVLogger(Callback):
 
 
 class TensorBoardLogger(Callback):
-    """Writes the numbers of each epoch, counted from 1, for TensorBoard, as ``loss/training``, ``loss/validation``.
+    """Writes the values of each epoch, counted from 1, for TensorBoard, as ``loss/training``, ``loss/validation``.
 
     Needs one of the packages tensorboardX, tensorboard or torch.
 
@@ -380,7 +380,7 @@ def _tensorboard_writer() -> Callable[..., Any]:
 
 
 def larger_is_better(name: str) -> bool:
-    """Whether a number is of the kind that should grow, by its name.
+    """Whether a value should grow, by its name.
 
     >>> larger_is_better("val_top_k_accuracy"), larger_is_better("val_F1Score"), larger_is_better("val_loss")
     (True, True, False)

@@ -1,7 +1,7 @@
 """Initializers: the first values of parameters, drawn in float64 by ``(rng, shape, fan_in, fan_out) -> array``.
 
 A family of four pairs: variance ``scale / fan`` with fan_in, fan_out or their mean, drawn from a uniform or a normal
-distribution. ``fan_in`` counts the numbers that one output is summed from, ``fan_out`` the outputs that one input
+distribution. ``fan_in`` counts the inputs that one output is summed from, ``fan_out`` the outputs that one input
 goes to. Normal ones reach as far as they like, as in the papers and in PyTorch; Keras draws again what is beyond two
 standard deviations, and widens the rest to the same variance. "xavier" and "kaiming" are other names for "glorot" and
 "he", after the same authors. Sources: Glorot and Bengio (2010), https://proceedings.mlr.press/v9/glorot10a.html; He

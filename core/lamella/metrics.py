@@ -1,4 +1,4 @@
-"""Metrics: numbers for people. Each adds up sums over batches, from which the result of a whole data set follows."""
+"""Metrics: what people read beside the loss. Each adds up sums over batches; the result follows from these."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Metric(Configured):
     """
 
     def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Return one number for each sample, (N,), averaged over the sample's other axes."""
+        """Return one value for each sample, (N,), averaged over the sample's other axes."""
         raise NotImplementedError(f"{type(self).__name__} defines neither per_sample nor update")
 
     def update(self, prediction: Any, target: Any, weight: Any = None) -> Sums:
@@ -64,13 +64,13 @@ METRICS = registry.Kind("metrics", "lamella.metrics.Metric", base=Metric)
 
 
 class Accuracy(Metric):
-    """The share of right decisions.
+    """The share of correct predictions.
 
-    Predictions (N, ..., C) with two or more classes on the last axis decide for the largest; the target holds integer
-    labels (N, ...) or rows (N, ..., C) that sum to 1, such as one-hot; for rows of zeros no decision is right, and rows
-    with several labels are for `BinaryAccuracy`. Predictions (N,) or (N, ..., 1) are yes-no decisions: yes where the
-    prediction is above ``threshold``; the target is yes above one half, with or without the last axis of 1. A sample
-    of several decisions, such as (N, T, C), counts with its share of right ones.
+    With two or more classes on the last axis, predictions (N, ..., C) are correct where the largest is that of the
+    true class. Targets are integer labels (N, ...), or one-hot rows or probabilities (N, ..., C) that sum to 1; a row of
+    zeros has no true class, and for rows with several labels there is `BinaryAccuracy`. Predictions (N,) or (N, ..., 1)
+    are binary: positive above ``threshold``. Their targets are positive above 0.5, with or without the last axis of 1.
+    Where a sample has several predictions, as in (N, T, C), it counts with the share of its correct ones.
 
     Arguments:
         threshold: 0 for logits, which is where the sigmoid is one half; use 0.5 for a model that ends with a sigmoid.
@@ -101,10 +101,9 @@ class Accuracy(Metric):
 
 
 class BinaryAccuracy(Metric):
-    """The share of right yes-no decisions, each for itself, as where a sample may have several labels.
+    """The share of correct binary predictions, each by itself, as where a sample may have several labels.
 
-    Predictions and targets of one shape: yes where the prediction is above ``threshold``, and where the target is above
-    one half.
+    Predictions and targets have one shape: positive above ``threshold``, and above 0.5.
 
     Arguments:
         threshold: 0 for logits, which is where the sigmoid is one half; use 0.5 for a model that ends with a sigmoid.

@@ -29,7 +29,7 @@ from lamella.protocol.spec import ArraySpec
 
 __all__ = ["Network"]
 
-_KEPT = 4  # numbers of rows for which prepared passes are kept
+_KEPT = 4  # batch sizes for which prepared passes are kept
 
 
 class Network:
@@ -102,12 +102,16 @@ class Network:
         own, theirs = self._layer_arrays(), other._layer_arrays()
         taken = frozenset(name for name, source in names.items() if own[name] == theirs.get(source))
         for name in taken:
-            for local, (_, trainable) in own[name].items():
-                here, there = (self.parameters, other.parameters) if trainable else (self.state, other.state)
-                here[f"{name}.{local}"] = there[f"{names[name]}.{local}"]
+            for local in own[name]:
+                full = f"{names[name]}.{local}"
+                self._mapping(f"{name}.{local}")[f"{name}.{local}"] = other._mapping(full)[full]
         frozen = {name for name in taken if names[name] in other._frozen}
         self._frozen = frozenset(self._frozen - taken | frozen)
         return taken
+
+    def _mapping(self, name: str) -> ArrayMapping:
+        """Where an array of this full name is: among the parameters, or in the state."""
+        return self.parameters if self.graph.arrays[name].trainable else self.state
 
     # What it is
 
@@ -132,7 +136,7 @@ class Network:
 
     @property
     def optimizer_state(self) -> OptimizerState | None:
-        """What the optimizer remembers from its steps so far; set it to None to start anew."""
+        """What the optimizer remembers from its steps so far; set it to None to reset it."""
         return self.values.optimizer
 
     @optimizer_state.setter
@@ -359,7 +363,7 @@ class Network:
     def _fill(self, arrays: Mapping[str, Any], step: int, optimizer: Any) -> Self:
         """Take arrays by full name, the step, and an optimizer as it described itself."""
         for name, value in arrays.items():
-            (self.parameters if self.graph.arrays[name].trainable else self.state)[name] = value
+            self._mapping(name)[name] = value
         self.step = step
         if optimizer is not None:
             self.optimizer_state = OptimizerState.from_numpy(self.values.parameters, *optimizer)
@@ -379,7 +383,7 @@ class Network:
         ``{"head.*": None}``. Everything is checked before anything changes.
         """
         for name, value in archive.read_weights(path, self.graph, mapping).items():
-            (self.parameters if self.graph.arrays[name].trainable else self.state)[name] = value
+            self._mapping(name)[name] = value
 
     def config(self) -> dict[str, Any]:
         """Return the model's structure as plain data; `lamella.from_config` makes it again, with fresh values."""

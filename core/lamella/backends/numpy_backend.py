@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,16 +14,9 @@ __all__ = ["NumPyBackend"]
 
 
 _SHORT: dict[str, Callable[..., Any]] = {
-    "sum": partial(np.add.reduce, axis=None),
-    "prod": partial(np.multiply.reduce, axis=None),
-    "max": partial(np.maximum.reduce, axis=None),
-    "min": partial(np.minimum.reduce, axis=None),
-    "all": partial(np.logical_and.reduce, axis=None),
-    "any": partial(np.logical_or.reduce, axis=None),
-    "astype": np.ndarray.astype,
-    "reshape": np.ndarray.reshape,
+    name: getattr(np.ndarray, name) for name in ("all", "any", "astype", "max", "min", "prod", "reshape", "sum")
 }
-"""What NumPy's functions of these names do for arrays, without their way around, which costs more than small sums."""
+"""The methods of arrays that do what NumPy's functions of these names do, without their way around."""
 
 
 class NumPyBackend:

@@ -175,6 +175,6 @@ def draw(storage: Storage, seed: int) -> None:
         if values.shape != declared.shape or values.dtype.kind not in "fiub":
             raise GraphError(
                 f"{name}: initializer {declared.initializer!r} gave shape {values.shape}, {values.dtype}; expected "
-                f"numbers of shape {declared.shape}"
+                f"numeric values of shape {declared.shape}"
             )
         storage.assign(name, values)

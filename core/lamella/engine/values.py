@@ -129,7 +129,7 @@ class Values:
         the next step on, the buffers here are spare.
 
         Arguments:
-            optimizer: what takes the step; it starts anew unless it fits those before.
+            optimizer: what takes the step; it restarts unless it fits the one before.
             parameters, state: the names of the arrays that will be written, slots with their parameters.
 
         Raises:

@@ -82,8 +82,8 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
             raise DataError(f"{where}, got {got}; axis {want!r} has nothing in it, and only the batch may be empty")
     kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}[np.dtype(spec.dtype).kind]
     if array.dtype.kind not in kinds:
-        fix = f"convert it with .astype({spec.dtype!r})" if array.dtype.kind in "fiub" else "give numbers"
-        fix += ", which cuts off what stands behind the point" if array.dtype.kind == "f" else ""
+        fix = f"convert it with .astype({spec.dtype!r})" if array.dtype.kind in "fiub" else "give numeric data"
+        fix += ", which truncates" if array.dtype.kind == "f" else ""
         raise DataError(f"{where}, got {got}; {fix}")
     if spec.dtype != "bool" and not spec.is_float and array.size:
         limits = np.iinfo(spec.dtype)
@@ -115,7 +115,7 @@ def unwritable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def cast(array: np.ndarray[Any, Any], dtype: str, where: str) -> np.ndarray[Any, Any]:
-    """Return an array in another dtype; numbers beyond it are an error, not infinity."""
+    """Return an array in another dtype; values beyond its range are an error, not infinity."""
     try:
         with np.errstate(over="raise"):
             return array.astype(dtype, copy=False)

@@ -63,7 +63,7 @@ class Layer(Configured):
         raise NotImplementedError(f"{type(self).__name__} defines no backward_pass")
 
     def expand(self, *nodes: Any) -> Any:
-        """Call other layers on the nodes and return the output; None, the default, means "I am a leaf"."""
+        """Call other layers on the nodes and return the output; None, the default, where the layer is array code."""
         return None
 
     @knows(
@@ -221,5 +221,5 @@ def build(
             raise GraphError(f"{where}: build returned {spec}; axis 0 must stay the batch axis, {inputs[0].shape[0]!r}")
     for spec in (*inputs, *specs):  # where a layer's own words have not refused it
         if 0 in spec.shape:
-            raise GraphError(f"{where}: expected sizes of 1 or more, got {spec}, in which there are no numbers")
+            raise GraphError(f"{where}: expected sizes of 1 or more, got {spec}, which has no elements")
     return specs, declare.arrays

@@ -18,7 +18,7 @@ DTYPES = (*FLOATS, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16",
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """The shape and dtype of an array whose number of rows is not known yet.
+    """The shape and dtype of an array whose batch size is not known yet.
 
     ``shape`` starts with the batch axis, ``"N"``; any other axis may be symbolic too, such as ``"T"``.
     ``low <= value < high`` is the range from which checks and exports draw; integers outside of it are refused as data.
@@ -81,7 +81,7 @@ class ArraySpec:
 
 
 def whole(size: Any) -> Any:
-    """A size as a plain int, where it is any kind of whole number."""
+    """A size as a plain int, where it is any kind of integer."""
     try:
         return size if isinstance(size, bool) else operator.index(size)
     except TypeError:

@@ -16,6 +16,7 @@ __all__ = [
     "Fault",
     "Named",
     "Skipped",
+    "as_tuple",
     "compare",
     "difference",
     "largest",
@@ -198,3 +199,8 @@ def compare(
 
 def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One value as a tuple, several as they are."""
+    return value if isinstance(value, tuple) else (value,)

@@ -210,7 +210,7 @@ class StreamBatches:
     """An iterable, or a function that makes one, of batches ``(x, y)`` or ``(x, y, sample_weight)``.
 
     Without ``steps`` every epoch runs through it once, from its start. With ``steps`` an epoch takes that many
-    batches, where the last one stopped, or ``anew`` from the start; at its end, what can start again does so.
+    batches, where the last one stopped, or from the start again with ``restart``; at its end, what can restart does so.
     """
 
     def __init__(
@@ -221,11 +221,11 @@ class StreamBatches:
         *,
         what: str = "x",
         steps: int | None = None,
-        anew: bool = False,
+        restart: bool = False,
         class_weight: Any = None,
     ) -> None:
         self.model, self.source, self.losses, self.what = model, source, losses, what
-        self.steps, self.anew, self.class_weight = steps, anew, class_weight
+        self.steps, self.restart, self.class_weight = steps, restart, class_weight
         self._running: Iterator[Any] | None = None
         if isinstance(source, Sized) and not isinstance(source, np.ndarray) and not len(source):
             raise DataError(f"{what}: expected batches, got none")
@@ -249,7 +249,7 @@ class StreamBatches:
                 yield self._rows(batch)
             if empty:
                 raise self._ended()
-        if self.anew:
+        if self.restart:
             self._running = None
         for _ in range(self.steps or 0):
             yield self._next()
@@ -325,4 +325,4 @@ def held_out(
             f"validation_data: expected (x, y), (x, y, sample_weight), or batches of these, got {type(data).__name__}"
         )
     steps = None if steps is None else positive(steps, "validation_steps")
-    return StreamBatches(model, data, losses, what="validation_data", steps=steps, anew=True)
+    return StreamBatches(model, data, losses, what="validation_data", steps=steps, restart=True)

@@ -170,7 +170,7 @@ def fit(
     constraints: Mapping[str, Constraint] | None = None,
     progress: bool | str = "auto",
 ) -> History:
-    """Train for a number of passes over arrays, or over an iterable of batches.
+    """Train for some epochs, each a pass over arrays or over an iterable of batches.
 
     Ctrl-C ends training after the step in progress: the model stays usable, and the history so far is returned. A
     second Ctrl-C interrupts at once.
@@ -182,7 +182,7 @@ def fit(
         loss: a registered name or a `Loss`; a tuple, or a dict by name, for several outputs. Their losses are added up:
             ``lm.losses.Weighted`` makes one count more or less, and is reported as it counts.
         optimizer: a registered name or an `Optimizer`. A model goes on where steps with an equal one stopped, with its
-            slots and its place in the schedule; ``model.optimizer_state = None`` starts anew.
+            slots and its place in the schedule; ``model.optimizer_state = None`` resets it.
         epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
             of their own.
         validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these, evaluated after every epoch as
@@ -195,7 +195,7 @@ def fit(
         class_weight: how much the rows of a label count, as in ``{0: 1.0, 1: 5.0}``, or one such dict for each of
             some outputs by name; labels that are not named count 1. Multiplies sample weights.
         steps_per_epoch: how many batches of an iterable make an epoch, for those without an end.
-        validation_steps: how many batches of validation data are looked at, for those without an end; they start anew
+        validation_steps: how many batches of validation data are looked at, for those without an end; they restart
             after every epoch.
         clip_value: hold every entry of the gradients between ``-clip_value`` and ``clip_value``.
         clip_norm: scale the gradients down where the norm of all together is larger.
@@ -240,7 +240,7 @@ def fit(
         asnumpy = model.device.asnumpy
         for rows in data.epoch():
             if steps.plan.frozen is not model.frozen_layers:  # by a callback
-                steps.plan_anew()
+                steps.renew()
                 _check_learns(steps)
             penalty = steps.rules.penalty(model.values) if steps.rules.penalties else 0.0
             result = _take(steps, rows, optimizer, begins=begins)
@@ -293,7 +293,7 @@ def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str,
     if not isinstance(steps, TrainSteps) or not steps.serve(model, losses, bounds):
         steps = model.prepared_steps = TrainSteps(model, losses, bounds)
     if steps.plan.frozen is not model.frozen_layers:
-        steps.plan_anew()
+        steps.renew()
     return steps
 
 
@@ -335,7 +335,7 @@ def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
     if state.learning_rate(state.t + 1) == state.learning_rate(state.t + 2) == 0.0:
         warnings.warn(
             f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
-            f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to start anew",
+            f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to restart it",
             MistakeWarning,
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""What training measured: numbers for each epoch, ready for a data frame or a picture."""
+"""What training measured: values for each epoch, ready for a data frame or a picture."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TRAINING, _VALIDATION, _TEXT, _FRAME = "#9aa5b1", "#0b6e99", "#333f48", "#c3ccd
 
 
 class History:
-    """What `fit` measured: one number for each epoch, by name, as in ``history["val_loss"][-1]``.
+    """What `fit` measured: one value for each epoch, by name, as in ``history["val_loss"][-1]``.
 
     ``history.history`` is a dict of lists of equal length: ``pandas.DataFrame(history.history)`` takes it as it is.
 
     Attributes:
-        history: the numbers by name, one for each epoch that ended: as planned, or early as a callback asked.
+        history: the values by name, one for each epoch that ended: as planned, or early as a callback asked.
         stopped: why training ended before its last epoch, or None.
         interrupted: whether it was by Ctrl-C.
 
@@ -38,7 +38,7 @@ class History:
         self.interrupted = False
 
     def add(self, logs: Mapping[str, float]) -> None:
-        """Append the numbers of one epoch; NaN stands where a name has none."""
+        """Append the values of one epoch; NaN stands where a name has none."""
         before = self.epochs
         for name in dict.fromkeys((*self.history, *logs)):
             self.history.setdefault(name, [math.nan] * before).append(float(logs.get(name, math.nan)))
@@ -87,8 +87,8 @@ class History:
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
-        numbers = f": {last}" if last else ""
-        return f"<History of {counted(self.epochs, 'epoch')}{numbers}{f'; {self.stopped}' if self.stopped else ''}>"
+        values = f": {last}" if last else ""
+        return f"<History of {counted(self.epochs, 'epoch')}{values}{f'; {self.stopped}' if self.stopped else ''}>"
 
 
 def _draw(axes: Any, name: str, trained: Sequence[float] | None, validated: Sequence[float] | None) -> None:

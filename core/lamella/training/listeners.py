@@ -53,7 +53,7 @@ class Listeners:
             self._call(callback.on_batch_end, model, rows, logs)
 
     def end_epoch(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
-        """Tell of the end of an epoch; what callbacks add to the logs must be numbers."""
+        """Tell of the end of an epoch; what callbacks add to the logs must be numeric."""
         for callback in self.callbacks:
             self._call(callback.on_epoch_end, model, epoch, logs)
             given, where = dict(logs), f"{type(callback).__name__}.on_epoch_end"

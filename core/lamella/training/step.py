@@ -32,7 +32,7 @@ from lamella.training.rules import Rules
 __all__ = ["TrainStep", "TrainSteps", "prepared"]
 
 PIECE = 1 << 15  # entries that are worth a thread of their own in an update; and 8 of them stay in a shared cache
-_KEPT = 4  # numbers of rows for which steps are kept
+_KEPT = 4  # batch sizes for which steps are kept
 
 
 def prepared(network: Network, plan: Plan, rows: int, kept: list[Storage]) -> Slices:
@@ -51,7 +51,7 @@ class TrainSteps:
     def __init__(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> None:
         self.network, self.losses, self.bounds = network, losses, dict(bounds)
         self.device = network.device
-        self.plan_anew()
+        self.renew()
         self._buffers: list[Storage] = []
         self._steps: dict[tuple[int, int], TrainStep] = {}
 
@@ -60,7 +60,7 @@ class TrainSteps:
         own = self.network, self.device, self.losses, self.bounds
         return own == (network, network.device, losses, dict(bounds))
 
-    def plan_anew(self) -> None:
+    def renew(self) -> None:
         """Plan with the layers that are frozen now."""
         self.plan = Plan(self.network.graph, self.network.frozen_layers, wants_dx=False, training=True)
         self.rules = Rules(self.network, **self.bounds)
@@ -77,7 +77,7 @@ class TrainSteps:
         return step
 
     def forget(self) -> None:
-        """Prepare anew: a step that failed may have stopped anywhere."""
+        """Drop what is prepared: a step that failed may have stopped anywhere."""
         self._steps = {}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lamella.errors import LayerError
 from lamella.model import Model
 from lamella.testing.case import Case
-from lamella.testing.comparison import EXPLAINED, Broken, Named, compare, named
+from lamella.testing.comparison import EXPLAINED, Broken, Named, as_tuple, compare, named
 from lamella.testing.diagnosis.causes import WIDENED
 from lamella.testing.laws.accuracy import accuracy
 from lamella.testing.laws.writes import LAYOUTS, OUTSIDE, in_words, writes
@@ -166,17 +166,13 @@ def _sharing(case: Case) -> None:
     if len(single.state) or not single.parameters:
         return
     nodes = [case.nodes() for _ in range(2)]
-    outputs = [node for own in nodes for node in _several(case.layer(*own))]
+    outputs = [node for own in nodes for node in as_tuple(case.layer(*own))]
     model = Model([*nodes[0], *nodes[1]], outputs, dtype="float64", seed=case.seed)
     for name in single.parameters:
         model.parameters[name] = single.parameters[name]
     batches = [case.cast("float64", case.draw(3, attempt=k)) for k in range(2)]
     alone = [y for batch in batches for y in case.infer("float64", batch)]
-    given = _several(model.predict((*batches[0], *batches[1])))
+    given = as_tuple(model.predict((*batches[0], *batches[1])))
     names = [f"output {k} of a layer used twice" for k in range(len(alone))]
     pair = dict(zip(names, alone, strict=True)), dict(zip(names, given, strict=True))
     compare(*pair, "results alone and shared", 1e-12, inputs=batches[0], cause=OUTSIDE)
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)

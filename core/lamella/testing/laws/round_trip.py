@@ -12,7 +12,7 @@ from lamella.losses import Loss
 from lamella.model import load
 from lamella.protocol import Layer
 from lamella.testing.case import Case
-from lamella.testing.comparison import Broken, compare, named, own_name
+from lamella.testing.comparison import Broken, as_tuple, compare, named, own_name
 from lamella.testing.laws.configuration import (
     arguments_are_immutable,
     comparable,
@@ -115,12 +115,8 @@ def _file(case: Case) -> None:
         raise Broken(f"the configuration came back from a file as {twin.config()!r}; expected {model.config()!r}")
     inputs = case.cast("float32", case.draw(3))
     names = [f"output {k} in inference" for k in range(len(model.output_specs))]
-    results = [dict(zip(names, _several(one.predict(_one(inputs))), strict=True)) for one in (model, twin)]
+    results = [dict(zip(names, as_tuple(one.predict(_one(inputs))), strict=True)) for one in (model, twin)]
     compare(results[0], results[1], "results before and after save and load", 0.0, inputs=inputs)
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def _one(inputs: tuple[Any, ...]) -> Any:
