@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from lamella.backends.namespace import NAMESPACE, Namespace
+from lamella.backends.namespace import Namespace
 
 __all__ = ["NumPyBackend"]
-
-
-_SHORT: dict[str, Callable[..., Any]] = {
-    name: getattr(np.ndarray, name) for name in ("all", "any", "astype", "max", "min", "prod", "reshape", "sum")
-}
-"""The methods of arrays that do what NumPy's functions of these names do, without their way around."""
 
 
 class NumPyBackend:
@@ -25,7 +17,8 @@ class NumPyBackend:
     advice = ""
 
     def __init__(self) -> None:
-        self.xp = Namespace("numpy", SimpleNamespace(**{name: getattr(np, name) for name in NAMESPACE} | _SHORT))
+        self.xp = Namespace("numpy", np)
+        self.xp.astype = np.ndarray.astype  # which np.astype calls in the end
 
     def dtype(self, name: str) -> Any:
         return np.dtype(name)
