@@ -67,10 +67,10 @@ class Accuracy(Metric):
     """The share of correct predictions.
 
     With two or more classes on the last axis, predictions (N, ..., C) are correct where the largest is that of the
-    true class. Targets are integer labels (N, ...), or one-hot rows or probabilities (N, ..., C) that sum to 1; a row of
-    zeros has no true class, and for rows with several labels there is `BinaryAccuracy`. Predictions (N,) or (N, ..., 1)
-    are binary: positive above ``threshold``. Their targets are positive above 0.5, with or without the last axis of 1.
-    Where a sample has several predictions, as in (N, T, C), it counts with the share of its correct ones.
+    true class. Targets are integer labels (N, ...), or one-hot rows or probabilities (N, ..., C) that sum to 1; a row
+    of zeros has no true class, and for rows with several labels there is `BinaryAccuracy`. Predictions (N,) or
+    (N, ..., 1) are binary: positive above ``threshold``. Their targets are positive above 0.5, with or without the last
+    axis of 1. Where a sample has several predictions, as in (N, T, C), it counts with the share of its correct ones.
 
     Arguments:
         threshold: 0 for logits, which is where the sigmoid is one half; use 0.5 for a model that ends with a sigmoid.

@@ -18,7 +18,7 @@ class NumPyBackend:
 
     def __init__(self) -> None:
         self.xp = Namespace("numpy", np)
-        self.xp.astype = np.ndarray.astype  # which np.astype calls in the end
+        vars(self.xp)["astype"] = np.ndarray.astype  # which np.astype calls in the end
 
     def dtype(self, name: str) -> Any:
         return np.dtype(name)
