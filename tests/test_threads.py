@@ -351,3 +351,27 @@ def test_threads_default_to_the_cores_there_are():
     assert threads.thread_count() == threads.available_cores() >= 1
     lm.set_threads(3)
     assert threads.thread_count() == 3
+
+
+def test_blas_is_held_to_one_thread_whatever_thread_trains():
+    seen = []
+
+    class Look(lm.Layer):
+        def forward_pass(self, ctx, x):
+            if ctx.training:
+                seen.extend(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+            return x
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    def train():
+        model = lm.Sequential([Dense(4), Look()], input_shape=4)
+        model.train_on_batch(np.ones((2, 4)), np.ones((2, 4)), loss="mean_squared_error", optimizer="sgd")
+
+    train()
+    other = threading.Thread(target=train)
+    other.start()
+    other.join()
+    assert len(seen) >= 2
+    assert set(seen) == {1}
