@@ -692,3 +692,43 @@ class Early(lm.Callback):
 def test_words_of_other_libraries_are_answered(call, error, words):
     with pytest.raises(error, match=words):
         call(ending_in())
+
+
+class Writes(lm.metrics.Metric):
+    def __init__(self, what: str):
+        self.what = what
+
+    def per_sample(self, prediction, target):
+        written = prediction if self.what == "prediction" else target
+        written -= 0.5
+        return prediction[:, 0]
+
+
+class WritesToo(lm.losses.Loss):
+    def __init__(self, what: str):
+        self.what = what
+
+    def forward(self, ctx, prediction, target):
+        written = prediction if self.what == "prediction" else target
+        written -= 0.5
+        ctx.save(prediction - target)
+        return ctx.xp.mean(ctx.saved[0], axis=1)
+
+    def backward(self, ctx, d):
+        return ctx.xp.ones_like(ctx.saved[0]) * d[:, None]
+
+
+@pytest.mark.parametrize("what", ["prediction", "target"])
+def test_metrics_and_losses_write_into_nothing(what):
+    model = lm.Sequential([Dense(2)], input_shape=3)
+    x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
+    task = {"loss": "mean_squared_error", "metrics": [Writes(what)]}
+    with pytest.raises(lm.LayerError, match=r"Writes\('\w+'\) writes into .*make new arrays"):
+        model.fit(x, y, optimizer="sgd", **task)
+    with pytest.raises(lm.LayerError, match=r"Writes\('\w+'\) writes into .*make new arrays"):
+        model.evaluate(x, y, **task)
+    with pytest.raises(lm.LayerError, match=r"WritesToo\('\w+'\) failed on .*read-only; make new arrays"):
+        model.fit(x, y, loss=WritesToo(what), optimizer="sgd")
+    with pytest.raises(lm.LayerError, match=r"WritesToo\('\w+'\) writes into .*make new arrays"):
+        model.evaluate(x, y, loss=WritesToo(what))
+    np.testing.assert_array_equal(y, np.ones((4, 2)))

@@ -404,13 +404,17 @@ class Pass:
     def _loss(self, k: int, loss: Loss, prediction: Any, target: Any, weights: Any) -> tuple[float, Any]:
         """The weighted sum of the losses of the rows, and its gradient."""
         ctx, asnumpy = self._losses[k], self.backend.asnumpy
+        prediction = self.backend.view(prediction)  # which metrics see too
         ctx.saved = ()
         try:
             each = loss.forward(ctx, prediction, target)
             slope = loss.backward(ctx, weights) if self._smooth[k] else None
         except Exception as error:
             given = f"prediction {described(prediction)} and target {described(target)}"
-            raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}") from error
+            hint = (
+                "; make new arrays: predictions and targets are never written to" if "read-only" in str(error) else ""
+            )
+            raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}{hint}") from error
         ctx.saved = ()
         if getattr(each, "shape", None) != (prediction.shape[0],):
             raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")

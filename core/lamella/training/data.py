@@ -83,7 +83,8 @@ class Data:
         for own, array in zip(self.model.input_specs, self.inputs, strict=True):
             sizes.update({n: m for n, m in zip(own.shape[1:], array.shape[1:], strict=True) if isinstance(n, str)})
         try:
-            return loss.prepare(spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape)), target)
+            prepared = loss.prepare(spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape)), target)
+            return unwritable(np.asarray(prepared))
         except DataError as error:
             if len(self.model.output_names) == 1:
                 raise

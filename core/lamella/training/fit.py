@@ -13,12 +13,12 @@ from lamella.callbacks import Callback
 from lamella.engine.interruption import Interruption
 from lamella.engine.passes import StepResult
 from lamella.engine.threads import ONE_BLAS_THREAD
-from lamella.errors import ArgumentError, MistakeWarning
+from lamella.errors import ArgumentError, LayerError, MistakeWarning
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
 from lamella.network import Network
 from lamella.optimizers import OPTIMIZERS, Optimizer
-from lamella.protocol.inputs import for_each
+from lamella.protocol.inputs import for_each, unwritable
 from lamella.regularization import Constraint, Penalty
 from lamella.training.data import ArrayBatches, Data, Rows, StreamBatches, batches_of, held_out
 from lamella.training.history import History
@@ -134,7 +134,7 @@ def _evaluate(
         predictions = model.infer(rows.batch.inputs)
         means = []
         for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
-            each = np.zeros(1) if loss is None else loss.per_sample(prediction, target).astype("float64")
+            each = np.zeros(1) if loss is None else _each(loss, prediction, target)
             means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
         meter.add(means, penalty, predictions, rows)
         between()
@@ -285,6 +285,19 @@ def fit(
     if line is not None and history.stopped:
         line.say(history.stopped)
     return history
+
+
+def _each(loss: Loss, prediction: Any, target: Any) -> Any:
+    """The loss of each row in float64. It may read its arguments only."""
+    try:
+        return loss.per_sample(unwritable(prediction), target).astype("float64")
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise LayerError(
+            f"{loss!r} writes into the predictions or targets that it is given; make new arrays, as in "
+            "r = prediction - target"
+        ) from error
 
 
 def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> TrainSteps:
