@@ -218,3 +218,17 @@ def test_a_penalty_without_a_finite_gradient_stops_before_the_step():
         )
     assert model.step == 0
     assert np.all(model.parameters["dense_1.bias"] == 0)
+
+
+def test_rules_that_change_between_steps_count():
+    model = lm.Sequential([Dense(1, use_bias=False)], input_shape=1)
+    task = {"loss": LOSS, "optimizer": lm.optimizers.SGD(0.1)}
+    penalties = {"*.kernel": L2(0.0)}
+    model.parameters["dense_1.kernel"] = np.ones((1, 1))
+    model.train_on_batch([[0.0]], [[0.0]], penalties=penalties, **task)
+    assert model.parameters["dense_1.kernel"][0, 0] == 1.0
+    penalties["*.kernel"] = L2(0.5)  # in the dict that the first step was given
+    model.train_on_batch([[0.0]], [[0.0]], penalties=penalties, **task)
+    assert model.parameters["dense_1.kernel"][0, 0] == pytest.approx(0.9)
+    model.train_on_batch([[0.0]], [[0.0]], **task)
+    assert model.parameters["dense_1.kernel"][0, 0] == pytest.approx(0.9)

@@ -49,22 +49,21 @@ class TrainSteps:
     """The steps of one training, each prepared once, by rows, frozen layers and threads."""
 
     def __init__(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> None:
-        self.network, self.losses, self.bounds = network, losses, dict(bounds)
-        self.device = network.device
-        self.renew()
+        self.network, self.losses, self.device = network, losses, network.device
+        self.bounds = {name: dict(own) if isinstance(own, Mapping) else own for name, own in bounds.items()}
         self._buffers: list[Storage] = []
-        self._steps: dict[tuple[int, int], TrainStep] = {}
+        self.renew()
 
     def serve(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> bool:
         """Whether these steps are those of another training too."""
         own = self.network, self.device, self.losses, self.bounds
-        return own == (network, network.device, losses, dict(bounds))
+        return own == (network, network.device, losses, bounds)
 
     def renew(self) -> None:
         """Plan with the layers that are frozen now."""
         self.plan = Plan(self.network.graph, self.network.frozen_layers, wants_dx=False, training=True)
         self.rules = Rules(self.network, **self.bounds)
-        self._steps = {}
+        self._steps: dict[tuple[int, int], TrainStep] = {}
 
     def __getitem__(self, rows: int) -> TrainStep:
         key = rows, thread_count()
