@@ -50,7 +50,9 @@ class TrainSteps:
 
     def __init__(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> None:
         self.network, self.losses, self.device = network, losses, network.device
-        self.bounds = {name: dict(own) if isinstance(own, Mapping) else own for name, own in bounds.items()}
+        self.bounds: dict[str, Any] = {
+            name: dict(own) if isinstance(own, Mapping) else own for name, own in bounds.items()
+        }
         self._buffers: list[Storage] = []
         self.renew()
 
