@@ -8,7 +8,8 @@ from sample_layers import Center
 
 import lamella as lm
 from lamella.backends import get_backend
-from lamella.engine.passes import Batch, Gradients
+from lamella.engine.gradients import Gradients
+from lamella.engine.passes import Batch
 from lamella.engine.rounds import Slices
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import consecutive

@@ -6,7 +6,8 @@ import onnxruntime
 import pytest
 
 import lamella as lm
-from lamella.engine.passes import Batch, Gradients
+from lamella.engine.gradients import Gradients
+from lamella.engine.passes import Batch
 from lamella.engine.rounds import Slices
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import consecutive

@@ -204,8 +204,8 @@ def _softmax_dx(xp: Any, x: Any, y: Any, dy: Any, *, axis: int = -1) -> Any:
 
 
 def _selu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
-    positive = _positive(xp, x)
-    return dy * (_SCALE * positive + (_SCALE * _ALPHA) * (1.0 - positive) * xp.exp(xp.minimum(x, 0.0)))
+    above = _positive(xp, x)
+    return dy * (_SCALE * above + (_SCALE * _ALPHA) * (1.0 - above) * xp.exp(xp.minimum(x, 0.0)))
 
 
 def _gelu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:

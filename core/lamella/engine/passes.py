@@ -8,13 +8,13 @@ a layer asks for a sum over the whole batch, and is sent the sum.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lamella.backends import Backend
-from lamella.engine.arrays import Storage
+from lamella.engine.gradients import Gradients
 from lamella.errors import LayerError, counted
 from lamella.graph.operations import Operation
 from lamella.graph.plan import Plan
@@ -22,7 +22,7 @@ from lamella.losses import Loss
 from lamella.protocol.context import Arrays, Context, Phase
 from lamella.protocol.spec import described
 
-__all__ = ["Batch", "Gradients", "Pass", "Request", "StepResult", "Watcher"]
+__all__ = ["Batch", "Pass", "Request", "StepResult", "Watcher"]
 
 
 class Request(NamedTuple):
@@ -68,32 +68,6 @@ class Watcher:
 
     def after(self, operation: Operation, method: str, arrays: tuple[Any, ...]) -> None:
         """After it: what it returned, and for a backward pass the gradients of parameters too."""
-
-
-class Gradients(Mapping[str, Any]):
-    """Gradients of some parameters by full name, added up in one flat buffer."""
-
-    def __init__(self, storage: Storage, names: Collection[str]) -> None:
-        self.storage = storage
-        self.names = frozenset(names)
-        self.runs = storage.layout.runs(self.names)
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.storage.part(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self.storage.layout.declarations if name in self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def join(self, others: Iterable[Gradients]) -> None:
-        """Add what other buffers hold, in their order."""
-        for other in others:
-            for run in self.runs:
-                self.storage.flat[run] += other.storage.flat[run]
 
 
 class _Output(NamedTuple):
@@ -343,9 +317,9 @@ class Pass:
                     if not fits:
                         dx = self._accepted_gradient(operation, dx, place, value)
                     gradients[value] = gradients[value] + dx if value in gradients else dx
-                given = ctx.gradients
+                handed = ctx.gradients
                 for local, full, part, adds in params:
-                    gradient = given.get(local)
+                    gradient = handed.get(local)
                     if gradient is None:
                         raise LayerError(
                             f"{operation.label}.backward_pass gave no gradient for parameter {local!r}; call "
@@ -359,7 +333,7 @@ class Pass:
                     elif gradient is not part:
                         part[...] = gradient if in_place else self.backend.storable(gradient)
                 ctx.saved = ()
-                if given:
+                if handed:
                     ctx.gradients = {}
         except LayerError:
             raise

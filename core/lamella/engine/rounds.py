@@ -2,7 +2,7 @@
 
 The engine works in rounds: every slice runs to its next yield or to its end, then the sums go back in, in the order of
 the slices. Slice i runs on thread i modulo the number of threads, and its gradients go into that thread's buffer. The
-order of every sum follows from the slices alone, so that equal settings give equal bits.
+order of every sum follows from slices and threads alone, so that equal settings give equal bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
-from lamella.engine.passes import Batch, Gradients, Pass, Request, StepResult, Watcher
+from lamella.engine.gradients import Gradients
+from lamella.engine.passes import Batch, Pass, Request, StepResult, Watcher
 from lamella.engine.threads import ONE_BLAS_THREAD, keep_freed_memory, run_tasks, thread_count
 from lamella.engine.values import Values
 from lamella.errors import LayerError
@@ -54,8 +55,8 @@ class Slices:
     ) -> None:
         keep_freed_memory()
         self.plan, self.backend, self.rows = plan, backend, rows
-        self._threads = len(buffers) or min(threads, len(rows))
-        self._buffers, self._watcher = buffers, watcher
+        self._threads = min(len(buffers) or threads, len(rows))
+        self._buffers, self._watcher = buffers[: len(rows)], watcher
         self._bound: list[tuple[Storage, Storage, list[Pass]]] = []  # for both sets of buffers that training changes
 
     def _passes(self, values: Values) -> list[Pass]:
@@ -113,7 +114,7 @@ class Slices:
         slices = zip(passes, self.rows, strict=True)
         results = _run([one.step(_cut(batch, rows), losses, key) for one, rows in slices], self._threads)
         first, *others = self._buffers
-        first.join(others)
+        first.add_up(others)
         return _merged(results, self.backend, first)
 
 

@@ -10,7 +10,8 @@ from unittest import mock
 import numpy as np
 
 from lamella.backends import Backend, get_backend
-from lamella.engine.passes import Batch, Gradients, Pass, Request, StepResult, Watcher
+from lamella.engine.gradients import Gradients
+from lamella.engine.passes import Batch, Pass, Request, StepResult, Watcher
 from lamella.engine.rounds import Slices, run_alone
 from lamella.engine.threads import ONE_BLAS_THREAD
 from lamella.engine.values import Values

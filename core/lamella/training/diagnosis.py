@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lamella.backends import Backend
-from lamella.engine.passes import Batch, Gradients, Watcher
+from lamella.engine.gradients import Gradients
+from lamella.engine.passes import Batch, Watcher
 from lamella.engine.rounds import Slices
 from lamella.engine.values import Values
 from lamella.errors import NonFiniteError

@@ -16,7 +16,7 @@ import numpy as np
 
 from lamella.arguments import number
 from lamella.engine.arrays import Storage
-from lamella.engine.passes import Gradients
+from lamella.engine.gradients import Gradients
 from lamella.engine.values import Values
 from lamella.errors import ArgumentError, NonFiniteError, did_you_mean
 from lamella.network import Network

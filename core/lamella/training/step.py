@@ -15,7 +15,8 @@ import numpy as np
 
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
-from lamella.engine.passes import Batch, Gradients, StepResult
+from lamella.engine.gradients import Gradients
+from lamella.engine.passes import Batch, StepResult
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import run_tasks, thread_count
 from lamella.engine.values import Move, Values
@@ -69,12 +70,13 @@ class TrainSteps:
 
     def __getitem__(self, rows: int) -> TrainStep:
         key = rows, thread_count()
-        step = self._steps.get(key)
+        step = self._steps.pop(key, None)
         if step is None:
             while len(self._steps) >= _KEPT:
                 del self._steps[next(iter(self._steps))]
             slices = prepared(self.network, self.plan, rows, self._buffers)
-            step = self._steps[key] = TrainStep(self.network, self.plan, slices, self.losses, self.rules)
+            step = TrainStep(self.network, self.plan, slices, self.losses, self.rules)
+        self._steps[key] = step  # the one used last stands last
         return step
 
     def forget(self) -> None:
