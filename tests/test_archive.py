@@ -448,3 +448,21 @@ def test_places_that_cannot_be_written_to_are_named(tmp_path):
     with pytest.raises(IsADirectoryError, match="give the name of a file"):
         model.save(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_inside_a_loaded_one_is_a_graph_and_takes_its_values(tmp_path):
+    inner = lm.Sequential([Dense(3)], input_shape=4)
+    outer = lm.Sequential([inner, Dense(2)], input_shape=4)
+    task = {"loss": "mean_squared_error", "optimizer": "sgd"}
+    outer.train_on_batch(np.ones((2, 4)), np.zeros((2, 2)), **task)
+    outer.save(tmp_path / "m")
+    twin = lm.load(tmp_path / "m")
+    graph = twin.layers["sequential_1"]
+    with pytest.raises(AttributeError, match=r"Graph has no 'predict'; .*copy_values\(outer\)"):
+        graph.predict(np.ones((1, 4)))
+    x = lm.Input(4)
+    alone = lm.Model(x, graph(x))
+    assert alone.copy_values(twin) == ()
+    hidden = lm.Model(outer.input_nodes, outer.layers["sequential_1"](*outer.input_nodes))
+    hidden.copy_values(outer)
+    np.testing.assert_array_equal(alone.predict(np.ones((1, 4))), hidden.predict(np.ones((1, 4))))

@@ -196,8 +196,11 @@ METRICS = {
     "writes into the weight": ("purity", "update wrote into the weight"),
     "result writes": ("purity", "result wrote into sum 0"),
     "keeps a total": ("purity", "sum 0: results of equal calls differ.*something outlives a call"),
-    "a mean of the batch": ("sums", "9 rows in one batch and in batches of 4.5 differ.*return the total and the count"),
-    "a sum for each row": ("sums", r"batches of 4\+5: the shapes of the sums are \(9,\), \(9,\) and \(4,\), \(4,\)"),
+    "a mean of the batch": (
+        "sums",
+        "19 rows in one batch and in batches of 4.15 differ.*return the total and the count",
+    ),
+    "a sum for each row": ("sums", r"batches of 4\+15: the shapes of the sums are \(19,\), \(19,\) and \(4,\), \(4,\)"),
     "a list": ("sums", r"update returned list; expected a tuple of sums.*return \(total, count\)"),
     "no result": ("sums", "result returned NoneType; expected a number"),
     "no weights": ("weights", "the result is .* for rows that are there 0 to 3 times, and .*is left out"),
@@ -285,3 +288,22 @@ def test_only_what_has_laws_is_examined():
     ):
         with pytest.raises(lm.ArgumentError, match=words):
             check()
+
+
+class Recall(lm.metrics.Metric):
+    """Of class 1, with weights that count in the denominator only."""
+
+    def update(self, prediction, target, weight=None):
+        hit, true = prediction.argmax(1) == 1, target == 1
+        weight = np.ones(len(prediction)) if weight is None else weight
+        return float((hit & true).sum()), float((weight * true).sum())
+
+    def result(self, sums):
+        return float(sums[0] / sums[1]) if sums[1] else float("nan")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 10])
+def test_a_metric_of_one_class_meets_it(classes):
+    labels = lm.ArraySpec(("N",), "int64", low=0, high=classes)
+    with pytest.raises(lm.testing.ConformanceError, match="weights"):
+        lm.testing.check_metric(Recall(), lm.ArraySpec(("N", classes)), labels)

@@ -732,3 +732,18 @@ def test_metrics_and_losses_write_into_nothing(what):
     with pytest.raises(lm.LayerError, match=r"WritesToo\('\w+'\) writes into .*make new arrays"):
         model.evaluate(x, y, loss=WritesToo(what))
     np.testing.assert_array_equal(y, np.ones((4, 2)))
+
+
+def test_a_metric_of_one_number_is_named():
+    class Mean(lm.metrics.Metric):
+        def per_sample(self, prediction, target):
+            return np.square(prediction - target).mean()
+
+    with pytest.raises(
+        lm.LayerError, match=r"Mean\(\).per_sample must return one value for each sample, of shape \(4,\)"
+    ):
+        Mean().update(np.ones((4, 2)), np.ones((4, 2)))
+    model = lm.Sequential([Dense(2)], input_shape=3)
+    words = "softmax_cross_entropy"
+    with pytest.raises(lm.DataError, match=words):
+        model.fit(np.ones((4, 3)), np.zeros(4, "int64"), loss="mean_squared_error", optimizer="sgd")

@@ -116,7 +116,9 @@ Use y.reshape(-1, 1).
             fix = " Use y.astype('float32')."
         elif known and math.prod(target.shape[1:]) == math.prod(n for n in own if isinstance(n, int)):
             fix = f" Use y.reshape({', '.join(map(str, (-1, *own)))})."
-        elif _same(target.shape[1:], prediction.shape[2:]):
+        elif target.dtype.kind in "iu" and _same(target.shape, prediction.shape[:-1]):
+            fix = " For labels of classes there is softmax_cross_entropy."
+        elif len(prediction.shape) > 2 and _same(target.shape[1:], prediction.shape[2:]):
             fix = _EACH_STEP
         raise DataError(
             f"{where}: target must have the prediction's shape {shape_in_words(prediction.shape)}; "

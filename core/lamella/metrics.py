@@ -9,11 +9,11 @@ import numpy as np
 
 from lamella import registry
 from lamella.arguments import number, positive
-from lamella.errors import DataError
+from lamella.errors import DataError, LayerError
 from lamella.hookspecs import hookimpl
 from lamella.losses import class_targets, value_targets
 from lamella.protocol.configured import Configured
-from lamella.protocol.spec import ArraySpec
+from lamella.protocol.spec import ArraySpec, described
 
 __all__ = [
     "Accuracy",
@@ -50,7 +50,14 @@ class Metric(Configured):
 
     def update(self, prediction: Any, target: Any, weight: Any = None) -> Sums:
         """Return the sums of one batch, to be added to those of other batches; ``weight`` is (N,) or None."""
-        values = self.per_sample(np.asarray(prediction), np.asarray(target)).astype("float64")
+        prediction = np.asarray(prediction)
+        values = np.asarray(self.per_sample(prediction, np.asarray(target)))
+        if values.shape != prediction.shape[:1]:
+            raise LayerError(
+                f"{self!r}.per_sample must return one value for each sample, of shape {prediction.shape[:1]}, got "
+                f"{described(values)}; take the mean over the other axes only"
+            )
+        values = values.astype("float64")
         weights = np.ones(len(values)) if weight is None else np.asarray(weight, "float64")
         return np.vdot(values, weights), np.sum(weights)
 

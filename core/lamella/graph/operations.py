@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,6 +111,16 @@ class Graph:
         """The specs of inputs and outputs, for people."""
         inputs, outputs = ", ".join(map(str, self.input_specs)), ", ".join(map(str, self.output_specs))
         return f"{inputs} -> {outputs}"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            known = ("predict", "fit", "evaluate", "gradients", "train_on_batch", "parameters", "state", "save")
+            hint = (
+                f"; a {self.kind} that was used as a layer comes from a file or a copy as a graph, without values: "
+                "make a Model of it, and take them by model.copy_values(outer)"
+            )
+            raise AttributeError(f"Graph has no {name!r}{hint if name in known else ''}", name=name, obj=self)
 
     def __call__(self, *nodes: Node, name: str | None = None) -> Any:
         """Use the graph as a layer of a larger one."""
