@@ -1,6 +1,6 @@
 # Each target sets up what it needs. A fresh machine needs Python >= 3.11, git and make, nothing else.
 # Say `make PYTHON=/path/to/python3.12 ...` to choose the interpreter, `make test ARGS="-k dense"` to choose tests,
-# `make test JOBS=2` to run them in two processes.
+# `make test JOBS=4` to run them in four processes, `make test JOBS=` in one.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -10,7 +10,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-JOBS ?=
+JOBS ?= 2
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

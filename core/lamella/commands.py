@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lamella import registry
@@ -14,13 +13,16 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "Command"]
 
 
-@dataclass(frozen=True)
 class Command:
     """A command: its line of help, what adds its arguments, and what runs it and returns the exit status."""
 
-    help: str
-    configure: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    def __init__(
+        self,
+        help: str,
+        configure: Callable[[argparse.ArgumentParser], None],
+        run: Callable[[argparse.Namespace], int],
+    ) -> None:
+        self.help, self.configure, self.run = help, configure, run
 
 
 COMMANDS = registry.Kind("commands", "lamella.cli.Command", of=Command)

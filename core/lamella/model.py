@@ -11,7 +11,6 @@ from lamella.backends import get_backend
 from lamella.errors import ArgumentError, GraphError
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, assemble
-from lamella.graph.summary import print_summary
 from lamella.network import Network
 from lamella.protocol.layer import Layer
 from lamella.protocol.node import Input, Node
@@ -62,6 +61,8 @@ class Model(Network):
 
     def summary(self) -> None:
         """Print a table of layers with output shapes, parameters, connections, and shared and frozen marks."""
+        from lamella.graph.summary import print_summary  # it and what it prints with are seldom needed
+
         print_summary(self.graph, f"{type(self).__name__}, {self.dtype} on {self.backend}", self.frozen_layers)
 
     if not TYPE_CHECKING:

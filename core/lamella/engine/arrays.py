@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from lamella.protocol.declare import ArrayDeclaration
 __all__ = ["ArrayMapping", "Layout", "Storage", "draw"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Segment:
+class _Segment(NamedTuple):
     start: int
     stop: int
     stored: tuple[int, ...]  # the shape in memory order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,10 @@ from lamella.training.data import ArrayBatches, Data, Rows, StreamBatches, batch
 from lamella.training.history import History
 from lamella.training.listeners import Listeners
 from lamella.training.meter import Meter, listed
-from lamella.training.progress import Progress, is_watched
 from lamella.training.step import TrainSteps, prepared
+
+if TYPE_CHECKING:
+    from lamella.training.progress import Progress
 
 __all__ = ["evaluate", "fit", "gradients", "train_on_batch"]
 
@@ -357,4 +359,6 @@ def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
 def _progress(progress: bool | str) -> Progress | None:
     if progress is False:
         return None
+    from lamella.training.progress import Progress, is_watched  # and what it prints with, for those who watch
+
     return Progress() if progress is True or is_watched() else None
