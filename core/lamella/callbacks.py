@@ -198,7 +198,7 @@ class ReduceOnPlateau(Callback):
         elif not self._cooling:
             self._waited += 1
         self._cooling = max(0, self._cooling - 1)
-        state = model.optimizer_state
+        state = model.values.optimizer
         if self._waited >= self.patience and state is not None:
             self._waited, self._cooling = 0, self.cooldown
             rate = state.learning_rate(state.t + 1)
@@ -213,7 +213,7 @@ class LearningRateMonitor(Callback):
         self._rate = math.nan
 
     def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
-        state = model.optimizer_state
+        state = model.values.optimizer
         if state is not None and state.t:
             self._rate = state.learning_rate(state.t)
 

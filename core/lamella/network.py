@@ -136,11 +136,19 @@ class Network:
 
     @property
     def optimizer_state(self) -> OptimizerState | None:
-        """What the optimizer remembers from its steps so far; set it to None to reset it."""
-        return self.values.optimizer
+        """What the optimizer remembers from its steps so far; set it to None to reset it.
+
+        It stays as it is when further steps are taken.
+        """
+        state = self.values.optimizer
+        if state is not None:
+            state.is_shared = True
+        return state
 
     @optimizer_state.setter
     def optimizer_state(self, state: OptimizerState | None) -> None:
+        if state is not None:
+            state.is_shared = True
         self.values.optimizer = state
 
     @property
@@ -202,7 +210,7 @@ class Network:
         self._warn_of_outer_training()
         rows = len(arrays[0])
         if batch_size is None or positive(batch_size, "batch_size") >= rows:
-            outputs = self.infer(arrays)
+            outputs = tuple([_own(output) for output in self.infer(arrays)])
         else:
             parts = [
                 self.infer(tuple(array[start : start + batch_size] for array in arrays))
@@ -347,7 +355,7 @@ class Network:
         return tuple(name for name in layers if name not in taken)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = memo[id(self)] = self._of(
+        twin = memo[id(self)] = self._plain()._of(
             structure.Reader(self.config()).graph, backend=self.backend, frozen=self._frozen
         )
         twin.copy_values(self)
@@ -358,7 +366,12 @@ class Network:
     def __reduce__(self) -> tuple[Any, ...]:
         state = None if self.optimizer_state is None else self.optimizer_state.as_numpy()
         arrays = {**self.parameters, **self.state}
-        return _restore, (type(self), self.config(), self.backend, arrays, self.step, state)
+        return _restore, (self._plain(), self.config(), self.backend, arrays, self.step, state)
+
+    @classmethod
+    def _plain(cls) -> type[Self]:
+        """The class of this package that a subclass of users comes from: no other constructor is known."""
+        return next(one for one in cls.__mro__ if one.__module__.partition(".")[0] == __name__.partition(".")[0])
 
     def _fill(self, arrays: Mapping[str, Any], step: int, optimizer: Any) -> Self:
         """Take arrays by full name, the step, and an optimizer as it described itself."""
@@ -396,6 +409,11 @@ class Network:
     def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
         """Run through the model's own layers on other nodes; called by the graph."""
         return self.graph.expand(*nodes)
+
+
+def _own(output: Any) -> Any:
+    """An output that shares no memory with inputs or parameters."""
+    return output if output.base is None and output.flags.writeable else np.concatenate((output,))
 
 
 def _depth(model: Any) -> int:

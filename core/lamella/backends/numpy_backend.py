@@ -18,7 +18,6 @@ class NumPyBackend:
 
     def __init__(self) -> None:
         self.xp = Namespace("numpy", np)
-        vars(self.xp)["astype"] = np.ndarray.astype  # which np.astype calls in the end
 
     def dtype(self, name: str) -> Any:
         return np.dtype(name)

@@ -33,6 +33,11 @@ class Interruption:
         if self.asked:
             raise KeyboardInterrupt
 
+    def check_own(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed and nobody further out waits for it."""
+        if self._asked:
+            raise KeyboardInterrupt
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
             self.insisted = True

@@ -271,7 +271,6 @@ class Pass:
         except Exception as error:
             args = [values[number] for number in operation.inputs]
             raise self._failed(operation, "forward_pass", ctx, args, error) from error
-        phase.is_forward = False
         return tuple([values[number] for number in graph.outputs])
 
     def backward(self, gradients: dict[int, Any]) -> Generator[Request, Any, None]:
@@ -282,6 +281,7 @@ class Pass:
         """
         shapes, dtype, watcher, in_place = self._shapes, self._dtype, self.watcher, self.backend.writes_in_place
         self.collected = {}
+        self._phase.is_forward = False
         operation: Any = None
         ctx: Any = None
         args: list[Any] = []

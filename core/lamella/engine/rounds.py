@@ -8,7 +8,6 @@ order of every sum follows from slices and threads alone, so that equal settings
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ import numpy as np
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
 from lamella.engine.gradients import Gradients
+from lamella.engine.interruption import Interruption
 from lamella.engine.passes import Batch, Pass, Request, StepResult, Watcher
 from lamella.engine.threads import ONE_BLAS_THREAD, keep_freed_memory, run_tasks, thread_count
 from lamella.engine.values import Values
@@ -27,8 +27,6 @@ from lamella.losses import Loss
 __all__ = ["Slices", "run_alone"]
 
 T = TypeVar("T")
-
-_ANY_THREADS = nullcontext()
 
 
 class Slices:
@@ -89,8 +87,13 @@ class Slices:
         """Return the outputs of a batch."""
         passes = self._passes(values)
         if len(passes) == 1:
-            with ONE_BLAS_THREAD if thread_count() == 1 else _ANY_THREADS, np.errstate(all="ignore"):
-                return _run_one(passes[0].forward(inputs))
+            if thread_count() > 1:
+                with np.errstate(all="ignore"):
+                    return _run_one(passes[0].forward(inputs))
+            with Interruption() as interruption, ONE_BLAS_THREAD, np.errstate(all="ignore"):
+                outputs = _run_one(passes[0].forward(inputs))
+            interruption.check()
+            return outputs
         coroutines = [
             one.forward([array[rows, ...] for array in inputs]) for one, rows in zip(passes, self.rows, strict=True)
         ]
@@ -187,7 +190,7 @@ def _run(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> list
     def task(first: int) -> None:
         with np.errstate(all="ignore"):
             for k in range(first, len(coroutines), threads):
-                if failures:
+                if failures or interruption.asked:
                     return
                 try:
                     requests[k] = coroutines[k].send(total)
@@ -197,11 +200,13 @@ def _run(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> list
                     failures[k] = failure
 
     try:
-        with ONE_BLAS_THREAD:
+        # Ctrl-C waits until no thread runs any more: in the midst of handing out tasks it would leave some behind
+        with Interruption() as interruption, ONE_BLAS_THREAD:
             while True:
                 run_tasks([partial(task, first) for first in range(threads)])
                 if failures:
                     raise failures[min(failures)]
+                interruption.check()
                 asked = [request for request in requests if request is not None]
                 if not asked:
                     return [results[k] for k in range(len(coroutines))]

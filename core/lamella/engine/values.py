@@ -30,7 +30,7 @@ class OptimizerState:
         began: how many steps were taken before the first with this learning rate, from where its schedule counts.
     """
 
-    __slots__ = ("backend", "began", "optimizer", "scale", "slots", "t")
+    __slots__ = ("backend", "began", "is_shared", "optimizer", "scale", "slots", "t")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class OptimizerState:
     ) -> None:
         self.optimizer, self.backend, self.slots = optimizer, backend, slots
         self.t, self.began, self.scale = t, began, scale
+        self.is_shared = False  # whether somebody outside may keep it, so that its slots are never written over
 
     @classmethod
     def start(cls, optimizer: Optimizer, parameters: Storage) -> OptimizerState:
@@ -143,7 +144,8 @@ class Values:
         given = optimizer.learning_rate
         rate = before.learning_rate(t) if isinstance(given, Schedule) else scale * given
         spare, self._spare = self._spare, None  # if the step fails, nobody knows what was written
-        if spare is None or spare.optimizer is None or spare.optimizer.slots.keys() != before.slots.keys():
+        held = None if spare is None else spare.optimizer
+        if spare is None or held is None or held.is_shared or held.slots.keys() != before.slots.keys():
             slots = {name: slot.copy() for name, slot in before.slots.items()}
             spare = Values(self.parameters.copy(), self.state.copy(), OptimizerState(optimizer, before.backend, slots))
         else:

@@ -130,7 +130,7 @@ class Data:
             brought=tuple([None if target is None else bring(target) for target in prepared]),
             prepared=prepared,
             targets=tuple([None if target is None else unwritable(target[rows]) for target in self.targets]),
-            weights=tuple([None if own is None else own[rows] for own in self.weights]),
+            weights=tuple([None if own is None else unwritable(own[rows]) for own in self.weights]),
         )
 
     def take(self, gathered: Gathered, rows: slice) -> Rows:

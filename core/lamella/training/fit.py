@@ -11,7 +11,6 @@ import numpy as np
 from lamella.arguments import knows, positive
 from lamella.callbacks import Callback
 from lamella.engine.interruption import Interruption
-from lamella.engine.passes import StepResult
 from lamella.engine.threads import ONE_BLAS_THREAD
 from lamella.errors import ArgumentError, LayerError, MistakeWarning
 from lamella.graph.plan import Plan
@@ -20,7 +19,7 @@ from lamella.network import Network
 from lamella.optimizers import OPTIMIZERS, Optimizer
 from lamella.protocol.inputs import for_each, unwritable
 from lamella.regularization import Constraint, Penalty
-from lamella.training.data import ArrayBatches, Data, Rows, StreamBatches, batches_of, held_out
+from lamella.training.data import ArrayBatches, Data, StreamBatches, batches_of, held_out
 from lamella.training.history import History
 from lamella.training.listeners import Listeners
 from lamella.training.meter import Meter, listed
@@ -78,9 +77,9 @@ def train_on_batch(
     bounds = {"clip_value": clip_value, "clip_norm": clip_norm, "penalties": penalties, "constraints": constraints}
     steps = _steps(model, losses, bounds)
     penalty = steps.rules.penalty(model.values)
-    if begins := model.optimizer_state is None:
+    if begins := model.values.optimizer is None:
         _warn_of_probabilities(model, losses)
-    result = _take(steps, rows, optimizer, begins=begins)
+    result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
     return result.loss + penalty
 
 
@@ -95,8 +94,9 @@ def gradients(
     data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
     slices = prepared(model, plan, data.rows, [])
-    with ONE_BLAS_THREAD:
+    with Interruption() as interruption, ONE_BLAS_THREAD:
         result = slices.step(model.values, data.whole().batch, losses, model.seed)
+    interruption.check_own()
     asnumpy = model.device.asnumpy
     given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
     dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)
@@ -245,7 +245,7 @@ def fit(
                 steps.renew()
                 _check_learns(steps)
             penalty = steps.rules.penalty(model.values) if steps.rules.penalties else 0.0
-            result = _take(steps, rows, optimizer, begins=begins)
+            result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
             begins = False
             meter.add(result.losses, penalty, tuple([asnumpy(given) for given in result.predictions]), rows)
             if listeners.of_batches:
@@ -312,18 +312,6 @@ def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str,
     return steps
 
 
-def _take(steps: TrainSteps, rows: Rows, optimizer: Optimizer, *, begins: bool) -> StepResult:
-    """Take one step: whatever is raised, the values of the network stay, or are those after the whole step."""
-    network = steps.network
-    try:
-        with ONE_BLAS_THREAD:
-            result, network.values = steps[rows.size](rows.batch, network.values, optimizer, begins=begins)
-    except BaseException:
-        steps.forget()
-        raise
-    return result
-
-
 def _check_learns(steps: TrainSteps) -> None:
     if not steps.plan.parameters:
         raise ArgumentError("fit: no layer has parameters that are not frozen; unfreeze some, or predict only")
@@ -344,7 +332,7 @@ def _warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> N
 
 def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
     """Say so if a schedule that went on from an earlier training has nothing left to give."""
-    state = model.optimizer_state
+    state = model.values.optimizer
     if state is None or not state.fits(optimizer) or optimizer.learning_rate != state.optimizer.learning_rate:
         return
     if state.learning_rate(state.t + 1) == state.learning_rate(state.t + 2) == 0.0:

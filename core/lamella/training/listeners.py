@@ -34,7 +34,9 @@ class Listeners:
                     )
                 if name in events:
                     _check_event(callback, name)
-        self.of_batches = [one for one in self.callbacks if type(one).on_batch_end is not Callback.on_batch_end]
+        self.of_batches = [
+            one for one in self.callbacks if getattr(one.on_batch_end, "__func__", None) is not Callback.on_batch_end
+        ]
         self.begun: list[Callback] = []
         self.stopped: str | None = None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ import numpy as np
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
 from lamella.engine.gradients import Gradients
+from lamella.engine.interruption import Interruption
 from lamella.engine.passes import Batch, StepResult
 from lamella.engine.rounds import Slices
-from lamella.engine.threads import run_tasks, thread_count
+from lamella.engine.threads import ONE_BLAS_THREAD, run_tasks, thread_count
 from lamella.engine.values import Move, Values
 from lamella.errors import LayerError, NonFiniteError
 from lamella.graph.plan import Plan
@@ -47,41 +49,71 @@ def prepared(network: Network, plan: Plan, rows: int, kept: list[Storage]) -> Sl
 
 
 class TrainSteps:
-    """The steps of one training, each prepared once, by rows, frozen layers and threads."""
+    """The steps of one training, each prepared once, by rows, frozen layers and threads.
+
+    They hold the network weakly, since it holds them.
+    """
 
     def __init__(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> None:
-        self.network, self.losses, self.device = network, losses, network.device
+        self._network, self.losses, self.device = weakref.ref(network), losses, network.device
+        self._buffers: list[Storage] = []
+        self._take_over(bounds)
+        self.renew()
+
+    @property
+    def network(self) -> Network:
+        """Whose steps they are."""
+        network = self._network()
+        assert network is not None
+        return network
+
+    def _take_over(self, bounds: Mapping[str, Any]) -> None:
         self.bounds: dict[str, Any] = {
             name: dict(own) if isinstance(own, Mapping) else own for name, own in bounds.items()
         }
-        self._buffers: list[Storage] = []
-        self.renew()
 
     def serve(self, network: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> bool:
-        """Whether these steps are those of another training too."""
-        own = self.network, self.device, self.losses, self.bounds
-        return own == (network, network.device, losses, bounds)
+        """Whether these steps are those of a training with an equal task; if so, they go on with its own objects."""
+        own = self._network(), self.device, self.losses, self.bounds
+        if own != (network, network.device, losses, bounds) or not _same_order(self.bounds, bounds):
+            return False
+        self.losses = losses
+        self._take_over(bounds)
+        self.rules = Rules(network, **self.bounds)
+        for step in self._steps.values():
+            step.losses, step.rules = losses, self.rules
+        return True
 
     def renew(self) -> None:
         """Plan with the layers that are frozen now."""
-        self.plan = Plan(self.network.graph, self.network.frozen_layers, wants_dx=False, training=True)
-        self.rules = Rules(self.network, **self.bounds)
+        plan = Plan(self.network.graph, self.network.frozen_layers, wants_dx=False, training=True)
+        rules = Rules(self.network, **self.bounds)
         self._steps: dict[tuple[int, int], TrainStep] = {}
+        self.rules = rules
+        self.plan = plan  # last: whoever looks whether it is of today finds all of the rest so
 
-    def __getitem__(self, rows: int) -> TrainStep:
-        key = rows, thread_count()
+    def take(self, batch: Batch, rows: int, optimizer: Optimizer, *, begins: bool) -> StepResult:
+        """Take a step; whatever is raised, the network's values stay, or are those after the whole step.
+
+        A step that fails is prepared again the next time, as is one that is in use already.
+        """
+        network, key = self.network, (rows, thread_count())
         step = self._steps.pop(key, None)
         if step is None:
             while len(self._steps) >= _KEPT:
                 del self._steps[next(iter(self._steps))]
-            slices = prepared(self.network, self.plan, rows, self._buffers)
-            step = TrainStep(self.network, self.plan, slices, self.losses, self.rules)
+            slices = prepared(network, self.plan, rows, self._buffers)
+            step = TrainStep(network, self.plan, slices, self.losses, self.rules)
+        with Interruption() as interruption, ONE_BLAS_THREAD:
+            result, network.values = step(batch, network.values, optimizer, begins=begins)
         self._steps[key] = step  # the one used last stands last
-        return step
+        interruption.check_own()
+        return result
 
-    def forget(self) -> None:
-        """Drop what is prepared: a step that failed may have stopped anywhere."""
-        self._steps = {}
+
+def _same_order(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether rules that match several parameters come in the same order."""
+    return all(not isinstance(rules, Mapping) or list(rules) == list(other[name]) for name, rules in one.items())
 
 
 class _Piece(NamedTuple):
@@ -101,12 +133,20 @@ class TrainStep:
     def __init__(
         self, network: Network, plan: Plan, slices: Slices, losses: Sequence[Loss | None], rules: Rules
     ) -> None:
-        self.network, self.plan, self.losses, self.rules = network, plan, losses, rules
+        self._network, self.plan, self.losses, self.rules = weakref.ref(network), plan, losses, rules
+        self._device = network.device
         self._slices, self._gradients = slices, slices.gradients
         self._parts = [slices.gradients.storage.flat[run] for run in slices.gradients.runs]
         self._threads = thread_count() if network.device.uses_threads else 1
         self._known: list[tuple[tuple[Any, ...], list[_Piece]]] = []  # with the buffers that they are of
         self._updated: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> Network:
+        """Whose step it is."""
+        network = self._network()
+        assert network is not None
+        return network
 
     def __call__(
         self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False
@@ -132,11 +172,11 @@ class TrainStep:
         if self.rules.constraints:
             self.rules.constrain(move.after.parameters)
         for name, value in result.updates.items():
-            move.after.state.part(name)[...] = self.network.device.storable(value)
+            move.after.state.part(name)[...] = self._device.storable(value)
         return result, move.after
 
     def _examine(self, result: StepResult) -> None:
-        names, asnumpy = self.network.output_names, self.network.device.asnumpy
+        names, asnumpy = self.network.output_names, self._device.asnumpy
         for loss, prediction, name in zip(self.losses, result.predictions, names, strict=True):
             if loss is not None:
                 with naming(name, names):
@@ -144,7 +184,7 @@ class TrainStep:
 
     def _check_updates(self, values: Values, updates: Mapping[str, Any]) -> None:
         for name, value in updates.items():
-            if not is_finite(self.network.device, value):
+            if not is_finite(self._device, value):
                 raise NonFiniteError(
                     f"step {values.step}: the new value of {name} is not finite; nothing of this step was kept. "
                     "Rescale the data"
@@ -155,7 +195,7 @@ class TrainStep:
             self.rules.shape(values.parameters, self._gradients)
         if not self._are_finite():
             given = self._gradients.items()
-            name = next(name for name, value in given if not is_finite(self.network.device, value))
+            name = next(name for name, value in given if not is_finite(self._device, value))
             raise NonFiniteError(
                 f"step {values.step}: a penalty makes the gradient of {name} not finite; nothing of this step was kept"
             )
@@ -165,11 +205,11 @@ class TrainStep:
         with np.errstate(all="ignore"):
             if all(math.isfinite(part.dot(part)) for part in self._parts):
                 return True
-        return are_finite(self.network.device, self._parts)
+        return are_finite(self._device, self._parts)
 
     def _apply(self, values: Values, move: Move) -> None:
         """Let the optimizer write new parameters and slots. Large buffers go piece by piece, over threads."""
-        device, optimizer, rate = self.network.device, move.before.optimizer, move.rate
+        device, optimizer, rate = self._device, move.before.optimizer, move.rate
         pieces, t = self._pieces(values, move), move.before.t + 1
         count = max(1, min(self._threads, len(pieces)))
         if count == 1:
@@ -201,7 +241,7 @@ class TrainStep:
         for known, pieces in self._known:
             if all(map(operator.is_, known, buffers)):
                 return pieces
-        runs, device = self._gradients.runs, self.network.device
+        runs, device = self._gradients.runs, self._device
         if device.uses_threads and (entries := sum(run.stop - run.start for run in runs)) > PIECE:
             size = min(max(PIECE, -(-entries // self._threads)), 8 * PIECE)
             runs = [slice(k, min(k + size, run.stop)) for run in runs for k in range(run.start, run.stop, size)]
