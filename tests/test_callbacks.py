@@ -474,3 +474,12 @@ def test_pictures_of_little_or_odd_histories(tmp_path):
         odd.add(dict.fromkeys(("loss", "a", "b", "c", "d"), k + 1.0))
     figure = odd.plot(tmp_path / "many.png")
     assert len(figure.axes) == 5
+
+
+def test_a_method_set_on_a_callback_is_called():
+    heard, callback = [], lm.Callback()
+    callback.on_batch_end = lambda model, rows, logs: heard.append(rows)
+    model = lm.Sequential([lm.layer("dense", units=1)], input_shape=2)
+    task = {"loss": "mean_squared_error", "optimizer": "sgd", "batch_size": 3}
+    model.fit(np.ones((5, 2)), np.ones((5, 1)), callbacks=[callback], **task)
+    assert heard == [3, 2]

@@ -4,6 +4,7 @@ import _thread
 import signal
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -350,3 +351,77 @@ def test_updates_in_place_have_the_bits_of_the_formula(rule):
         assert step(one, rule) == step(other, Written(**rule.config()))
     for a, b in zip(everything(one)[3:], everything(other)[3:], strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_that_is_kept_stays_as_it_was():
+    model, rule = small(), Adam(0.1)
+    step(model, rule)
+    kept = model.optimizer_state
+    before = kept.as_numpy()
+    for other in (rule, rule, Adam(0.1, beta_1=0.5), Adam(0.1, beta_1=0.5)):
+        step(model, other)
+    assert kept.as_numpy()[:2] == before[:2]
+    for name, slot in kept.as_numpy()[2].items():
+        np.testing.assert_array_equal(slot, before[2][name])
+    model.optimizer_state = kept
+    step(model, rule)
+    assert (kept.t, model.optimizer_state.t) == (1, 2)
+
+
+def test_rules_and_losses_are_those_of_the_call_even_if_equal():
+    class Counting(lm.losses.MeanSquaredError):
+        def __init__(self):
+            self.calls = []
+
+        def forward(self, ctx, prediction, target):
+            self.calls.append(1)
+            return super().forward(ctx, prediction, target)
+
+    model, losses = small(), [Counting(), Counting()]
+    x = np.ones((2, 4))
+    for loss in losses:
+        model.train_on_batch(x, x[:, :2], loss=loss, optimizer="sgd")
+    assert [len(loss.calls) for loss in losses] == [1, 1]
+
+
+def test_a_model_that_was_trained_goes_with_its_last_reference():
+    model = small()
+    step(model)
+    gone = weakref.ref(model)
+    del model
+    assert gone() is None
+
+
+def test_a_loss_may_train_the_same_model():
+    class Inside(lm.losses.MeanSquaredError):
+        def forward(self, ctx, prediction, target):
+            if not inside:
+                inside.append(1)
+                model.train_on_batch(x, x[:, :2], loss=self, optimizer="sgd")
+            return super().forward(ctx, prediction, target)
+
+    inside, model, x = [], small(), np.ones((2, 4))
+    model.train_on_batch(x, x[:, :2], loss=Inside(), optimizer="sgd")
+    assert np.isfinite(model.predict(x)).all()
+
+
+def test_a_plan_that_fails_leaves_no_frozen_layer_to_be_trained():
+    class Once(lm.regularization.Penalty):
+        def value(self, xp, p):
+            return xp.sum(p)
+
+        def gradient(self, xp, p):
+            if fails:
+                raise ZeroDivisionError(fails.pop())
+            return p
+
+    fails, model = [], small()
+    task = {"penalties": {"dense_2.kernel": Once()}}
+    step(model, **task)
+    model.freeze("dense_1")
+    before = model.parameters["dense_1.kernel"]
+    fails.append("once")
+    with pytest.raises(lm.ArgumentError, match="once"):
+        step(model, **task)
+    step(model, **task)
+    np.testing.assert_array_equal(model.parameters["dense_1.kernel"], before)

@@ -1,4 +1,4 @@
-"""Ctrl-C while a model trains: it waits until the step in progress has ended, and a second one interrupts at once."""
+"""Ctrl-C while a model works: it waits until no thread is left behind, and a second one interrupts at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ class Interruption:
     """Holds Ctrl-C back until ``check`` is called; a second Ctrl-C raises KeyboardInterrupt where it comes.
 
     It does so in the main thread only, where Python delivers signals, and only where nobody else handles them. One that
-    stands within another hears what that one hears.
+    stands within another hears what that one hears, but for steps of a training ``between_steps``: they end first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, between_steps: bool = False) -> None:
         self.insisted = False
+        self._between_steps = between_steps
         self._asked = False
         self._outer: Interruption | None = None
         self._before: Any = None
@@ -31,11 +32,6 @@ class Interruption:
     def check(self) -> None:
         """Raise KeyboardInterrupt if Ctrl-C was pressed."""
         if self.asked:
-            raise KeyboardInterrupt
-
-    def check_own(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was pressed and nobody further out waits for it."""
-        if self._asked:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -51,7 +47,7 @@ class Interruption:
         if there is signal.default_int_handler:
             self._before = signal.signal(signal.SIGINT, self._handle)
         elif isinstance(outer := getattr(there, "__self__", None), Interruption):
-            self._outer = outer
+            self._outer = None if outer._between_steps and not self._between_steps else outer
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -96,7 +96,7 @@ def gradients(
     slices = prepared(model, plan, data.rows, [])
     with Interruption() as interruption, ONE_BLAS_THREAD:
         result = slices.step(model.values, data.whole().batch, losses, model.seed)
-    interruption.check_own()
+    interruption.check()
     asnumpy = model.device.asnumpy
     given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
     dx = tuple(None if part is None else np.array(asnumpy(part), order="C") for part in result.dx)
@@ -254,7 +254,7 @@ def fit(
             if listeners.stopped:
                 return
 
-    with Interruption() as interruption:
+    with Interruption(between_steps=True) as interruption:
         try:
             listeners.begin(model, epochs, data.length)
             for epoch in range(epochs):

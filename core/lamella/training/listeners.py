@@ -34,9 +34,7 @@ class Listeners:
                     )
                 if name in events:
                     _check_event(callback, name)
-        self.of_batches = [
-            one for one in self.callbacks if getattr(one.on_batch_end, "__func__", None) is not Callback.on_batch_end
-        ]
+        self.of_batches = [one for one in self.callbacks if _hears(one, "on_batch_end")]
         self.begun: list[Callback] = []
         self.stopped: str | None = None
 
@@ -74,6 +72,11 @@ class Listeners:
             method(*arguments)
         except StopTraining as stop:
             self.stopped = self.stopped or str(stop) or "stopped by a callback"
+
+
+def _hears(callback: Callback, name: str) -> bool:
+    """Whether a callback has a method of its own for an event."""
+    return getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name)
 
 
 def _check_event(callback: Callback, name: str) -> None:

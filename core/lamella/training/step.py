@@ -107,7 +107,7 @@ class TrainSteps:
         with Interruption() as interruption, ONE_BLAS_THREAD:
             result, network.values = step(batch, network.values, optimizer, begins=begins)
         self._steps[key] = step  # the one used last stands last
-        interruption.check_own()
+        interruption.check()
         return result
 
 
