@@ -9,6 +9,11 @@ from typing import Any, Self
 
 __all__ = ["Interruption"]
 
+# Python's own wrappers look for names of numbers, which takes longer than a small step.
+_SIGINT = int(signal.SIGINT)
+_handler_of: Any = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+_handle_by: Any = getattr(signal.signal, "__wrapped__", signal.signal)
+
 
 class Interruption:
     """Holds Ctrl-C back until ``check`` is called; a second Ctrl-C raises KeyboardInterrupt where it comes.
@@ -43,13 +48,13 @@ class Interruption:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        there = signal.getsignal(signal.SIGINT)
+        there = _handler_of(_SIGINT)
         if there is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            self._before = _handle_by(_SIGINT, self._handle)
         elif isinstance(outer := getattr(there, "__self__", None), Interruption):
             self._outer = None if outer._between_steps and not self._between_steps else outer
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+            _handle_by(_SIGINT, self._before)
