@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -9,10 +10,10 @@ from typing import Any, Self
 
 __all__ = ["Interruption"]
 
-# Python's own wrappers look for names of numbers, which takes longer than a small step.
+# The functions of ``signal`` look for the names of numbers, which takes longer than a small step: these do not.
 _SIGINT = int(signal.SIGINT)
-_handler_of: Any = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-_handle_by: Any = getattr(signal.signal, "__wrapped__", signal.signal)
+_handler_of: Any = _signal.getsignal
+_handle_by: Any = _signal.signal
 
 
 class Interruption:
