@@ -15,7 +15,7 @@ import numpy as np
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
 from lamella.optimizers import Optimizer
-from lamella.schedules import Schedule, learning_rate_at
+from lamella.schedules import learning_rate_at
 
 __all__ = ["OptimizerState", "Values"]
 
@@ -141,8 +141,7 @@ class Values:
             before = OptimizerState.start(optimizer, self.parameters)
         before = before.with_optimizer(optimizer)
         t, began, scale = before.t + 1, before.began, before.scale
-        given = optimizer.learning_rate
-        rate = before.learning_rate(t) if isinstance(given, Schedule) else scale * given
+        rate = before.learning_rate(t)
         spare, self._spare = self._spare, None  # if the step fails, nobody knows what was written
         held = None if spare is None else spare.optimizer
         if spare is None or held is None or held.is_shared or held.slots.keys() != before.slots.keys():
