@@ -254,21 +254,31 @@ class Case(Checks):
         given = self.cast(dtype, inputs), self.cast(dtype, cotangents)
         return runs.take_step(self.model(dtype, backend), *given, **how)
 
-    def nudged(self, inputs: Sequence[Any], cotangents: Sequence[Any], attempt: int, **how: Any) -> Named:
-        """A step in float64 with all inputs and parameters moved by one float32 unit in the last place, up or down."""
+    def nudged(
+        self, inputs: Sequence[Any], cotangents: Sequence[Any], attempt: int, dtype: str = "float32", **how: Any
+    ) -> Named:
+        """A step in float64 with everything that a dtype rounds moved by one unit in its last place, up or down.
+
+        That is all inputs, parameters and incoming gradients, and what the forward pass saves for the backward pass:
+        a gate that is saved as 1 - 1e-7 has few digits of its distance from 1. Of what is saved, equal values move
+        equally, so that a maximum stays one of the values it was taken of.
+        """
         parameters = self.model().parameters
         rng = np.random.default_rng([self.seed, 5, attempt])
 
         def nudge(a: Any) -> Any:
-            if a.dtype.kind != "f":
-                return a
-            return a + np.spacing(np.abs(a).astype("float32")).astype("float64") * rng.choice([-1.0, 1.0], a.shape)
+            return a + _ulp(a, dtype) * rng.choice([-1.0, 1.0], a.shape) if a.dtype.kind == "f" else a
+
+        def nudge_saved(a: Array) -> Array:
+            moved: Array = a + _ulp(a, dtype) * _sign(a, attempt)
+            return moved
 
         before = dict(parameters)
         try:
             for name, value in before.items():
                 parameters[name] = nudge(value)
-            return named(self.step("float64", tuple(map(nudge, inputs)), tuple(map(nudge, cotangents)), **how))
+            with runs.saving(nudge_saved):
+                return named(self.step("float64", tuple(map(nudge, inputs)), tuple(map(nudge, cotangents)), **how))
         finally:
             for name, value in before.items():
                 parameters[name] = value
@@ -305,3 +315,15 @@ class Case(Checks):
             return (contiguous if a.flags.c_contiguous else scattered)(a.astype(dtype))
 
         return tuple(map(convert, arrays))
+
+
+def _ulp(a: Array, dtype: str) -> Array:
+    """One unit in the last place of a float type."""
+    return np.spacing(np.abs(a).astype(dtype)).astype("float64")  # type: ignore[no-any-return]
+
+
+def _sign(a: Array, attempt: int) -> Array:
+    """1 or -1, as a hash of the value says."""
+    bits = np.ascontiguousarray(a, "float64").view("uint64") + np.uint64(attempt)
+    mixed = (bits ^ (bits >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+    return np.where(mixed >> np.uint64(63), 1.0, -1.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
@@ -30,6 +31,7 @@ __all__ = [
     "is_coupled",
     "is_coupled_forward_only",
     "outputs_of",
+    "saving",
     "start",
     "take_step",
 ]
@@ -115,6 +117,18 @@ def _apart(model: Model, output: Array) -> Array:
     """An output that stays what it is when parameters get other values: it may be a view of one."""
     shared = any(np.may_share_memory(output, value) for value in model.values.arrays().values())
     return np.copy(output) if shared else output
+
+
+@contextlib.contextmanager
+def saving(change: Callable[[Array], Array]) -> Iterator[None]:
+    """While this runs on NumPy, ``ctx.save`` keeps ``change(array)`` in place of each array of floats."""
+    plain = Context.save
+
+    def save(ctx: Context, *arrays: Any) -> None:
+        plain(ctx, *(change(a) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in arrays))
+
+    with mock.patch.object(Context, "save", save):
+        yield
 
 
 def start(

@@ -110,6 +110,18 @@ class Point:
         finally:
             parameters[target] = self.value
 
+    def rounding(self) -> float:
+        """By how much the outputs change, in the direction of the gradients, where float64 rounds its inputs."""
+        copies = tuple(map(np.copy, self.inputs))  # a layer may write into what it is given
+        here = self.case.step("float64", copies, self.cotangents, **self.mode.how).predictions
+        largest_change = 0.0
+        for attempt in range(4):
+            moved = self.case.nudged(self.inputs, self.cotangents, attempt, "float64", **self.mode.how)
+            rows = ((c, moved[f"output {k}"] - y) for k, (c, y) in enumerate(zip(self.cotangents, here, strict=True)))
+            change = sum(float(np.vdot(c, d)) for c, d in rows if d.dtype.kind == "f")
+            largest_change = max(largest_change, abs(change))
+        return largest_change
+
     def given(self, result: StepResult) -> Any:
         """What backward_pass gave; zeros where no output depends on the input."""
         given = result.dx[self.target] if isinstance(self.target, int) else result.gradients[self.target]
@@ -140,9 +152,12 @@ def _measure(case: Case, mode: Mode, target: Target, attempt: int, fineness: flo
     direction = _unit(random + side * steepest)
     analytic, size = float(np.vdot(given, direction)), float(np.linalg.norm(given)) * largest(point.value)
     least = 1.0 if mode is LARGE else 0.0  # gates saturate at 1, and small outputs are their differences
-    return slope_along(
+    slope = slope_along(
         lambda shift: point.run(shift * direction), here, analytic, point.cotangents, point.step, size, least
     )
+    if not slope.error <= TOLERANCE:  # large values within the layer, such as scores, round more than outputs do
+        slope = slope._replace(noise=max(slope.noise, point.rounding() / point.step))
+    return slope
 
 
 @np.errstate(over="ignore", invalid="ignore")
