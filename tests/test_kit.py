@@ -20,14 +20,17 @@ from lamella_layers import (
     LSTM,
     Activation,
     BatchNormalization,
+    Bidirectional,
     Conv2D,
     Dense,
     Embedding,
     GlobalAveragePooling1D,
     GroupNormalization,
     LayerNormalization,
+    Maximum,
     MultiHeadAttention,
     RMSNormalization,
+    ScaledDotProductAttention,
 )
 
 BOX = {}  # what faulty layers keep where they should not
@@ -1402,6 +1405,45 @@ def test_legitimate_oddities_pass(kind, specs):
 )
 def test_rounding_of_long_sums_and_of_what_saturates_is_no_fault(layer, spec, seed):
     check_layer(layer, spec, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("layer", "specs", "seed"),
+    [
+        (
+            # gates that onnxruntime's Sigmoid gives as 0 meet two states of 100
+            Bidirectional(LSTM(4, kernel_initializer="zeros"), merge_mode="mul"),
+            [lm.ArraySpec(("N", "T", 1)), *[lm.ArraySpec(("N", 4))] * 4],
+            6,
+        ),
+        (
+            # the gradient of a weight of 1 - 1e-7 sums up terms of 1e9
+            MultiHeadAttention(3, 1, dropout=0.33565159120772187, causal=True, kernel_initializer="orthogonal"),
+            [lm.ArraySpec(("N", "T", 1))],
+            5,
+        ),
+        (
+            # scores of 1e6 round more than difference quotients allow for
+            ScaledDotProductAttention(3),
+            [
+                lm.ArraySpec(("N", "T", 3)),
+                lm.ArraySpec(("N", "S", 9)),
+                lm.ArraySpec(("N", "S", 3), low=1e4, high=10001.0),
+                lm.ArraySpec(("N", "S"), "bool"),
+            ],
+            85,
+        ),
+        (
+            # equal values among 324 of which float32 has 1024
+            Maximum(),
+            [*[lm.ArraySpec(("N", 3, "T", 3), low=1e4, high=10001.0)] * 2, lm.ArraySpec(("N", 3, "T", 1))],
+            419,
+        ),
+    ],
+    ids=["saturated gates", "saturated weights", "large scores", "ties"],
+)
+def test_rounding_within_a_layer_and_ties_are_no_fault(layer, specs, seed):
+    check_layer(layer, *specs, seed=seed)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
