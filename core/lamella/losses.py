@@ -228,22 +228,29 @@ def _(xp: Any, x: Any, target: Any) -> tuple[Any, Any, Any]:
     z = x - np.maximum.reduce(x, -1, keepdims=True)
     e = np.exp(z)
     total = np.add.reduce(e, -1, keepdims=True)
-    return np.log(total)[:, 0] - z[_rows(len(z)), target], e, total
+    return np.log(total)[:, 0] - z.take(_places(z, target)), e, total
 
 
 @softmax_cross_entropy_dx.kernel("numpy")
 def _(xp: Any, e: Any, total: Any, target: Any, d: Any) -> Any:
     if e.ndim != 2 or target.ndim != 1:
         return softmax_cross_entropy_dx.reference(xp, e, total, target, d)
-    slope = e / total
-    slope[_rows(len(e)), target] -= 1.0
+    slope = np.divide(e, total, order="C")
+    flat, places = slope.reshape(-1), _places(e, target)
+    flat[places] = flat.take(places) - 1.0
     slope *= d[:, None]
     return slope
 
 
+def _places(rows: Any, target: Any) -> Any:
+    """Where the entry of each row's label stands among all entries: faster than an index for each axis."""
+    count, classes = rows.shape
+    return target if count == 1 else _first_places(count, classes) + target
+
+
 @functools.lru_cache(maxsize=16)
-def _rows(count: int) -> np.ndarray[Any, Any]:
-    return np.arange(count)
+def _first_places(count: int, classes: int) -> np.ndarray[Any, Any]:
+    return np.arange(0, count * classes, classes)
 
 
 class CategoricalCrossEntropy(Loss):

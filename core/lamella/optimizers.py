@@ -119,8 +119,8 @@ class Adam(Optimizer):
         self.epsilon = number(epsilon, "epsilon", minimum=0.0)
 
     def update(self, xp: Any, p: Any, g: Any, slots: Slots, lr: Any, t: Any) -> tuple[Any, Slots]:
-        direction, slots = _adam(self, xp, g, slots, t)
-        return p - lr * direction, slots
+        step, slots = _adam(self, xp, g, slots, t, lr)
+        return p - step, slots
 
 
 class AdamW(Optimizer):
@@ -155,8 +155,8 @@ class AdamW(Optimizer):
         self.weight_decay = number(weight_decay, "weight_decay", minimum=0.0)
 
     def update(self, xp: Any, p: Any, g: Any, slots: Slots, lr: Any, t: Any) -> tuple[Any, Slots]:
-        direction, slots = _adam(self, xp, g, slots, t)
-        return p - lr * self.weight_decay * p - lr * direction, slots
+        step, slots = _adam(self, xp, g, slots, t, lr)
+        return p - lr * self.weight_decay * p - step, slots
 
 
 class RMSprop(Optimizer):
@@ -266,13 +266,17 @@ class Adadelta(Optimizer):
         return p - lr * step, {"v": v, "u": u}
 
 
-def _adam(rule: Adam | AdamW, xp: Any, g: Any, slots: Slots, t: Any) -> tuple[Any, Slots]:
-    """Adam's direction and new averages."""
-    m = rule.beta_1 * slots["m"] + (1.0 - rule.beta_1) * g
-    v = rule.beta_2 * slots["v"] + (1.0 - rule.beta_2) * g * g
-    m_hat = m / _bias_correction(xp, rule.beta_1, t, g.dtype)
-    v_hat = v / _bias_correction(xp, rule.beta_2, t, g.dtype)
-    return m_hat / (xp.sqrt(v_hat) + rule.epsilon), {"m": m, "v": v}
+def _adam(rule: Adam | AdamW, xp: Any, g: Any, slots: Slots, t: Any, lr: Any) -> tuple[Any, Slots]:
+    """Adam's step and new averages.
+
+    Both corrections are taken out of the array: ``lr (m / c_1) / (sqrt(v / c_2) + epsilon)`` is
+    ``lr sqrt(c_2) / c_1`` times ``m / (sqrt(v) + epsilon sqrt(c_2))``.
+    """
+    m, v = slots["m"], slots["v"]
+    m = m + (g - m) * (1.0 - rule.beta_1)
+    v = v + (g * g - v) * (1.0 - rule.beta_2)
+    c_1, root = _bias_correction(xp, rule.beta_1, t, g.dtype), _bias_correction(xp, rule.beta_2, t, g.dtype) ** 0.5
+    return m / (xp.sqrt(v) + rule.epsilon * root) * (lr * root / c_1), {"m": m, "v": v}
 
 
 def _bias_correction(xp: Any, beta: float, t: Any, dtype: Any) -> Any:
@@ -304,26 +308,24 @@ def _write_sgd(
 def _write_adam(
     rule: Adam | AdamW, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
 ) -> None:
-    m, v = new_slots["m"], new_slots["v"]
-    np.multiply(slots["m"], rule.beta_1, out=m)
-    np.multiply(g, 1.0 - rule.beta_1, out=work)
-    np.add(m, work, out=m)
-    np.multiply(slots["v"], rule.beta_2, out=v)
-    np.multiply(g, 1.0 - rule.beta_2, out=work)
-    np.multiply(work, g, out=work)
-    np.add(v, work, out=v)
-    np.divide(v, _bias_correction(np, rule.beta_2, t, g.dtype), out=work)
-    np.sqrt(work, out=work)
-    np.add(work, rule.epsilon, out=work)
-    correction = _bias_correction(np, rule.beta_1, t, g.dtype)
-    m_hat = m if g.dtype.type(correction) == 1.0 else np.divide(m, correction, out=new_p)  # 1 after some hundred steps
-    np.divide(m_hat, work, out=new_p)
-    np.multiply(new_p, lr, out=new_p)
+    m, v, new_m, new_v = slots["m"], slots["v"], new_slots["m"], new_slots["v"]
+    np.subtract(g, m, out=new_m)
+    np.multiply(new_m, 1.0 - rule.beta_1, out=new_m)
+    np.add(m, new_m, out=new_m)
+    np.multiply(g, g, out=work)
+    np.subtract(work, v, out=work)
+    np.multiply(work, 1.0 - rule.beta_2, out=work)
+    np.add(v, work, out=new_v)
+    c_1, root = 1.0 - rule.beta_1**t, (1.0 - rule.beta_2**t) ** 0.5
+    np.sqrt(new_v, out=work)
+    np.add(work, rule.epsilon * root, out=work)
+    np.divide(new_m, work, out=work)
+    np.multiply(work, lr * root / c_1, out=work)
     if isinstance(rule, AdamW):
-        np.multiply(p, lr * rule.weight_decay, out=work)
-        np.subtract(p, work, out=work)
-        p = work
-    np.subtract(p, new_p, out=new_p)
+        np.multiply(p, lr * rule.weight_decay, out=new_p)
+        np.subtract(p, new_p, out=new_p)
+        p = new_p
+    np.subtract(p, work, out=new_p)
 
 
 WRITERS: Mapping[Any, Callable[..., None]] = MappingProxyType(

@@ -397,7 +397,7 @@ class Pass:
                 f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
                 f"{described(slope)}"
             )
-        return float(np.dot(asnumpy(each).astype(np.float64), asnumpy(weights))), slope
+        return float(asnumpy(each).astype(np.float64).dot(asnumpy(weights))), slope
 
     def _accepted(self, operation: Operation, array: Any, output: _Output) -> Any:
         """An output as the next layer gets it, if it is what ``build`` said."""

@@ -108,12 +108,11 @@ class Slices:
     def step(self, values: Values, batch: Batch, losses: Sequence[Loss | None], seed: int) -> StepResult:
         """Run forward, loss and backward over a batch; the gradients stand in a buffer that the next step reuses.
 
-        The caller holds BLAS to one thread.
+        The caller holds BLAS to one thread, and NumPy's warnings of values that are not finite back.
         """
         passes, key = self._passes(values), (seed & 0xFFFFFFFF, seed >> 32, values.step)
         if len(passes) == 1:
-            with np.errstate(all="ignore"):
-                return _run_one(passes[0].step(batch, losses, key))
+            return _run_one(passes[0].step(batch, losses, key))
         slices = zip(passes, self.rows, strict=True)
         results = _run([one.step(_cut(batch, rows), losses, key) for one, rows in slices], self._threads)
         first, *others = self._buffers

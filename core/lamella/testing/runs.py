@@ -103,7 +103,7 @@ def take_step(
         place = np.argsort(np.concatenate([np.arange(some.start, some.stop) for some in rows]))
     slices = Slices(plan, device, rows, buffers=buffers, watcher=watcher)
     values = Values(model.values.parameters, model.values.state, step=STEP)
-    with ONE_BLAS_THREAD:
+    with ONE_BLAS_THREAD, np.errstate(all="ignore"):
         result = slices.step(values, batch, losses, seed)
     return result._replace(
         predictions=tuple(_apart(model, device.asnumpy(y)[place]) for y in result.predictions),

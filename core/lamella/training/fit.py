@@ -79,7 +79,9 @@ def train_on_batch(
     penalty = steps.rules.penalty(model.values)
     if begins := model.values.optimizer is None:
         _warn_of_probabilities(model, losses)
-    result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
+    with Interruption() as interruption:
+        result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
+    interruption.check()
     return result.loss + penalty
 
 
@@ -94,7 +96,7 @@ def gradients(
     data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
     slices = prepared(model, plan, data.rows, [])
-    with Interruption() as interruption, ONE_BLAS_THREAD:
+    with Interruption() as interruption, ONE_BLAS_THREAD, np.errstate(all="ignore"):
         result = slices.step(model.values, data.whole().batch, losses, model.seed)
     interruption.check()
     asnumpy = model.device.asnumpy

@@ -17,7 +17,6 @@ import numpy as np
 from lamella.backends import Backend
 from lamella.engine.arrays import Storage
 from lamella.engine.gradients import Gradients
-from lamella.engine.interruption import Interruption
 from lamella.engine.passes import Batch, StepResult
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import ONE_BLAS_THREAD, run_tasks, thread_count
@@ -95,7 +94,8 @@ class TrainSteps:
     def take(self, batch: Batch, rows: int, optimizer: Optimizer, *, begins: bool) -> StepResult:
         """Take a step; whatever is raised, the network's values stay, or are those after the whole step.
 
-        A step that fails is prepared again the next time, as is one that is in use already.
+        The caller holds Ctrl-C back. A step that fails is prepared again the next time, as is one that is in use
+        already.
         """
         network, key = self.network, (rows, thread_count())
         step = self._steps.pop(key, None)
@@ -104,10 +104,9 @@ class TrainSteps:
                 del self._steps[next(iter(self._steps))]
             slices = prepared(network, self.plan, rows, self._buffers)
             step = TrainStep(network, self.plan, slices, self.losses, self.rules)
-        with Interruption() as interruption, ONE_BLAS_THREAD:
+        with ONE_BLAS_THREAD:
             result, network.values = step(batch, network.values, optimizer, begins=begins)
         self._steps[key] = step  # the one used last stands last
-        interruption.check()
         return result
 
 
@@ -152,6 +151,10 @@ class TrainStep:
         self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False
     ) -> tuple[StepResult, Values]:
         """Take one step, or raise; where training ``begins``, losses examine the predictions."""
+        with np.errstate(all="ignore"):
+            return self._step(batch, values, optimizer, begins)
+
+    def _step(self, batch: Batch, values: Values, optimizer: Optimizer, begins: bool) -> tuple[StepResult, Values]:
         result = self._slices.step(values, batch, self.losses, self.network.seed)
         loss = sum(result.losses)
         if not math.isfinite(loss) or not self._are_finite():
@@ -191,8 +194,7 @@ class TrainStep:
                 )
 
     def _shape_gradients(self, values: Values) -> None:
-        with np.errstate(all="ignore"):
-            self.rules.shape(values.parameters, self._gradients)
+        self.rules.shape(values.parameters, self._gradients)
         if not self._are_finite():
             given = self._gradients.items()
             name = next(name for name, value in given if not is_finite(self._device, value))
@@ -202,9 +204,8 @@ class TrainStep:
 
     def _are_finite(self) -> bool:
         """Whether every gradient is finite: the sum of squares tells, unless it overflows."""
-        with np.errstate(all="ignore"):
-            if all(math.isfinite(part.dot(part)) for part in self._parts):
-                return True
+        if all(math.isfinite(part.dot(part)) for part in self._parts):
+            return True
         return are_finite(self._device, self._parts)
 
     def _apply(self, values: Values, move: Move) -> None:
@@ -213,9 +214,8 @@ class TrainStep:
         pieces, t = self._pieces(values, move), move.before.t + 1
         count = max(1, min(self._threads, len(pieces)))
         if count == 1:
-            with np.errstate(all="ignore"):
-                for piece in pieces:
-                    _update(optimizer, device, piece, rate, t)
+            for piece in pieces:
+                _update(optimizer, device, piece, rate, t)
             return
         errors: list[BaseException] = []
 
