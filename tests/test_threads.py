@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 
 import lamella as lm
 from lamella.engine import threads
-from lamella.graph.slicing import cost_of, slice_rows
+from lamella.graph.slicing import cost_of, runs_whole, slice_rows
 from lamella_layers import GRU, LSTM, RNN, BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 CROSS_ENTROPY = "softmax_cross_entropy"
@@ -32,6 +32,7 @@ def many_slices(monkeypatch):
     """Slices of a few rows even for small models."""
     monkeypatch.setattr("lamella.graph.slicing.SLICE_BYTES", 1 << 12)
     monkeypatch.setattr("lamella.graph.slicing.INLINE_WORK", 0)
+    monkeypatch.setattr("lamella.graph.slicing.PRODUCTS", float("inf"))
 
 
 def network(*, coupled=False, dtype="float64", seed=0):
@@ -122,6 +123,64 @@ def test_slices_follow_from_graph_rows_and_threads_alone():
         assert slice_rows(lm.Sequential([layer.replace(units=32)], input_shape=(50, 8)).graph, 64, 2) == [64]
 
 
+def test_dense_layers_run_whole_until_they_fill_memory_and_recurrent_ones_while_steps_are_short():
+    def whole(layers, shape, *batches):
+        graph = lm.Sequential(layers, input_shape=shape).graph
+        found = [runs_whole(graph, rows) for rows in batches]
+        assert all(slice_rows(graph, rows, 2) == [rows] for rows, yes in zip(batches, found, strict=True) if yes)
+        return found
+
+    mlp = [Dense(512, activation="relu"), Dense(256, activation="relu"), Dense(10)]
+    assert whole(mlp, (784,), 1, 64, 1024, 1 << 15) == [True, True, True, False]
+    assert whole([Dense(8, activation="relu")], (8,), 64) == [False]  # the rest weighs as much
+    assert whole([LSTM(128, return_sequences=False), Dense(10)], (64, 64), 64, 256) == [True, False]
+    assert whole([Conv2D(8, 3), Flatten(), Dense(512)], (3, 32, 32), 64) == [False]
+
+
+def test_a_step_that_wants_other_blas_threads_waits_for_those_that_run():
+    def used():
+        return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+
+    usual, seen = used(), []
+
+    def other():
+        with threads.blas_threads(1):
+            seen.append(used())
+
+    worker = threading.Thread(target=other)
+    with threads.blas_threads(2):
+        worker.start()
+        worker.join(0.1)
+        seen.append(used())
+        with threads.blas_threads(1):  # within a step of its own, nobody waits
+            seen.append(used())
+    worker.join(10)
+    assert (seen, used()) == ([{2}, {2}, {1}], usual)
+
+
+def test_whole_steps_give_equal_bits_beside_another_model_in_training():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(256, 784)).astype("float32"), np.arange(256) % 10
+    images_, labels = images(64, "float32")
+
+    def train(model, x, y):
+        model.fit(x, y, loss=CROSS_ENTROPY, optimizer="sgd", epochs=8, batch_size=64, progress=False)
+        return dict(model.parameters)
+
+    def dense():
+        return lm.Sequential([Dense(512, activation="relu"), Dense(10)], input_shape=784)
+
+    lm.set_threads(2)
+    assert runs_whole(dense().graph, 64)
+    alone, beside = train(dense(), x, y), network(dtype="float32")
+    worker = threading.Thread(target=train, args=(beside, images_, labels))
+    worker.start()
+    together = train(dense(), x, y)
+    worker.join()
+    for name, value in alone.items():
+        np.testing.assert_array_equal(value, together[name])
+
+
 @pytest.mark.usefixtures("many_slices")
 @pytest.mark.parametrize("error", [ValueError, MemoryError])
 def test_a_failure_in_a_thread_leaves_nothing_behind(error):
@@ -172,7 +231,7 @@ def test_ctrl_c_in_the_middle_of_a_step_leaves_the_model_usable():
     with pytest.raises(KeyboardInterrupt):
         model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam")
     assert model.step == 0
-    assert not threads._limit_users
+    assert not threads._holders
     assert model.train_on_batch(x, y, loss=CROSS_ENTROPY, optimizer="adam") > 0
 
 

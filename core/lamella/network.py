@@ -21,7 +21,7 @@ from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mea
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
-from lamella.graph.slicing import consecutive, slice_rows
+from lamella.graph.slicing import consecutive, runs_whole, slice_rows
 from lamella.protocol.inputs import as_inputs
 from lamella.protocol.layer import call
 from lamella.protocol.node import Node, valid_name
@@ -253,8 +253,11 @@ class Network:
     def _prepare(self, rows: int, threads: int) -> Slices:
         every = frozenset(operation.prefix for operation in self.graph.operations)
         plan = Plan(self.graph, every, wants_dx=False, training=False)
-        sizes = slice_rows(self.graph, rows, threads, training=False) if self.device.uses_threads else [rows]
-        return Slices(plan, self.device, consecutive(sizes), threads=threads)
+        sizes, blas = [rows], 1
+        if self.device.uses_threads:
+            sizes = slice_rows(self.graph, rows, threads, training=False)
+            blas = threads if runs_whole(self.graph, rows) else int(threads == 1)
+        return Slices(plan, self.device, consecutive(sizes), threads=threads, blas=blas)
 
     # What can be changed
 

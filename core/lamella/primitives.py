@@ -208,6 +208,8 @@ def sum_of_products(xp: Any, x: Any, dy: Any, *, out: Any = None) -> Any:
 @sum_of_products.kernel("numpy")
 def _(xp: Any, x: Any, dy: Any, *, out: Any = None) -> Any:
     if len(x) == 1:  # BLAS takes four times as long
+        if x.size * dy.size > 1 << 14:
+            return np.einsum("i,j->ij", x[0], dy[0], out=out)  # in two thirds of the time
         return np.multiply(x.T, dy, out=out)
     return np.matmul(x.T, dy, out=out)
 

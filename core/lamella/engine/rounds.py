@@ -18,7 +18,7 @@ from lamella.engine.arrays import Storage
 from lamella.engine.gradients import Gradients
 from lamella.engine.interruption import Interruption
 from lamella.engine.passes import Batch, Pass, Request, StepResult, Watcher
-from lamella.engine.threads import ONE_BLAS_THREAD, keep_freed_memory, run_tasks, thread_count
+from lamella.engine.threads import blas_threads, keep_freed_memory, run_tasks
 from lamella.engine.values import Values
 from lamella.errors import LayerError
 from lamella.graph.plan import Plan
@@ -37,6 +37,7 @@ class Slices:
         backend: where they run.
         rows: which rows each slice has.
         threads: how many threads they run on.
+        blas: how many threads BLAS gets, where one slice runs on the calling thread; 0 for as many as it has.
         buffers: where gradients are added up, one for each thread; without any, no backward pass follows.
         watcher: who sees every operation.
     """
@@ -48,12 +49,14 @@ class Slices:
         rows: Sequence[slice],
         *,
         threads: int = 1,
+        blas: int = 1,
         buffers: Sequence[Gradients] = (),
         watcher: Watcher | None = None,
     ) -> None:
         keep_freed_memory()
         self.plan, self.backend, self.rows = plan, backend, rows
         self._threads = min(len(buffers) or threads, len(rows))
+        self.blas = blas_threads(blas)
         self._buffers, self._watcher = buffers[: len(rows)], watcher
         self._bound: list[tuple[Storage, Storage, list[Pass]]] = []  # for both sets of buffers that training changes
 
@@ -87,10 +90,10 @@ class Slices:
         """Return the outputs of a batch."""
         passes = self._passes(values)
         if len(passes) == 1:
-            if thread_count() > 1:
+            if not self.blas.count:
                 with np.errstate(all="ignore"):
                     return _run_one(passes[0].forward(inputs))
-            with Interruption() as interruption, ONE_BLAS_THREAD, np.errstate(all="ignore"):
+            with Interruption() as interruption, self.blas, np.errstate(all="ignore"):
                 outputs = _run_one(passes[0].forward(inputs))
             interruption.check()
             return outputs
@@ -108,7 +111,7 @@ class Slices:
     def step(self, values: Values, batch: Batch, losses: Sequence[Loss | None], seed: int) -> StepResult:
         """Run forward, loss and backward over a batch; the gradients stand in a buffer that the next step reuses.
 
-        The caller holds BLAS to one thread, and NumPy's warnings of values that are not finite back.
+        The caller holds BLAS to its number of threads, `blas`, and NumPy's warnings of values that are not finite back.
         """
         passes, key = self._passes(values), (seed & 0xFFFFFFFF, seed >> 32, values.step)
         if len(passes) == 1:
@@ -200,7 +203,7 @@ def _run(coroutines: Sequence[Generator[Request, Any, T]], threads: int) -> list
 
     try:
         # Ctrl-C waits until no thread runs any more: in the midst of handing out tasks it would leave some behind
-        with Interruption() as interruption, ONE_BLAS_THREAD:
+        with Interruption() as interruption, blas_threads(1):
             while True:
                 run_tasks([partial(task, first) for first in range(threads)])
                 if failures:

@@ -1,8 +1,9 @@
-"""The cores that lamella uses: how many, a pool of threads, and BLAS kept to one thread while they work."""
+"""The cores that lamella uses: how many, a pool of threads, and how many of them BLAS takes meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -17,12 +18,14 @@ from lamella.errors import ArgumentError
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["ONE_BLAS_THREAD", "available_cores", "keep_freed_memory", "run_tasks", "set_threads", "thread_count"]
+__all__ = ["available_cores", "blas_threads", "keep_freed_memory", "run_tasks", "set_threads", "thread_count"]
 
 _lock = threading.Lock()
+_changed = threading.Condition(_lock)  # when nobody holds BLAS's number of threads any more
 _chosen: int | None = None
 _pool: ThreadPoolExecutor | None = None
-_limit_users = 0
+_holders = 0  # of BLAS's number of threads
+_held = 0  # that number
 _blas: list[_Library] | None = None  # the BLAS libraries of this process, found once
 _worker = threading.local()
 _memory_is_kept = False
@@ -151,8 +154,10 @@ def _kept_pool(size: int) -> ThreadPoolExecutor:
 
 def _start_again() -> None:
     """In a forked child: the threads stayed behind, and locks may be held by them."""
-    global _lock, _pool, _limit_users
-    _lock, _pool, _limit_users = threading.Lock(), None, 0
+    global _lock, _pool, _holders, _changed
+    _lock, _pool, _holders = threading.Lock(), None, 0
+    _changed = threading.Condition(_lock)
+    _worker.__dict__.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -169,28 +174,41 @@ class _Library:
             own = [getattr(controller.dynlib, f"{prefix}openblas_{verb}_num_threads{suffix}", None) for verb in _VERBS]
             if all(own) and getattr(controller, "threading_layer", "") == "pthreads":
                 self._get, self._set = own
-        self._threads = 1
+        self._before: int | None = None  # how many threads it had, while it is held
 
-    def hold(self) -> None:
-        """Keep to one thread."""
-        own = self._get()
-        if own != 1:  # else it is 1 for somebody else's reasons, or held by us still
-            self._threads = own
-        self._set(1)
+    def hold(self, threads: int) -> None:
+        """Keep to some threads."""
+        now = self._get()
+        if self._before is None:  # else a fork came between, and it is what the parent held it to
+            self._before = now
+        if now != threads:
+            self._set(threads)
 
     def release(self) -> None:
         """Go back to as many threads as before."""
-        self._set(self._threads)
+        before, self._before = self._before, None
+        if before is not None and self._get() != before:
+            self._set(before)
 
 
 _VERBS = ("get", "set")
 
 
-class _OneBlasThread:
-    """Holds BLAS to one thread in the whole process, until the last of those who asked is done."""
+class _BlasThreads:
+    """Holds BLAS to a number of threads in the whole process, until the last of those who asked for it is done.
+
+    Who asks for another number waits until then, so that no running step sees it change. Who works for one that holds
+    it, or holds it already, goes on with what there is.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def __enter__(self) -> None:
-        global _limit_users, _blas
+        global _holders, _held, _blas
+        if getattr(_worker, "busy", False) or getattr(_worker, "holds", 0):
+            _worker.holds = getattr(_worker, "holds", 0) + 1
+            return
         entered = False
         try:
             with _lock:
@@ -199,27 +217,37 @@ class _OneBlasThread:
 
                     found = ThreadpoolController().select(user_api="blas").lib_controllers
                     _blas = [_Library(library) for library in found]
-                _limit_users += 1
+                while _holders and _held != self.count:
+                    _changed.wait()
+                _holders += 1
+                _worker.holds = 1
                 entered = True
-                if _limit_users == 1:
+                if _holders == 1:
+                    _held = self.count
                     for library in _blas:
-                        library.hold()
+                        library.hold(self.count)
         except BaseException:  # Ctrl-C
             if entered:
                 self.__exit__()
             raise
 
     def __exit__(self, *error: object) -> None:
-        global _limit_users
+        global _holders
+        _worker.holds -= 1
+        if _worker.holds or getattr(_worker, "busy", False):
+            return
         with _lock:
-            _limit_users -= 1
-            if _limit_users == 0:
+            _holders -= 1
+            if _holders == 0:
                 for library in _blas or ():
                     library.release()
+                _changed.notify_all()
 
 
-ONE_BLAS_THREAD = _OneBlasThread()
-"""A context in which BLAS keeps to one thread."""
+@functools.cache
+def blas_threads(count: int) -> _BlasThreads:
+    """Return a context in which BLAS keeps to so many threads."""
+    return _BlasThreads(count)
 
 
 def keep_freed_memory() -> None:

@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 from lamella.graph.operations import Graph
 
-__all__ = ["Cost", "consecutive", "cost_of", "slice_rows"]
+__all__ = ["Cost", "consecutive", "cost_of", "runs_whole", "slice_rows"]
 
 SLICE_BYTES = 1 << 20  # what the largest layer of a slice may read and write
 INLINE_WORK = 1 << 21  # multiplications below which a step is one slice on the calling thread
+# A batch of dense layers stays whole, and BLAS gets all threads, up to some size, if products outweigh the rest:
+PRODUCTS = 200  # multiplications for each entry that layers give
+WHOLE_BYTES = 1 << 25  # what the largest layer may read and write
 
 
 class Cost(NamedTuple):
@@ -23,6 +26,7 @@ class Cost(NamedTuple):
     widest: int  # entries of the largest matrix of weights
     coupled: bool  # whether layers share sums over the batch
     recurrent: bool  # whether layers walk over time
+    products: float  # multiplications for each entry that layers give, 0 where some are no products of matrices
 
 
 def cost_of(graph: Graph) -> Cost:
@@ -48,7 +52,10 @@ def cost_of(graph: Graph) -> Cost:
     matrices = (math.prod(array.shape) for array in graph.arrays.values() if len(array.shape) == 2)
     coupled = any(operation.forward_yields or operation.backward_yields for operation in graph.operations)
     recurrent = any(operation.layer.recurrent for operation in graph.operations)
-    return Cost(work, largest, max(matrices, default=0), coupled, recurrent)
+    matrices_only = all(len(array.shape) <= 2 for array in graph.arrays.values())
+    given = sum(sizes[value] for operation in graph.operations for value in operation.outputs)
+    products = work / max(1, given) if matrices_only else 0.0
+    return Cost(work, largest, max(matrices, default=0), coupled, recurrent, products)
 
 
 def _work_of_a_step(shapes: Iterable[tuple[int, ...]]) -> int:
@@ -65,17 +72,29 @@ def _terms(kernel: tuple[int, ...], width: int | str) -> int:
     return math.prod(kernel[1:])
 
 
+def runs_whole(graph: Graph, rows: int) -> bool:
+    """Whether a batch is one slice whose products BLAS spreads over all threads: a pure function of graph and rows.
+
+    So it is with dense layers, whose products outweigh all that runs on one thread then, and with recurrent layers that
+    have too little to do in each step for threads of ours.
+    """
+    cost = cost_of(graph)
+    if cost.recurrent:
+        return cost.products > 0.0 and cost.work * rows < INLINE_WORK
+    return cost.products >= PRODUCTS and cost.largest * rows <= WHOLE_BYTES
+
+
 def slice_rows(graph: Graph, rows: int, threads: int, *, training: bool = True) -> list[int]:
     """How many rows each slice of a batch takes: a pure function of graph, rows and threads.
 
-    One slice for steps so small that threads cost more than they give. Else a multiple of the threads, of slices whose
-    largest layer fits a core's cache, but not of so few rows that the gradients of dense layers, which every slice
-    computes whole, cost more than the rest. There is one for each thread where layers share sums over the batch in
-    training, since every slice waits with all of its activations then, and where layers walk over time, since every
-    slice takes as many steps as the batch.
+    One slice for steps so small that threads cost more than they give, and for those that run whole. Else a multiple of
+    the threads, of slices whose largest layer fits a core's cache, but not of so few rows that the gradients of dense
+    layers, which every slice computes whole, cost more than the rest. There is one for each thread where layers share
+    sums over the batch in training, since every slice waits with all of its activations then, and where layers walk
+    over time, since every slice takes as many steps as the batch.
     """
     cost = cost_of(graph)
-    if cost.work * rows < INLINE_WORK:
+    if cost.work * rows < INLINE_WORK or runs_whole(graph, rows):
         return [rows]
     size = max(SLICE_BYTES // max(1, cost.largest), min(256, cost.widest // 4096), 1)
     if cost.recurrent or (cost.coupled and training):

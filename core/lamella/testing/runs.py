@@ -14,7 +14,6 @@ from lamella.backends import Backend, get_backend
 from lamella.engine.gradients import Gradients
 from lamella.engine.passes import Batch, Pass, Request, StepResult, Watcher
 from lamella.engine.rounds import Slices, run_alone
-from lamella.engine.threads import ONE_BLAS_THREAD
 from lamella.engine.values import Values
 from lamella.graph.operations import Operation
 from lamella.graph.plan import Plan
@@ -103,7 +102,7 @@ def take_step(
         place = np.argsort(np.concatenate([np.arange(some.start, some.stop) for some in rows]))
     slices = Slices(plan, device, rows, buffers=buffers, watcher=watcher)
     values = Values(model.values.parameters, model.values.state, step=STEP)
-    with ONE_BLAS_THREAD, np.errstate(all="ignore"):
+    with slices.blas, np.errstate(all="ignore"):
         result = slices.step(values, batch, losses, seed)
     return result._replace(
         predictions=tuple(_apart(model, device.asnumpy(y)[place]) for y in result.predictions),

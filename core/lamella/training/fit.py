@@ -11,7 +11,6 @@ import numpy as np
 from lamella.arguments import knows, positive
 from lamella.callbacks import Callback
 from lamella.engine.interruption import Interruption
-from lamella.engine.threads import ONE_BLAS_THREAD
 from lamella.errors import ArgumentError, LayerError, MistakeWarning
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
@@ -96,7 +95,7 @@ def gradients(
     data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
     slices = prepared(model, plan, data.rows, [])
-    with Interruption() as interruption, ONE_BLAS_THREAD, np.errstate(all="ignore"):
+    with Interruption() as interruption, slices.blas, np.errstate(all="ignore"):
         result = slices.step(model.values, data.whole().batch, losses, model.seed)
     interruption.check()
     asnumpy = model.device.asnumpy

@@ -19,11 +19,11 @@ from lamella.engine.arrays import Storage
 from lamella.engine.gradients import Gradients
 from lamella.engine.passes import Batch, StepResult
 from lamella.engine.rounds import Slices
-from lamella.engine.threads import ONE_BLAS_THREAD, run_tasks, thread_count
+from lamella.engine.threads import run_tasks, thread_count
 from lamella.engine.values import Move, Values
 from lamella.errors import LayerError, NonFiniteError
 from lamella.graph.plan import Plan
-from lamella.graph.slicing import consecutive, slice_rows
+from lamella.graph.slicing import consecutive, runs_whole, slice_rows
 from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import WRITERS, Optimizer
@@ -40,11 +40,14 @@ _KEPT = 4  # batch sizes for which steps are kept
 def prepared(network: Network, plan: Plan, rows: int, kept: list[Storage]) -> Slices:
     """Return the prepared passes of a batch; ``kept`` holds buffers of gradients, and gets more as they are needed."""
     device, threads = network.device, thread_count()
-    sizes = slice_rows(network.graph, rows, threads) if device.uses_threads else [rows]
+    sizes, blas = [rows], 1
+    if device.uses_threads:
+        sizes, blas = slice_rows(network.graph, rows, threads), threads if runs_whole(network.graph, rows) else 1
     count = min(threads, len(sizes))
     while len(kept) < count:
         kept.append(network.values.parameters.empty_like())
-    return Slices(plan, device, consecutive(sizes), buffers=[Gradients(one, plan.parameters) for one in kept[:count]])
+    buffers = [Gradients(one, plan.parameters) for one in kept[:count]]
+    return Slices(plan, device, consecutive(sizes), blas=blas, buffers=buffers)
 
 
 class TrainSteps:
@@ -104,7 +107,7 @@ class TrainSteps:
                 del self._steps[next(iter(self._steps))]
             slices = prepared(network, self.plan, rows, self._buffers)
             step = TrainStep(network, self.plan, slices, self.losses, self.rules)
-        with ONE_BLAS_THREAD:
+        with step.blas:
             result, network.values = step(batch, network.values, optimizer, begins=begins)
         self._steps[key] = step  # the one used last stands last
         return result
@@ -134,7 +137,7 @@ class TrainStep:
     ) -> None:
         self._network, self.plan, self.losses, self.rules = weakref.ref(network), plan, losses, rules
         self._device = network.device
-        self._slices, self._gradients = slices, slices.gradients
+        self._slices, self._gradients, self.blas = slices, slices.gradients, slices.blas
         self._parts = [slices.gradients.storage.flat[run] for run in slices.gradients.runs]
         self._threads = thread_count() if network.device.uses_threads else 1
         self._known: list[tuple[tuple[Any, ...], list[_Piece]]] = []  # with the buffers that they are of
