@@ -1,6 +1,7 @@
 """The namespaces of all backends: exactly the listed functions, with the same results."""
 
 import contextlib
+import importlib.metadata
 import inspect
 import re
 import sys
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 import lamella as lm
-from lamella.backends import DTYPE_NAMES, NAMESPACE, get_backend
+from lamella import backends, registry
+from lamella.backends import DTYPE_NAMES, NAMESPACE, Namespace, get_backend
 from lamella.backends.counter import uniform
-from lamella.errors import ArgumentError
+from lamella.backends.numpy_backend import NumPyBackend
+from lamella.errors import RegistryError
 from lamella_layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 # every form of call that layer code may use, with x, y floats above 0, i ints and b bools, all (2, 3, 4)
@@ -69,8 +72,8 @@ def test_exactly_the_listed_names(backend):
     if backend == "cupy":
         pytest.importorskip("cupy", reason="CuPy is not installed")
     xp = get_backend(backend).xp
-    assert sorted(vars(xp)) == sorted((*NAMESPACE, "backend", "xp"))
-    assert (xp.backend, xp.xp) == (backend, xp)
+    assert sorted(vars(xp)) == sorted((*NAMESPACE, "backend", "kernels", "xp"))
+    assert (xp.backend, xp.kernels, xp.xp) == (backend, (backend,), xp)
     assert backend in repr(xp)
 
 
@@ -144,8 +147,57 @@ def test_unknown_names_give_hints(backend, name, hint):
 
 
 def test_unknown_backend():
-    with pytest.raises(ArgumentError, match=r"expected one of 'numpy', 'cupy', 'strict', got 'nunpy'.*'numpy'"):
+    with pytest.raises(RegistryError, match=r"unknown name 'nunpy'. Did you mean 'numpy'.*cupy, numpy, strict"):
         get_backend("nunpy")
+
+
+def test_a_variable_names_the_backend_of_models_for_which_none_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("LAMELLA_BACKEND", "strict")
+    model = lm.Sequential([Dense(2)], input_shape=3)
+    assert model.backend == "strict"
+    assert lm.Sequential([Dense(2)], input_shape=3, backend="numpy").backend == "numpy"
+    model.save(tmp_path / "model.lamella")
+    assert lm.load(tmp_path / "model.lamella").backend == "strict"
+    monkeypatch.setenv("LAMELLA_BACKEND", "")
+    assert lm.load(tmp_path / "model.lamella").backend == "numpy"
+
+
+class _Doubling(NumPyBackend):
+    """NumPy, with kernels of its own before those of NumPy."""
+
+    name = "doubling"
+
+    def __init__(self):
+        super().__init__()
+        self.xp = Namespace("doubling", np, kernels=("doubling", "numpy"))
+
+
+def test_a_plugin_brings_a_backend_whose_kernels_fall_back(monkeypatch):
+    @lm.primitive
+    def first(xp, x):
+        return x
+
+    @lm.primitive
+    def second(xp, x):
+        return x
+
+    first.kernel("numpy")(lambda xp, x: x + 1.0)
+    second.kernel("numpy")(lambda xp, x: x + 10.0)
+    second.kernel("doubling")(lambda xp, x: x + 20.0)
+
+    class Both(lm.Layer):
+        def forward_pass(self, ctx, x):
+            return first(ctx, x) + second(ctx, x)
+
+    plugin = types.SimpleNamespace(lamella_backends=lm.hookimpl(lambda: {"doubling": _Doubling}))
+    point = types.SimpleNamespace(name="twice", value="twice", dist=None, load=lambda: plugin)
+    known = registry.Registry([*importlib.metadata.entry_points(group="lamella"), point])
+    monkeypatch.setattr(registry, "find", known.find)
+    model = lm.Sequential([Both()], input_shape=1, backend="doubling")
+    assert model.predict([[1.0]]) == [[2.0 + 21.0]]
+    assert model.copy().backend == "doubling"
+    assert model.to("numpy").predict([[1.0]]) == [[2.0 + 11.0]]
+    assert model.to("strict").predict([[1.0]]) == [[2.0]]
 
 
 @pytest.mark.parametrize("backend", ["numpy", "strict"])
@@ -167,7 +219,7 @@ def test_the_cupy_backend_trains_on_a_stand_in(monkeypatch):
         setattr(stand_in, name, getattr(np, name))
     stand_in.asnumpy = np.array
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
-    get_backend.cache_clear()
+    backends._only.cache_clear()
     try:
         layers = [Conv2D(3, 3, activation="relu"), MaxPooling2D(3, strides=2), Flatten(), Dropout(0.2), Dense(2)]
         model = lm.Sequential(layers, input_shape=(2, 7, 7), dtype="float64")
@@ -180,4 +232,4 @@ def test_the_cupy_backend_trains_on_a_stand_in(monkeypatch):
             np.testing.assert_allclose(moved.parameters[name], value, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(moved.to("numpy").predict(x), model.predict(x), rtol=1e-9)
     finally:
-        get_backend.cache_clear()
+        backends._only.cache_clear()

@@ -71,6 +71,12 @@ def lamella_metrics() -> dict[str, type]:
 
 
 @hookspec
+def lamella_backends() -> dict[str, type]:
+    """Backends: subclasses of `lamella.backends.Backend`, made when a model first runs there."""
+    return {}
+
+
+@hookspec
 def lamella_commands() -> dict[str, Any]:
     """Commands of the command line: `lamella.cli.Command` objects."""
     return {}
@@ -99,6 +105,7 @@ KINDS: tuple[str, ...] = (
     "schedules",
     "initializers",
     "metrics",
+    "backends",
     "commands",
     "laws",
 )

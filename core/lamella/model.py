@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import knows
-from lamella.backends import get_backend
+from lamella.backends import default_backend, get_backend
 from lamella.errors import ArgumentError, GraphError
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, assemble
@@ -50,7 +50,7 @@ class Model(Network):
         *,
         dtype: str = "float32",
         seed: int = 0,
-        backend: str = "numpy",
+        backend: str | None = None,
     ) -> None:
         super().__init__(assemble(inputs, outputs, dtype, seed=seed), backend=backend)
 
@@ -94,7 +94,7 @@ class Sequential(Model):
         input_dtype: str | None = None,
         dtype: str = "float32",
         seed: int = 0,
-        backend: str = "numpy",
+        backend: str | None = None,
     ) -> None:
         if input_shape is None:
             raise ArgumentError(
@@ -115,7 +115,7 @@ class Sequential(Model):
         Network.__init__(self, assemble(first, node, dtype, seed=seed, kind="Sequential"), backend=backend)
 
 
-def from_config(config: Mapping[str, Any], *, backend: str = "numpy") -> Model:
+def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Model:
     """Make a model from what ``model.config()`` returned, with fresh initial values.
 
     Raises:
@@ -128,7 +128,7 @@ def from_config(config: Mapping[str, Any], *, backend: str = "numpy") -> Model:
     >>> lm.from_config(model.config())
     <Sequential (N, 4) float32 -> (N, 3) float32, 15 parameters>
     """
-    get_backend(backend)  # an unknown one is no fault of the configuration
+    get_backend(backend or default_backend())  # an unknown one is no fault of the configuration
     with structure.refusing("from_config", "what model.config() returns"):
         reader = structure.Reader(config)
         model = _made(reader.graph, backend)
@@ -136,7 +136,7 @@ def from_config(config: Mapping[str, Any], *, backend: str = "numpy") -> Model:
     return model
 
 
-def load(path: str | os.PathLike[str], *, backend: str = "numpy") -> Model:
+def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
     """Read a model that `Model.save` wrote. Imports and runs nothing but installed plugins.
 
     Where a distribution has another version than the one that wrote the file, its classes may `migrate` their
@@ -146,13 +146,13 @@ def load(path: str | os.PathLike[str], *, backend: str = "numpy") -> Model:
         DataError: a file that is no model, is damaged, or holds arrays of other sizes than its layers have.
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
     """
-    get_backend(backend)  # an unknown one is no fault of the file
+    get_backend(backend or default_backend())  # an unknown one is no fault of the file
     found = archive.read(path)
     with structure.refusing(f"load {path}", "what model.save() writes"):
         model = _made(found.graph, backend)
     return model._fill(found.arrays, found.step, found.optimizer)
 
 
-def _made(graph: Graph, backend: str) -> Model:
+def _made(graph: Graph, backend: str | None) -> Model:
     kinds: dict[str, type[Model]] = {"Model": Model, "Sequential": Sequential}
     return kinds[graph.kind]._of(graph, backend=backend, frozen=graph.frozen_layers)

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from lamella.arguments import positive
-from lamella.backends import Backend, get_backend
+from lamella.backends import Backend, default_backend, get_backend
 from lamella.engine.arrays import ArrayMapping, Layout, Storage, draw
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import thread_count
@@ -37,7 +37,7 @@ class Network:
 
     Arguments:
         graph: what it computes; its seed decides the initial values.
-        backend: where it runs.
+        backend: where it runs; None for what the variable ``LAMELLA_BACKEND`` says, else NumPy.
         frozen: the prefixes of layers that training leaves alone; by default those that were made frozen, or are so in
             a model that is used as a layer.
     """
@@ -45,10 +45,10 @@ class Network:
     name: str | None = None
     trainable = True
 
-    def __init__(self, graph: Graph, *, backend: str = "numpy", frozen: frozenset[str] | None = None) -> None:
+    def __init__(self, graph: Graph, *, backend: str | None = None, frozen: frozenset[str] | None = None) -> None:
         self.graph = graph
         self.seed = graph.seed
-        self.device: Backend = get_backend(backend)
+        self.device: Backend = get_backend(backend or default_backend())
         learned = {name: declared for name, declared in graph.arrays.items() if declared.trainable}
         kept = {name: declared for name, declared in graph.arrays.items() if not declared.trainable}
         parameters, state = (Storage(Layout(some), graph.dtype, self.device) for some in (learned, kept))
@@ -158,7 +158,7 @@ class Network:
 
     @property
     def backend(self) -> str:
-        """Where the model runs: ``"numpy"``, ``"cupy"`` or ``"strict"``."""
+        """Where the model runs, such as ``"numpy"`` or ``"cupy"``."""
         return self.device.name
 
     @property
@@ -294,7 +294,7 @@ class Network:
         return self._frozen
 
     def to(self, backend: str) -> Self:
-        """Move the model to a backend, ``"numpy"`` or ``"cupy"``, and return it."""
+        """Move the model to a backend, such as ``"numpy"`` or ``"cupy"``, and return it."""
         moved = self.copy(backend=backend)
         self.device, self.values = moved.device, moved.values
         self._prepared = {}

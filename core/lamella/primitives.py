@@ -1,7 +1,8 @@
 """Named array functions: one reference definition that runs on every backend, and kernels where they pay.
 
 A primitive is called with the context, or within another primitive with the namespace: ``softmax(ctx, x)``. It looks
-for a kernel of the backend that is running and else runs its reference, which is plain array code.
+for a kernel of the backend that is running, then of those whose kernels that one takes too, and else runs its
+reference, which is plain array code.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Primitive:
         self.kernels: dict[str, Kernel] = {}
 
     def kernel(self, backend: str) -> Callable[[Kernel], Kernel]:
-        """Register a kernel for a backend: ``"numpy"``, ``"cupy"``, or ``"onnx"`` for exported graphs."""
+        """Register a kernel for a backend, such as ``"numpy"`` or ``"cupy"``, or ``"onnx"`` for exported graphs."""
 
         def register(function: Kernel) -> Kernel:
             self.kernels[backend] = function
@@ -52,12 +53,16 @@ class Primitive:
     def __call__(self, ctx: Any, *args: Any, **options: Any) -> Any:
         try:
             xp = ctx.xp
-            function = self.kernels.get(xp.backend, self.reference)
+            names = xp.kernels
         except AttributeError:
             name = self.__name__  # type: ignore[attr-defined]
             given = type(ctx).__name__
             raise TypeError(f"{name}: the first argument is ctx, as in {name}(ctx, x, ...); got {given}") from None
-        return function(xp, *args, **options)
+        for backend in names:
+            function = self.kernels.get(backend)
+            if function is not None:
+                return function(xp, *args, **options)
+        return self.reference(xp, *args, **options)
 
     def __repr__(self) -> str:
         kernels = ", ".join(sorted(self.kernels)) or "no"

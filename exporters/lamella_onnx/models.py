@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from lamella.backends import get_backend
+from lamella.backends import Backend, get_backend
 from lamella.engine.passes import Pass, Request, Watcher
 from lamella.engine.rounds import run_alone
 from lamella.graph.operations import Operation
@@ -147,14 +147,13 @@ def _inputs(graph: Graph, model: Network) -> list[Traced]:
     return [graph.input(name, spec.shape, spec.dtype) for name, spec in specs]
 
 
-class _Tracer:
+class _Tracer(Backend):
     """The backend on which layers write down what they do."""
 
     name = "onnx"
     views_are_live = True
     writes_in_place = uses_threads = False
     knows_shapes = False  # sizes have names; `_Naming` checks outputs itself
-    advice = ""
 
     def __init__(self, graph: Graph) -> None:
         self.xp: Any = graph.xp

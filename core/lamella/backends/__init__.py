@@ -1,61 +1,54 @@
-"""Where arrays live and which functions work on them: NumPy, CuPy, and strict for tests."""
+"""Where arrays live and which functions work on them: NumPy, CuPy, and strict for tests. Plugins bring others."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-from typing import Any, Protocol
+import os
+from typing import Any
 
+from lamella.backends.base import Backend
+from lamella.backends.cupy_backend import CuPyBackend
 from lamella.backends.namespace import DTYPE_NAMES, NAMESPACE, Namespace
-from lamella.errors import ArgumentError, did_you_mean
+from lamella.backends.numpy_backend import NumPyBackend
+from lamella.backends.strict_backend import StrictBackend
+from lamella.hookspecs import hookimpl
+from lamella.registry import Kind
 
-__all__ = ["DTYPE_NAMES", "NAMESPACE", "Backend", "Namespace", "get_backend"]
+__all__ = ["BACKENDS", "DTYPE_NAMES", "NAMESPACE", "Backend", "Namespace", "default_backend", "get_backend"]
 
-_CLASSES = {"numpy": "NumPyBackend", "cupy": "CuPyBackend", "strict": "StrictBackend"}
-
-
-class Backend(Protocol):
-    """What the engine needs of a backend. Storage is a writable array; layers see arrays made from it."""
-
-    name: str
-    xp: Namespace
-    views_are_live: bool  # whether a view follows later changes of its storage
-    writes_in_place: bool  # whether functions can be given a piece of storage to write into
-    uses_threads: bool  # whether slices of a batch run side by side; else the batch is one slice
-    knows_shapes: bool  # whether shapes are plain ints, which can be held against what ``build`` said
-    advice: str  # what to add to the error of a layer that fails
-
-    def dtype(self, name: str) -> Any:
-        """Return what the ``dtype`` of an array of this kind is."""
-
-    def settled(self, array: Any) -> Any:
-        """Return what a layer gave as the next one gets it."""
-
-    def zeros(self, size: int, dtype: str) -> Any:
-        """Return zeroed flat storage."""
-
-    def view(self, storage: Any) -> Any:
-        """Return what a layer sees of a piece of storage; it may not be written to."""
-
-    def storable(self, array: Any) -> Any:
-        """Return a layer's array as something that storage can be assigned or added."""
-
-    def asarray(self, array: Any) -> Any:
-        """Bring a NumPy array to where layers work."""
-
-    def asnumpy(self, array: Any) -> Any:
-        """Bring an array or storage back to NumPy."""
+BACKENDS = Kind("backends", "lamella.backends.Backend", base=Backend)
 
 
-@functools.cache
+def default_backend() -> str:
+    """Return the name of the backend of models for which none is named: ``LAMELLA_BACKEND``, else NumPy.
+
+    >>> os.environ["LAMELLA_BACKEND"] = "strict"
+    >>> default_backend()
+    'strict'
+    >>> del os.environ["LAMELLA_BACKEND"]
+    """
+    return os.environ.get("LAMELLA_BACKEND") or "numpy"
+
+
 def get_backend(name: str) -> Backend:
     """Return the backend of a name.
+
+    Raises:
+        RegistryError: no plugin gives a backend of this name.
+        ImportError: what the backend needs is not installed; the message says how to install it.
 
     >>> get_backend("numpy").xp.backend
     'numpy'
     """
-    if name not in _CLASSES:
-        known = ", ".join(map(repr, _CLASSES))
-        raise ArgumentError(f"backend: expected one of {known}, got {name!r}.{did_you_mean(str(name), _CLASSES)}")
-    backend: Backend = getattr(importlib.import_module(f"lamella.backends.{name}_backend"), _CLASSES[name])()
-    return backend
+    return _only(BACKENDS.find(name))
+
+
+@functools.cache
+def _only(kind: type[Backend]) -> Backend:
+    """The one instance of a class."""
+    return kind()
+
+
+@hookimpl
+def lamella_backends() -> dict[str, Any]:
+    return {"numpy": NumPyBackend, "cupy": CuPyBackend, "strict": StrictBackend}

@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from lamella.backends.base import Backend
 from lamella.backends.namespace import Namespace
 
 __all__ = ["CuPyBackend"]
 
 
-class CuPyBackend:
+class CuPyBackend(Backend):
+    """CuPy: the batch is one slice."""
+
     name = "cupy"
     views_are_live = knows_shapes = True
     writes_in_place = uses_threads = False
-    advice = ""
 
     def __init__(self) -> None:
         try:

@@ -78,13 +78,19 @@ axis."""
 
 
 class Namespace:
-    """``ctx.xp``: exactly the names in `NAMESPACE`, and ``backend``, the name kernels are chosen by.
+    """``ctx.xp``: exactly the names in `NAMESPACE`, and ``backend``, the name of the backend.
 
     Its ``xp`` is itself, so that primitives take a context or a namespace alike.
+
+    Arguments:
+        backend: that name.
+        module: what has the functions.
+        kernels: the names by which primitives are asked for a kernel, one after the other: by default the backend's.
     """
 
-    def __init__(self, backend: str, module: Any) -> None:
+    def __init__(self, backend: str, module: Any, *, kernels: tuple[str, ...] = ()) -> None:
         self.backend = backend
+        self.kernels = kernels or (backend,)
         self.xp = self
         for name in NAMESPACE:
             setattr(self, name, getattr(module, name))

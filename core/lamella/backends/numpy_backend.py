@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from lamella.backends.base import Backend
 from lamella.backends.namespace import Namespace
 
 __all__ = ["NumPyBackend"]
 
 
-class NumPyBackend:
+class NumPyBackend(Backend):
+    """NumPy on all cores: slices of a batch side by side, or one slice and BLAS on all threads."""
+
     name = "numpy"
-    views_are_live = writes_in_place = uses_threads = knows_shapes = True
-    advice = ""
+    views_are_live = writes_in_place = uses_threads = knows_shapes = has_numpy_arrays = True
 
     def __init__(self) -> None:
         self.xp = Namespace("numpy", np)
@@ -49,4 +51,4 @@ class NumPyBackend:
             self.settled(np.asarray(array))
         )  # a layer that writes into its input would write into the user's data
 
-    asnumpy = staticmethod(np.asarray)
+    asnumpy = staticmethod(np.asarray)  # type: ignore[assignment]

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from lamella.backends.base import Backend
 from lamella.backends.namespace import NAMESPACE, Namespace
 
 __all__ = ["StrictBackend"]
 
 
-class StrictBackend:
+class StrictBackend(Backend):
+    """Arrays that have nothing but what the standard says."""
+
     name = "strict"
     views_are_live = writes_in_place = uses_threads = False
     knows_shapes = True

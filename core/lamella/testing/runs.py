@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from lamella.backends import Backend, get_backend
+from lamella.backends import BACKENDS, Backend, get_backend
 from lamella.engine.gradients import Gradients
 from lamella.engine.passes import Batch, Pass, Request, StepResult, Watcher
 from lamella.engine.rounds import Slices, run_alone
@@ -57,7 +57,7 @@ class _Projection(Loss):
 def outputs_of(model: Model, inputs: Arrays) -> tuple[Array, ...]:
     """The outputs in inference mode, as NumPy. The layer gets copies."""
     device = model.device
-    given = [np.copy(x) if model.backend == "numpy" else device.asarray(x) for x in inputs]
+    given = [np.copy(x) if device.has_numpy_arrays else device.asarray(x) for x in inputs]
     every = frozenset(operation.prefix for operation in model.graph.operations)
     plan = Plan(model.graph, every, wants_dx=False, training=False)
     outputs = Slices(plan, device, [slice(0, len(inputs[0]))]).infer(model.values, given)
@@ -83,7 +83,7 @@ def take_step(
     ``frozen`` freezes every layer; ``watcher`` sees every operation.
     """
     device, graph = model.device, model.graph
-    bring: Any = (lambda a: a) if model.backend == "numpy" else device.asarray
+    bring: Any = (lambda a: a) if device.has_numpy_arrays else device.asarray
     smooth = [spec.is_float for spec in model.output_specs]  # an output of integers has no gradient, so no loss
     weights = device.asarray(np.ones(len(inputs[0]), model.dtype))
     batch = Batch(
@@ -213,7 +213,8 @@ def is_coupled_forward_only(model: Model) -> bool:
 def installed_backends() -> dict[str, Backend]:
     """The backends that work here, by name."""
     found = {}
-    for name in ("numpy", "strict", "cupy"):
+    for entry in BACKENDS.entries():
+        name = entry.name if entry.plugin.is_own else entry.qualified
         try:
             backend = get_backend(name)
             backend.asnumpy(backend.asarray(np.zeros(1)))

@@ -25,6 +25,7 @@ class OnnxNamespace:
     """
 
     backend = "onnx"
+    kernels = ("onnx",)
 
     def __init__(
         self,

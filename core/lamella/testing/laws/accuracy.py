@@ -11,7 +11,7 @@ from lamella.testing.case import Case
 from lamella.testing.comparison import Broken, Named, difference, largest, most, named, worst_place
 from lamella.testing.layouts import contiguous, permuted
 
-__all__ = ["accuracy"]
+__all__ = ["accuracy", "accuracy_on"]
 
 EPS = float(np.finfo("float32").eps)
 TINY = float(np.finfo("float32").tiny)
@@ -45,10 +45,16 @@ def accuracy(case: Case) -> str:
     Some functions hide their rounding: a normalization over two elements gives -1 and 1, whatever they are. There the
     size of the inputs over their spread is added, which is the factor by which subtracting the mean amplifies rounding.
     """
-    worst = [case.check(_accuracy, *example, True) for example in _examples()]
-    if not case.failed:  # else inference fails for the same reason
-        worst += [case.check(_accuracy, *example, False) for example in _examples()]
-    return f"float32 error at most {most(worst):.0%} of what rounding explains"
+    return f"float32 error at most {most(accuracy_on(case, 'numpy')):.0%} of what rounding explains"
+
+
+def accuracy_on(case: Case, backend: str) -> list[float | None]:
+    """Check float32 results on a backend; return how large the errors are, as shares of what rounding explains."""
+    known = len(case.failed)
+    worst = [case.check(_accuracy, *example, True, backend) for example in _examples()]
+    if len(case.failed) == known:  # else inference fails for the same reason
+        worst += [case.check(_accuracy, *example, False, backend) for example in _examples()]
+    return worst
 
 
 def _examples() -> Iterator[tuple[str, Callable[[Any], Any] | None]]:
@@ -57,24 +63,25 @@ def _examples() -> Iterator[tuple[str, Callable[[Any], Any] | None]]:
     yield from (("random values", lay) for lay in (contiguous, permuted))
 
 
-def _accuracy(case: Case, label: str, lay: Callable[[Any], Any] | None, training: bool) -> float:
+def _accuracy(case: Case, label: str, lay: Callable[[Any], Any] | None, training: bool, backend: str) -> float:
     try:
-        return _off(case, label, lay, training, 3)
+        return _off(case, label, lay, training, backend, 3)
     except Broken:  # where slopes vary, three changes may all be small by chance
-        return _off(case, label, lay, training, 16)
+        return _off(case, label, lay, training, backend, 16)
 
 
-def _off(case: Case, label: str, lay: Callable[[Any], Any] | None, training: bool, changes: int) -> float:
+def _off(case: Case, label: str, lay: Callable[[Any], Any] | None, training: bool, backend: str, changes: int) -> float:
     """The largest error, as a share of its tolerance."""
     inputs = EXAMPLES[label](case)
     cotangents = case.cotangents(inputs)
     given = (inputs, cotangents) if lay is None else (tuple(map(lay, inputs)), tuple(map(lay, cotangents)))
-    rounded = named(case.step("float32", *given, training=training))
+    rounded = named(case.step("float32", *given, training=training, backend=backend))
     if training:
-        case.kept["accuracy", label, lay] = rounded
-    elif _same(case.kept.get(("accuracy", label, lay), {}), rounded):
+        case.kept["accuracy", label, lay, backend] = rounded
+    elif _same(case.kept.get(("accuracy", label, lay, backend), {}), rounded):
         return 0.0  # as exact as in training
     where = f"{label}{f', {lay.__name__} in memory' if lay else ''}{'' if training else ' in inference'}"
+    where += "" if backend == "numpy" else f" on the {backend!r} backend"
     key = "limits", label, training, changes
     if key not in case.kept:
         exact = named(case.step("float64", inputs, cotangents, training=training))

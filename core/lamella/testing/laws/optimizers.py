@@ -49,7 +49,7 @@ class OptimizerCase(Checks):
         ``wrap`` makes the step that is passed from its number.
         """
         backend = on or installed_backends()["numpy"]
-        bring: Any = np.copy if backend.name == "numpy" else backend.asarray  # writable: one check tells of writes
+        bring: Any = np.copy if backend.has_numpy_arrays else backend.asarray  # writable: one check tells of writes
         new, slots = bring(p), {name: bring(np.full_like(p, value)) for name, value in self.start.items()}
         for k, g in enumerate(gradients):
             new, slots = self.update(new, bring(g), slots, wrap(k + 1), rate=rate, on=backend)

@@ -1,0 +1,62 @@
+"""What a backend is: where arrays live, and the functions that work on them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lamella.backends.namespace import Namespace
+
+__all__ = ["Backend"]
+
+
+class Backend(ABC):
+    """What the engine needs of a backend. Storage is a writable array; layers see arrays made from it.
+
+    Attributes:
+        name: under which plugins give it by ``lamella_backends``.
+        xp: the functions that layers use, and in which order kernels of primitives are looked for.
+        views_are_live: whether a view follows later changes of its storage.
+        writes_in_place: whether functions can be given a piece of storage to write into.
+        uses_threads: whether slices of a batch run side by side; else the batch is one slice.
+        knows_shapes: whether shapes are plain ints, which can be held against what ``build`` said.
+        has_numpy_arrays: whether its arrays are those of NumPy.
+        advice: what to add to the error of a layer that fails.
+    """
+
+    name: str
+    xp: Namespace
+    views_are_live: bool
+    writes_in_place: bool
+    uses_threads: bool
+    knows_shapes: bool
+    has_numpy_arrays: bool = False
+    advice: str = ""
+
+    @abstractmethod
+    def dtype(self, name: str) -> Any:
+        """Return what the ``dtype`` of an array of this kind is."""
+
+    @abstractmethod
+    def settled(self, array: Any) -> Any:
+        """Return what a layer gave as the next one gets it."""
+
+    @abstractmethod
+    def zeros(self, size: int, dtype: str) -> Any:
+        """Return zeroed flat storage."""
+
+    @abstractmethod
+    def view(self, storage: Any) -> Any:
+        """Return what a layer sees of a piece of storage; it may not be written to."""
+
+    @abstractmethod
+    def storable(self, array: Any) -> Any:
+        """Return a layer's array as something that storage can be assigned or added."""
+
+    @abstractmethod
+    def asarray(self, array: Any) -> Any:
+        """Bring a NumPy array to where layers work."""
+
+    @abstractmethod
+    def asnumpy(self, array: Any) -> Any:
+        """Bring an array or storage back to NumPy."""
