@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import knows
-from lamella.backends import default_backend, get_backend
+from lamella.backends import get_backend
 from lamella.errors import ArgumentError, GraphError
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, assemble
@@ -128,7 +128,7 @@ def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Mod
     >>> lm.from_config(model.config())
     <Sequential (N, 4) float32 -> (N, 3) float32, 15 parameters>
     """
-    get_backend(backend or default_backend())  # an unknown one is no fault of the configuration
+    get_backend(backend)  # an unknown one is no fault of the configuration
     with structure.refusing("from_config", "what model.config() returns"):
         reader = structure.Reader(config)
         model = _made(reader.graph, backend)
@@ -146,7 +146,7 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
         DataError: a file that is no model, is damaged, or holds arrays of other sizes than its layers have.
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
     """
-    get_backend(backend or default_backend())  # an unknown one is no fault of the file
+    get_backend(backend)  # an unknown one is no fault of the file
     found = archive.read(path)
     with structure.refusing(f"load {path}", "what model.save() writes"):
         model = _made(found.graph, backend)

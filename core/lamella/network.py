@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from lamella.arguments import positive
-from lamella.backends import Backend, default_backend, get_backend
+from lamella.backends import Backend, get_backend
 from lamella.engine.arrays import ArrayMapping, Layout, Storage, draw
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import thread_count
@@ -21,7 +21,7 @@ from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mea
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
-from lamella.graph.slicing import consecutive, runs_whole, slice_rows
+from lamella.graph.slicing import cut
 from lamella.protocol.inputs import as_inputs
 from lamella.protocol.layer import call
 from lamella.protocol.node import Node, valid_name
@@ -48,7 +48,7 @@ class Network:
     def __init__(self, graph: Graph, *, backend: str | None = None, frozen: frozenset[str] | None = None) -> None:
         self.graph = graph
         self.seed = graph.seed
-        self.device: Backend = get_backend(backend or default_backend())
+        self.device: Backend = get_backend(backend)
         learned = {name: declared for name, declared in graph.arrays.items() if declared.trainable}
         kept = {name: declared for name, declared in graph.arrays.items() if not declared.trainable}
         parameters, state = (Storage(Layout(some), graph.dtype, self.device) for some in (learned, kept))
@@ -253,11 +253,8 @@ class Network:
     def _prepare(self, rows: int, threads: int) -> Slices:
         every = frozenset(operation.prefix for operation in self.graph.operations)
         plan = Plan(self.graph, every, wants_dx=False, training=False)
-        sizes, blas = [rows], 1
-        if self.device.uses_threads:
-            sizes = slice_rows(self.graph, rows, threads, training=False)
-            blas = threads if runs_whole(self.graph, rows) else int(threads == 1)
-        return Slices(plan, self.device, consecutive(sizes), threads=threads, blas=blas)
+        rows_of, backend, blas = cut(self.graph, rows, self.device, threads, training=False)
+        return Slices(plan, backend, rows_of, threads=threads, blas=blas)
 
     # What can be changed
 

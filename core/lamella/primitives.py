@@ -17,11 +17,13 @@ import numpy as np
 __all__ = [
     "Primitive",
     "add_rows",
+    "affine",
     "erf",
     "one_hot",
     "pad",
     "primitive",
     "relu",
+    "relu_dx",
     "scan",
     "sigmoid",
     "softmax",
@@ -42,7 +44,10 @@ class Primitive:
         self.kernels: dict[str, Kernel] = {}
 
     def kernel(self, backend: str) -> Callable[[Kernel], Kernel]:
-        """Register a kernel for a backend, such as ``"numpy"`` or ``"cupy"``, or ``"onnx"`` for exported graphs."""
+        """Register a kernel for a backend, such as ``"numpy"`` or ``"cupy"``, or ``"onnx"`` for exported graphs.
+
+        A kernel may return `NotImplemented` for what it is not made for; the next one, or the reference, runs then.
+        """
 
         def register(function: Kernel) -> Kernel:
             self.kernels[backend] = function
@@ -59,9 +64,11 @@ class Primitive:
             given = type(ctx).__name__
             raise TypeError(f"{name}: the first argument is ctx, as in {name}(ctx, x, ...); got {given}") from None
         for backend in names:
-            function = self.kernels.get(backend)
-            if function is not None:
-                return function(xp, *args, **options)
+            kernel = self.kernels.get(backend)
+            if kernel is not None:
+                result = kernel(xp, *args, **options)
+                if result is not NotImplemented:
+                    return result
         return self.reference(xp, *args, **options)
 
     def __repr__(self) -> str:
@@ -198,6 +205,27 @@ def _(xp: Any, x: Any, *, axis: int = -1) -> Any:
     y = x - np.max(x, axis=axis, keepdims=True)
     np.exp(y, out=y)
     y /= np.sum(y, axis=axis, keepdims=True)
+    return y
+
+
+@primitive
+def relu_dx(xp: Any, y: Any, dy: Any) -> Any:
+    """The gradient of `relu`, by its result ``y``: dy where it is positive."""
+    return dy * xp.astype(y > 0.0, y.dtype)
+
+
+@primitive
+def affine(xp: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """(N, ..., F), (F, U), (U,) -> (N, ..., U): ``x W + b``, or ``x W`` without a bias."""
+    y = x @ kernel
+    return y if bias is None else y + bias
+
+
+@affine.kernel("numpy")
+def _(xp: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
+    y = x @ kernel
+    if bias is not None:
+        y += bias
     return y
 
 

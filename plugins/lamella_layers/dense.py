@@ -6,7 +6,7 @@ from typing import Any
 
 import lamella as lm
 from lamella.arguments import flag, positive
-from lamella.primitives import sum_of_products
+from lamella.primitives import affine, sum_of_products
 from lamella.testing import Specimen
 from lamella_layers.activation import Activation
 
@@ -69,8 +69,7 @@ class Dense(lm.Layer):
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
         ctx.save(x)
-        y = x @ ctx.params.kernel
-        return y + ctx.params.bias if self.use_bias else y
+        return affine(ctx, x, ctx.params.kernel, ctx.params.bias if self.use_bias else None)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
         (x,) = ctx.saved
@@ -83,7 +82,7 @@ class Dense(lm.Layer):
                 ctx.grad(kernel=kernel, bias=ctx.xp.sum(d, axis=0))
             else:
                 ctx.grad(kernel=kernel)
-        return dy @ ctx.params.kernel.T if ctx.wants_dx[0] else None
+        return affine(ctx, dy, ctx.params.kernel.T) if ctx.wants_dx[0] else None
 
 
 @lm.hookimpl

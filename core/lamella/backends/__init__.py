@@ -14,24 +14,13 @@ from lamella.backends.strict_backend import StrictBackend
 from lamella.hookspecs import hookimpl
 from lamella.registry import Kind
 
-__all__ = ["BACKENDS", "DTYPE_NAMES", "NAMESPACE", "Backend", "Namespace", "default_backend", "get_backend"]
+__all__ = ["BACKENDS", "DTYPE_NAMES", "NAMESPACE", "Backend", "Namespace", "get_backend"]
 
 BACKENDS = Kind("backends", "lamella.backends.Backend", base=Backend)
 
 
-def default_backend() -> str:
-    """Return the name of the backend of models for which none is named: ``LAMELLA_BACKEND``, else NumPy.
-
-    >>> os.environ["LAMELLA_BACKEND"] = "strict"
-    >>> default_backend()
-    'strict'
-    >>> del os.environ["LAMELLA_BACKEND"]
-    """
-    return os.environ.get("LAMELLA_BACKEND") or "numpy"
-
-
-def get_backend(name: str) -> Backend:
-    """Return the backend of a name.
+def get_backend(name: str | None = None) -> Backend:
+    """Return the backend of a name; without one that of the variable ``LAMELLA_BACKEND``, else NumPy.
 
     Raises:
         RegistryError: no plugin gives a backend of this name.
@@ -40,6 +29,8 @@ def get_backend(name: str) -> Backend:
     >>> get_backend("numpy").xp.backend
     'numpy'
     """
+    if name is None:
+        name = os.environ.get("LAMELLA_BACKEND") or "numpy"
     return _only(BACKENDS.find(name))
 
 

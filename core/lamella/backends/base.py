@@ -18,7 +18,7 @@ class Backend(ABC):
         xp: the functions that layers use, and in which order kernels of primitives are looked for.
         views_are_live: whether a view follows later changes of its storage.
         writes_in_place: whether functions can be given a piece of storage to write into.
-        uses_threads: whether slices of a batch run side by side; else the batch is one slice.
+        uses_threads: whether its functions may run side by side, on slices of a batch and pieces of an update.
         knows_shapes: whether shapes are plain ints, which can be held against what ``build`` said.
         has_numpy_arrays: whether its arrays are those of NumPy.
         advice: what to add to the error of a layer that fails.
@@ -32,6 +32,15 @@ class Backend(ABC):
     knows_shapes: bool
     has_numpy_arrays: bool = False
     advice: str = ""
+
+    def runs_whole(self, graph: Any, rows: int) -> bool:
+        """Return whether a batch of a graph is one slice here, since functions use all cores by themselves."""
+        return not self.uses_threads
+
+    @property
+    def sliced(self) -> Backend:
+        """The backend whose functions run on slices side by side, where a batch is not one; it has the same arrays."""
+        return self
 
     @abstractmethod
     def dtype(self, name: str) -> Any:

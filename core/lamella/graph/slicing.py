@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from lamella.backends import Backend
 from lamella.graph.operations import Graph
 
-__all__ = ["Cost", "consecutive", "cost_of", "runs_whole", "slice_rows"]
+__all__ = ["Cost", "Cut", "consecutive", "cost_of", "cut", "runs_whole", "slice_rows"]
 
 SLICE_BYTES = 1 << 20  # what the largest layer of a slice may read and write
 INLINE_WORK = 1 << 21  # multiplications below which a step is one slice on the calling thread
@@ -27,6 +28,14 @@ class Cost(NamedTuple):
     coupled: bool  # whether layers share sums over the batch
     recurrent: bool  # whether layers walk over time
     products: float  # multiplications for each entry that layers give, 0 where some are no products of matrices
+
+
+class Cut(NamedTuple):
+    """How a batch runs."""
+
+    rows: list[slice]  # of each slice
+    backend: Backend  # whose functions run
+    blas: int  # threads that BLAS gets, where there is one slice; 0 for as many as it has
 
 
 def cost_of(graph: Graph) -> Cost:
@@ -101,6 +110,17 @@ def slice_rows(graph: Graph, rows: int, threads: int, *, training: bool = True) 
         size = rows
     count = min(rows, math.ceil(math.ceil(rows / size) / threads) * threads)
     return [rows * (k + 1) // count - rows * k // count for k in range(count)]
+
+
+def cut(graph: Graph, rows: int, backend: Backend, threads: int, *, training: bool = True) -> Cut:
+    """Return how a batch runs on a backend: its slices, and who works on them."""
+    if backend.runs_whole(graph, rows):
+        return Cut([slice(0, rows)], backend, 1)
+    blas = threads if runs_whole(graph, rows) else 1
+    sizes = slice_rows(graph, rows, threads, training=training)
+    if len(sizes) == 1 and blas == 1 < threads and not training:
+        blas = 0  # products so small that BLAS keeps to one thread by itself
+    return Cut(consecutive(sizes), backend.sliced, blas)
 
 
 def consecutive(sizes: Sequence[int]) -> list[slice]:

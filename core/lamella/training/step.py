@@ -23,7 +23,7 @@ from lamella.engine.threads import run_tasks, thread_count
 from lamella.engine.values import Move, Values
 from lamella.errors import LayerError, NonFiniteError
 from lamella.graph.plan import Plan
-from lamella.graph.slicing import consecutive, runs_whole, slice_rows
+from lamella.graph.slicing import cut
 from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import WRITERS, Optimizer
@@ -39,15 +39,12 @@ _KEPT = 4  # batch sizes for which steps are kept
 
 def prepared(network: Network, plan: Plan, rows: int, kept: list[Storage]) -> Slices:
     """Return the prepared passes of a batch; ``kept`` holds buffers of gradients, and gets more as they are needed."""
-    device, threads = network.device, thread_count()
-    sizes, blas = [rows], 1
-    if device.uses_threads:
-        sizes, blas = slice_rows(network.graph, rows, threads), threads if runs_whole(network.graph, rows) else 1
-    count = min(threads, len(sizes))
+    rows_of, backend, blas = cut(network.graph, rows, network.device, thread_count())
+    count = min(thread_count(), len(rows_of))
     while len(kept) < count:
         kept.append(network.values.parameters.empty_like())
     buffers = [Gradients(one, plan.parameters) for one in kept[:count]]
-    return Slices(plan, device, consecutive(sizes), blas=blas, buffers=buffers)
+    return Slices(plan, backend, rows_of, blas=blas, buffers=buffers)
 
 
 class TrainSteps:
