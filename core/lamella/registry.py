@@ -192,6 +192,7 @@ class Registry:
         self._plugins: list[Plugin] | None = None
         self._entries: dict[str, dict[str, dict[str, Entry]]] = {}  # plugin key -> kind -> name -> entry
         self._lock = threading.RLock()
+        self._found: dict[tuple[str, str], Any] = {}  # what was looked up by kind and name
         self._under_way: set[str] = set()  # keys of plugins whose import has begun and not ended
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -220,6 +221,14 @@ class Registry:
 
     def find(self, kind: str, name: str) -> Any:
         """Return the object of a name, plain or ``"distribution:name"``; a plain name of lamella's own is lamella's."""
+        known = self._found.get((kind, name))
+        if known is None:
+            known = self._look_up(kind, name)
+            if not self._under_way:  # else a plugin that gives the name, too, may come
+                self._found[kind, name] = known
+        return known
+
+    def _look_up(self, kind: str, name: str) -> Any:
         distribution, _, plain = name.rpartition(":")
         distribution = canonical(distribution)
         if not self.plugins():

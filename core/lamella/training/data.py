@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ class Data:
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)
         self._is_weighted = any(own is not None for own in self.weights)
-        self._equal_shares: dict[int, tuple[tuple[float, ...], tuple[Any, ...]]] = {}  # of the last size
+        self._equal: dict[int, tuple[tuple[float, ...], tuple[Any, ...]]] = {}  # of the last size
 
     def _prepare(self, loss: Loss | None, target: Any, name: str, spec: ArraySpec) -> Any:
         """A target as the loss takes it, held against the size that the prediction will have."""
@@ -83,7 +84,9 @@ class Data:
         for own, array in zip(self.model.input_specs, self.inputs, strict=True):
             sizes.update({n: m for n, m in zip(own.shape[1:], array.shape[1:], strict=True) if isinstance(n, str)})
         try:
-            prepared = loss.prepare(spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape)), target)
+            if sizes:
+                spec = spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape))
+            prepared = loss.prepare(spec, target)
             return unwritable(np.asarray(prepared))
         except DataError as error:
             if len(self.model.output_names) == 1:
@@ -144,25 +147,32 @@ class Data:
             sums = tuple([float(count if own is None else own.sum()) for own in weights])
             shares = tuple([self._shares(count, own, total) for own, total in zip(weights, sums, strict=True)])
         else:
-            sums, shares = self._equal(count)
+            sums, shares = self._weighing_1(count)
         return Rows(Batch(inputs, brought, shares), prepared, targets, weights, sums, count)
 
     def whole(self) -> Rows:
         """All rows as one batch."""
         return self.take(self.gather(slice(None)), slice(None))
 
-    def _equal(self, count: int) -> tuple[tuple[float, ...], tuple[Any, ...]]:
+    def _weighing_1(self, count: int) -> tuple[tuple[float, ...], tuple[Any, ...]]:
         """Sums and shares of so many rows that all weigh 1, kept from one batch to the next."""
-        if count not in self._equal_shares:
+        if count not in self._equal:
             outputs = len(self.weights)
-            shares = self._shares(count, None, float(count))
-            self._equal_shares = {count: ((float(count),) * outputs, (shares,) * outputs)}
-        return self._equal_shares[count]
+            shares = self.model.device.asarray(_equal_shares(count, self.model.dtype))
+            self._equal = {count: ((float(count),) * outputs, (shares,) * outputs)}
+        return self._equal[count]
 
     def _shares(self, count: int, weights: Any, total: float) -> Any:
         """The weight of each row over that of all, on the backend."""
-        shares = (np.ones(count) if weights is None else weights) / (total or 1.0)
-        return self.model.device.asarray(shares.astype(self.model.dtype))
+        if weights is None:
+            return self.model.device.asarray(_equal_shares(count, self.model.dtype))
+        return self.model.device.asarray((weights / (total or 1.0)).astype(self.model.dtype))
+
+
+@functools.lru_cache(maxsize=16)
+def _equal_shares(count: int, dtype: str) -> Any:
+    """The weight of each of so many rows that weigh 1, over that of all."""
+    return unwritable((np.ones(count) / (count or 1.0)).astype(dtype))
 
 
 def _labels(name: str, target: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

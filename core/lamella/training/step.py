@@ -78,7 +78,8 @@ class TrainSteps:
             return False
         self.losses = losses
         self._take_over(bounds)
-        self.rules = Rules(network, **self.bounds)
+        if any(own is not None for own in bounds.values()):
+            self.rules = Rules(network, **self.bounds)
         for step in self._steps.values():
             step.losses, step.rules = losses, self.rules
         return True
