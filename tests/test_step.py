@@ -11,7 +11,7 @@ import pytest
 
 import lamella as lm
 from lamella.optimizers import SGD, Adam, AdamW, Optimizer
-from lamella.training.step import PIECE
+from lamella.training.step import THREADED
 from lamella_layers import BatchNormalization, Dense
 
 
@@ -42,7 +42,7 @@ def small():
 
 
 def large():
-    return lm.Sequential([Dense(PIECE // 200), Dense(2)], input_shape=500)
+    return lm.Sequential([Dense(THREADED // 3500), Dense(2)], input_shape=500)  # updated by threads
 
 
 def step(model, optimizer="adam", **options):
@@ -94,6 +94,7 @@ def test_an_optimizer_that_fails_moves_nothing(network, spoil, error, words):
 
 def test_an_optimizer_that_fails_half_way_moves_nothing(monkeypatch):
     monkeypatch.setattr("lamella.training.step.PIECE", 1 << 10)
+    monkeypatch.setattr("lamella.training.step.THREADED", 1)
     COUNT.clear()
     model, rule = large(), Rule(first_pieces_pass)
     step(model, rule)

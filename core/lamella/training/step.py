@@ -33,7 +33,8 @@ from lamella.training.rules import Rules
 
 __all__ = ["TrainStep", "TrainSteps", "prepared"]
 
-PIECE = 1 << 15  # entries that are worth a thread of their own in an update; and 8 of them stay in a shared cache
+PIECE = 1 << 15  # entries that a thread updates at a time, or up to 8 times as many: they stay in a shared cache
+THREADED = 1 << 21  # entries times passes over them from which on threads pay in an update
 _KEPT = 4  # batch sizes for which steps are kept
 
 
@@ -243,7 +244,8 @@ class TrainStep:
             if all(map(operator.is_, known, buffers)):
                 return pieces
         runs, device = self._gradients.runs, self._device
-        if device.uses_threads and (entries := sum(run.stop - run.start for run in runs)) > PIECE:
+        entries, passes = sum(run.stop - run.start for run in runs), 2 + 5 * len(slots)
+        if device.uses_threads and entries * passes >= THREADED:
             size = min(max(PIECE, -(-entries // self._threads)), 8 * PIECE)
             runs = [slice(k, min(k + size, run.stop)) for run in runs for k in range(run.start, run.stop, size)]
         pieces = [
