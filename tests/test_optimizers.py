@@ -6,9 +6,11 @@ from math import sqrt
 import numpy as np
 import pytest
 
+import lamella as lm
 from lamella.backends import get_backend
 from lamella.errors import ArgumentError
 from lamella.optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer, RMSprop, lamella_optimizers
+from lamella_layers import Dense
 
 
 def sgd(lr, momentum=0.0, nesterov=False):
@@ -194,3 +196,26 @@ def test_slots():
 def test_arguments_that_make_no_sense(cls, arguments, message):
     with pytest.raises(ArgumentError, match=message):
         cls(**arguments)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_steps_that_a_layer_misses_while_it_is_frozen_do_not_count_for_it(optimizer, saved, tmp_path):
+    model = lm.Sequential([Dense(3).named("first"), Dense(2)], input_shape=4)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4)), rng.normal(size=(8, 2))
+    rule = {"adam": Adam(0.01), "adamw": AdamW(0.01, weight_decay=0.0)}[optimizer]
+    model.freeze("first")
+    for _ in range(300):
+        model.train_on_batch(x, y, loss="mean_squared_error", optimizer=rule)
+    model.unfreeze("first")
+    if saved:
+        model.save(tmp_path / "m.lamella")
+        model = lm.load(tmp_path / "m.lamella")
+    before = model.parameters["first.kernel"]
+    for step in range(3):
+        model.train_on_batch(x, y, loss="mean_squared_error", optimizer=rule)
+        if step == 0:  # the first step of Adam is as long as the learning rate
+            np.testing.assert_allclose(np.abs(model.parameters["first.kernel"] - before), 0.01, rtol=1e-3)
+    state = model.optimizer_state
+    assert (state.t, dict(state.missed)) == (303, {"first.kernel": 300, "first.bias": 300})

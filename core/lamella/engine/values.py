@@ -8,6 +8,7 @@ So a step that fails, or is interrupted, has changed nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +29,11 @@ class OptimizerState:
         slots: the optimizer's arrays, by name.
         scale: what every learning rate is multiplied with; callbacks change it.
         began: how many steps were taken before the first with this learning rate, from where its schedule counts.
+        missed: in how many of the steps a parameter took no part, since it was frozen; those that took part in all are
+            left out.
     """
 
-    __slots__ = ("backend", "began", "is_shared", "optimizer", "scale", "slots", "t")
+    __slots__ = ("backend", "began", "is_shared", "missed", "optimizer", "scale", "slots", "t")
 
     def __init__(
         self,
@@ -41,9 +44,10 @@ class OptimizerState:
         t: int = 0,
         began: int = 0,
         scale: float = 1.0,
+        missed: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.optimizer, self.backend, self.slots = optimizer, backend, slots
-        self.t, self.began, self.scale = t, began, scale
+        self.t, self.began, self.scale, self.missed = t, began, scale, missed
         self.is_shared = False  # whether somebody outside may keep it, so that its slots are never written over
 
     @classmethod
@@ -69,7 +73,9 @@ class OptimizerState:
         scale, began = self.scale, self.began
         if optimizer.learning_rate != self.optimizer.learning_rate:
             scale, began = 1.0, self.t
-        return OptimizerState(optimizer, self.backend, self.slots, t=self.t, began=began, scale=scale)
+        return OptimizerState(
+            optimizer, self.backend, self.slots, t=self.t, began=began, scale=scale, missed=self.missed
+        )
 
     def learning_rate(self, t: int) -> float:
         """Return the learning rate of step ``t``, such as ``state.t`` for the last step."""
@@ -78,7 +84,8 @@ class OptimizerState:
     def as_numpy(self) -> tuple[Optimizer, dict[str, Any], dict[str, Any]]:
         """Return the optimizer, the counters beside it by name, and the slots as NumPy."""
         slots = {name: np.array(self.backend.asnumpy(slot)) for name, slot in self.slots.items()}
-        return self.optimizer, {"t": self.t, "began": self.began, "scale": self.scale}, slots
+        counters = {"t": self.t, "began": self.began, "scale": self.scale}
+        return self.optimizer, counters | ({"missed": dict(self.missed)} if self.missed else {}), slots
 
     @classmethod
     def from_numpy(
@@ -89,6 +96,7 @@ class OptimizerState:
         for name, values in slots.items():
             state.slots[name][...] = backend.storable(backend.asarray(values.astype(parameters.dtype)))
         state.t, state.began, state.scale = counters["t"], counters["began"], counters["scale"]
+        state.missed = counters.get("missed", {})
         return state
 
 
@@ -150,7 +158,10 @@ class Values:
         else:
             self._catch_up(spare, before, parameters, state)
         slots = spare.optimizer.slots if spare.optimizer is not None else {}
-        moved = OptimizerState(optimizer, before.backend, slots, t=t, began=began, scale=scale)
+        missed = before.missed
+        if len(parameters) < len(names := self.parameters.layout.declarations):
+            missed = {**missed, **{name: missed.get(name, 0) + 1 for name in names if name not in parameters}}
+        moved = OptimizerState(optimizer, before.backend, slots, t=t, began=began, scale=scale, missed=missed)
         after = Values(spare.parameters, spare.state, moved, self.step + 1)
         after._spare, after._moved = self, (parameters, state)
         return Move(before, after, rate)

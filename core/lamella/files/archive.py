@@ -91,6 +91,11 @@ def read(path: str | os.PathLike[str]) -> Contents:
             counters["t"] = positive(header["optimizer"]["t"], "t", minimum=0)
             counters["began"] = positive(header["optimizer"].get("began", 0), "began", minimum=0)
             counters["scale"] = number(header["optimizer"].get("scale", 1.0), "scale", minimum=0.0)
+            counters["missed"] = {
+                name: positive(count, "missed") for name, count in header["optimizer"].get("missed", {}).items()
+            }
+            if any(name not in graph.arrays or n > counters["t"] for name, n in counters["missed"].items()):
+                raise DataError(f"{where}: a parameter missed more steps than there were, or the model has it not")
         places = {name: f"{'parameters' if one.trainable else 'state'}/{name}" for name, one in graph.arrays.items()}
         wanted = {places[name]: one.shape for name, one in graph.arrays.items()}
         learned = sum(math.prod(one.shape) for one in graph.arrays.values() if one.trainable)

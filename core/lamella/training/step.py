@@ -126,6 +126,7 @@ class _Piece(NamedTuple):
     new_p: Any
     new_slots: dict[str, Any]
     work: Any  # for the optimizer to compute in
+    missed: int  # in how many steps the parameters took no part
 
 
 class TrainStep:
@@ -139,7 +140,7 @@ class TrainStep:
         self._slices, self._gradients, self.blas = slices, slices.gradients, slices.blas
         self._parts = [slices.gradients.storage.flat[run] for run in slices.gradients.runs]
         self._threads = thread_count() if network.device.uses_threads else 1
-        self._known: list[tuple[tuple[Any, ...], list[_Piece]]] = []  # with the buffers that they are of
+        self._known: list[tuple[tuple[Any, ...], list[int], list[_Piece]]] = []  # with what they are of
         self._updated: tuple[str, ...] = ()
 
     @property
@@ -240,14 +241,23 @@ class TrainStep:
         assert move.after.optimizer is not None
         new_slots = move.after.optimizer.slots
         buffers = parameters, target, slots, new_slots
-        for known, pieces in self._known:
-            if all(map(operator.is_, known, buffers)):
+        counts = [move.before.missed.get(name, 0) for name in self._gradients] if move.before.missed else []
+        for known, of, pieces in self._known:
+            if all(map(operator.is_, known, buffers)) and of == counts:
                 return pieces
-        runs, device = self._gradients.runs, self._device
-        entries, passes = sum(run.stop - run.start for run in runs), 2 + 5 * len(slots)
+        runs, device = [(run, 0) for run in self._gradients.runs], self._device
+        if any(counts):  # parameters that missed equally many steps go together
+            pairs = list(zip(self._gradients, counts, strict=True))
+            alike = {count: [name for name, own in pairs if own == count] for count in counts}
+            runs = [(run, count) for count, names in alike.items() for run in parameters.layout.runs(names)]
+        entries, passes = sum(run.stop - run.start for run, _ in runs), 2 + 5 * len(slots)
         if device.uses_threads and entries * passes >= THREADED:
             size = min(max(PIECE, -(-entries // self._threads)), 8 * PIECE)
-            runs = [slice(k, min(k + size, run.stop)) for run in runs for k in range(run.start, run.stop, size)]
+            runs = [
+                (slice(k, min(k + size, run.stop)), count)
+                for run, count in runs
+                for k in range(run.start, run.stop, size)
+            ]
         pieces = [
             _Piece(
                 p=device.view(parameters.flat[run]),
@@ -256,16 +266,18 @@ class TrainStep:
                 new_p=target.flat[run],
                 new_slots={name: slot[run] for name, slot in new_slots.items()},
                 work=np.empty(run.stop - run.start if device.writes_in_place else 0, parameters.dtype),
+                missed=count,
             )
-            for run in runs
+            for run, count in runs
         ]
         if device.views_are_live:
-            self._known = [*self._known[-1:], (buffers, pieces)]
+            self._known = [*self._known[-1:], (buffers, counts, pieces)]
         return pieces
 
 
 def _update(optimizer: Optimizer, device: Backend, piece: _Piece, rate: float, t: int) -> None:
-    """Write what an optimizer makes of one piece."""
+    """Write what an optimizer makes of one piece; it counts the steps in which the parameters took part."""
+    t -= piece.missed
     writer = WRITERS.get(type(optimizer).update) if device.writes_in_place else None
     if writer is not None:
         writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
