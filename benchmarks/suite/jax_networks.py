@@ -203,17 +203,16 @@ def describe(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": jax.__version__, "kernels": f"XLA, jaxlib {jaxlib.__version__}", "numpy": np.__version__}
 
 
-def sgd(params: Any, grads: Any, slots: Any) -> tuple[Any, Any]:
-    rate = w.LEARNING_RATES["sgd"]
+def sgd(params: Any, grads: Any, slots: Any, rate: float) -> tuple[Any, Any]:
     return jax.tree.map(lambda p, g: p - rate * g, params, grads), slots
 
 
-def adam(params: Any, grads: Any, slots: Any) -> tuple[Any, Any]:
+def adam(params: Any, grads: Any, slots: Any, rate: float) -> tuple[Any, Any]:
     m, v, t = slots
     t = t + 1
     m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, grads)
     v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
-    rate, shrink = w.LEARNING_RATES["adam"] / (1 - 0.9**t), 1 / (1 - 0.999**t)
+    rate, shrink = rate / (1 - 0.9**t), 1 / (1 - 0.999**t)
     return jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v * shrink) + 1e-8), params, m, v), (m, v, t)
 
 
@@ -238,7 +237,7 @@ def prepare(
 
     def step(params: Any, state: Any, slots: Any, x: Any, y: Any) -> tuple[Any, Any, Any, Any]:
         (loss, state), grads = jax.value_and_grad(loss_of, has_aux=True)(params, state, x, y)
-        return loss, *update(params, grads, slots), state
+        return loss, *update(params, grads, slots, workload.rate), state
 
     compiled = jax.jit(step, donate_argnums=(0, 1, 2))
     forward = jax.jit(lambda params, state, x: network(Pass(params, state, training=False), x))

@@ -109,7 +109,7 @@ def describe(options: Mapping[str, Any]) -> dict[str, Any]:
     """Versions and kernels, or why it can't take part."""
     try:
         lm.Sequential([Dense(1)], input_shape=1, backend=options["backend"])
-    except (ImportError, lm.ArgumentError) as error:
+    except (ImportError, OSError, lm.LamellaError) as error:
         return {"missing": str(error)}
     blas = [f"{one['internal_api']} {one['version']} {one.get('architecture', '')}" for one in _libraries()]
     return {"version": lm.__version__, "kernels": ", ".join(map(str.strip, blas)), "numpy": np.__version__}
@@ -132,9 +132,9 @@ def prepare(
     x, y = arrays["x"], arrays["y"]
     loss = lm.losses.SoftmaxCrossEntropy()
     if workload.optimizer == "adam":
-        optimizer: Any = lm.optimizers.Adam(w.LEARNING_RATES["adam"])
+        optimizer: Any = lm.optimizers.Adam(workload.rate)
     else:
-        optimizer = lm.optimizers.SGD(w.LEARNING_RATES["sgd"])
+        optimizer = lm.optimizers.SGD(workload.rate)
 
     def train() -> float:
         return model.train_on_batch(x, y, loss=loss, optimizer=optimizer)

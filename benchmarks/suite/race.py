@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import workloads
 
-# What contestants may differ by: float32 rounds each sum in another order, and a step of Adam is as long where the
-# gradient is little more than rounding. Measured differences are in the file of results; wrong models differ by more.
+# What contestants may differ by: float32 rounds each sum in another order. For the change of parameters see
+# `workloads.Network.tolerance`. The file of results says how much of these each contestant used.
 LOSS = 1e-4  # of a loss
-CHANGE = 2e-2  # of the change of an array in three steps, in the Euclidean norm
-ROUNDING = 1e-6  # of the array itself, beside that
+ROUNDING = 1e-6  # of a parameter, beside the tolerance of its change
 STATISTICS = 2e-3  # of running statistics: PyTorch's variance divides by n - 1
 OUTPUT = 1e-4  # of the largest output
 
@@ -167,12 +166,13 @@ def differences(
     if not workload.training:
         ((own, right),) = pairs
         return [("output", float(np.abs(own - right).max()), OUTPUT * float(np.abs(right).max()))]
-    names = [weight.name for weight in workloads.NETWORKS[workload.network].weights()]
+    network = workloads.NETWORKS[workload.network]
+    names = [weight.name for weight in network.weights()]
     found = []
     for k, (own, right) in enumerate(pairs):
         size = float(np.linalg.norm(right))
         if k < len(names):
-            allowed = CHANGE * float(np.linalg.norm(right - start[names[k]])) + ROUNDING * size
+            allowed = network.tolerance * float(np.linalg.norm(right - start[names[k]])) + ROUNDING * size
             found.append((f"change of {names[k]}", float(np.linalg.norm(own - right)), allowed))
         else:
             found.append(

@@ -179,8 +179,7 @@ def prepare(
     network = torch.compile(model) if options.get("compile") else model
     loss_of = nn.CrossEntropyLoss()
     rule = torch.optim.Adam if workload.optimizer == "adam" else torch.optim.SGD
-    rate = w.LEARNING_RATES[workload.optimizer or "sgd"]
-    optimizer = rule([one for one in model.parameters() if one.requires_grad], lr=rate)
+    optimizer = rule([one for one in model.parameters() if one.requires_grad], lr=workload.rate)
 
     def train() -> float:
         optimizer.zero_grad(set_to_none=True)
