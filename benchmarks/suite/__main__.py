@@ -33,6 +33,7 @@ from lamella.terminal import Line, Terminal
 
 QUICK = {"rounds": 1, "steps": 1, "seconds": 0.0, "pause": 0.0}
 QUICK_BATCH = 8
+BUSY = 0.5  # load from which times mislead
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -106,16 +107,73 @@ def machine() -> dict[str, Any]:
     return {"processor": name, "cores": race.cores(), "system": platform.platform(), "load": os.getloadavg()[0]}
 
 
+def look(contestants: Sequence[race.Contestant], settings: race.Settings, found: dict[str, Any], line: Line) -> None:
+    """Find out who can take part. One that isn't installed is left out; one that fails is an error."""
+    with line:
+        for one in contestants:
+            line.show(f"looking at {one.label}")
+            try:
+                about = race.describe(one, settings)
+            except race.ContestantError as error:
+                found["errors"][one.label] = str(error)
+            else:
+                found["left_out" if "missing" in about else "contestants"][one.label] = about.get("missing", about)
+    for label, reason in found["left_out"].items():
+        print(f"without {label}: {reason}")
+    for message in found["errors"].values():
+        print(message, file=sys.stderr)
+
+
+def measure(
+    tasks: Sequence[workloads.Workload],
+    contestants: Sequence[race.Contestant],
+    settings: race.Settings,
+    found: dict[str, Any],
+    line: Line,
+    path: Path,
+) -> None:
+    """Race on one workload after another. One that fails does not end the rest."""
+    terminal = Terminal()
+    print(terminal.shown(report.heading()), flush=True)
+    with line:
+        for k, task in enumerate(tasks):
+            runners = [one for one in contestants if one.takes_part(task)]
+            where = f"[{k + 1}/{len(tasks)}] "
+            if not runners:
+                continue
+            try:
+                result = race.run(task, runners, settings, lambda text, where=where: line.show(where + text))
+            except race.ContestantError as error:
+                found["errors"][task.name] = str(error)
+                print(f"{task.name}: {error}", file=sys.stderr, flush=True)
+            else:
+                found["workloads"][task.name] = result
+                print(terminal.shown(report.lines(task.name, result)), flush=True)
+            found["means"] = report.means(found["workloads"])
+            report.write(path, found)
+
+
+def sum_up(found: dict[str, Any], path: Path) -> None:
+    """Print tables of everything, and draw the chart."""
+    terminal = Terminal()
+    for table in report.summary(found["workloads"], found["contestants"]):
+        print()
+        terminal.print(table)
+    written = [path]
+    if importlib.util.find_spec("matplotlib"):
+        written.append(path.with_suffix(".png"))
+        about = [found["machine"]["processor"], f"threads of each: {found['settings']['threads']}", found["date"][:10]]
+        report.draw(found["workloads"], list(found["contestants"]), written[-1], "; ".join(about))
+    print(f"\nwritten: {', '.join(map(str, written))}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     given = arguments(argv)
-    terminal = Terminal()
-    line = Line(Terminal(sys.stderr))
     every = {one.name: one for one in workloads.WORKLOADS}
     contestants = all_contestants(given)
     if given.list:
-        for name, workload in every.items():
-            print(f"{name:<18}{workload.title}")
-        print("\ncontestants: " + ", ".join(one.label for one in contestants))
+        print("\n".join(f"{name:<18}{workload.title}" for name, workload in every.items()))
+        print(f"\ncontestants: {', '.join(one.label for one in contestants)}")
         return 0
     tasks = [every[name] for name in chosen(list(every), given.workloads, "workload")]
     labels = chosen([one.label for one in contestants], given.contestants, "contestant")
@@ -123,12 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = race.Settings(threads=given.threads, timeout=given.timeout)
     if given.quick:
         settings = dataclasses.replace(settings, **QUICK)
-        tasks = [dataclasses.replace(one, batch=min(one.batch, QUICK_BATCH)) for one in tasks]
-        tasks = list(dict.fromkeys(tasks))
+        small = [dataclasses.replace(one, batch=min(one.batch, QUICK_BATCH)) for one in tasks]
+        tasks = list(dict.fromkeys(small))
     asked = {key: getattr(given, key) for key in ("rounds", "steps", "seconds") if getattr(given, key) is not None}
     settings = dataclasses.replace(settings, **asked)
-
-    stem = "quick" if given.quick else "bench"
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "quick": given.quick,
@@ -140,50 +196,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "means": {},
         "errors": {},
     }
-    with line:
-        for one in contestants:
-            line.show(f"looking at {one.label}")
-            try:
-                about = race.describe(one, settings)
-            except race.ContestantError as error:
-                about = {"missing": str(error)}
-            found["left_out" if "missing" in about else "contestants"][one.label] = about.get("missing", about)
-    for label, reason in found["left_out"].items():
-        print(f"without {label}: {reason}")
-    ready = [one for one in contestants if one.label in found["contestants"]]
-    if not ready:
-        print("nobody is left to run", file=sys.stderr)
-        return 1
-    print(f"{found['machine']['processor']}, {settings.threads} threads each, {settings.rounds} rounds\n")
-    print(terminal.shown(report.heading()), flush=True)
+    path = given.folder / ("quick.json" if given.quick else "bench.json")
+    line = Line(Terminal(sys.stderr))
     try:
-        with line:
-            for k, task in enumerate(tasks):
-                runners = [one for one in ready if one.takes_part(task)]
-                where = f"[{k + 1}/{len(tasks)}] "
-                try:
-                    result = race.run(task, runners, settings, lambda text, where=where: line.show(where + text))
-                except race.ContestantError as error:
-                    found["errors"][task.name] = str(error)
-                    print(f"{task.name}: {error}", file=sys.stderr, flush=True)
-                else:
-                    found["workloads"][task.name] = result
-                    print(terminal.shown(report.lines(task.name, result)), flush=True)
-                found["means"] = report.means(found["workloads"])
-                report.write(given.folder / f"{stem}.json", found)
+        look(contestants, settings, found, line)
+        ready = [one for one in contestants if one.label in found["contestants"]]
+        if not ready:
+            print("nobody is left to run", file=sys.stderr)
+            return 1
+        print(f"{found['machine']['processor']}; threads of each: {settings.threads}; rounds: {settings.rounds}\n")
+        if not given.quick and found["machine"]["load"] > BUSY:
+            print(f"The machine is busy (load {found['machine']['load']:.1f}): times will mislead.\n")
+        measure(tasks, ready, settings, found, line, path)
     except KeyboardInterrupt:
-        print("interrupted; what was measured is in the results", file=sys.stderr)
-        found["errors"]["interrupted"] = "the suite was interrupted"
+        found["errors"]["interrupted"] = "what was measured before is in the results"
     if found["workloads"]:
-        for table in report.summary(found["workloads"], found["contestants"]):
-            print()
-            terminal.print(table)
-    written = [given.folder / f"{stem}.json"]
-    if found["workloads"] and importlib.util.find_spec("matplotlib"):
-        subtitle = f"{found['machine']['processor']}, {settings.threads} threads, {found['date'][:10]}"
-        report.draw(found["workloads"], list(found["contestants"]), given.folder / f"{stem}.png", subtitle)
-        written.append(given.folder / f"{stem}.png")
-    print(f"\nwritten: {', '.join(map(str, written))}")
+        sum_up(found, path)
     for name, message in found["errors"].items():
         print(f"failed: {name}: {message}", file=sys.stderr)
     return 1 if found["errors"] else 0
