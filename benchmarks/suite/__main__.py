@@ -20,6 +20,7 @@ import importlib.util
 import os
 import platform
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -198,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     path = given.folder / ("quick.json" if given.quick else "bench.json")
     line = Line(Terminal(sys.stderr))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # contestants and their files go too
     try:
         look(contestants, settings, found, line)
         ready = [one for one in contestants if one.label in found["contestants"]]
