@@ -5,10 +5,13 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples smoke test lint format clean
+.PHONY: help demo examples bench smoke test lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .bench
+TORCH ?= torch==2.13.0
+JAX ?= jax
 ARGS ?=
 JOBS ?= 2
 
@@ -23,6 +26,9 @@ examples: $(VENV)/installed-examples  ## run the examples on real data; results 
 	    $(BIN)/python examples/$$name.py || exit 1; \
 	done
 	$(BIN)/python examples/serve.py runs/mnist_cnn/mnist_cnn.onnx runs/mnist_cnn/images.npy
+
+bench: $(VENV)/installed-plot $(BENCH)/torch/installed $(BENCH)/jax/installed  ## time steps next to PyTorch and JAX; results in runs/bench (about 30 minutes)
+	$(BIN)/python benchmarks/suite --torch $(BENCH)/torch/bin/python --jax $(BENCH)/jax/bin/python $(ARGS)
 
 smoke: $(VENV)/installed-test  ## run the ten most telling tests (under ten seconds)
 	$(BIN)/python -m pytest -q -m smoke $$(grep -l '^@pytest.mark.smoke' tests/test_*.py) $(ARGS)
@@ -39,14 +45,26 @@ format: $(VENV)/installed-dev  ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean:  ## remove the virtual environment and everything that was built; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the virtual environments and everything that was built; runs/ stays
+	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The package, editable, with one extra; again whenever pyproject.toml has changed.
 $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	@touch $@
+
+# The peers of the benchmark, each in an environment of its own. One that can't be installed is left out of the race.
+$(BENCH)/torch/installed: PEER = $(TORCH)
+$(BENCH)/jax/installed: PEER = $(JAX)
+$(BENCH)/%/installed: | $(BIN)/python
+	$(BIN)/python -m venv --clear $(@D)
+	@echo "$(@D)/bin/python -m pip install $(PEER) numpy"; \
+	if $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER) numpy; then \
+	    touch $@; \
+	else \
+	    echo "make: $(PEER) could not be installed; the benchmark runs without it" >&2; \
+	fi
 
 $(BIN)/python:
 	@python=$$(for python in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11 python; do \
