@@ -245,8 +245,9 @@ class Registry:
                 f"{name!r}: no installed distribution {distribution!r} has lamella plugins. Install it, for example "
                 f"with pip install {distribution}; installed are {', '.join(sorted(installed))}.{hint}"
             )
-        for own in (True, False):
-            some = [plugin for plugin in asked if plugin.is_own is own]
+        own = [plugin for plugin in asked if plugin.is_own]
+        near = [plugin for plugin in own if plugin.name in (kind, plain)]  # where lamella itself most likely has it
+        for some in (near, own, [plugin for plugin in asked if not plugin.is_own]):
             self._import(some)
             matches = [entry for one in some for entry in self._entry_list(one, kind) if entry.name == plain]
             if len(matches) == 1:
