@@ -22,14 +22,16 @@ class OneDNNBackend(NumPyBackend):
         from lamella_onednn.library import library
 
         library()
+        from lamella_layers.convolution.convolution import Convolution
         from lamella_onednn import kernels  # noqa: F401  registers them
 
+        self._convolution = Convolution
         self.xp = Namespace("onednn", np, kernels=("onednn", "numpy"))
 
     def runs_whole(self, graph: Any, rows: int) -> bool:
         """Return whether a graph has convolutions, or a batch is one slice on NumPy too, since products rule."""
-        shapes = (array.shape for array in graph.arrays.values() if array.trainable)
-        return any(len(shape) > 2 for shape in shapes) or runs_whole(graph, rows)
+        convolutions = any(isinstance(operation.layer, self._convolution) for operation in graph.operations)
+        return convolutions or runs_whole(graph, rows)
 
     @property
     def sliced(self) -> Backend:

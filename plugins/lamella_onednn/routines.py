@@ -81,7 +81,7 @@ def kept(make: Callable[..., Any], *key: Any) -> Any:
             own.kept[full] = make(*key)
         except Unimplemented:
             own.kept[full] = None
-        if len(own.kept) > _MOST:
+        while len(own.kept) > _MOST:
             own.kept.popitem(last=False)
     return own.kept[full]
 

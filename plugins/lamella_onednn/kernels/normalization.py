@@ -22,7 +22,7 @@ from lamella_onednn.routines import Choice, Routine, attributes, choose, kept, s
 __all__: list[str] = []
 
 LEAST = 1 << 15  # values below which NumPy is faster
-_TILE_PIXELS = 1 << 14  # that are added up in float32
+_TILE_PIXELS = 1 << 12  # that are added up in float32
 _FAR = 4.0  # deviations from the center to the mean, beyond which sums of squares lose too many digits
 _TRAINING, _INFERENCE, _DIRECT = 64, 96, 1
 _GIVEN, _SCALE, _SHIFT = 1, 2, 4  # flags
