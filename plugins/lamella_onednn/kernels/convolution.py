@@ -10,7 +10,7 @@ import numpy as np
 from lamella_layers.convolution import conv, conv_dw, conv_transpose, sum_pixels
 from lamella_layers.windows import Windows
 from lamella_onednn.descriptors import Descriptor, any_layout, channels_last, described, dims, new_channels_last
-from lamella_onednn.kernels.sums import column_sums
+from lamella_onednn.kernels import sums
 from lamella_onednn.layouts import is_float32, last, plain, settled
 from lamella_onednn.routines import Chain, Choice, Reorder, Routine, choose, kept, scratch
 
@@ -164,7 +164,7 @@ def _(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) -> Any:
 
 @sum_pixels.kernel("onednn")
 def _(xp: Any, dy: Any) -> Any:
-    if not is_float32(dy):
+    if dy.size < sums.LEAST or not is_float32(dy):
         return NotImplemented
-    totals = column_sums(last(dy).transpose(0, *range(2, dy.ndim), 1).reshape(-1, dy.shape[1]))
-    return NotImplemented if totals is None else totals.astype("float32")
+    rows = last(dy).transpose(0, *range(2, dy.ndim), 1).reshape(-1, dy.shape[1])
+    return sums.column_sums(rows).astype("float32")

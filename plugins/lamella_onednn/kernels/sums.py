@@ -18,16 +18,14 @@ _one = np.ones(_AT_ONCE, "float32")
 
 
 def column_sums(rows: Any) -> Any:
-    """The sum of rows (R, C) in one piece, in float64; None where NumPy is to compute it."""
+    """The sum of rows (R, C) in one piece, in float64."""
     count, columns = rows.shape
-    groups = count // _AT_ONCE
-    if rows.size < LEAST or not groups:
-        return None
-    totals = group_sums(rows[: groups * _AT_ONCE].reshape(groups, _AT_ONCE, columns))
+    groups = count // _AT_ONCE if rows.size >= LEAST else 0
+    whole = rows[: groups * _AT_ONCE].reshape(groups, _AT_ONCE, columns)
+    totals = group_sums(whole) if groups else None
     if totals is None:
-        return None
-    total = totals.sum(axis=0, dtype="float64")
-    rest = rows[groups * _AT_ONCE :]
+        return np.sum(rows, axis=0, dtype="float64")
+    total, rest = totals.sum(axis=0, dtype="float64"), rows[groups * _AT_ONCE :]
     return total + _one[: len(rest)] @ rest if len(rest) else total
 
 
