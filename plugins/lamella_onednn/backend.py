@@ -19,9 +19,10 @@ class OneDNNBackend(NumPyBackend):
     name = "onednn"
 
     def __init__(self) -> None:
-        from lamella_onednn.library import library
+        from lamella_onednn.library import keep_freed_memory, library
 
         library()
+        keep_freed_memory()
         from lamella_layers.convolution.convolution import Convolution
         from lamella_onednn import kernels  # noqa: F401  registers them
 

@@ -5,6 +5,7 @@ Names and numbers are those of oneDNN's header ``dnnl.h``, of version 3, without
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import functools
@@ -12,18 +13,20 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
-from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_size_t, c_uint, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
 
-__all__ = ["Argument", "Library", "Unimplemented", "library"]
+__all__ = ["Argument", "Library", "Unimplemented", "keep_freed_memory", "library"]
 
 VARIABLE = "LAMELLA_ONEDNN"  # the path of the library
 _MAJOR = 3  # of versions whose functions are those below
 _WHEEL = "onednn-cpu-gomp"
 _INSTALL = 'pip install "lamella[onednn]" on Linux x86-64'
 _SPINNING = "GOMP_SPINCOUNT"
-_SPINS = "20000"  # for some tens of microseconds
+_SPINS = "3000"  # some ten microseconds
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
+_KEPT_BYTES, _OWN_BYTES = 1 << 30, 1 << 25  # the latter is the most that glibc takes
 _UNIMPLEMENTED = 3
 _STATUSES = ("success", "out of memory", "invalid arguments", "unimplemented", "last implementation", "runtime error")
 
@@ -44,7 +47,9 @@ _WINDOWS = (_Dims,) * 4
 _CREATE = (_Place, _Handle)  # the new primitive descriptor, and the engine
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "engine_create": (_Place, c_int, c_size_t),
+    "engine_destroy": (_Handle,),
     "stream_create": (_Place, _Handle, c_uint),
+    "stream_destroy": (_Handle,),
     "memory_desc_create_with_strides": (_Place, c_int, _Dims, c_int, _Dims),
     "memory_desc_create_with_tag": (_Place, c_int, _Dims, c_int, c_int),
     "memory_desc_clone": (_Place, _Handle),
@@ -62,7 +67,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "primitive_attr_destroy": (_Handle,),
     "post_ops_create": (_Place,),
     "post_ops_append_binary": (_Handle, c_int, _Handle),
-    "post_ops_append_sum": (_Handle, c_float, c_int32, c_int),
     "post_ops_destroy": (_Handle,),
     "reorder_primitive_desc_create": (_Place, *(_Handle,) * 5),
     "convolution_forward_primitive_desc_create": (*_CREATE, c_int, c_int, *(_Handle,) * 4, *_WINDOWS, _Handle),
@@ -148,6 +152,17 @@ class Library:
         handle = c_void_p()
         self.check(function(ctypes.byref(handle), *arguments), what)
         return handle
+
+
+def keep_freed_memory() -> None:
+    """Let the memory of freed arrays stay with the process, as the engine does, and all of it, where that is glibc's.
+
+    Every step takes the same again. Slices keep to little of it, but here the arrays are those of whole batches.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        option = ctypes.CDLL(None).mallopt
+        option(_TRIM_THRESHOLD, _KEPT_BYTES)
+        option(_MMAP_THRESHOLD, _OWN_BYTES)
 
 
 def _ignore(count: int) -> None:

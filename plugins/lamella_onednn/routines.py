@@ -19,7 +19,7 @@ from lamella.engine.threads import thread_count
 from lamella_onednn.descriptors import Descriptor
 from lamella_onednn.library import Argument, Unimplemented, library
 
-__all__ = ["Chain", "Choice", "Reorder", "Routine", "attributes", "choose", "kept", "scratch"]
+__all__ = ["Chain", "Choice", "Reorder", "Routine", "attributes", "choose", "kept", "scratch", "state", "step_argument"]
 
 _MOST = 512  # routines that a thread keeps
 _CPU = 1
@@ -29,13 +29,26 @@ SOURCE, DESTINATION = 1, 17
 _POST_OPERATION, _SECOND_SOURCE = 1 << 15, 2
 
 
+class _Owned:
+    """A handle, and the function that destroys what it stands for."""
+
+    __slots__ = ("destroy", "handle")
+
+    def __init__(self, handle: ctypes.c_void_p, destroy: Callable[[ctypes.c_void_p], Any]) -> None:
+        self.handle, self.destroy = handle, destroy
+
+    def __del__(self) -> None:
+        self.destroy(self.handle)
+
+
 class _State(threading.local):
     """What a thread has."""
 
     def __init__(self) -> None:
-        engine = library().made(library().engine_create, _CPU, 0, what="an engine")
-        self.engine = engine
-        self.stream = library().made(library().stream_create, engine, _IN_ORDER, what="a stream")
+        lib = library()
+        engine = _Owned(lib.made(lib.engine_create, _CPU, 0, what="an engine"), lib.engine_destroy)
+        stream = lib.made(lib.stream_create, engine.handle, _IN_ORDER, what="a stream")
+        self.engine, self.stream = engine, _Owned(stream, lib.stream_destroy)
         self.kept: OrderedDict[Any, Any] = OrderedDict()
         self.threads = 0  # that OpenMP has for this one
         self.memory: dict[str, Any] = {}
@@ -127,22 +140,20 @@ def choose(function: str, *arguments: Any, what: str) -> Choice:
     """
     create = getattr(library(), f"{function}_primitive_desc_create")
     plain = [one.handle if isinstance(one, Descriptor | Choice) else one for one in arguments]
-    return Choice(library().made(create, state().engine, *plain, what=what), what)
+    return Choice(library().made(create, state().engine.handle, *plain, what=what), what)
+
+
+def step_argument(k: int) -> int:
+    """The number that the array of step k has among the arguments of a routine."""
+    return _POST_OPERATION * (k + 1) | _SECOND_SOURCE
 
 
 @contextlib.contextmanager
-def attributes(steps: Sequence[tuple[int, Descriptor]] = (), *, adds: bool = False) -> Iterator[ctypes.c_void_p]:
-    """What a primitive is to do with each value besides.
-
-    Arguments:
-        steps: functions, by their numbers in oneDNN, of it and of another array, which lies as is said.
-        adds: whether it is added to what stands in its place, instead of taking that.
-    """
+def attributes(steps: Sequence[tuple[int, Descriptor]]) -> Iterator[ctypes.c_void_p]:
+    """What a primitive is to do with each value besides: functions, by their numbers in oneDNN, of it and an array."""
     lib, what = library(), "attributes"
     operations, attribute = lib.made(lib.post_ops_create, what=what), lib.made(lib.primitive_attr_create, what=what)
     try:
-        if adds:
-            lib.check(lib.post_ops_append_sum(operations, 1.0, 0, 0), what)
         for function, layout in steps:
             lib.check(lib.post_ops_append_binary(operations, function, layout.handle), what)
         lib.check(lib.primitive_attr_set_post_ops(attribute, operations), what)
@@ -167,7 +178,7 @@ class Routine:
         self._primitive = library().made(library().primitive_create, choice.handle, what=choice.what)
         self._arguments = (Argument * len(arguments))()
         for k, (kind, layout) in enumerate(arguments):
-            create, engine = library().memory_create, state().engine
+            create, engine = library().memory_create, state().engine.handle
             place = library().made(create, layout.handle, engine, None, what=choice.what)
             self._places.append(place)
             self._arguments[k].kind, self._arguments[k].memory = kind, place
@@ -181,7 +192,7 @@ class Routine:
         put = self._put
         for place, array in zip(self._places, arrays, strict=True):
             put(place, array if type(array) is int else array.__array_interface__["data"][0])
-        if status := self._execute(self._primitive, self._stream, len(arrays), self._arguments):
+        if status := self._execute(self._primitive, self._stream.handle, len(arrays), self._arguments):
             library().check(status, self.what)
 
     def __del__(self) -> None:
@@ -196,7 +207,7 @@ class Reorder(Routine):
     """Copies an array from one layout to another."""
 
     def __init__(self, source: Descriptor, target: Descriptor, what: str) -> None:
-        engine, create = state().engine, library().reorder_primitive_desc_create
+        engine, create = state().engine.handle, library().reorder_primitive_desc_create
         made = library().made(create, source.handle, engine, target.handle, engine, None, what=what)
         super().__init__(Choice(made, what), (SOURCE, source), (DESTINATION, target))
 
@@ -216,5 +227,5 @@ class Chain(Routine):
         (function, second), *others = steps
         with attributes(others) as attribute:
             choice = choose("binary", function, first, second, first, attribute, what=what)
-        places = [(_POST_OPERATION * (k + 1) | _SECOND_SOURCE, layout) for k, (_, layout) in enumerate(others)]
+        places = [(step_argument(k), layout) for k, (_, layout) in enumerate(others)]
         super().__init__(choice, (SOURCE, first), (_SECOND_SOURCE, second), *places, (DESTINATION, first))

@@ -3,7 +3,7 @@
 oneDNN's own batch normalization adds up all values in float32, which is not exact enough far from 0. Here sums are
 taken from a center that is near the mean, and few values are added up in float32, as `sums` has it. What oneDNN has for
 it: batch normalization with given statistics is the fastest ``(x - center) scale + offset``, and convolution of each
-channel by itself, with windows of one pixel, the fastest ``y + x scale``.
+channel by itself, with windows of one pixel, the fastest ``x - center`` with anything to do with the result.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from lamella_onednn.descriptors import any_layout, channels_last, described, dim
 from lamella_onednn.kernels.sums import column_sums
 from lamella_onednn.layouts import is_float32
 from lamella_onednn.library import Unimplemented
-from lamella_onednn.routines import Chain, Routine, attributes, choose, kept, scratch
+from lamella_onednn.routines import Chain, Routine, attributes, choose, kept, scratch, step_argument
 
 __all__: list[str] = []
 
 LEAST = 1 << 15  # values below which NumPy is faster
 _FAR = 4.0  # deviations from the center to the mean, beyond which sums of squares lose too many digits
-_TRAINING, _INFERENCE, _DIRECT = 64, 96, 1
+_INFERENCE, _DIRECT = 96, 1
 _GIVEN, _SCALE, _SHIFT = 1, 2, 4  # flags
-_SOURCE, _DESTINATION, _MEAN, _VARIANCE, _FACTOR, _OFFSET, _WEIGHTS = 1, 17, 49, 50, 51, 52, 33
+_SOURCE, _DESTINATION, _MEAN, _VARIANCE, _FACTOR, _OFFSET, _WEIGHTS, _BIAS = 1, 17, 49, 50, 51, 52, 33, 41
 _LAYOUT_OF_WEIGHTS = 131
-_MULTIPLY = 0x1FFF1
+_ADD, _MULTIPLY, _SUBTRACT = 0x1FFF0, 0x1FFF1, 0x1FFF5
 
 Shape = tuple[int, ...]
 
@@ -47,30 +47,34 @@ def _affine(shape: Shape) -> Routine:
     return Routine(choice, (_SOURCE, x), (_DESTINATION, x), *vectors)
 
 
-class _ScaledSum:
-    """``y + x scale``, where the scale takes so many bytes."""
+class _Shifted:
+    """``x - center``, and steps after it: functions of the result and of an array, or of a number for each channel."""
 
-    def __init__(self, shape: Shape) -> None:
-        x, kernel = channels_last(shape), any_layout((shape[1], 1, 1, 1, 1))
-        one, none = dims((1, 1)), dims((0, 0))
-        with attributes(adds=True) as attribute:
-            given, what = (x, kernel, None, x, one, none, none, none, attribute), f"a sum of scaled {shape}"
-            choice = choose("convolution_forward", _TRAINING, _DIRECT, *given, what=what)
+    def __init__(self, shape: Shape, *steps: tuple[int, bool]) -> None:
+        x, vector, kernel = channels_last(shape), described(shape[1:2]), any_layout((shape[1], 1, 1, 1, 1))
+        beside = described((1, shape[1], 1, 1))
+        others = [(function, beside if by_channel else x) for function, by_channel in steps]
+        one, none, what = dims((1, 1)), dims((0, 0)), f"a shift of {shape}"
+        with attributes(others) as attribute:
+            arrays = x, kernel, vector, x
+            choice = choose(
+                "convolution_forward", _INFERENCE, _DIRECT, *arrays, one, none, none, none, attribute, what=what
+            )
         if "dw" not in choice.implementation:  # others take longer than NumPy
             raise Unimplemented(what)
-        own = choice.layout(_LAYOUT_OF_WEIGHTS)
-        self.size, self._run = own.size, Routine(choice, (_SOURCE, x), (_WEIGHTS, own), (_DESTINATION, x))
+        weights = choice.layout(_LAYOUT_OF_WEIGHTS)
+        self._ones = np.ones(weights.size // 4, "float32")
+        places = [(step_argument(k), layout) for k, (_, layout) in enumerate(others)]
+        self._run = Routine(choice, (_SOURCE, x), (_WEIGHTS, weights), (_BIAS, vector), *places, (_DESTINATION, x))
 
-    def __call__(self, x: Any, scale: Any, y: Any) -> None:
-        """Write over y."""
-        weights = scratch("weights", self.size)
-        weights[: scale.nbytes].view("float32")[...] = scale
-        self._run(x, weights, y)
+    def __call__(self, x: Any, center: Any, *arrays: Any) -> None:
+        """Take an array for each step, and the place of the result."""
+        self._run(x, self._ones, -center, *arrays)
 
 
-def _product(size: int) -> Chain:
+def _square(size: int) -> Chain:
     values = described((size,))
-    return Chain(values, [(_MULTIPLY, values)], f"a product of two arrays of {size} values")
+    return Chain(values, [(_MULTIPLY, values)], f"squares of {size} values")
 
 
 def _ones(count: int) -> Any:
@@ -129,28 +133,30 @@ def _sums(x: Any, dy: Any, center: Any) -> Any:
 
     They are in float64; None where NumPy is to compute them.
     """
-    shift, product = kept(_affine, x.shape), kept(_product, x.size)
-    if shift is None or product is None:
-        return None
     channels = len(center)
     d = scratch("values", x.nbytes)
     rows = d[: x.nbytes].view("float32").reshape(-1, channels)
+    if dy is not None:
+        product = kept(_Shifted, x.shape, (_MULTIPLY, False))
+        if product is None:
+            return None
+        product(x, center, dy, d)
+        return column_sums(rows), column_sums(dy.transpose(0, 2, 3, 1).reshape(-1, channels))
+    shift, square = kept(_affine, x.shape), kept(_square, x.size)
+    if shift is None or square is None:
+        return None
     shift(x, d, center, kept(_ones, channels), kept(_ones, channels), kept(_zeros, channels))
-    if dy is None:
-        total = column_sums(rows)
-        product(d, d, d)
-    else:
-        total = column_sums(dy.transpose(0, 2, 3, 1).reshape(-1, channels))
-        product(d, dy, d)
+    total = column_sums(rows)
+    square(d, d, d)
     return column_sums(rows), total
 
 
 @batch_normalization_dx.kernel("onednn")
 def _(xp: Any, dy: Any, x: Any, center: Any, shift: Any, slope: Any, scale: Any) -> Any:
-    first, second = (kept(_affine, x.shape), kept(_ScaledSum, x.shape)) if _suits(dy, x) else (None, None)
-    if first is None or second is None:
+    steps = (_MULTIPLY, True), (_ADD, False), (_SUBTRACT, True), (_MULTIPLY, True)
+    routine = kept(_Shifted, x.shape, *steps) if _suits(dy, x) else None
+    if routine is None:
         return NotImplemented
     dx = new_channels_last(x.shape)
-    first(x, dx, np.ascontiguousarray(center), kept(_ones, x.shape[1]), -slope * scale, -shift * scale)
-    second(dy, scale, dx)
+    routine(x, center, -slope, dy, np.ascontiguousarray(shift), np.ascontiguousarray(scale), dx)
     return dx
