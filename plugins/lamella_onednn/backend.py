@@ -24,15 +24,19 @@ class OneDNNBackend(NumPyBackend):
         library()
         keep_freed_memory()
         from lamella_layers.convolution.convolution import Convolution
+        from lamella_layers.merging import add
         from lamella_onednn import kernels  # noqa: F401  registers them
 
-        self._convolution = Convolution
+        self._convolution, self._add = Convolution, add
         self.xp = Namespace("onednn", np, kernels=("onednn", "numpy"))
 
     def runs_whole(self, graph: Any, rows: int) -> bool:
         """Return whether a graph has convolutions, or a batch is one slice on NumPy too, since products rule."""
         convolutions = any(isinstance(operation.layer, self._convolution) for operation in graph.operations)
         return convolutions or runs_whole(graph, rows)
+
+    def added(self, a: Any, b: Any) -> Any:
+        return self._add(self.xp, a, b)
 
     @property
     def sliced(self) -> Backend:

@@ -142,10 +142,10 @@ def _sums(x: Any, dy: Any, center: Any) -> Any:
             return None
         product(x, center, dy, d)
         return column_sums(rows), column_sums(dy.transpose(0, 2, 3, 1).reshape(-1, channels))
-    shift, square = kept(_affine, x.shape), kept(_square, x.size)
+    shift, square = kept(_Shifted, x.shape), kept(_square, x.size)
     if shift is None or square is None:
         return None
-    shift(x, d, center, kept(_ones, channels), kept(_ones, channels), kept(_zeros, channels))
+    shift(x, center, d)
     total = column_sums(rows)
     square(d, d, d)
     return column_sums(rows), total
