@@ -8,9 +8,11 @@ import numpy as np
 
 from lamella.backends import Backend, Namespace, get_backend
 from lamella.backends.numpy_backend import NumPyBackend
-from lamella.graph.slicing import runs_whole
+from lamella.graph.slicing import cost_of, runs_whole
 
 __all__ = ["OneDNNBackend"]
+
+LEAST_WORK = 1 << 17  # multiplications below which a step with convolutions is faster on NumPy's kernels
 
 
 class OneDNNBackend(NumPyBackend):
@@ -32,8 +34,9 @@ class OneDNNBackend(NumPyBackend):
 
     def runs_whole(self, graph: Any, rows: int) -> bool:
         """Return whether a graph has convolutions, or a batch is one slice on NumPy too, since products rule."""
-        convolutions = any(isinstance(operation.layer, self._convolution) for operation in graph.operations)
-        return convolutions or runs_whole(graph, rows)
+        if any(isinstance(operation.layer, self._convolution) for operation in graph.operations):
+            return cost_of(graph).work * rows >= LEAST_WORK
+        return runs_whole(graph, rows)
 
     def added(self, a: Any, b: Any) -> Any:
         return self._add(self.xp, a, b)

@@ -16,7 +16,8 @@ from lamella_onednn.routines import Chain, Choice, Reorder, Routine, choose, kep
 
 __all__: list[str] = []
 
-LEAST_WORK = 1 << 18  # multiplications below which NumPy is faster
+LEAST_WORK = 1 << 14  # multiplications below which NumPy is faster
+LEAST = 1 << 18  # values below which it adds up faster
 _TRAINING = 64
 _DIRECT = 1
 _SOURCE, _DESTINATION, _WEIGHTS, _BIAS = 1, 17, 33, 41
@@ -164,7 +165,7 @@ def _(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) -> Any:
 
 @sum_pixels.kernel("onednn")
 def _(xp: Any, dy: Any) -> Any:
-    if dy.size < sums.LEAST or not is_float32(dy):
+    if dy.size < LEAST or not is_float32(dy):
         return NotImplemented
     rows = last(dy).transpose(0, *range(2, dy.ndim), 1).reshape(-1, dy.shape[1])
     return sums.column_sums(rows).astype("float32")

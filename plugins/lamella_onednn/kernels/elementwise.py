@@ -15,6 +15,7 @@ from lamella_onednn.routines import Chain, kept
 __all__: list[str] = []
 
 LEAST = 1 << 15  # values below which NumPy is faster
+LEAST_OF_SUMS = 1 << 17
 _ADD, _MULTIPLY, _MAXIMUM, _GREATER, _LESS = 0x1FFF0, 0x1FFF1, 0x1FFF2, 0x1FFF7, 0x1FFF9
 _zero = np.zeros(1, "float32")
 
@@ -68,7 +69,7 @@ def _rectifier_dx(size: int) -> Chain:
 
 @add.kernel("onednn")
 def _(xp: Any, *xs: Any) -> Any:
-    if not _alike(*xs):
+    if xs[0].size < LEAST_OF_SUMS or not _alike(*xs):
         return NotImplemented
     routine = kept(_addition, xs[0].size, len(xs))
     if routine is None:

@@ -22,6 +22,7 @@ from lamella_onednn.routines import Chain, Routine, attributes, choose, kept, sc
 __all__: list[str] = []
 
 LEAST = 1 << 15  # values below which NumPy is faster
+LEAST_OF_SUMS = 1 << 17
 _FAR = 4.0  # deviations from the center to the mean, beyond which sums of squares lose too many digits
 _INFERENCE, _DIRECT = 96, 1
 _GIVEN, _SCALE, _SHIFT = 1, 2, 4  # flags
@@ -100,7 +101,7 @@ def _(xp: Any, x: Any, scale: Any, offset: Any = None, *, center: Any = None) ->
 @channel_products.kernel("onednn")
 def _(xp: Any, dy: Any, x: Any, center: Any = None) -> Any:
     center = kept(_zeros, x.shape[1]) if center is None else np.ascontiguousarray(center)
-    sums = _sums(x, dy, center) if _suits(dy, x) else None
+    sums = _sums(x, dy, center) if x.size >= LEAST_OF_SUMS and _suits(dy, x) else None
     if sums is None:
         return NotImplemented
     product, total = sums
@@ -109,7 +110,7 @@ def _(xp: Any, dy: Any, x: Any, center: Any = None) -> Any:
 
 @channel_moments.kernel("onednn")
 def _(xp: Any, x: Any) -> Any:
-    if not _suits(x):
+    if x.size < LEAST_OF_SUMS or not _suits(x):
         return NotImplemented
     first = x[0].transpose(1, 2, 0).reshape(-1, x.shape[1])
     count = len(x) * len(first)

@@ -24,7 +24,8 @@ from lamella_onednn.routines import Choice, Routine, choose, kept
 
 __all__: list[str] = []
 
-LEAST = 1 << 14  # values below which NumPy is faster
+LEAST = 1 << 12  # values below which NumPy is faster
+LEAST_FOR_ALL = 1 << 17  # where a window is the image
 _TRAINING = 64
 _MAXIMUM, _AVERAGE = 0x1FF, 0x3FF  # that of values on the image only
 _SOURCE, _DESTINATION, _NOTES = 1, 17, 64
@@ -150,7 +151,7 @@ def _(xp: Any, dy: Any, windows: Windows) -> Any:
 @global_average_pool.kernel("onednn")
 def _(xp: Any, x: Any) -> Any:
     n, channels, *size = x.shape
-    if x.size < LEAST or not is_float32(x) or not is_channels_last(x):
+    if x.size < LEAST_FOR_ALL or not is_float32(x) or not is_channels_last(x):
         return NotImplemented
     # (N, C, H, W) -> (N, H*W, C) -> (N, C)
     pixels = x.transpose(0, *range(2, x.ndim), 1).reshape(n, -1, channels)
