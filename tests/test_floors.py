@@ -39,6 +39,7 @@ FLOORS = [
     "lamella",
     "lamella_pytest",
     "lamella_layers",
+    "lamella_onednn",
     "lamella_onnx",
 ]
 

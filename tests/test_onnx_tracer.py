@@ -239,6 +239,7 @@ def test_the_namespace_is_complete_and_closed():
         *NAMESPACE,
         "backend",
         "constant",
+        "kernels",
         "node",
         "opset",
         "stable",

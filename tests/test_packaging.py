@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = {
     "lamella": ROOT / "core",
     "lamella_layers": ROOT / "plugins",
+    "lamella_onednn": ROOT / "plugins",
     "lamella_onnx": ROOT / "exporters",
     "lamella_pytest": ROOT / "core",
 }
@@ -119,6 +120,7 @@ def imports_of(package: str) -> Iterator[tuple[str, str]]:
             | {"array_api_strict", "cupy", "matplotlib", "pytest"},  # where somebody asks for them
         ),
         ("lamella_layers", {"lamella", "lamella_layers", "numpy"}),
+        ("lamella_onednn", {"lamella", "lamella_layers", "lamella_onednn", "numpy"}),
         ("lamella_pytest", {"lamella"}),
         (
             "lamella_onnx",

@@ -316,7 +316,7 @@ class Pass:
                         fits = False
                     if not fits:
                         dx = self._accepted_gradient(operation, dx, place, value)
-                    gradients[value] = gradients[value] + dx if value in gradients else dx
+                    gradients[value] = self.backend.added(gradients[value], dx) if value in gradients else dx
                 handed = ctx.gradients
                 for local, full, part, adds in params:
                     gradient = handed.get(local)
