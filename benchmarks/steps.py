@@ -25,13 +25,14 @@ CONTESTANTS = {
     "lamella, 2 threads": ("lamella", {"threads": 2}),
     "lamella, 1 thread": ("lamella", {"threads": 1}),
     "lamella, whole batch": ("lamella", {"threads": 1, "whole": True}),
+    "lamella, oneDNN": ("lamella", {"threads": 2, "backend": "onednn"}),
     "PyTorch, 2 threads": ("torch", {"threads": 2}),
     "PyTorch, channels last": ("torch", {"threads": 2, "channels_last": True}),
     "PyTorch, 1 thread": ("torch", {"threads": 1}),
 }
 
 
-def lamella_step(name, threads, whole=False):
+def lamella_step(name, threads, whole=False, backend="numpy"):
     import numpy as np
 
     import lamella as lm
@@ -56,7 +57,7 @@ def lamella_step(name, threads, whole=False):
         slicing.INLINE_WORK = 1 << 62  # one slice, on the calling thread
     else:
         lm.set_threads(threads)
-    model = lm.Sequential(layers, input_shape=SHAPE[name])
+    model = lm.Sequential(layers, input_shape=SHAPE[name], backend=backend)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(BATCH[name], *SHAPE[name])).astype("float32"), np.arange(BATCH[name]) % 10
     return lambda: model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer="adam")
@@ -124,10 +125,21 @@ def contestant(kind, name, options):
         print(json.dumps({"seconds": statistics.median(times), "peak": peak / 1024}), flush=True)
 
 
+def contestants():
+    """All that can run here."""
+    from lamella.backends import get_backend
+
+    try:
+        get_backend("onednn")
+    except ImportError:
+        return {label: how for label, how in CONTESTANTS.items() if "oneDNN" not in label}
+    return CONTESTANTS
+
+
 def compare(name, python, rounds, steps):
     environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
     children = {}
-    for label, (kind, options) in CONTESTANTS.items():
+    for label, (kind, options) in contestants().items():
         command = [python if kind == "torch" else sys.executable, __file__, "--child", kind, name, json.dumps(options)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         children[label] = subprocess.Popen(command, env=environment, **pipes)
