@@ -33,10 +33,10 @@ class OneDNNBackend(NumPyBackend):
         self.xp = Namespace("onednn", np, kernels=("onednn", "numpy"))
 
     def runs_whole(self, graph: Any, rows: int) -> bool:
-        """Return whether a graph has convolutions, or a batch is one slice on NumPy too, since products rule."""
+        """Return whether a graph has convolutions, or its products rule and it walks not over time, step by step."""
         if any(isinstance(operation.layer, self._convolution) for operation in graph.operations):
             return cost_of(graph).work * rows >= LEAST_WORK
-        return runs_whole(graph, rows)
+        return runs_whole(graph, rows) and not cost_of(graph).recurrent
 
     def added(self, a: Any, b: Any) -> Any:
         return self._add(self.xp, a, b)
