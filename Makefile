@@ -27,7 +27,7 @@ examples: $(VENV)/installed-examples  ## run the examples on real data; results 
 	done
 	$(BIN)/python examples/serve.py runs/mnist_cnn/mnist_cnn.onnx runs/mnist_cnn/images.npy
 
-bench: $(VENV)/installed-plot $(BENCH)/torch/installed $(BENCH)/jax/installed  ## time steps next to PyTorch and JAX; results in runs/bench (about 30 minutes)
+bench: $(VENV)/installed-plot $(BENCH)/torch/installed $(BENCH)/jax/installed  ## time steps next to PyTorch and JAX; results in runs/bench (about 15 minutes)
 	$(BIN)/python benchmarks/suite --torch $(BENCH)/torch/bin/python --jax $(BENCH)/jax/bin/python $(ARGS)
 
 smoke: $(VENV)/installed-test  ## run the ten most telling tests (under ten seconds)
