@@ -158,6 +158,35 @@ def test_a_step_that_wants_other_blas_threads_waits_for_those_that_run():
     assert (seen, used()) == ([{2}, {2}, {1}], usual)
 
 
+def test_a_step_that_waits_for_one_that_waits_for_it_goes_on(monkeypatch):
+    monkeypatch.setattr(threads, "PATIENCE", 0.05)
+    inner = lm.Sequential([Conv2D(2, 3), Flatten(), Dense(3)], input_shape=(2, 8, 8))
+    x, y = images(6, "float32")
+
+    class Asking(lm.Layer):
+        """Trains another model on a thread of its own, and waits for it."""
+
+        def forward_pass(self, ctx, x_):
+            if ctx.training:
+                worker = threading.Thread(
+                    target=inner.train_on_batch, args=(x, y), kwargs={"loss": CROSS_ENTROPY, "optimizer": "sgd"}
+                )
+                worker.start()
+                worker.join()
+            return x_
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    lm.set_threads(2)
+    outer = lm.Sequential([Dense(512, activation="relu"), Asking(), Dense(10)], input_shape=784)
+    assert runs_whole(outer.graph, 64)
+    rows = np.zeros((64, 784), "float32")
+    outer.train_on_batch(rows, np.arange(64) % 10, loss=CROSS_ENTROPY, optimizer="sgd")
+    assert (outer.step, inner.step) == (1, 1)
+    assert not threads._holders
+
+
 def test_whole_steps_give_equal_bits_beside_another_model_in_training():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(256, 784)).astype("float32"), np.arange(256) % 10

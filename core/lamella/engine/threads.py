@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["available_cores", "blas_threads", "keep_freed_memory", "run_tasks", "set_threads", "thread_count"]
 
+PATIENCE = 10.0  # seconds that a step waits for others that keep BLAS to another number of threads
+
 _lock = threading.Lock()
 _changed = threading.Condition(_lock)  # when nobody holds BLAS's number of threads any more
 _chosen: int | None = None
@@ -198,7 +200,7 @@ class _BlasThreads:
     """Holds BLAS to a number of threads in the whole process, until the last of those who asked for it is done.
 
     Who asks for another number waits until then, so that no running step sees it change. Who works for one that holds
-    it, or holds it already, goes on with what there is.
+    it, holds it already, or has waited for long (the other may wait for him), goes on with what there is.
     """
 
     def __init__(self, count: int) -> None:
@@ -217,8 +219,7 @@ class _BlasThreads:
 
                     found = ThreadpoolController().select(user_api="blas").lib_controllers
                     _blas = [_Library(library) for library in found]
-                while _holders and _held != self.count:
-                    _changed.wait()
+                _changed.wait_for(lambda: not _holders or _held == self.count, PATIENCE)
                 _holders += 1
                 _worker.holds = 1
                 entered = True
