@@ -15,7 +15,7 @@ from lamella import backends, registry
 from lamella.backends import DTYPE_NAMES, NAMESPACE, Namespace, get_backend
 from lamella.backends.counter import uniform
 from lamella.backends.numpy_backend import NumPyBackend
-from lamella.errors import RegistryError
+from lamella.errors import BackendError, RegistryError
 from lamella_layers import Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 
 # every form of call that layer code may use, with x, y floats above 0, i ints and b bools, all (2, 3, 4)
@@ -160,6 +160,34 @@ def test_a_variable_names_the_backend_of_models_for_which_none_is_named(monkeypa
     assert lm.load(tmp_path / "model.lamella").backend == "strict"
     monkeypatch.setenv("LAMELLA_BACKEND", "")
     assert lm.load(tmp_path / "model.lamella").backend == "numpy"
+
+
+def test_what_the_variable_asks_for_is_told_as_such(monkeypatch):
+    monkeypatch.setenv("LAMELLA_BACKEND", "nunpy")
+    with pytest.raises(RegistryError, match=r"the variable LAMELLA_BACKEND: backends: unknown name 'nunpy'"):
+        lm.Sequential([Dense(2)], input_shape=3)
+
+
+def test_a_backend_that_lacks_its_library_is_one_clear_error(monkeypatch):
+    class Lacking(NumPyBackend):
+        def __init__(self):
+            raise ImportError("the 'lacking' backend needs a library: pip install it")
+
+    monkeypatch.setattr(registry, "find", lambda kind, name: Lacking)
+    with pytest.raises(BackendError, match="needs a library: pip install it") as caught:
+        get_backend("lacking")
+    assert isinstance(caught.value, ImportError)
+
+
+def test_a_backend_whose_kernels_would_never_run_is_refused(monkeypatch):
+    class Loud(NumPyBackend):
+        name = "loud"
+
+    monkeypatch.setattr(registry, "find", lambda kind, name: Loud)
+    with pytest.raises(
+        RegistryError, match=r"'loud': its xp is that of 'numpy'.*Likely fix: self.xp = Namespace\('loud'"
+    ):
+        get_backend("loud")
 
 
 class _Doubling(NumPyBackend):

@@ -45,7 +45,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_argument_group("what runs")
     what.add_argument("--workloads", nargs="+", metavar="PATTERN", default=["*"], help="such as 'mlp*' lstm-64 (all)")
     what.add_argument("--contestants", nargs="+", metavar="PATTERN", default=["*"], help="such as 'lamella*' (all)")
-    what.add_argument("--backends", nargs="+", metavar="NAME", default=["numpy"], help="of lamella (numpy)")
+    what.add_argument("--backends", nargs="+", metavar="NAME", default=[], help="of lamella (that of LAMELLA_BACKEND)")
     what.add_argument("--list", action="store_true", help="list workloads and contestants, and end")
     where = parser.add_argument_group("interpreters that have the contestants")
     where.add_argument("--torch", metavar="PYTHON", help="has PyTorch (.bench/torch, else this one)")
@@ -72,10 +72,10 @@ def at_least(least: int) -> Any:
 
 
 def all_contestants(given: argparse.Namespace) -> list[race.Contestant]:
-    alone = given.backends == ["numpy"]
+    named = given.backends or [None]  # None: that of LAMELLA_BACKEND, else NumPy
     found = [
-        race.Contestant("lamella" if alone else f"lamella {name}", "lamella", sys.executable, {"backend": name})
-        for name in given.backends
+        race.Contestant(f"lamella {name}" if name else "lamella", "lamella", sys.executable, {"backend": name})
+        for name in named
     ]
     if given.lamella:
         found.append(race.Contestant("lamella before", "lamella", given.lamella, {"backend": "numpy"}))
@@ -202,6 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # contestants and their files go too
     try:
         look(contestants, settings, found, line)
+        for name in given.backends:  # asked for by name
+            if reason := found["left_out"].pop(f"lamella {name}", ""):
+                found["errors"][f"lamella {name}"] = reason
         ready = [one for one in contestants if one.label in found["contestants"]]
         if not ready:
             print("nobody is left to run", file=sys.stderr)

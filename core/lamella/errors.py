@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "ArgumentError",
+    "BackendError",
     "DataError",
     "GraphError",
     "LamellaError",
@@ -42,6 +43,10 @@ class LayerError(LamellaError, RuntimeError):
 
 class NonFiniteError(LamellaError, ArithmeticError):
     """The loss became NaN or infinite; the message names the step and the first offending layer."""
+
+
+class BackendError(LamellaError, ImportError):
+    """A backend that cannot run here, since what it needs is not installed; the message says what to install."""
 
 
 class RegistryError(LamellaError, LookupError):

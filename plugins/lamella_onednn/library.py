@@ -115,7 +115,7 @@ class Library:
             loaded.dnnl_version.restype = POINTER(_Version)
             version = loaded.dnnl_version().contents
         except (OSError, AttributeError) as error:
-            raise ImportError(f"{path} is no oneDNN library that can be loaded here: {error}") from error
+            raise ImportError(f"no oneDNN library can be loaded here: {error}") from error
         self.path, self.version = path, (version.major, version.minor, version.patch)
         if version.major != _MAJOR:
             raise ImportError(f"{path} is oneDNN {'.'.join(map(str, self.version))}, and not version {_MAJOR}")
@@ -195,7 +195,10 @@ def library() -> Library:
         try:
             return Library(named)
         except ImportError as error:
-            raise ImportError(f"the variable {VARIABLE} does not lead to oneDNN {_MAJOR}: {error}") from error
+            raise ImportError(
+                f"the variable {VARIABLE} does not lead to oneDNN {_MAJOR}: {error}. Likely fix: unset it, and "
+                f"{_INSTALL}"
+            ) from error
     reasons = []
     for path in dict.fromkeys(_places()):
         try:

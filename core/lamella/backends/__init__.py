@@ -11,6 +11,7 @@ from lamella.backends.cupy_backend import CuPyBackend
 from lamella.backends.namespace import DTYPE_NAMES, NAMESPACE, Namespace
 from lamella.backends.numpy_backend import NumPyBackend
 from lamella.backends.strict_backend import StrictBackend
+from lamella.errors import BackendError, RegistryError
 from lamella.hookspecs import hookimpl
 from lamella.registry import Kind
 
@@ -24,20 +25,32 @@ def get_backend(name: str | None = None) -> Backend:
 
     Raises:
         RegistryError: no plugin gives a backend of this name.
-        ImportError: what the backend needs is not installed; the message says how to install it.
+        BackendError: what the backend needs is not installed; the message says how to install it.
 
     >>> get_backend("numpy").xp.backend
     'numpy'
     """
-    if name is None:
-        name = os.environ.get("LAMELLA_BACKEND") or "numpy"
-    return _only(BACKENDS.find(name))
+    if name is not None:
+        return _only(BACKENDS.find(name))
+    try:
+        return _only(BACKENDS.find(os.environ.get("LAMELLA_BACKEND") or "numpy"))
+    except RegistryError as error:
+        raise RegistryError(f"the variable LAMELLA_BACKEND: {error}") from None
 
 
 @functools.cache
 def _only(kind: type[Backend]) -> Backend:
     """The one instance of a class."""
-    return kind()
+    try:
+        backend = kind()
+    except ImportError as error:
+        raise BackendError(str(error)) from error
+    if backend.xp.backend != backend.name:
+        raise RegistryError(
+            f"backend {backend.name!r}: its xp is that of {backend.xp.backend!r}, so its kernels would never run. "
+            f"Likely fix: self.xp = Namespace({backend.name!r}, ...) in {kind.__qualname__}.__init__"
+        )
+    return backend
 
 
 @hookimpl

@@ -22,6 +22,24 @@ class Backend(ABC):
         knows_shapes: whether shapes are plain ints, which can be held against what ``build`` said.
         has_numpy_arrays: whether its arrays are those of NumPy.
         advice: what to add to the error of a layer that fails.
+
+    A plugin gives a class by the hook ``lamella_backends``. Most begin with NumPy's, and bring kernels that come before
+    NumPy's own; ``lm.testing.check_layer`` then examines layers on it too:
+
+    >>> import numpy as np
+    >>> import lamella as lm
+    >>> from lamella.backends.numpy_backend import NumPyBackend
+    >>> class Loud(NumPyBackend):
+    ...     name = "loud"
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.xp = Namespace("loud", np, kernels=("loud", "numpy"))
+    >>> @lm.primitives.relu.kernel("loud")
+    ... def _(xp, x):
+    ...     return NotImplemented if x.ndim > 2 else np.maximum(x, 0.0)  # the next kernel runs where it is not made for
+    >>> lm.primitives.relu(Loud().xp, np.array([-1.0, 2.0]))
+    array([0., 2.])
+    >>> del lm.primitives.relu.kernels["loud"]
     """
 
     name: str

@@ -96,7 +96,7 @@ def _off(case: Case, label: str, lay: Callable[[Any], Any] | None, training: boo
                 f"{name} for {where}: float32 is off by {error:.3g}; rounding of the inputs explains {limit:.3g}",
                 subject=name,
                 inputs=inputs,
-                cause="it is right where arrays are scattered in memory" if lay else _cause(rounded[name][fit]),
+                cause=_cause(rounded[name][fit], lay, backend),
                 **worst_place(np.where(fit, rounded[name], 0.0), np.where(fit, exact[name], 0.0)),
             )
         worst = max(worst, error / limit if limit else 0.0)
@@ -150,7 +150,11 @@ def _steepness(arrays: Iterable[Any]) -> float:
     return max((float(np.max(1.0 / spread[spread > TINY], initial=0.0)) for spread in spreads), default=0.0)
 
 
-def _cause(found: Any) -> str:
+def _cause(found: Any, lay: Any, backend: str) -> str:
+    if backend != "numpy":
+        return f"a kernel of the {backend!r} backend differs from the reference"
+    if lay:
+        return "it is right where arrays are scattered in memory"
     if not np.isfinite(found).all():
         return (
             "overflow of an intermediate result: float32 ends at 3.4e38, which exp(89) exceeds. Take the maximum off "
