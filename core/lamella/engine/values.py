@@ -79,7 +79,8 @@ class OptimizerState:
 
     def learning_rate(self, t: int) -> float:
         """Return the learning rate of step ``t``, such as ``state.t`` for the last step."""
-        return self.scale * learning_rate_at(self.optimizer.learning_rate, t - self.began)
+        rate = self.optimizer.learning_rate
+        return self.scale * (rate if type(rate) is float else learning_rate_at(rate, t - self.began))
 
     def as_numpy(self) -> tuple[Optimizer, dict[str, Any], dict[str, Any]]:
         """Return the optimizer, the counters beside it by name, and the slots as NumPy."""
