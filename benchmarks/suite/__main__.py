@@ -108,8 +108,14 @@ def machine() -> dict[str, Any]:
     return {"processor": name, "cores": race.cores(), "system": platform.platform(), "load": os.getloadavg()[0]}
 
 
-def look(contestants: Sequence[race.Contestant], settings: race.Settings, found: dict[str, Any], line: Line) -> None:
-    """Find out who can take part. One that isn't installed is left out; one that fails is an error."""
+def look(
+    contestants: Sequence[race.Contestant],
+    named: set[str],
+    settings: race.Settings,
+    found: dict[str, Any],
+    line: Line,
+) -> None:
+    """Find out who can take part. One that isn't installed is left out; one that is named, or fails, is an error."""
     with line:
         for one in contestants:
             line.show(f"looking at {one.label}")
@@ -118,7 +124,8 @@ def look(contestants: Sequence[race.Contestant], settings: race.Settings, found:
             except race.ContestantError as error:
                 found["errors"][one.label] = str(error)
             else:
-                found["left_out" if "missing" in about else "contestants"][one.label] = about.get("missing", about)
+                absent = "errors" if one.label in named else "left_out"
+                found[absent if "missing" in about else "contestants"][one.label] = about.get("missing", about)
     for label, reason in found["left_out"].items():
         print(f"without {label}: {reason}")
     for message in found["errors"].values():
@@ -201,10 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     line = Line(Terminal(sys.stderr))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # contestants and their files go too
     try:
-        look(contestants, settings, found, line)
-        for name in given.backends:  # asked for by name
-            if reason := found["left_out"].pop(f"lamella {name}", ""):
-                found["errors"][f"lamella {name}"] = reason
+        look(contestants, {f"lamella {name}" for name in given.backends}, settings, found, line)
         ready = [one for one in contestants if one.label in found["contestants"]]
         if not ready:
             print("nobody is left to run", file=sys.stderr)
