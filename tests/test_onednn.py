@@ -14,7 +14,7 @@ from wheels import run
 import lamella as lm
 from lamella.backends import get_backend
 from lamella.engine.threads import thread_count
-from lamella.primitives import affine, relu, relu_dx, sum_of_products
+from lamella.primitives import affine, affine_gradients, relu, relu_dx
 from lamella_layers import (
     LSTM,
     Activation,
@@ -216,15 +216,20 @@ def test_products_and_elements(xp, seed):
     agree(affine(xp, dy, kernel.T), exact(affine, dy, kernel.T), units)
     steps = rng.normal(size=(3, rows, features)).astype("float32")
     agree(affine(xp, steps, kernel, bias), exact(affine, steps, kernel, bias), features)
-    agree(sum_of_products(xp, x, dy), exact(sum_of_products, x, dy), rows)
+    more = rng.normal(size=(3, rows, units)).astype("float32")
+    for given, slope in ((x, dy), (steps, more)):
+        sizes, wide = (units, slope.size // units, slope.size // units), exact(affine_gradients, given, kernel, slope)
+        for got, expected, size in zip(affine_gradients(xp, given, kernel, slope), wide, sizes, strict=True):
+            agree(got, expected, size)
     out = np.empty((units, features), "float32").T
-    assert sum_of_products(xp, x, dy, out=out) is out
-    agree(out, exact(sum_of_products, x, dy), rows)
+    options = {"use_bias": False, "wants_dx": False, "out": out}
+    assert [got is out for got in affine_gradients(xp, x, kernel, dy, **options)] == [False, True, False]
+    agree(out, x.astype("float64").T @ dy, rows)
     y = relu(xp, x)
     np.testing.assert_array_equal(y, relu(NUMPY, x))
     other = np.empty_like(y)
     other[...] = drawn(rng, *y.shape)
-    np.testing.assert_array_equal(relu_dx(xp, y, other), relu_dx(NUMPY, y, other))
+    np.testing.assert_array_equal(relu_dx(xp, y, y, other), relu_dx(NUMPY, y, y, other))
     np.testing.assert_array_equal(add(xp, y, other, y), add(NUMPY, y, other, y))
 
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from lamella import registry
 from lamella.arguments import number
-from lamella.backends import get_backend
-from lamella.errors import ArgumentError, DataError
+from lamella.backends import Backend, get_backend
+from lamella.errors import ArgumentError, DataError, LayerError
 from lamella.hookspecs import hookimpl
 from lamella.primitives import one_hot, primitive, relu, sigmoid
 from lamella.protocol.configured import Configured
 from lamella.protocol.context import Context
 from lamella.protocol.inputs import as_array
-from lamella.protocol.spec import ArraySpec, shape_in_words
+from lamella.protocol.spec import ArraySpec, described, shape_in_words
 from lamella.protocol.specimen import Specimen
 from lamella.registry import snake_case
 
@@ -32,6 +32,7 @@ __all__ = [
     "SoftmaxCrossEntropy",
     "Weighted",
     "class_targets",
+    "loss_and_slope",
     "value_targets",
 ]
 
@@ -90,6 +91,34 @@ class Loss(Configured):
         """Return the loss of each sample, (N,), of NumPy arrays."""
         prediction = np.asarray(prediction)
         return self.per_sample(prediction, self.prepare(ArraySpec(prediction.shape, str(prediction.dtype)), target))
+
+
+def loss_and_slope(
+    loss: Loss, ctx: Context, backend: Backend, prediction: Any, target: Any, weights: Any, *, wants_slope: bool
+) -> tuple[float, Any]:
+    """Return the sum of the losses of some rows times their weights, and its gradient, or None where not wanted.
+
+    Raises:
+        LayerError: the loss fails, or gives arrays of another shape or dtype.
+    """
+    prediction = backend.view(prediction)  # what metrics see too, and layers may have saved
+    ctx.saved = ()
+    try:
+        each = loss.forward(ctx, prediction, target)
+        slope = loss.backward(ctx, weights) if wants_slope else None
+    except Exception as error:
+        given = f"prediction {described(prediction)} and target {described(target)}"
+        hint = "; make new arrays: predictions and targets are never written to" if "read-only" in str(error) else ""
+        raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}{hint}") from error
+    ctx.saved = ()
+    if getattr(each, "shape", None) != weights.shape:
+        raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")
+    if slope is not None and (getattr(slope, "shape", None) != prediction.shape or slope.dtype != prediction.dtype):
+        raise LayerError(
+            f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
+            f"{described(slope)}"
+        )
+    return float(backend.asnumpy(each).astype(np.float64).dot(backend.asnumpy(weights))), slope
 
 
 LOSSES = registry.Kind("losses", "lamella.losses.Loss", base=Loss)

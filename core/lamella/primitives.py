@@ -18,6 +18,7 @@ __all__ = [
     "Primitive",
     "add_rows",
     "affine",
+    "affine_gradients",
     "erf",
     "one_hot",
     "pad",
@@ -28,7 +29,6 @@ __all__ = [
     "sigmoid",
     "softmax",
     "softplus",
-    "sum_of_products",
     "take_rows",
 ]
 
@@ -209,9 +209,14 @@ def _(xp: Any, x: Any, *, axis: int = -1) -> Any:
 
 
 @primitive
-def relu_dx(xp: Any, y: Any, dy: Any) -> Any:
-    """The gradient of `relu`, by its result ``y``: dy where it is positive."""
+def relu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
+    """The gradient of `relu`, whose result is ``y``: dy where that is positive."""
     return dy * xp.astype(y > 0.0, y.dtype)
+
+
+@relu_dx.kernel("numpy")
+def _(xp: Any, x: Any, y: Any, dy: Any) -> Any:
+    return dy * (y > 0.0).astype(y.dtype)
 
 
 @primitive
@@ -223,28 +228,47 @@ def affine(xp: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
 
 @affine.kernel("numpy")
 def _(xp: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
-    y = x @ kernel
+    y = x @ kernel if x.ndim == 2 else _product_of_rows(x, kernel)
     if bias is not None:
         y += bias
     return y
 
 
+def _product_of_rows(x: Any, kernel: Any) -> Any:
+    """(N, ..., F), (F, U) -> (N, ..., U) in one product, where NumPy makes one for each n."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+
+
 @primitive
-def sum_of_products(xp: Any, x: Any, dy: Any, *, out: Any = None) -> Any:
-    """(N, F), (N, U) -> (F, U), the sum over rows of ``x_n dy_n``: the gradient of the weights of a product.
+def affine_gradients(
+    xp: Any, x: Any, kernel: Any, dy: Any, *, use_bias: bool = True, wants_dx: bool = True, out: Any = None
+) -> tuple[Any, Any, Any]:
+    """The gradients of `affine`: of x, of the kernel, and of the bias; None for what is not wanted.
 
-    ``out`` is None or what ``ctx.out`` has for the weights: on NumPy, the place to compute it in.
+    ``out`` is None or what ``ctx.out`` has for the kernel: on NumPy, the place to compute its gradient in.
     """
-    return x.T @ dy
+    rows, d = (a if a.ndim == 2 else xp.reshape(a, (-1, n)) for a, n in zip((x, dy), kernel.shape, strict=True))
+    return dy @ kernel.T if wants_dx else None, rows.T @ d, xp.sum(d, axis=0) if use_bias else None
 
 
-@sum_of_products.kernel("numpy")
-def _(xp: Any, x: Any, dy: Any, *, out: Any = None) -> Any:
-    if len(x) == 1:  # BLAS takes four times as long
-        if x.size * dy.size > 1 << 14:
-            return np.einsum("i,j->ij", x[0], dy[0], out=out)  # in two thirds of the time
-        return np.multiply(x.T, dy, out=out)
-    return np.matmul(x.T, dy, out=out)
+@affine_gradients.kernel("numpy")
+def _(
+    xp: Any, x: Any, kernel: Any, dy: Any, *, use_bias: bool = True, wants_dx: bool = True, out: Any = None
+) -> tuple[Any, Any, Any]:
+    dx = None
+    if wants_dx:
+        dx = dy @ kernel.T if dy.ndim == 2 else _product_of_rows(dy, kernel.T)
+    if x.ndim > 2:
+        x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    if len(x) > 1:
+        slope = np.matmul(x.T, dy, out=out)
+    elif (
+        kernel.size > 1 << 14
+    ):  # for one row BLAS takes four times as long, and a product of columns half as long again
+        slope = np.einsum("i,j->ij", x[0], dy[0], out=out)
+    else:
+        slope = np.multiply(x.T, dy, out=out)
+    return dx, slope, np.add.reduce(dy, 0) if use_bias else None
 
 
 @primitive

@@ -231,7 +231,7 @@ def lamella_activations() -> dict[str, lm.ActivationFunction]:
         "gelu": f(gelu, _gelu_dx),
         "leaky_relu": f(leaky_relu, lambda xp, x, y, dy: dy * xp.maximum(_positive(xp, x), _SLOPE)),
         "linear": f(lambda xp, x: x, lambda xp, x, y, dy: dy),
-        "relu": f(relu, lambda xp, x, y, dy: relu_dx(xp, y, dy)),
+        "relu": f(relu, relu_dx),
         "selu": f(selu, _selu_dx),
         "sigmoid": f(sigmoid, lambda xp, x, y, dy: dy * (y * (1.0 - y)), probabilities=True),
         "silu": f(lambda xp, x: x * sigmoid(xp, x), _silu_dx),

@@ -6,7 +6,7 @@ from typing import Any
 
 import lamella as lm
 from lamella.arguments import flag, positive
-from lamella.primitives import affine, sum_of_products
+from lamella.primitives import affine, affine_gradients
 from lamella.testing import Specimen
 from lamella_layers.activation import Activation
 
@@ -72,17 +72,18 @@ class Dense(lm.Layer):
         return affine(ctx, x, ctx.params.kernel, ctx.params.bias if self.use_bias else None)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
+        wants_dx, weights = ctx.wants_dx[0], ctx.params.kernel
+        if not ctx.trainable:
+            return affine(ctx, dy, weights.T) if wants_dx else None
         (x,) = ctx.saved
-        if ctx.trainable:
-            rows, d = x, dy
-            if x.ndim > 2:  # (N, ..., features) -> (N*..., features), (N, ..., units) -> (N*..., units)
-                rows, d = ctx.xp.reshape(x, (-1, x.shape[-1])), ctx.xp.reshape(dy, (-1, self.units))
-            kernel = sum_of_products(ctx, rows, d, out=ctx.out.kernel)
-            if self.use_bias:
-                ctx.grad(kernel=kernel, bias=ctx.xp.sum(d, axis=0))
-            else:
-                ctx.grad(kernel=kernel)
-        return affine(ctx, dy, ctx.params.kernel.T) if ctx.wants_dx[0] else None
+        dx, kernel, bias = affine_gradients(
+            ctx, x, weights, dy, use_bias=self.use_bias, wants_dx=wants_dx, out=ctx.out.kernel
+        )
+        if self.use_bias:
+            ctx.grad(kernel=kernel, bias=bias)
+        else:
+            ctx.grad(kernel=kernel)
+        return dx
 
 
 @lm.hookimpl

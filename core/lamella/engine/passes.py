@@ -11,14 +11,12 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lamella.backends import Backend
 from lamella.engine.gradients import Gradients
 from lamella.errors import LayerError, counted
 from lamella.graph.operations import Operation
 from lamella.graph.plan import Plan
-from lamella.losses import Loss
+from lamella.losses import Loss, loss_and_slope
 from lamella.protocol.context import Arrays, Context, Phase
 from lamella.protocol.spec import described
 
@@ -366,38 +364,15 @@ class Pass:
             if loss is None:
                 totals.append(0.0)
                 continue
-            total, slope = self._loss(k, loss, predictions[k], batch.targets[k], batch.weights[k])
+            given = predictions[k], batch.targets[k], batch.weights[k]
+            total, slope = loss_and_slope(loss, self._losses[k], self.backend, *given, wants_slope=self._smooth[k])
             totals.append(total)
             if slope is not None:
                 gradients[graph.outputs[k]] = slope
         yield from self.backward(gradients)
         dx = tuple([gradients.get(value) for value in graph.inputs])
-        given = self.collected if self._gradients is None else self._gradients
-        return StepResult(tuple(totals), predictions, given, dx, updates)
-
-    def _loss(self, k: int, loss: Loss, prediction: Any, target: Any, weights: Any) -> tuple[float, Any]:
-        """The weighted sum of the losses of the rows, and its gradient."""
-        ctx, asnumpy = self._losses[k], self.backend.asnumpy
-        prediction = self.backend.view(prediction)  # which metrics see too
-        ctx.saved = ()
-        try:
-            each = loss.forward(ctx, prediction, target)
-            slope = loss.backward(ctx, weights) if self._smooth[k] else None
-        except Exception as error:
-            given = f"prediction {described(prediction)} and target {described(target)}"
-            hint = (
-                "; make new arrays: predictions and targets are never written to" if "read-only" in str(error) else ""
-            )
-            raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}{hint}") from error
-        ctx.saved = ()
-        if getattr(each, "shape", None) != (prediction.shape[0],):
-            raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")
-        if slope is not None and (getattr(slope, "shape", None) != prediction.shape or slope.dtype != self._dtype):
-            raise LayerError(
-                f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
-                f"{described(slope)}"
-            )
-        return float(asnumpy(each).astype(np.float64).dot(asnumpy(weights))), slope
+        parameters = self.collected if self._gradients is None else self._gradients
+        return StepResult(tuple(totals), predictions, parameters, dx, updates)
 
     def _accepted(self, operation: Operation, array: Any, output: _Output) -> Any:
         """An output as the next layer gets it, if it is what ``build`` said."""

@@ -22,6 +22,14 @@ __all__ = ["available_cores", "blas_threads", "keep_freed_memory", "run_tasks", 
 
 PATIENCE = 10.0  # seconds that a step waits for others that keep BLAS to another number of threads
 
+
+class _Worker(threading.local):
+    """What a thread is doing."""
+
+    busy = False  # with a task of another thread
+    holds = 0  # of BLAS's number of threads, one within the other
+
+
 _lock = threading.Lock()
 _changed = threading.Condition(_lock)  # when nobody holds BLAS's number of threads any more
 _chosen: int | None = None
@@ -29,7 +37,7 @@ _pool: ThreadPoolExecutor | None = None
 _holders = 0  # of BLAS's number of threads
 _held = 0  # that number
 _blas: list[_Library] | None = None  # the BLAS libraries of this process, found once
-_worker = threading.local()
+_worker = _Worker()
 _memory_is_kept = False
 
 
@@ -115,7 +123,7 @@ def run_tasks(tasks: Sequence[Callable[[], None]]) -> None:
     They must not raise. If this thread is interrupted, the others are waited for first. Within a task that runs on
     another thread, while the interpreter ends, and where no thread can be started, tasks run one after the other.
     """
-    if len(tasks) == 1 or getattr(_worker, "busy", False):
+    if len(tasks) == 1 or _worker.busy:
         for task in tasks:
             task()
         return
@@ -176,21 +184,21 @@ class _Library:
             own = [getattr(controller.dynlib, f"{prefix}openblas_{verb}_num_threads{suffix}", None) for verb in _VERBS]
             if all(own) and getattr(controller, "threading_layer", "") == "pthreads":
                 self._get, self._set = own
-        self._before: int | None = None  # how many threads it had, while it is held
+        self._before: int | None = None  # how many threads it had, where it is held to another number
 
     def hold(self, threads: int) -> None:
         """Keep to some threads."""
         now = self._get()
-        if self._before is None:  # else a fork came between, and it is what the parent held it to
-            self._before = now
         if now != threads:
+            if self._before is None:  # else a fork came between, and it is what the parent held it to
+                self._before = now
             self._set(threads)
 
     def release(self) -> None:
         """Go back to as many threads as before."""
-        before, self._before = self._before, None
-        if before is not None and self._get() != before:
-            self._set(before)
+        if self._before is not None:
+            self._set(self._before)
+            self._before = None
 
 
 _VERBS = ("get", "set")
@@ -208,8 +216,8 @@ class _BlasThreads:
 
     def __enter__(self) -> None:
         global _holders, _held, _blas
-        if getattr(_worker, "busy", False) or getattr(_worker, "holds", 0):
-            _worker.holds = getattr(_worker, "holds", 0) + 1
+        if _worker.busy or _worker.holds:
+            _worker.holds += 1
             return
         entered = False
         try:
@@ -219,7 +227,8 @@ class _BlasThreads:
 
                     found = ThreadpoolController().select(user_api="blas").lib_controllers
                     _blas = [_Library(library) for library in found]
-                _changed.wait_for(lambda: not _holders or _held == self.count, PATIENCE)
+                if _holders and _held != self.count:
+                    _changed.wait_for(lambda: not _holders or _held == self.count, PATIENCE)
                 _holders += 1
                 _worker.holds = 1
                 entered = True
@@ -235,7 +244,7 @@ class _BlasThreads:
     def __exit__(self, *error: object) -> None:
         global _holders
         _worker.holds -= 1
-        if _worker.holds or getattr(_worker, "busy", False):
+        if _worker.holds or _worker.busy:
             return
         with _lock:
             _holders -= 1

@@ -55,8 +55,8 @@ class Context:
         training: True in a training step, False in inference.
         trainable: False where the layer is frozen.
         out: for each parameter, an array to compute its gradient in and hand to ``grad``, which saves a copy; or None,
-            on other backends and where shares are added up. Functions such as `lamella.primitives.sum_of_products` take
-            either: ``out=ctx.out.kernel``.
+            on other backends and where shares are added up. Functions such as `lamella.primitives.affine_gradients`
+            take either: ``out=ctx.out.kernel``.
         wants_dx: for each input, whether its gradient is used; where not, ``backward_pass`` may return None.
     """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lamella.primitives import affine, sum_of_products
+from lamella.primitives import affine, affine_gradients
 from lamella_onednn.descriptors import described
 from lamella_onednn.layouts import is_float32, plain
 from lamella_onednn.routines import Routine, choose, kept
@@ -31,30 +31,40 @@ def _layout(x: Any) -> Layout:
     return x.shape, x.strides
 
 
+def _pays(x: Any, kernel: Any) -> bool:
+    """Whether there is enough to do, and the rows of x can be counted without a copy."""
+    rows = x.size // x.shape[-1] if x.size else 0
+    enough = rows > 1 and rows * kernel.size >= LEAST_WORK
+    return enough and (x.ndim == 2 or x.flags.c_contiguous) and is_float32(x, kernel)
+
+
+def _multiplied(a: Any, b: Any, bias: Any = None, *, out: Any = None) -> Any:
+    """``a b + bias`` of matrices, on NumPy where oneDNN has no such product."""
+    a, b = plain(a), plain(b)
+    y = np.empty((len(a), b.shape[1]), "float32") if out is None else out
+    routine = kept(_product, _layout(a), _layout(b), _layout(y), bias is not None)
+    if routine is None:
+        np.matmul(a, b, out=y)
+        return y if bias is None else np.add(y, bias, out=y)
+    routine(a, b, y, *(() if bias is None else (np.ascontiguousarray(bias),)))
+    return y
+
+
+def _rows(x: Any) -> Any:
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
 @affine.kernel("onednn")
 def _(xp: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
-    rows = x.size // x.shape[-1] if x.size else 0
-    if x.ndim < 2 or rows < 2 or x.size * kernel.shape[1] < LEAST_WORK or not is_float32(x, kernel):
+    if x.ndim < 2 or not _pays(x, kernel):
         return NotImplemented
-    if x.ndim > 2 and not x.flags.c_contiguous:
-        return NotImplemented
-    a, kernel = plain(x.reshape(rows, x.shape[-1])), plain(kernel)
-    y = np.empty((rows, kernel.shape[1]), "float32")
-    routine = kept(_product, _layout(a), _layout(kernel), _layout(y), bias is not None)
-    if routine is None:
-        return NotImplemented
-    routine(a, kernel, y, *(() if bias is None else (np.ascontiguousarray(bias),)))
-    return y.reshape(*x.shape[:-1], kernel.shape[1])
+    return _multiplied(_rows(x), kernel, bias).reshape(*x.shape[:-1], kernel.shape[1])
 
 
-@sum_of_products.kernel("onednn")
-def _(xp: Any, x: Any, dy: Any, *, out: Any = None) -> Any:
-    if len(x) < 2 or x.size * dy.shape[1] < LEAST_WORK or not is_float32(x, dy):
+@affine_gradients.kernel("onednn")
+def _(xp: Any, x: Any, kernel: Any, dy: Any, *, use_bias: bool = True, wants_dx: bool = True, out: Any = None) -> Any:
+    if not (_pays(x, kernel) and _pays(dy, kernel)):
         return NotImplemented
-    a, b = plain(x.T), plain(dy)
-    y = np.empty((len(a), b.shape[1]), "float32") if out is None else out
-    routine = kept(_product, _layout(a), _layout(b), _layout(y), False)
-    if routine is None:
-        return NotImplemented
-    routine(a, b, y)
-    return y
+    d = _rows(dy)
+    dx = _multiplied(d, kernel.T).reshape(x.shape) if wants_dx else None
+    return dx, _multiplied(_rows(x).T, d, out=out), d.sum(axis=0) if use_bias else None

@@ -50,7 +50,7 @@ def _rectifier(size: int) -> Chain:
 
 
 @relu_dx.kernel("onednn")
-def _(xp: Any, y: Any, dy: Any) -> Any:
+def _(xp: Any, x: Any, y: Any, dy: Any) -> Any:
     if not _alike(y, dy):
         return NotImplemented
     routine = kept(_rectifier_dx, y.size)
