@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from lamella.backends import get_backend
 from lamella.engine.threads import thread_count
 from lamella.primitives import affine, affine_gradients, relu, relu_dx
 from lamella_layers import (
+    GRU,
     LSTM,
+    RNN,
     Activation,
     Add,
     AveragePooling2D,
     BatchNormalization,
+    Bidirectional,
     Conv1D,
     Conv2D,
     Conv2DTranspose,
@@ -43,6 +47,7 @@ from lamella_layers.pooling import (
     max_pool,
     max_pool_dx,
 )
+from lamella_layers.recurrent.recurrent import Sequences, kept_recurrence, recurrence, recurrence_dx
 from lamella_layers.windows import Windows
 
 NUMPY = get_backend("numpy").xp
@@ -88,11 +93,15 @@ def geometry(rng, axes):
 def exact(function, *arrays, **options):
     """The reference in float64."""
 
-    def wide(array):
-        floats = isinstance(array, np.ndarray) and array.dtype == np.float32
-        return array.astype("float64") if floats else array
-
     return function.reference(NUMPY, *map(wide, arrays), **options)
+
+
+def wide(value):
+    """The same with floats of 64 bits."""
+    if isinstance(value, tuple):
+        return type(value)(*map(wide, value)) if hasattr(value, "_fields") else tuple(map(wide, value))
+    floats = isinstance(value, np.ndarray) and value.dtype == np.float32
+    return value.astype("float64") if floats else value
 
 
 def agree(given, expected, terms=1):
@@ -233,6 +242,68 @@ def test_products_and_elements(xp, seed):
     np.testing.assert_array_equal(add(xp, y, other, y), add(NUMPY, y, other, y))
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_recurrent_layers(xp, seed):
+    rng = np.random.default_rng(seed)
+    n, steps, features, units = map(int, rng.integers(1, 24, 4))
+    names = "return_sequences", "return_state", "reverse", "use_bias", "begins"
+    options = {name: bool(rng.integers(2)) for name in names}
+    begins = options.pop("begins")
+    if (kind := (RNN, LSTM, GRU)[seed % 3]) is RNN:
+        options["activation"] = ("tanh", "sigmoid")[int(rng.integers(2))]
+    layer = kind(units, **options)
+    width = len(layer.gates) * units
+    kernel, recurrent = (drawn(rng, rows, width) / np.float32(rows**0.5) for rows in (features, units))
+    kernel, recurrent, *biases = map(np.ascontiguousarray, (kernel, recurrent, drawn(rng, width), drawn(rng, width)))
+    params = dict(
+        zip(("kernel", "recurrent_kernel", "bias", "recurrent_bias"), (kernel, recurrent, *biases), strict=True)
+    )
+    initial = tuple(drawn(rng, n, units) for _ in layer.states) if begins else ()
+    given = Sequences(drawn(rng, n, steps, features), None, initial)
+    exact_params, exact_given = SimpleNamespace(**{k: wide(v) for k, v in params.items()}), wide(given)
+    task, exact_task = (layer, SimpleNamespace(**params), given), (layer, exact_params, exact_given)
+
+    y, last = recurrence(xp, *task)
+    trained_y, trained_last, kept = kept_recurrence(xp, *task)
+    exact_y, exact_last, exact_kept = kept_recurrence(NUMPY, *exact_task)
+    assert not isinstance(kept, tuple), "NumPy's kernel ran"
+    for got, expected in zip((*last, *trained_last), exact_last * 2, strict=True):
+        agree(got, expected, 8 * steps)
+    for got in (y, trained_y):
+        assert (got is None) == (exact_y is None)
+        if got is not None:
+            agree(got, exact_y, 8 * steps)
+
+    incoming = [drawn(rng, n, steps, units) if layer.return_sequences else drawn(rng, n, units)]
+    incoming += [drawn(rng, n, units) for _ in layer.states] if layer.return_state else []
+    wants = {"trainable": True, "wants_dx": True}
+    dx, d, gradients = recurrence_dx(xp, *task, kept, tuple(incoming), **wants)
+    exact_dx, exact_d, exact_gradients = recurrence_dx(NUMPY, *exact_task, exact_kept, wide(tuple(incoming)), **wants)
+    agree(dx, exact_dx, 8 * steps)
+    for got, expected in zip(d if begins else (), exact_d if begins else (), strict=True):
+        agree(got, expected, 8 * steps)
+    assert gradients.keys() == exact_gradients.keys()
+    for name, got in gradients.items():
+        agree(got, exact_gradients[name], 8 * n * steps)
+
+
+def test_recurrent_layers_share_their_memory(backend):
+    """Steps of other shapes in between, and passes without a way back, change nothing and take no more memory."""
+    from lamella_onednn.routines import state
+
+    model, other = sequences(backend="onednn"), sequences(backend="onednn")
+    x, y = batch(model)
+    options = {"loss": "softmax_cross_entropy", "optimizer": lm.optimizers.SGD(0.02)}
+    given = [model.train_on_batch(x, y, **options) for _ in range(4)]
+    count = len(state().memory["workspaces"])
+    between = [lambda: other.predict(x), lambda: other.train_on_batch(x[:5], y[:5], **options)]
+    model = sequences(backend="onednn")
+    for step, expected in enumerate(given):
+        between[step % 2]()
+        assert model.train_on_batch(x, y, **options) == expected
+    assert len(state().memory["workspaces"]) == count
+
+
 def test_small_arrays_floats_of_64_bits_and_integers_are_left_to_numpy(backend):
     x, windows = np.ones((1, 2, 3, 3)), Windows.over((3, 3), size=(2, 2))
     for dtype in ("float32", "float64"):
@@ -280,7 +351,12 @@ def series(**options):
     return lm.Sequential(layers, input_shape=(3, 360), **options)
 
 
-MODELS = (vgg, resnet, upside_down, series)
+def sequences(**options):
+    layers = [Bidirectional(LSTM(24)), Dense(16, activation="relu"), GRU(16, use_bias=False), RNN(12)]
+    return lm.Sequential([*layers, LSTM(16, return_sequences=False), Dense(10)], input_shape=(12, 8), **options)
+
+
+MODELS = (vgg, resnet, upside_down, series, sequences)
 
 
 def batch(model, rows=24):
@@ -319,6 +395,13 @@ def test_a_batch_runs_whole_where_that_pays(backend):
     assert cut(model.graph, 64, backend, 2)[1:] == (backend, 1)
     dense = lm.Sequential([Dense(512), Dense(512)], input_shape=512)
     assert cut(dense.graph, 64, backend, 2).backend is backend
+    assert cut(sequences().graph, 1, backend, 2).backend is backend
+    series = lm.Input((12, 8))
+    for layer in (LSTM(8, truncate=4), RNN(8, activation="relu"), Bidirectional(GRU(8, truncate=3))):
+        assert cut(lm.Model(series, layer(series)).graph, 64, backend, 2).backend is get_backend("numpy")
+    lengths = lm.Input((), dtype="int64", low=0, high=13)
+    padded = lm.Model([series, lengths], LSTM(8)(series, lengths))
+    assert cut(padded.graph, 64, backend, 2).backend is get_backend("numpy")
     tiny = lm.Sequential([Conv2D(2, 3), Flatten(), Dense(1)], input_shape=(1, 5, 5))
     assert cut(tiny.graph, 8, backend, 2).backend is get_backend("numpy")
     x = lm.Input((64, 32))
@@ -327,7 +410,7 @@ def test_a_batch_runs_whole_where_that_pays(backend):
 
 
 def test_recurrent_layers_and_others_run(backend):
-    layers = [LSTM(64), Dense(8), Activation("tanh"), LSTM(8, return_sequences=False), Dense(10)]
+    layers = [LSTM(64, truncate=5), Dense(8), Activation("tanh"), LSTM(8, return_sequences=False), Dense(10)]
     given, expected = (losses(lm.Sequential(layers, input_shape=(12, 8), backend=b)) for b in ("onednn", "numpy"))
     np.testing.assert_allclose(given, expected, rtol=1e-4)
 

@@ -27,16 +27,21 @@ class OneDNNBackend(NumPyBackend):
         keep_freed_memory()
         from lamella_layers.convolution.convolution import Convolution
         from lamella_layers.merging import add
-        from lamella_onednn import kernels  # noqa: F401  registers them
+        from lamella_onednn import kernels
 
-        self._convolution, self._add = Convolution, add
+        self._convolution, self._add, self._takes = Convolution, add, kernels.recurrent.takes
         self.xp = Namespace("onednn", np, kernels=("onednn", "numpy"))
 
     def runs_whole(self, graph: Any, rows: int) -> bool:
-        """Return whether a graph has convolutions, or its products rule and it walks not over time, step by step."""
+        """Return whether a graph has convolutions, recurrent layers that oneDNN has, or products that rule."""
         if any(isinstance(operation.layer, self._convolution) for operation in graph.operations):
             return cost_of(graph).work * rows >= LEAST_WORK
-        return runs_whole(graph, rows) and not cost_of(graph).recurrent
+        recurrent = [operation for operation in graph.operations if operation.layer.recurrent]
+        if not recurrent:
+            return runs_whole(graph, rows)
+        inputs = [tuple(graph.specs[value] for value in operation.inputs) for operation in recurrent]
+        pairs = zip(recurrent, inputs, strict=True)
+        return graph.dtype == "float32" and all(self._takes(operation.layer, given) for operation, given in pairs)
 
     def added(self, a: Any, b: Any) -> Any:
         return self._add(self.xp, a, b)

@@ -86,6 +86,16 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "batch_normalization_backward_primitive_desc_create": (
         *_CREATE, c_int, *(_Handle,) * 3, c_float, c_uint, _Handle, _Handle,
     ),
+    "vanilla_rnn_forward_primitive_desc_create": (
+        *_CREATE, c_int, c_int, c_int, *(_Handle,) * 7, c_uint, c_float, c_float, _Handle,
+    ),
+    "vanilla_rnn_backward_primitive_desc_create": (
+        *_CREATE, c_int, c_int, c_int, *(_Handle,) * 14, c_uint, c_float, c_float, _Handle, _Handle,
+    ),
+    "lstm_forward_primitive_desc_create": (*_CREATE, c_int, c_int, *(_Handle,) * 11, c_uint, _Handle),
+    "lstm_backward_primitive_desc_create": (*_CREATE, c_int, c_int, *(_Handle,) * 22, c_uint, _Handle, _Handle),
+    "lbr_gru_forward_primitive_desc_create": (*_CREATE, c_int, c_int, *(_Handle,) * 7, c_uint, _Handle),
+    "lbr_gru_backward_primitive_desc_create": (*_CREATE, c_int, c_int, *(_Handle,) * 14, c_uint, _Handle, _Handle),
     "matmul_primitive_desc_create": (*_CREATE, *(_Handle,) * 5),
     "binary_primitive_desc_create": (*_CREATE, c_int, *(_Handle,) * 4),
     "eltwise_forward_primitive_desc_create": (

@@ -19,7 +19,19 @@ from lamella.engine.threads import thread_count
 from lamella_onednn.descriptors import Descriptor
 from lamella_onednn.library import Argument, Unimplemented, library
 
-__all__ = ["Chain", "Choice", "Reorder", "Routine", "attributes", "choose", "kept", "scratch", "state", "step_argument"]
+__all__ = [
+    "Chain",
+    "Choice",
+    "Reorder",
+    "Routine",
+    "attributes",
+    "choose",
+    "kept",
+    "new_memory",
+    "scratch",
+    "state",
+    "step_argument",
+]
 
 _MOST = 512  # routines that a thread keeps
 _CPU = 1
@@ -104,9 +116,15 @@ def scratch(name: str, size: int) -> Any:
     memory = state().memory
     held = memory.get(name)
     if held is None or len(held) < size:
-        raw = np.empty(size + _ALIGNMENT, "uint8")
-        held = memory[name] = raw[-raw.__array_interface__["data"][0] % _ALIGNMENT :]
+        held = memory[name] = new_memory(size)
     return held
+
+
+def new_memory(size: int) -> Any:
+    """Return so many bytes that begin where a line of the cache does."""
+    raw = np.empty(size + _ALIGNMENT, "uint8")
+    begin = -raw.__array_interface__["data"][0] % _ALIGNMENT
+    return raw[begin : begin + size]
 
 
 class Choice:
@@ -120,9 +138,9 @@ class Choice:
     def __del__(self) -> None:
         library().primitive_desc_destroy(self.handle)
 
-    def layout(self, query: int) -> Descriptor:
-        """Return how the array lies that a query stands for."""
-        return Descriptor.clone(library().layout_of(self.handle, query, 0))
+    def layout(self, query: int, place: int = 0) -> Descriptor:
+        """Return how the array lies that a query, and its place among others of the kind, stand for."""
+        return Descriptor.clone(library().layout_of(self.handle, query, place))
 
     @property
     def implementation(self) -> str:

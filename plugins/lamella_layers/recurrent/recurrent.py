@@ -20,7 +20,16 @@ import numpy as np
 import lamella as lm
 from lamella.arguments import flag, positive
 
-__all__ = ["Recurrent", "Sequences", "States", "by_gate", "clipped_lengths", "forward_steps", "recurrence"]
+__all__ = [
+    "Recurrent",
+    "Sequences",
+    "States",
+    "by_gate",
+    "clipped_lengths",
+    "kept_recurrence",
+    "recurrence",
+    "recurrence_dx",
+]
 
 States = tuple[Any, ...]
 
@@ -130,7 +139,7 @@ class Recurrent(lm.Layer):
     def forward_pass(self, ctx: lm.Context, *inputs: Any) -> Any:
         given = self.split(inputs)
         if ctx.training:
-            y, last, kept = forward_steps(ctx.xp, self, ctx.params, given)
+            y, last, kept = kept_recurrence(ctx, self, ctx.params, given)
         else:
             (y, last), kept = recurrence(ctx, self, ctx.params, given), None
         ctx.save(given, kept)
@@ -138,81 +147,67 @@ class Recurrent(lm.Layer):
         return (y, *last) if self.return_state else y
 
     def backward_pass(self, ctx: lm.Context, *incoming: Any) -> Any:
-        (given, kept), xp, params = ctx.saved, ctx.xp, ctx.params
+        given, kept = ctx.saved
         if kept is None:  # inference kept nothing
-            _, _, kept = forward_steps(xp, self, params, given)
-        d, dzs = self._backward_steps(xp, params, given, kept, incoming)
-        # (N, T, features) -> (T*N, features), (T, N, units) -> (T*N, units)
-        x = xp.permute_dims(given.x, (1, 0, 2))
-        x_rows, h_rows, *dz_rows = (xp.reshape(a, (-1, a.shape[-1])) for a in (x, kept[-1], *dzs))
-        own, past = dz_rows[: len(self.gates)], [*dz_rows[: len(self.gates) - 1], dz_rows[-1]]
-        if ctx.trainable:
-            gradients = {"kernel": [x_rows.T @ d for d in own], "recurrent_kernel": [h_rows.T @ d for d in past]}
-            if self.use_bias:
-                gradients["bias"] = [xp.sum(d, axis=0) for d in own]
-            if self.use_bias and self.has_two_biases:
-                gradients["recurrent_bias"] = [xp.sum(d, axis=0) for d in past]
-            ctx.grad(**{name: xp.concat(parts, axis=-1) for name, parts in gradients.items()})
-        dx = None
-        if ctx.wants_dx[0]:
-            kernel = by_gate(xp, params.kernel, self.units)
-            dx_rows = sum(d @ kernel[k, ...].T for k, d in enumerate(own))
-            # (T*N, features) -> (N, T, features)
-            dx = xp.permute_dims(xp.reshape(dx_rows, x.shape), (1, 0, 2))
+            _, _, kept = kept_recurrence(ctx, self, ctx.params, given)
+        dx, d, gradients = recurrence_dx(
+            ctx, self, ctx.params, given, kept, incoming, trainable=ctx.trainable, wants_dx=ctx.wants_dx[0]
+        )
+        ctx.grad(**gradients)
         return (dx, *(() if given.lengths is None else (None,)), *(d if given.initial else ()))
 
-    def _backward_steps(
-        self, xp: Any, params: Any, given: Sequences, kept: tuple[Any, ...], incoming: tuple[Any, ...]
-    ) -> tuple[States, tuple[Any, ...]]:
-        """The steps in the opposite order: gradients of the initial states, and of z gate by gate, (T, N, units)."""
-        dy, *rest = incoming
-        zeros = xp.zeros((given.x.shape[0], self.units), dtype=given.x.dtype)
-        d = tuple(rest) if rest else (zeros,) * len(self.states)
-        xs: dict[Any, Any] = dict(enumerate(kept))
-        if self.return_sequences:
-            xs["dy"] = xp.permute_dims(dy, (1, 0, 2))
-        else:
-            d = (d[0] + dy, *d[1:])
-        if given.lengths is not None:
-            xs["valid"] = _valid(xp, given)
-        if self.truncate is not None:
-            xs["flows"] = self._flows(xp, given)
-        # each gate's own (units, units), transposed anew in memory: products with it are faster so
-        transposed = xp.permute_dims(by_gate(xp, params.recurrent_kernel, self.units), (0, 2, 1))
-        transposed = xp.reshape(xp.reshape(transposed, (-1,)), transposed.shape)
 
-        def body(after: States, xs_t: tuple[Any, ...]) -> tuple[States, tuple[Any, ...]]:
-            now = dict(zip(xs, xs_t, strict=True))
-            dh, *others = after
-            *parts, h = (now[k] for k in range(len(kept)))
-            d = (dh + now["dy"] if "dy" in now else dh, *others)
-            before, dzs = self.step_dx(xp, d, tuple(parts), h, transposed)
-            if "flows" in now:
-                before = tuple(a * now["flows"] for a in before)
-            if "valid" in now:
-                before = tuple(xp.where(now["valid"], a, b) for a, b in zip(before, after, strict=True))
-                dzs = tuple(xp.where(now["valid"], dz, 0.0) for dz in dzs)
-            return before, dzs
-
-        before, dzs = lm.scan(xp, body, d, tuple(xs.values()), reverse=not self.reverse)
-        return before, dzs
-
-    def _flows(self, xp: Any, given: Sequences) -> Any:
-        """(T, N or 1, 1): 0 for the first step of each chunk after the first, which hands no gradient on; else 1."""
-        steps = xp.arange(given.x.shape[1])[:, None, None]
-        if self.reverse:  # counted from the end of each sequence
-            if given.lengths is None:
-                steps = xp.flip(steps, axis=0)
-            else:
-                steps = clipped_lengths(xp, given)[None, :, None] - 1 - steps
-        return xp.astype((steps % self.truncate != 0) | (steps == 0), given.x.dtype)
+@lm.primitive
+def recurrence(xp: Any, layer: Recurrent, params: Any, given: Sequences) -> tuple[Any, States]:
+    """The forward pass in inference: h of all steps, or None where the layer gives only the last; the last states."""
+    y, last, _ = _forward_steps(xp, layer, params, given, keep=False)
+    return y, last
 
 
-def forward_steps(
-    xp: Any, layer: Recurrent, params: Any, given: Sequences, *, keep: bool = True
+@lm.primitive
+def kept_recurrence(xp: Any, layer: Recurrent, params: Any, given: Sequences) -> tuple[Any, States, Any]:
+    """The forward pass in training: what `recurrence` gives, and what `recurrence_dx` needs."""
+    return _forward_steps(xp, layer, params, given, keep=True)
+
+
+@lm.primitive
+def recurrence_dx(
+    xp: Any,
+    layer: Recurrent,
+    params: Any,
+    given: Sequences,
+    kept: Any,
+    incoming: tuple[Any, ...],
+    *,
+    trainable: bool,
+    wants_dx: bool,
+) -> tuple[Any, States, dict[str, Any]]:
+    """The gradients of x, of the states to begin with, and of parameters by name; ``incoming`` are those of outputs."""
+    d, dzs = _backward_steps(xp, layer, params, given, kept, incoming)
+    # (N, T, features) -> (T*N, features), (T, N, units) -> (T*N, units)
+    x = xp.permute_dims(given.x, (1, 0, 2))
+    x_rows, h_rows, *dz_rows = (xp.reshape(a, (-1, a.shape[-1])) for a in (x, kept[-1], *dzs))
+    own, past = dz_rows[: len(layer.gates)], [*dz_rows[: len(layer.gates) - 1], dz_rows[-1]]
+    gradients = {}
+    if trainable:
+        gradients = {"kernel": [x_rows.T @ d for d in own], "recurrent_kernel": [h_rows.T @ d for d in past]}
+        if layer.use_bias:
+            gradients["bias"] = [xp.sum(d, axis=0) for d in own]
+        if layer.use_bias and layer.has_two_biases:
+            gradients["recurrent_bias"] = [xp.sum(d, axis=0) for d in past]
+    dx = None
+    if wants_dx:
+        kernel = by_gate(xp, params.kernel, layer.units)
+        dx_rows = sum(d @ kernel[k, ...].T for k, d in enumerate(own))
+        # (T*N, features) -> (N, T, features)
+        dx = xp.permute_dims(xp.reshape(dx_rows, x.shape), (1, 0, 2))
+    return dx, d, {name: xp.concat(parts, axis=-1) for name, parts in gradients.items()}
+
+
+def _forward_steps(
+    xp: Any, layer: Recurrent, params: Any, given: Sequences, *, keep: bool
 ) -> tuple[Any, States, tuple[Any, ...]]:
-    """Return h of all steps (N, T, units), or None where the layer gives only the last; the last states; and, where
-    asked for, what the backward pass needs of each step, h before it last."""
+    """What `kept_recurrence` gives; what it keeps of each step, h before it last, only where asked for."""
     # (T, 1, N, features) @ (gates, features, units) -> (T, gates, N, units)
     x = xp.permute_dims(given.x, (1, 0, 2))
     z = x[:, None, :, :] @ by_gate(xp, params.kernel, layer.units)
@@ -238,11 +233,41 @@ def forward_steps(
     return y, last, tuple(ys)
 
 
-@lm.primitive
-def recurrence(xp: Any, layer: Recurrent, params: Any, given: Sequences) -> tuple[Any, States]:
-    """The forward pass in inference: h of all steps, or None where the layer gives only the last; the last states."""
-    y, last, _ = forward_steps(xp, layer, params, given, keep=False)
-    return y, last
+def _backward_steps(
+    xp: Any, layer: Recurrent, params: Any, given: Sequences, kept: tuple[Any, ...], incoming: tuple[Any, ...]
+) -> tuple[States, tuple[Any, ...]]:
+    """The steps in the opposite order: gradients of the initial states, and of z gate by gate, (T, N, units)."""
+    dy, *rest = incoming
+    zeros = xp.zeros((given.x.shape[0], layer.units), dtype=given.x.dtype)
+    d = tuple(rest) if rest else (zeros,) * len(layer.states)
+    xs: dict[Any, Any] = dict(enumerate(kept))
+    if layer.return_sequences:
+        xs["dy"] = xp.permute_dims(dy, (1, 0, 2))
+    else:
+        d = (d[0] + dy, *d[1:])
+    if given.lengths is not None:
+        xs["valid"] = _valid(xp, given)
+    if layer.truncate is not None:
+        xs["flows"] = _flows(xp, layer, given)
+    # each gate's own (units, units), transposed anew in memory: products with it are faster so
+    transposed = xp.permute_dims(by_gate(xp, params.recurrent_kernel, layer.units), (0, 2, 1))
+    transposed = xp.reshape(xp.reshape(transposed, (-1,)), transposed.shape)
+
+    def body(after: States, xs_t: tuple[Any, ...]) -> tuple[States, tuple[Any, ...]]:
+        now = dict(zip(xs, xs_t, strict=True))
+        dh, *others = after
+        *parts, h = (now[k] for k in range(len(kept)))
+        d = (dh + now["dy"] if "dy" in now else dh, *others)
+        before, dzs = layer.step_dx(xp, d, tuple(parts), h, transposed)
+        if "flows" in now:
+            before = tuple(a * now["flows"] for a in before)
+        if "valid" in now:
+            before = tuple(xp.where(now["valid"], a, b) for a, b in zip(before, after, strict=True))
+            dzs = tuple(xp.where(now["valid"], dz, 0.0) for dz in dzs)
+        return before, dzs
+
+    before, dzs = lm.scan(xp, body, d, tuple(xs.values()), reverse=not layer.reverse)
+    return before, dzs
 
 
 def by_gate(xp: Any, kernel: Any, units: int) -> Any:
@@ -258,3 +283,14 @@ def clipped_lengths(xp: Any, given: Sequences) -> Any:
 def _valid(xp: Any, given: Sequences) -> Any:
     """(T, N, 1): whether a sequence has a step."""
     return xp.arange(given.x.shape[1])[:, None, None] < clipped_lengths(xp, given)[None, :, None]
+
+
+def _flows(xp: Any, layer: Recurrent, given: Sequences) -> Any:
+    """(T, N or 1, 1): 0 for the first step of each chunk after the first, which hands no gradient on; else 1."""
+    steps = xp.arange(given.x.shape[1])[:, None, None]
+    if layer.reverse:  # counted from the end of each sequence
+        if given.lengths is None:
+            steps = xp.flip(steps, axis=0)
+        else:
+            steps = clipped_lengths(xp, given)[None, :, None] - 1 - steps
+    return xp.astype((steps % layer.truncate != 0) | (steps == 0), given.x.dtype)

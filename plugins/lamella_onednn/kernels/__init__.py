@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lamella_onednn.kernels import convolution, dense, elementwise, normalization, pooling  # noqa: F401
+from lamella_onednn.kernels import convolution, dense, elementwise, normalization, pooling, recurrent  # noqa: F401
 
 __all__: list[str] = []
