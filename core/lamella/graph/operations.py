@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -83,12 +84,12 @@ class Graph:
     name = None
     trainable = True
 
-    @property
+    @functools.cached_property
     def input_specs(self) -> tuple[ArraySpec, ...]:
         """Shape and dtype of each input."""
         return tuple(self.specs[value] for value in self.inputs)
 
-    @property
+    @functools.cached_property
     def output_specs(self) -> tuple[ArraySpec, ...]:
         """Shape and dtype of each output."""
         return tuple(self.specs[value] for value in self.outputs)

@@ -96,6 +96,8 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
 
 def as_array(value: Any, where: str) -> np.ndarray[Any, Any]:
     """Return anything array-like as NumPy."""
+    if type(value) is np.ndarray:
+        return value
     if np.ma.is_masked(value):
         raise DataError(
             f"{where}, got a masked array, whose mask would be lost. Likely fix: array.filled(...), and sample_weight "

@@ -139,9 +139,15 @@ class Data:
     def take(self, gathered: Gathered, rows: slice) -> Rows:
         """A batch."""
         inputs = tuple([array[rows, ...] for array in gathered.inputs])
-        brought, prepared, targets, weights = [
-            tuple([None if array is None else array[rows, ...] for array in arrays]) for arrays in gathered[1:]
-        ]
+        others = [tuple([None if array is None else array[rows, ...] for array in arrays]) for arrays in gathered[1:]]
+        return self._batch(Gathered(inputs, *others))
+
+    def whole(self) -> Rows:
+        """All rows as one batch."""
+        return self._batch(self.gather(slice(None)))
+
+    def _batch(self, rows: Gathered) -> Rows:
+        inputs, brought, prepared, targets, weights = rows
         count = inputs[0].shape[0]
         if self._is_weighted:
             sums = tuple([float(count if own is None else own.sum()) for own in weights])
@@ -149,10 +155,6 @@ class Data:
         else:
             sums, shares = self._weighing_1(count)
         return Rows(Batch(inputs, brought, shares), prepared, targets, weights, sums, count)
-
-    def whole(self) -> Rows:
-        """All rows as one batch."""
-        return self.take(self.gather(slice(None)), slice(None))
 
     def _weighing_1(self, count: int) -> tuple[tuple[float, ...], tuple[Any, ...]]:
         """Sums and shares of so many rows that all weigh 1, kept from one batch to the next."""

@@ -73,7 +73,7 @@ def train_on_batch(
     losses = _losses(model, loss)
     optimizer = OPTIMIZERS.resolve(optimizer)
     rows = Data(model, x, y, losses, sample_weight, class_weight).whole()
-    bounds = {"clip_value": clip_value, "clip_norm": clip_norm, "penalties": penalties, "constraints": constraints}
+    bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     steps = _steps(model, losses, bounds)
     penalty = steps.rules.penalty(model.values)
     if begins := model.values.optimizer is None:
@@ -229,7 +229,7 @@ def fit(
     checked = None
     if validation_data is not None:
         checked = held_out(model, validation_data, losses, max(size, 256), steps=validation_steps)
-    bounds = {"clip_value": clip_value, "clip_norm": clip_norm, "penalties": penalties, "constraints": constraints}
+    bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     steps = _steps(model, losses, bounds)
     _check_learns(steps)
     line = _progress(progress)
@@ -301,6 +301,11 @@ def _each(loss: Loss, prediction: Any, target: Any) -> Any:
             f"{loss!r} writes into the predictions or targets that it is given; make new arrays, as in "
             "r = prediction - target"
         ) from error
+
+
+def _given(**bounds: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: own for name, own in bounds.items() if own is not None}
 
 
 def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> TrainSteps:

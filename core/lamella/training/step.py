@@ -79,7 +79,7 @@ class TrainSteps:
             return False
         self.losses = losses
         self._take_over(bounds)
-        if any(own is not None for own in bounds.values()):
+        if bounds:
             self.rules = Rules(network, **self.bounds)
         for step in self._steps.values():
             step.losses, step.rules = losses, self.rules
