@@ -18,7 +18,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,9 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def distributions(name: str) -> Iterator[importlib.metadata.Distribution]:
-    """A distribution and all that it requires and that is installed; extras do not count, nor do installers."""
-    waiting, seen = [name], {"pip", "setuptools", "wheel"}
+def distributions(names: Iterable[str]) -> Iterator[importlib.metadata.Distribution]:
+    """Distributions and all that they require and that is installed; extras do not count, nor do installers."""
+    waiting, seen = [*names], {"pip", "setuptools", "wheel"}
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
         if name in seen:
@@ -73,18 +73,18 @@ def distributions(name: str) -> Iterator[importlib.metadata.Distribution]:
             waiting += [match[0] for match in (re.match(r"[\w.-]+", one) for one in needed) if match]
 
 
-def installed_megabytes(name: str) -> float:
-    """What a distribution and all that it requires take on the disk.
+def installed_megabytes(names: Sequence[str]) -> float:
+    """What distributions and all that they require take on the disk.
 
     Environments hold more than that: pip, or the tools of a developer.
     """
     files = {
         Path(str(distribution.locate_file(file)))
-        for distribution in distributions(name)
+        for distribution in distributions(names)
         for file in distribution.files or []
     }
     # Installed in place, a distribution lists none of its modules. They are where they were imported from.
-    modules = [module for key, module in sys.modules.items() if "." not in key and key.startswith(name)]
+    modules = [module for key, module in sys.modules.items() if "." not in key and key.startswith(tuple(names))]
     folders = {Path(module.__file__).parent for module in modules if getattr(module, "__path__", None)}
     files |= {file for folder in folders for file in folder.rglob("*")}
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
@@ -135,7 +135,7 @@ def main() -> None:
     if "workload" not in job:
         about = framework.describe(job["options"])
         if "missing" not in about:
-            size = installed_megabytes(framework.DISTRIBUTION)
+            size = installed_megabytes(about.pop("distributions"))
             about |= {"python": platform.python_version(), "threads": job["threads"], "installed_megabytes": size}
         return answer(**about)
 

@@ -16,8 +16,6 @@ import numpy as np
 import workloads as w
 from jax import lax
 
-DISTRIBUTION = "jax"
-
 
 class Pass:
     """One pass through a network: takes parameters and running statistics in turn, and collects the new statistics."""
@@ -200,7 +198,12 @@ def to_lamella(weight: w.Weight, array: np.ndarray) -> np.ndarray:
 
 def describe(options: Mapping[str, Any]) -> dict[str, Any]:
     """Versions and kernels, or why it can't take part."""
-    return {"version": jax.__version__, "kernels": f"XLA, jaxlib {jaxlib.__version__}", "numpy": np.__version__}
+    return {
+        "version": jax.__version__,
+        "kernels": f"XLA, jaxlib {jaxlib.__version__}",
+        "numpy": np.__version__,
+        "distributions": ["jax"],
+    }
 
 
 def sgd(params: Any, grads: Any, slots: Any, rate: float) -> tuple[Any, Any]:

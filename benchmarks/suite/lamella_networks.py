@@ -29,8 +29,6 @@ from lamella_layers import (
     Permute,
 )
 
-DISTRIBUTION = "lamella"
-
 
 def conv(filters: int, size: int = 3, strides: int = 1) -> list[Any]:
     """A convolution with batch normalization. PyTorch's padding: "same" pads strided windows at the end only."""
@@ -112,7 +110,18 @@ def describe(options: Mapping[str, Any]) -> dict[str, Any]:
     except (ImportError, OSError, lm.LamellaError) as error:
         return {"missing": str(error)}
     blas = [f"{one['internal_api']} {one['version']} {one.get('architecture', '')}" for one in _libraries()]
-    return {"version": lm.__version__, "kernels": ", ".join(map(str.strip, blas)), "numpy": np.__version__}
+    distributions = ["lamella"]
+    if options["backend"] == "onednn":
+        from lamella_onednn.library import WHEEL, library
+
+        blas.append(f"oneDNN {'.'.join(map(str, library().version))}")
+        distributions.append(WHEEL)
+    return {
+        "version": lm.__version__,
+        "kernels": ", ".join(map(str.strip, blas)),
+        "numpy": np.__version__,
+        "distributions": distributions,
+    }
 
 
 def _libraries() -> list[dict[str, Any]]:

@@ -12,8 +12,6 @@ import torch
 import workloads as w
 from torch import nn
 
-DISTRIBUTION = "torch"
-
 
 def conv(channels: int, filters: int, size: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     layer = nn.Conv2d(channels, filters, size, stride, size // 2, groups=groups, bias=False)
@@ -159,7 +157,12 @@ def describe(options: Mapping[str, Any]) -> dict[str, Any]:
     found = [re.search(pattern, config) for pattern in (r"CPU capability usage: (\w+)", r"BLAS_INFO=(\w+)")]
     onednn = re.search(r"MKL-DNN (v[\d.]+)", config)
     kernels = [match[1] for match in found if match] + ([f"oneDNN {onednn[1]}"] if onednn else [])
-    return {"version": torch.__version__, "kernels": ", ".join(kernels), "numpy": np.__version__}
+    return {
+        "version": torch.__version__,
+        "kernels": ", ".join(kernels),
+        "numpy": np.__version__,
+        "distributions": ["torch"],
+    }
 
 
 def prepare(

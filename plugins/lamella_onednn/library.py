@@ -21,7 +21,7 @@ __all__ = ["Argument", "Library", "Unimplemented", "keep_freed_memory", "library
 
 VARIABLE = "LAMELLA_ONEDNN"  # the path of the library
 _MAJOR = 3  # of versions whose functions are those below
-_WHEEL = "onednn-cpu-gomp"
+WHEEL = "onednn-cpu-gomp"
 _INSTALL = 'pip install "lamella[onednn]" on Linux x86-64'
 _SPINNING = "GOMP_SPINCOUNT"
 _SPINS = "10000"  # some ten microseconds
@@ -228,7 +228,7 @@ def _places() -> Iterator[str]:
         if path.exists():
             yield str(path)
     try:
-        files = importlib.metadata.files(_WHEEL) or ()
+        files = importlib.metadata.files(WHEEL) or ()
     except importlib.metadata.PackageNotFoundError:
         files = ()
     for file in files:
