@@ -1,11 +1,15 @@
 """Files: a model comes back as it was, and nothing else comes in."""
 
 import copy
+import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import pickle
-from types import SimpleNamespace
+import warnings
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -301,7 +305,16 @@ def edited(path, change):
     size = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]["lamella"])
     change(header, arrays)
-    save_file(arrays, path, metadata={"lamella": json.dumps(header)})
+    write_signed(path, header, arrays)
+
+
+def write_signed(path, header, arrays):
+    """A file with the checksum of what it holds."""
+    text = json.dumps(header)
+    found = hashlib.sha256(text.encode())
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.name} {'x'.join(map(str, array.shape))}\n".encode() + array.tobytes())
+    save_file(arrays, path, metadata={"lamella": text, "lamella.sha256": found.hexdigest()})
 
 
 def layer(**changes):
@@ -324,7 +337,7 @@ def optimizer(**changes):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda h, a: h.update(format=99), "format 99; this version reads format 1"),
+        (lambda h, a: h.update(format=99), "format 99; this version reads formats 1 and 2; a newer lamella"),
         (lambda h, a: h.clear(), "not one that lamella wrote"),
         (lambda h, a: h.pop("model"), r"no configuration of a model \(KeyError: 'model'\); expected what model.save"),
         (lambda h, a: h.update(model=[]), "no configuration of a model"),
@@ -466,3 +479,224 @@ def test_a_model_inside_a_loaded_one_is_a_graph_and_takes_its_values(tmp_path):
     hidden = lm.Model(outer.input_nodes, outer.layers["sequential_1"](*outer.input_nodes))
     hidden.copy_values(outer)
     np.testing.assert_array_equal(alone.predict(np.ones((1, 4))), hidden.predict(np.ones((1, 4))))
+
+
+class Distributions:
+    """Packages that can be installed, each with a plugin of its own: lamella's registry, and these."""
+
+    def __init__(self, monkeypatch):
+        self.patch = monkeypatch
+
+    def install(self, *packages):
+        points = list(importlib.metadata.entry_points(group="lamella"))
+        for name, version, gives in packages:
+            module = ModuleType(name)
+            for kind, things in gives.items():
+                hook = lm.hookimpl(lambda things=things: things)
+                hook.__name__ = f"lamella_{kind}"
+                setattr(module, hook.__name__, hook)
+                for thing in things.values():
+                    if not isinstance(thing, lm.ActivationFunction):
+                        thing.__module__ = name
+            point = SimpleNamespace(name="all", value=name, dist=SimpleNamespace(name=name, version=version))
+            point.load = lambda module=module: module
+            points.append(point)
+        known = registry.Registry(points)
+        for name in ("find", "name_of", "entries"):
+            self.patch.setattr(registry, name, getattr(known, name))
+        self.patch.setattr(lm, "register", known.register)
+
+
+@pytest.fixture
+def distributions(monkeypatch):
+    return Distributions(monkeypatch)
+
+
+def mish(scale):
+    return lm.ActivationFunction(lambda xp, x: scale * x, lambda xp, x, y, dy: scale * dy)
+
+
+def test_activations_are_those_that_were_saved(distributions, tmp_path):
+    acme, zeta = (
+        ("acme", "1.0", {"activations": {"mish": mish(2.0)}}),
+        ("zeta", "1.0", {"activations": {"mish": mish(3.0)}}),
+    )
+    x = np.ones((1, 4), "float32")
+    distributions.install(acme)
+    model = lm.Sequential([Dense(2, activation="mish")], input_shape=4)
+    expected = model.predict(x)
+    model.save(tmp_path / "m")
+    loaded = lm.load(tmp_path / "m")
+    assert loaded.layers == model.layers
+    assert loaded.config() == model.config()
+    distributions.install(acme, zeta)  # the plain name could be either
+    loaded = lm.load(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.predict(x), expected)
+    loaded.save(tmp_path / "again")
+    np.testing.assert_array_equal(lm.load(tmp_path / "again").predict(x), expected)
+    distributions.install(zeta)
+    with pytest.raises(lm.RegistryError, match="no installed distribution 'acme' has lamella plugins. Install it"):
+        lm.load(tmp_path / "m")
+    distributions.install(("acme", "2.0", {"activations": {"mish": mish(2.0)}}))
+    with pytest.warns(lm.VersionWarning, match=r"written with acme 1.0; 2.0 is installed"):
+        lm.load(tmp_path / "m")
+
+
+def test_what_is_not_needed_to_predict_need_not_be_there(distributions, tmp_path):
+    def small(rng, shape, fan_in, fan_out):
+        return np.full(shape, 0.25)
+
+    class Slow(lm.optimizers.SGD):
+        pass
+
+    acme = "acme", "1.0", {"initializers": {"small": small}, "optimizers": {"slow": Slow}}
+    distributions.install(acme)
+    model = lm.Sequential([Dense(2, kernel_initializer="small")], input_shape=4)
+    x, y = np.ones((1, 4), "float32"), np.ones((1, 2), "float32")
+    model.train_on_batch(x, y, loss="mean_squared_error", optimizer="slow")
+    model.save(tmp_path / "m")
+    distributions.install()
+    with pytest.warns(lm.MistakeWarning, match="the optimizer is left out, and training would start anew.*acme"):
+        loaded = lm.load(tmp_path / "m")
+    assert loaded.optimizer_state is None
+    assert lm.load(tmp_path / "m", optimizer=False).step == 1  # without a warning
+    for twin in (loaded, loaded.copy(), copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        np.testing.assert_array_equal(twin.predict(x), model.predict(x))
+    loaded.save(tmp_path / "again")
+    with pytest.raises(lm.RegistryError, match="pip install acme"):
+        lm.from_config(loaded.config())
+    distributions.install(acme)
+    again = lm.load(tmp_path / "again")
+    assert again.layers == model.layers
+    assert lm.from_config(again.config()).predict(x).tolist() == [[1.0, 1.0]]
+
+
+def test_classes_of_a_script(distributions, tmp_path):
+    distributions.install()
+
+    @lm.register("tripled")
+    class Tripled(lm.Layer):
+        def __init__(self, power=1):
+            self.power = power
+
+        def forward_pass(self, ctx, x):
+            return 3.0**self.power * x
+
+        def backward_pass(self, ctx, dy):
+            return 3.0**self.power * dy
+
+    swish = lm.register("swish_3")(mish(3.0))
+    lm.register("halves")(lambda rng, shape, fan_in, fan_out: np.full(shape, 0.5))
+    layers = [Tripled(2), Dense(2, activation="swish_3", kernel_initializer="halves"), lm.layer("tripled")]
+    model = lm.Sequential(layers, input_shape=2)
+    x = np.ones((1, 2))
+    assert model.predict(x).tolist() == [[81.0, 81.0]]
+    model.save(tmp_path / "m")
+    assert lm.load(tmp_path / "m").layers == model.layers
+    assert model.config()["layers"][0]["type"] == "script:tripled"
+    distributions.install()  # another process
+    with pytest.raises(lm.RegistryError, match=r"made known by a script, with @lm.register\('tripled'\)"):
+        lm.load(tmp_path / "m")
+    given = {"tripled": Tripled, "script:swish_3": swish}
+    loaded = lm.load(tmp_path / "m", layers=given)
+    np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
+    with pytest.raises(lm.DataError, match=r"in a script by @lm.register\('tripled'\) above it"):
+        loaded.save(tmp_path / "again")
+    with pytest.raises(lm.ArgumentError, match="layers: the file has no 'trippled'. Did you mean 'script:tripled'"):
+        lm.load(tmp_path / "m", layers={**given, "trippled": Tripled})
+    with pytest.raises(lm.DataError, match="layers: 'tripled': expected a subclass of lamella.Layer, got 3"):
+        lm.load(tmp_path / "m", layers={**given, "tripled": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "thing", "words"),
+    [
+        ("dense", Note, "'dense' is lamella's own name among layers"),
+        ("Dense", Note, "expected lower case, digits and '_', got 'Dense'"),
+        (None, Note, "expected lower case"),
+        ("mine", 3, "expected the class of a layer, loss, optimizer, schedule or metric"),
+        ("mine", int, "expected the class of a layer"),
+    ],
+)
+def test_what_cannot_be_registered(distributions, name, thing, words):
+    distributions.install()
+    with pytest.raises(lm.ArgumentError, match=words):
+        lm.register(name)(thing)
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_files_of_every_format_load_for_ever(form):
+    folder = Path(__file__).parent / "files"
+    model, held = lm.load(folder / f"format_{form}.lamella"), np.load(folder / f"format_{form}.npz")
+    np.testing.assert_allclose(model.predict(held["x"]), held["predicted"], rtol=1e-4, atol=1e-5)
+    assert model.step == 3
+    assert model.frozen_layers == {"conv2d_1"}
+    task = {"loss": "softmax_cross_entropy", "optimizer": lm.optimizers.Adam(lm.schedules.Cosine(0.01, 100))}
+    losses = [model.train_on_batch(held["x"], np.arange(6) % 3, **task) for _ in range(2)]
+    np.testing.assert_allclose(losses, held["losses"], rtol=1e-4)
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    """In header and tensors, in the checksum and in the names of what safetensors says about it."""
+    seed = int(np.random.SeedSequence().entropy % 2**32)
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    model, _, _ = trained()
+    model.save(tmp_path / "m")
+    whole = (tmp_path / "m").read_bytes()
+    spaces = 8 + int.from_bytes(whole[:8], "little")
+    padding = range(len(whole[:spaces].rstrip()), spaces)  # says nothing
+    places = {*rng.integers(0, len(whole), 200).tolist(), *range(8, 40), len(whole) - 1} - {*padding}
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "m").write_bytes(damaged)
+        for read in (lm.load, model.copy().load_weights):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    read(tmp_path / "m")
+            except (lm.DataError, lm.RegistryError):
+                continue
+            raise AssertionError(f"byte {place} of {len(whole)}, {read.__name__}: no word")
+
+
+def test_truncated_files_are_found(tmp_path):
+    model, _, _ = trained()
+    model.save(tmp_path / "m")
+    whole = (tmp_path / "m").read_bytes()
+    for size in {0, 7, 8, 9, *range(20, len(whole), 61), len(whole) - 1}:
+        (tmp_path / "m").write_bytes(whole[:size])
+        with pytest.raises(lm.DataError, match="is no lamella model, or it is damaged"):
+            lm.load(tmp_path / "m")
+
+
+def test_values_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
+    model, _, _ = trained()
+    model.save(tmp_path / "m")
+    before = (tmp_path / "m").read_bytes()
+    edited(tmp_path / "m", lambda h, a: a["slots/m"].__setitem__(3, np.nan))
+    with pytest.raises(lm.DataError, match="'slots/m': expected finite numbers, got 1 value of NaN or infinite"):
+        lm.load(tmp_path / "m")
+    (tmp_path / "m").write_bytes(before)
+    edited(tmp_path / "m", lambda h, a: a["parameters/dense_1.bias"].fill(np.inf))
+    twin = model.copy()
+    for read in (lm.load, twin.load_weights):
+        with pytest.raises(lm.DataError, match="'parameters/dense_1.bias': expected finite numbers, got 2 values"):
+            read(tmp_path / "m")
+    np.testing.assert_array_equal(twin.parameters["dense_1.bias"], model.parameters["dense_1.bias"])
+    save_file({"dense_1.kernel": np.full((4, 3), 1e300), "dense_1.bias": np.zeros(3)}, tmp_path / "w")
+    with pytest.raises(lm.DataError, match="beyond the range of float32"):
+        lm.Sequential([Dense(3)], input_shape=4).load_weights(tmp_path / "w")
+    save_file({"dense_1.bias": np.zeros(3), "parameters/dense_1.bias": np.ones(3)}, tmp_path / "w")
+    with pytest.raises(lm.DataError, match="are two arrays of one name"):
+        lm.Sequential([Dense(3)], input_shape=4).load_weights(tmp_path / "w", {"*.kernel": None})
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (tmp_path, "a folder"), ("/dev/null", "a device")):
+        with pytest.raises((lm.DataError, IsADirectoryError), match=f"expected a file, got {kind}|Is a directory"):
+            lm.load(path)
+    with pytest.raises(OSError, match="File name too long"):
+        lm.load(tmp_path / ("n" * 300))

@@ -39,7 +39,7 @@ from lamella.hookspecs import hookimpl
 from lamella.model import Model, Sequential, from_config, load
 from lamella.primitives import primitive, scan
 from lamella.protocol import ArraySpec, Configured, Context, Declare, Input, Layer, Node
-from lamella.registry import layer, layers
+from lamella.registry import layer, layers, register
 from lamella.training.history import History
 from lamella.version import __version__
 
@@ -79,6 +79,7 @@ __all__ = [
     "optimizers",
     "primitive",
     "primitives",
+    "register",
     "regularization",
     "scan",
     "schedules",

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lamella.arguments import knows
+from lamella.arguments import flag, knows
 from lamella.backends import get_backend
 from lamella.errors import ArgumentError, GraphError
 from lamella.files import archive, structure
@@ -136,23 +136,43 @@ def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Mod
     return model
 
 
-def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    layers: Mapping[str, Any] | None = None,
+    optimizer: bool = True,
+) -> Model:
     """Read a model that `Model.save` wrote. Imports and runs nothing but installed plugins.
+
+    Arguments:
+        path: the file.
+        backend: where the model shall run; None as for `Model`.
+        layers: classes, or activation functions and initializers, by the names in the file, such as those that
+            ``@lm.register("name")`` made known to the process that wrote it. A full name, ``"distribution:name"``,
+            stands for what a package gives.
+        optimizer: whether to bring the optimizer's state, to go on with training.
+
+    Initializers that are not there are not needed, and an optimizer that is not there is left out with a warning.
 
     Where a distribution has another version than the one that wrote the file, its classes may `migrate` their
     arguments, and a `VersionWarning` says so.
 
     Raises:
-        DataError: a file that is no model, is damaged, or holds arrays of other sizes than its layers have.
+        DataError: a file that is no model, is damaged, or holds arrays of other sizes than its layers have, or values
+            that are not finite.
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
+        ArgumentError: ``layers`` names what the file does not have.
     """
     get_backend(backend)  # an unknown one is no fault of the file
-    found = archive.read(path)
+    if layers is not None and not isinstance(layers, Mapping):
+        raise ArgumentError(f"load: layers: expected a dict of names to classes, got {layers!r}")
+    found = archive.read(path, layers or {}, with_optimizer=flag(optimizer, "load: optimizer"))
     with structure.refusing(f"load {path}", "what model.save() writes"):
-        model = _made(found.graph, backend)
+        model = _made(found.graph, backend, drawn=False)
     return model._fill(found.arrays, found.step, found.optimizer)
 
 
-def _made(graph: Graph, backend: str | None) -> Model:
+def _made(graph: Graph, backend: str | None, *, drawn: bool = True) -> Model:
     kinds: dict[str, type[Model]] = {"Model": Model, "Sequential": Sequential}
-    return kinds[graph.kind]._of(graph, backend=backend, frozen=graph.frozen_layers)
+    return kinds[graph.kind]._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=drawn)

@@ -40,12 +40,15 @@ class Network:
         backend: where it runs; None for what the variable ``LAMELLA_BACKEND`` says, else NumPy.
         frozen: the prefixes of layers that training leaves alone; by default those that were made frozen, or are so in
             a model that is used as a layer.
+        drawn: whether arrays get initial values; else they are 0 until they are filled.
     """
 
     name: str | None = None
     trainable = True
 
-    def __init__(self, graph: Graph, *, backend: str | None = None, frozen: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, *, backend: str | None = None, frozen: frozenset[str] | None = None, drawn: bool = True
+    ) -> None:
         self.graph = graph
         self.seed = graph.seed
         self.device: Backend = get_backend(backend)
@@ -57,9 +60,10 @@ class Network:
         self._outer: weakref.WeakSet[Network] = weakref.WeakSet()  # networks that took this one as a layer
         self.prepared_steps: Any = None  # what training keeps from one call to the next
         self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
-        draw(self.values.parameters, self.seed)
-        draw(self.values.state, self.seed)
-        self._adopt_inner_models()
+        if drawn:
+            draw(self.values.parameters, self.seed)
+            draw(self.values.state, self.seed)
+            self._adopt_inner_models()
         self._frozen = self._frozen | graph.frozen_layers if frozen is None else frozen
 
     def _adopt_inner_models(self) -> None:
@@ -309,7 +313,7 @@ class Network:
         graph = self.graph
         if dtype is not None and dtype != self.dtype:
             graph = assemble(graph.input_nodes, graph.output_nodes, dtype, seed=self.seed, kind=graph.kind)
-        twin = self._of(graph, backend=backend or self.backend, frozen=self._frozen)
+        twin = self._of(graph, backend=backend or self.backend, frozen=self._frozen, drawn=False)
         twin.copy_values(self)
         twin._frozen = self._frozen
         twin._copy_optimizer(self)
@@ -356,7 +360,7 @@ class Network:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = memo[id(self)] = self._plain()._of(
-            structure.Reader(self.config()).graph, backend=self.backend, frozen=self._frozen
+            structure.Reader(self.config(), drawn=False).graph, backend=self.backend, frozen=self._frozen, drawn=False
         )
         twin.copy_values(self)
         twin._frozen = self._frozen
@@ -431,8 +435,8 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
 def _restore(
     cls: type[Network], config: dict[str, Any], backend: str, arrays: dict[str, Any], step: int, optimizer: Any
 ) -> Network:
-    graph = structure.Reader(config).graph
-    return cls._of(graph, backend=backend, frozen=graph.frozen_layers)._fill(arrays, step, optimizer)
+    graph = structure.Reader(config, drawn=False).graph
+    return cls._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=False)._fill(arrays, step, optimizer)
 
 
 def _allowed(spec: ArraySpec) -> float:

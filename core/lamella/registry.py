@@ -8,14 +8,16 @@ with its error and stops only those who ask for a name that nobody else gives.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import inspect
 import itertools
 import re
 import sys
 import threading
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pluggy
 
@@ -24,9 +26,11 @@ from lamella.errors import ArgumentError, RegistryError, did_you_mean
 
 __all__ = [
     "FAILURES",
+    "SCRIPT",
     "Entry",
     "Kind",
     "LayerTable",
+    "Note",
     "Plugin",
     "Registry",
     "broken",
@@ -37,7 +41,9 @@ __all__ = [
     "layer",
     "layers",
     "name_of",
+    "noting",
     "plugins",
+    "register",
     "shortest_names",
     "snake_case",
     "specimens",
@@ -92,6 +98,11 @@ class Plugin:
         """Whether it is of lamella itself."""
         return self.distribution == hookspecs.PROJECT
 
+    @property
+    def said(self) -> str:
+        """What gives a name, in an error that lists several."""
+        return "made known by a script" if self.distribution == SCRIPT else f"plugin {self.name!r}"
+
     def __str__(self) -> str:
         if not self.is_known and self.name == self.module:
             return f"module {self.module}"
@@ -109,6 +120,11 @@ class _EntryPoint(Protocol):
 
 
 _UNKNOWN = "unknown"
+SCRIPT = "script"
+"""What stands for the distribution in full names of what `register` made known."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_\-]*")
+_T = TypeVar("_T")
 _kinds: dict[str, Kind] = {}
 
 
@@ -165,6 +181,30 @@ class Kind:
         return value
 
 
+class Note(NamedTuple):
+    """What was looked up by a name, and what was found."""
+
+    kind: str
+    name: str
+    entry: Entry
+
+
+_notes: contextvars.ContextVar[list[Note] | None] = contextvars.ContextVar("notes", default=None)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[Note]]:
+    """Collect what is looked up by name meanwhile, in whatever is called."""
+    around, own = _notes.get(), list[Note]()
+    token = _notes.set(own)
+    try:
+        yield own
+    finally:
+        _notes.reset(token)
+        if around is not None:
+            around.extend(own)
+
+
 def canonical(distribution: str) -> str:
     """The name of a distribution as package indexes compare names: ``My_Layers`` is ``my-layers``.
 
@@ -191,8 +231,9 @@ class Registry:
         self._source = entry_points
         self._plugins: list[Plugin] | None = None
         self._entries: dict[str, dict[str, dict[str, Entry]]] = {}  # plugin key -> kind -> name -> entry
+        self._script: dict[str, dict[str, Entry]] = {}  # kind -> name -> what `register` made known
         self._lock = threading.RLock()
-        self._found: dict[tuple[str, str], Any] = {}  # what was looked up by kind and name
+        self._found: dict[tuple[str, str], Entry] = {}  # what was looked up by kind and name
         self._under_way: set[str] = set()  # keys of plugins whose import has begun and not ended
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -217,6 +258,8 @@ class Registry:
         asked = self.plugins() if plugin is None else [plugin]
         self._import(asked)
         found = [entry for one in asked for entry in self._entry_list(one, kind)]
+        if plugin is None:
+            found += self._script.get(kind, {}).values()
         return sorted(found, key=lambda entry: (entry.name, entry.plugin.distribution))
 
     def find(self, kind: str, name: str) -> Any:
@@ -226,11 +269,67 @@ class Registry:
             known = self._look_up(kind, name)
             if not self._under_way:  # else a plugin that gives the name, too, may come
                 self._found[kind, name] = known
+        notes = _notes.get()
+        if notes is not None:
+            notes.append(Note(kind, name, known))
+        return known.object
+
+    def register(self, name: str) -> Callable[[_T], _T]:
+        """Make a class known in this process by a name, for scripts and notebooks that are no installed package.
+
+        ``@lm.register("name")`` stands above a class of a layer, loss, optimizer, schedule or metric; an
+        `ActivationFunction`, or an initializer, goes in as ``lm.register("name")(function)``. Files say that it came
+        from a script: who loads one has to register the class before, or hands it to ``lm.load(path, layers=...)``.
+        What is registered again under a name takes its place.
+
+        Raises:
+            ArgumentError: something that no plugin could give, or a name of lamella itself.
+
+        >>> import lamella as lm
+        >>> @lm.register("doubled")
+        ... class Doubled(lm.Layer):
+        ...     def forward_pass(self, ctx, x):
+        ...         return 2.0 * x
+        ...     def backward_pass(self, ctx, dy):
+        ...         return 2.0 * dy
+        >>> lm.layer("doubled")
+        Doubled()
+        """
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ArgumentError(f"register: name: expected lower case, digits and '_', got {name!r}")
+
+        def known(thing: _T) -> _T:
+            kinds = [_kinds[kind] for kind in hookspecs.KINDS if _kinds[kind].base or _kinds[kind].of]
+            kind = next((kind.name for kind in kinds if not kind.fault(thing)), "")
+            if not kind and callable(thing) and not isinstance(thing, type):
+                kind = "initializers"
+            if not kind:
+                raise ArgumentError(
+                    f"register: expected the class of a layer, loss, optimizer, schedule or metric, an "
+                    f"ActivationFunction or an initializer, got {thing!r}"
+                )
+            own = [plugin for plugin in self.plugins() if plugin.is_own]
+            self._import(own)
+            if any(entry.name == name for one in own for entry in self._entry_list(one, kind)):
+                raise ArgumentError(f"register: {name!r} is lamella's own name among {kind}; choose another")
+            plugin = Plugin(SCRIPT, getattr(thing, "__module__", ""), SCRIPT, "", _NoEntryPoint())
+            self._script.setdefault(kind, {})[name] = Entry(name, thing, plugin)
+            self._found.clear()
+            return thing
+
         return known
 
-    def _look_up(self, kind: str, name: str) -> Any:
+    def _look_up(self, kind: str, name: str) -> Entry:
         distribution, _, plain = name.rpartition(":")
         distribution = canonical(distribution)
+        script = [self._script[kind][plain]] if plain in self._script.get(kind, {}) else []
+        if distribution == SCRIPT:
+            if script:
+                return script[0]
+            raise RegistryError(
+                f"{kind}: {name!r} was made known by a script, with @lm.register({plain!r}), which has not run in this "
+                f"process. Run it before, or hand it over: lm.load(path, layers={{{plain!r}: TheClass}})"
+            )
         if not self.plugins():
             raise RegistryError(
                 f"{kind}: {name!r} can't be looked up, since no entry points in the group 'lamella' were found, not "
@@ -250,16 +349,19 @@ class Registry:
         for some in (near, own, [plugin for plugin in asked if not plugin.is_own]):
             self._import(some)
             matches = [entry for one in some for entry in self._entry_list(one, kind) if entry.name == plain]
+            if not distribution and not (some and some[0].is_own):
+                matches += script
             if len(matches) == 1:
-                return matches[0].object
+                return matches[0]
             if matches:
-                given = " and ".join(f"{entry.qualified!r} (plugin {entry.plugin.name!r})" for entry in matches)
+                given = " and ".join(f"{entry.qualified!r} ({entry.plugin.said})" for entry in matches)
                 if len({entry.qualified for entry in matches}) == len(matches):
                     fix = "say which one you mean by its full name"
                 else:
                     fix = "that distribution must rename one of them"
                 raise RegistryError(f"{kind}: {name!r} is given by {given}; {fix}")
         known = [entry.name for one in asked for entry in self._entry_list(one, kind)]
+        known += [] if distribution else self._script.get(kind, {})
         raise RegistryError(
             f"{kind}: unknown name {name!r}.{did_you_mean(plain, known)} Expected one of "
             f"{', '.join(sorted(known)) or 'none'}.{''.join(self._silent(asked))}"
@@ -280,6 +382,9 @@ class Registry:
 
     def name_of(self, kind: str, thing: Any) -> Entry | None:
         """Return the entry under which an object is registered, looking only at plugins of its own package."""
+        for entry in self._script.get(kind, {}).values():
+            if entry.object is thing:
+                return entry
         module = getattr(thing, "__module__", None) or type(thing).__module__
         package = module.partition(".")[0]
         near = [plugin for plugin in self.plugins() if plugin.module.partition(".")[0] == package]
@@ -368,11 +473,21 @@ class Registry:
         if not isinstance(given, dict):
             raise TypeError(f"{hook} must return a dict of names to objects, got {_described(given)}")
         for name, thing in given.items():
-            if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_\-]*", name):
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ValueError(f"{hook} gives the name {name!r}; expected lower case, digits and '_'")
             if expected := _kinds[kind].fault(thing):
                 raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected {expected}")
         return {name: Entry(name, thing, plugin) for name, thing in given.items()}
+
+
+class _NoEntryPoint:
+    """In place of the entry point of what a script made known."""
+
+    name = value = SCRIPT
+    dist = None
+
+    def load(self) -> Any:
+        return None
 
 
 def _distribution(point: _EntryPoint) -> tuple[str, str]:
@@ -441,6 +556,7 @@ plugins = _INSTALLED.plugins
 entries = _INSTALLED.entries
 find = _INSTALLED.find
 name_of = _INSTALLED.name_of
+register = _INSTALLED.register
 specimens = _INSTALLED.specimens
 
 

@@ -3,31 +3,42 @@
 The header names registered layers and their constructor's arguments. Loading looks names up among installed plugins; it
 imports and runs nothing that the file names. Arrays are made only once the sizes that the header asks for are known to
 be those of the file's tensors.
+
+Format 2 has a checksum: SHA-256 of the header's text and, for each tensor in the order of names, of a line
+``name dtype 2x3`` and its bytes. Format 1 had none, and kept activations and initializers by their plain names.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import stat
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lamella.arguments import number, positive
 from lamella.engine.values import Values
-from lamella.errors import ArgumentError, DataError, did_you_mean
+from lamella.errors import ArgumentError, DataError, MistakeWarning, RegistryError, counted, did_you_mean
 from lamella.files.structure import Reader, Writer, refusing
-from lamella.files.writing import write_atomically
+from lamella.files.writing import kind_of, write_atomically
 from lamella.graph.operations import Graph
 from lamella.optimizers import Optimizer
+from lamella.protocol.inputs import cast
+from lamella.registry import snake_case
 
 __all__ = ["Contents", "read", "read_weights", "write"]
 
-FORMAT = 1
+FORMAT = 2
+_READS = (1, 2)
+_CHECKSUM = "lamella.sha256"
 _FLOATS = {"float32": "F32", "float64": "F64"}  # as safetensors calls them
 _NUMBERS = {"F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"}
 
@@ -57,8 +68,32 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], values: Value
         optimizer, counters, slots = values.optimizer.as_numpy()
         header["optimizer"] = {"object": Writer().configured(optimizer), **counters}
         tensors |= {f"slots/{name}": slot for name, slot in slots.items()}
+    for name, tensor in tensors.items():
+        _check_values(f"save {os.fsdecode(path)}", name, tensor)
     text = json.dumps(header, allow_nan=False, default=_refuse)
-    write_atomically(path, to_bytes(tensors, metadata={"lamella": text}))
+    metadata = {"lamella": text, _CHECKSUM: _checksum(text, sorted(tensors.items()))}
+    write_atomically(path, to_bytes(tensors, metadata=metadata))
+
+
+def _checksum(text: str, tensors: Iterable[tuple[str, np.ndarray[Any, Any]]]) -> str:
+    """Of a header and its tensors, in the order of their names."""
+    found = hashlib.sha256(text.encode())
+    for name, tensor in tensors:
+        shape = "x".join(map(str, tensor.shape))
+        found.update(f"{name} {tensor.dtype.name} {shape}\n".encode())
+        found.update(np.ascontiguousarray(tensor).data)
+    return found.hexdigest()
+
+
+def _check_values(where: str, name: str, tensor: Any) -> None:
+    """Refuse what no training leaves behind: parameters and slots are finite, and state is no NaN."""
+    is_state = name.startswith("state/")
+    wrong = np.isnan(tensor) if is_state else ~np.isfinite(tensor)
+    if wrong.any():
+        kind = "NaN" if is_state else "NaN or infinite"
+        raise DataError(
+            f"{where}: {name!r}: expected finite numbers, got {counted(int(wrong.sum()), 'value')} of {kind}"
+        )
 
 
 def _refuse(value: Any) -> Any:
@@ -66,14 +101,19 @@ def _refuse(value: Any) -> Any:
     if isinstance(value, type):
         raise DataError(
             f"save: class {value.__qualname__} is not registered by an installed plugin, so no other program could "
-            "find it; give it a name by an entry point in the group 'lamella' (see lamella.hookspecs), or export the "
-            "model to ONNX"
+            f"find it; give it a name, in a script by @lm.register({snake_case(value.__name__)!r}) above it, in a "
+            "package by an entry point in the group 'lamella' (see lamella.hookspecs), or export the model to ONNX"
         )
     raise DataError(f"save: argument {value!r}: in a file it must be plain data, or registered by an installed plugin")
 
 
-def read(path: str | os.PathLike[str]) -> Contents:
+def read(
+    path: str | os.PathLike[str], given: Mapping[str, Any] = MappingProxyType({}), *, with_optimizer: bool = True
+) -> Contents:
     """Read a file that `write` wrote. Imports and runs nothing but installed plugins.
+
+    ``given`` has classes and functions by name, in place of registered ones. An optimizer that no plugin gives is left
+    out, with a warning, since nothing else needs it.
 
     Raises:
         DataError: a file that is no model, is damaged, or holds arrays of other sizes than its layers have.
@@ -82,33 +122,53 @@ def read(path: str | os.PathLike[str]) -> Contents:
     where = f"load {path}"
     with _opened(where, path) as file, refusing(where, "what model.save() writes"):
         header = _header(where, file)
-        reader = Reader(header["model"])
+        reader = Reader(header["model"], given, drawn=False)
         graph = reader.graph
         step, optimizer = positive(header["step"], "step", minimum=0), None
         counters: dict[str, Any] = {}
-        if "optimizer" in header:
-            optimizer = reader.configured(header["optimizer"]["object"], Optimizer)
-            counters["t"] = positive(header["optimizer"]["t"], "t", minimum=0)
-            counters["began"] = positive(header["optimizer"].get("began", 0), "began", minimum=0)
-            counters["scale"] = number(header["optimizer"].get("scale", 1.0), "scale", minimum=0.0)
-            counters["missed"] = {
-                name: positive(count, "missed") for name, count in header["optimizer"].get("missed", {}).items()
-            }
+        held = header.get("optimizer") if with_optimizer else None
+        if held is not None:
+            optimizer = _optimizer(where, reader, held["object"])
+        if held is not None and optimizer is not None:
+            counters["t"] = positive(held["t"], "t", minimum=0)
+            counters["began"] = positive(held.get("began", 0), "began", minimum=0)
+            counters["scale"] = number(held.get("scale", 1.0), "scale", minimum=0.0)
+            counters["missed"] = {name: positive(count, "missed") for name, count in held.get("missed", {}).items()}
             if any(name not in graph.arrays or n > counters["t"] for name, n in counters["missed"].items()):
                 raise DataError(f"{where}: a parameter missed more steps than there were, or the model has it not")
         places = {name: f"{'parameters' if one.trainable else 'state'}/{name}" for name, one in graph.arrays.items()}
         wanted = {places[name]: one.shape for name, one in graph.arrays.items()}
         learned = sum(math.prod(one.shape) for one in graph.arrays.values() if one.trainable)
         wanted |= {f"slots/{name}": (learned,) for name in optimizer.slots} if optimizer else {}
-        if odd := set(wanted) ^ set(file.keys()):
+        there = set(file.keys())
+        if optimizer is None and "optimizer" in header:
+            there = {name for name in there if not name.startswith("slots/")}
+        if odd := set(wanted) ^ there:
             raise DataError(f"{where}: arrays of the file and of the model's layers differ: {', '.join(sorted(odd))}")
         dtype = {_FLOATS[graph.dtype]}
         tensors = {name: _array(where, file, name, "the model", shape, dtype) for name, shape in wanted.items()}
+        for name, tensor in tensors.items():
+            _check_values(where, name, tensor)
         _check_inner_models(where, reader.inner, sum(map(np.size, tensors.values())))
+    if unknown := given.keys() - reader.taken:
+        name = sorted(unknown)[0]
+        raise ArgumentError(f"{where}: layers: the file has no {name!r}.{did_you_mean(name, reader.names)}")
     reader.note_versions(where, stacklevel=4)
     slots = {name: tensors[f"slots/{name}"] for name in optimizer.slots} if optimizer else {}
     arrays = {name: tensors[place] for name, place in places.items()}
     return Contents(graph, arrays, step, (optimizer, counters, slots) if optimizer else None)
+
+
+def _optimizer(where: str, reader: Reader, described: Mapping[str, Any]) -> Optimizer | None:
+    """The optimizer, or None, with a warning, where it or its schedule is not there."""
+    try:
+        made: Optimizer = reader.configured(described, Optimizer)
+    except RegistryError as error:
+        warnings.warn(
+            f"{where}: the optimizer is left out, and training would start anew: {error}", MistakeWarning, stacklevel=6
+        )
+        return None
+    return made
 
 
 def _check_inner_models(where: str, inner: list[Graph], held: int) -> None:
@@ -145,7 +205,14 @@ def read_weights(
         sources |= dict.fromkeys(named, source)
     found = {}
     with _opened(where, path) as file:
-        own = {name.removeprefix("parameters/").removeprefix("state/"): name for name in file.keys()}  # noqa: SIM118
+        if (file.metadata() or {}).keys() & {"lamella", _CHECKSUM}:
+            _header(where, file)
+        own: dict[str, str] = {}
+        for name in file.keys():  # noqa: SIM118
+            plain = name.removeprefix("parameters/").removeprefix("state/")
+            if plain in own:
+                raise DataError(f"{where}: {own[plain]!r} and {name!r} are two arrays of one name")
+            own[plain] = name
         for name, source in sources.items():
             if source is None:
                 continue
@@ -153,7 +220,8 @@ def read_weights(
                 hint = did_you_mean(source, own) or f" mapping={{{name!r}: None}} leaves it as it is."
                 raise DataError(f"{where}: no array {source!r} for {name!r}.{hint}")
             shape = arrays[name].shape
-            found[name] = _array(where, file, own[source], repr(name), shape, _NUMBERS).astype(graph.dtype)
+            found[name] = cast(_array(where, file, own[source], repr(name), shape, _NUMBERS), graph.dtype, where)
+            _check_values(where, f"{'parameters' if arrays[name].trainable else 'state'}/{name}", found[name])
     return found
 
 
@@ -161,13 +229,16 @@ def read_weights(
 def _opened(where: str, path: str | os.PathLike[str]) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    given = os.fsdecode(path)
+    with open(given, "rb", opener=_without_waiting) as plain:  # says in Python's own words what is not there
+        mode = os.fstat(plain.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{where}: expected a file, got {kind_of(mode)}")
     try:
-        file = safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise
+        file = safe_open(given, framework="numpy")
     except (SafetensorError, OSError) as error:
         fix = "; an ONNX file runs in onnxruntime, and load reads what model.save wrote"
-        onnx = os.fspath(path).lower().endswith(".onnx")
+        onnx = given.lower().endswith(".onnx")
         raise DataError(
             f"{where}: this is no lamella model, or it is damaged ({error}){fix if onnx else ''}"
         ) from error
@@ -175,14 +246,29 @@ def _opened(where: str, path: str | os.PathLike[str]) -> Iterator[Any]:
         yield file
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Open what may be a pipe that nobody writes to."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _header(where: str, file: Any) -> dict[str, Any]:
+    """What a file says of its tensors, once the checksum is known to be right."""
+    metadata = file.metadata() or {}
     try:
-        header = json.loads((file.metadata() or {})["lamella"])
+        header = json.loads(metadata["lamella"])
         form = header["format"] if isinstance(header, dict) else None
     except (KeyError, ValueError, RecursionError):
         raise DataError(f"{where}: a safetensors file, but not one that lamella wrote") from None
-    if form != FORMAT:
-        raise DataError(f"{where}: format {form!r}; this version reads format {FORMAT}")
+    if form not in _READS or isinstance(form, bool):
+        newer = isinstance(form, int) and form > FORMAT
+        fix = "; a newer lamella wrote it: pip install --upgrade lamella" if newer else ""
+        raise DataError(f"{where}: format {form!r}; this version reads formats 1 and 2{fix}")
+    if form != 1:
+        tensors = ((name, _read(where, file, name)) for name in sorted(file.keys()))
+        if metadata.get(_CHECKSUM) != _checksum(metadata["lamella"], tensors):
+            raise DataError(
+                f"{where}: the file is damaged: its checksum is not that of what it holds. Take another copy"
+            )
     return dict(header)
 
 
@@ -194,4 +280,11 @@ def _array(where: str, file: Any, tensor: str, whom: str, shape: tuple[int, ...]
         raise DataError(f"{where}: {tensor!r} has shape {own}; {whom} needs {shape}")
     if dtype not in dtypes:
         raise DataError(f"{where}: {tensor!r} is of dtype {dtype}; {whom} takes {', '.join(sorted(dtypes))}")
-    return file.get_tensor(tensor)
+    return _read(where, file, tensor)
+
+
+def _read(where: str, file: Any, name: str) -> Any:
+    try:
+        return file.get_tensor(name)
+    except Exception as error:  # a dtype that NumPy has not
+        raise DataError(f"{where}: {name!r} can't be read ({type(error).__name__}: {error})") from error

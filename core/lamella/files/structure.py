@@ -7,23 +7,26 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from lamella.activations import ACTIVATIONS, ActivationFunction
-from lamella.errors import DataError, GraphError, RegistryError, VersionWarning
+from lamella.activations import ACTIVATIONS
+from lamella.errors import ArgumentError, DataError, GraphError, RegistryError, VersionWarning
 from lamella.graph.operations import Graph, assemble
+from lamella.initializers import INITIALIZERS
 from lamella.losses import LOSSES
 from lamella.metrics import METRICS
 from lamella.optimizers import OPTIMIZERS
-from lamella.protocol.configured import Configured
+from lamella.protocol.configured import Configured, words_of
 from lamella.protocol.layer import LAYERS, Layer
 from lamella.protocol.node import Call, Input, Node
-from lamella.registry import Kind
+from lamella.registry import SCRIPT, Entry, Kind, Note, Plugin, noting
 from lamella.schedules import SCHEDULES
 
-__all__ = ["Reader", "Writer", "described", "refusing"]
+__all__ = ["MissingWord", "Reader", "Writer", "described", "refusing"]
 
 _KINDS: dict[str, Kind] = {kind.name: kind for kind in (LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, METRICS)}
+_WORDS: dict[str, Kind] = {**_KINDS, **{kind.name: kind for kind in (ACTIVATIONS, INITIALIZERS)}}
 
 
 def described(model: Any) -> dict[str, Any]:
@@ -101,8 +104,8 @@ class Writer:
         described: dict[str, Any] = {
             "kind": kind.name,
             "type": type(value) if entry is None else entry.qualified,
-            "version": None if entry is None else entry.plugin.version,
-            "config": {name: self._value(item) for name, item in value.config().items()},
+            "version": None if entry is None else entry.plugin.version or None,
+            "config": {name: self._value(item, words_of(value)) for name, item in value.config().items()},
         }
         return described | {"name": value.name, "trainable": value.trainable} if isinstance(value, Layer) else described
 
@@ -113,26 +116,67 @@ class Writer:
             self.layers.append(described)
         return self._places[id(layer)]
 
-    def _value(self, value: Any) -> Any:
+    def _value(self, value: Any, words: Mapping[str, Note] = MappingProxyType({})) -> Any:
+        """An argument; ``words`` are those that its owner has looked up among registered names."""
         if isinstance(value, Layer) or _is_model(value):
             return {"layer": self._place(value)}
         if isinstance(value, Configured):
             return self.configured(value)
-        if isinstance(value, ActivationFunction):
-            return next((entry.qualified for entry in ACTIVATIONS.entries() if entry.object is value), value)
+        if isinstance(value, str):
+            return _word(words[value].kind, words[value].entry) if value in words else value
+        if isinstance(value, MissingWord):
+            return value.described
         if isinstance(value, tuple):
-            return [self._value(item) for item in value]
+            return [self._value(item, words) for item in value]
         if isinstance(value, dict):  # as pairs: in JSON, keys are strings
-            return {"dict": [[self._value(key), self._value(item)] for key, item in value.items()]}
+            return {"dict": [[self._value(key), self._value(item, words)] for key, item in value.items()]}
         if isinstance(value, float) and not math.isfinite(value):  # JSON has none
             return {"float": str(value)}
+        for kind in (ACTIVATIONS, INITIALIZERS):
+            if not kind.fault(value):
+                entry = next((entry for entry in kind.entries() if entry.object is value), None)
+                if entry is not None:
+                    return _word(kind.name, entry)
         return value
 
 
-class Reader:
-    """Makes layers and graphs of their descriptions: in ``graph`` the whole, in ``inner`` those used as layers."""
+def _word(kind: str, entry: Entry) -> dict[str, Any]:
+    """A registered word, as files keep it."""
+    return {"kind": kind, "word": entry.qualified, "version": entry.plugin.version or None}
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+
+class MissingWord:
+    """An initializer that no installed plugin gives, in a model whose values came from a file: nobody needs it."""
+
+    def __init__(self, described: Mapping[str, Any], error: RegistryError) -> None:
+        self.described, self._error = dict(described), error
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise self._error
+
+    def __repr__(self) -> str:
+        return repr(self.described["word"])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MissingWord) and self.described == other.described
+
+    def __hash__(self) -> int:
+        return hash(self.described["word"])
+
+
+class Reader:
+    """Makes layers and graphs of their descriptions: in ``graph`` the whole, in ``inner`` those used as layers.
+
+    ``given`` are classes and functions by name, in place of what is registered. ``drawn`` says whether initial values
+    will be drawn, for which initializers must be there.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], given: Mapping[str, Any] = MappingProxyType({}), *, drawn: bool = True
+    ) -> None:
+        self._given, self._drawn = given, drawn
+        self.taken: set[str] = set()  # names among the given that were asked for
+        self.names: set[str] = set()  # full names that were looked up
         self.versions: dict[str, tuple[str, str]] = {}  # distribution -> its version then and now, where they differ
         self.layers: list[Any] = []
         for described in config["layers"]:
@@ -159,18 +203,18 @@ class Reader:
         """An object of a registered class, which must be of the kind that is wanted."""
         kind, found = _KINDS[described["kind"]], described["type"]
         if not isinstance(found, type):
-            found = kind.find(found)
+            found = self._found(kind, found)
         if kind.fault(found) or not issubclass(found, base):
             raise TypeError(f"{described['type']!r} is no {base.__name__}")
         arguments = {argument: self._value(item) for argument, item in described["config"].items()}
         entry, version = kind.entry_of(found), described["version"]
-        if entry is not None and version not in (None, entry.plugin.version):
-            self.versions[entry.plugin.distribution] = str(version), entry.plugin.version
+        differs = entry is not None and self._note_version(entry.plugin, version)
+        if differs:
             arguments = found.migrate(arguments, str(version))
         try:
             made = found(**arguments)
         except TypeError as error:
-            if entry is None or version in (None, entry.plugin.version):
+            if entry is None or not differs:
                 raise
             raise DataError(
                 f"{error} It was written by {entry.plugin.distribution} {version}, and {entry.plugin.version} is "
@@ -181,6 +225,45 @@ class Reader:
             made = made if described["name"] is None else made.named(described["name"])
             made = made if described["trainable"] else made.frozen()
         return made
+
+    def _found(self, kind: Kind, name: str) -> Any:
+        """What stands for a full name: what was given for it, or is registered."""
+        self.names.add(str(name))
+        plain = str(name).rpartition(":")[2]
+        for key in (name, plain) if name == f"{SCRIPT}:{plain}" else (name,):
+            if key in self._given:
+                self.taken.add(key)
+                found = self._given[key]
+                if expected := kind.fault(found):
+                    raise ArgumentError(f"layers: {key!r}: expected {expected}, got {found!r}")
+                return found
+        return kind.find(name)
+
+    def _word(self, described: Mapping[str, Any]) -> Any:
+        """A registered word: plain where that means the same here, else in full."""
+        kind, name = _WORDS[described["kind"]], described["word"]
+        with noting() as notes:
+            try:
+                found = self._found(kind, name)
+            except RegistryError as error:
+                if kind is INITIALIZERS and not self._drawn:
+                    return MissingWord(described, error)
+                raise
+        if not notes:  # it was given
+            return found
+        self._note_version(notes[0].entry.plugin, described["version"])
+        plain = name.rpartition(":")[2]
+        try:
+            return plain if kind.find(plain) is found else name
+        except RegistryError:  # several give the plain name
+            return name
+
+    def _note_version(self, plugin: Plugin, then: Any) -> bool:
+        """Take down that a distribution had another version then, if so."""
+        differs = plugin.distribution != SCRIPT and then not in (None, plugin.version)
+        if differs:
+            self.versions[plugin.distribution] = str(then), plugin.version
+        return differs
 
     def _graph(self, config: Mapping[str, Any]) -> Graph:
         inputs = [Input(**{key: self._value(value) for key, value in given.items()}) for given in config["inputs"]]
@@ -207,6 +290,8 @@ class Reader:
                 return _at(self.layers, number)
             case {"dict": pairs}:
                 return {self._value(key): self._value(item) for key, item in pairs}
+            case {"word": str()}:
+                return self._word(value)
             case {"float": text}:
                 return float(text)
             case Mapping():

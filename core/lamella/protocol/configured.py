@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 
+from lamella import registry
 from lamella.errors import ArgumentError, did_you_mean
 
-__all__ = ["Configured"]
+__all__ = ["Configured", "note_words", "words_of"]
 
 
 class _ConfiguredType(type):
@@ -65,9 +66,11 @@ class _ConfiguredType(type):
         self = cls.__new__(cls)  # type: ignore[call-overload]
         object.__setattr__(self, "_config", MappingProxyType(config))
         try:
-            self.__init__(**config)
+            with registry.noting() as notes:
+                self.__init__(**config)
         except ArgumentError as error:
             raise ArgumentError(f"{cls.__name__}: {error}") from None
+        note_words(self, notes)
         object.__setattr__(self, "_is_frozen", True)
         return self
 
@@ -88,6 +91,7 @@ class Configured(metaclass=_ConfiguredType):
 
     _config: Mapping[str, Any]
     _is_frozen = False
+    __words__: Mapping[str, registry.Note] = MappingProxyType({})  # registered words among the arguments
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments, defaults included, by name."""
@@ -142,6 +146,18 @@ class Configured(metaclass=_ConfiguredType):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.config())
+
+
+def note_words(thing: Configured, notes: Iterable[registry.Note]) -> None:
+    """Take down what an object, or a part of it, has looked up by name: files keep what was found."""
+    found = {note.name: note for note in notes}
+    if not found.keys() <= thing.__words__.keys():
+        object.__setattr__(thing, "__words__", MappingProxyType({**thing.__words__, **found}))
+
+
+def words_of(thing: Configured) -> Mapping[str, registry.Note]:
+    """What an object has looked up, by name."""
+    return thing.__words__
 
 
 def _rebuild(cls: type[Configured], config: dict[str, Any]) -> Configured:

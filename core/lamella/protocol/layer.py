@@ -9,7 +9,7 @@ from typing import Any, Self
 from lamella import registry
 from lamella.arguments import knows
 from lamella.errors import GraphError, RegistryError, counted
-from lamella.protocol.configured import Configured
+from lamella.protocol.configured import Configured, note_words
 from lamella.protocol.context import Context
 from lamella.protocol.declare import ArrayDeclaration, Declare
 from lamella.protocol.node import Call, Node, valid_name
@@ -141,26 +141,35 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
         parent.inner.append(layer)
     this = Call(layer, nodes, name, parent)
     token = _open_group.set(this)
-    try:
-        _check_takes(layer, "expand", len(nodes))
-        expanded = layer.expand(*nodes)
-    finally:
-        _open_group.reset(token)
+    with registry.noting() as notes:
+        try:
+            _check_takes(layer, "expand", len(nodes))
+            expanded = layer.expand(*nodes)
+        finally:
+            _open_group.reset(token)
+        specs = _built(layer, nodes, name) if expanded is None else ()
+    if isinstance(layer, Configured):
+        note_words(layer, notes)
     if expanded is None:
-        if type(layer).forward_pass is Layer.forward_pass:
-            raise GraphError(
-                f"{type(layer).__name__} defines neither forward_pass nor expand; a layer needs one of them"
-                + _renamed(layer)
-            )
-        specs, _ = build(layer, [node.spec for node in nodes], "float32", name)
-        _check_takes(layer, "forward_pass", len(nodes), first="ctx")
-        _check_takes(layer, "backward_pass", len(nodes), first="ctx", count=len(specs))
         this.outputs = tuple(Node(this, index, spec) for index, spec in enumerate(specs))
     else:
         this.outputs = expanded if isinstance(expanded, tuple) else (expanded,)
         if not all(isinstance(node, Node) for node in this.outputs):
             raise GraphError(f"{type(layer).__name__}.expand must return a node or a tuple of nodes, got {expanded!r}")
     return this.outputs[0] if len(this.outputs) == 1 else this.outputs
+
+
+def _built(layer: Any, nodes: tuple[Any, ...], name: str | None) -> tuple[ArraySpec, ...]:
+    """The specs of the outputs of a layer that is array code."""
+    if type(layer).forward_pass is Layer.forward_pass:
+        raise GraphError(
+            f"{type(layer).__name__} defines neither forward_pass nor expand; a layer needs one of them"
+            + _renamed(layer)
+        )
+    specs, _ = build(layer, [node.spec for node in nodes], "float32", name)
+    _check_takes(layer, "forward_pass", len(nodes), first="ctx")
+    _check_takes(layer, "backward_pass", len(nodes), first="ctx", count=len(specs))
+    return specs
 
 
 def _check_takes(layer: Any, method: str, nodes: int, *, first: str = "", count: int | None = None) -> None:
