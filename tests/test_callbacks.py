@@ -385,7 +385,7 @@ def test_csv_lines_come_epoch_by_epoch_and_append(tmp_path):
     second = fit(CSVLogger(path), model=model, epochs=1)
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2", "1"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [float(row["loss"]) for row in rows] == first["loss"] + second["loss"]
     with pytest.raises(lm.DataError, match="has the columns epoch, loss; this training has epoch, loss, learning_rate"):
         fit(LearningRateMonitor(), CSVLogger(path))

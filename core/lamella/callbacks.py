@@ -18,11 +18,13 @@ import errno
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from lamella.arguments import choice, number, positive
-from lamella.errors import ArgumentError, DataError, did_you_mean
+from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean
+from lamella.files import archive
 from lamella.network import Network
 from lamella.registry import snake_case
 
@@ -78,6 +80,13 @@ class Callback:
 
     def on_train_end(self, model: Network) -> None:
         """After the last epoch, or when training stops for another reason, errors and Ctrl-C included."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``fit(..., checkpoint=path)`` shall write down: plain data, and NumPy arrays, by name."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned, with lists for tuples, after ``on_train_begin`` of a resumed training."""
 
 
 class EarlyStopping(Callback):
@@ -138,6 +147,14 @@ class EarlyStopping(Callback):
         if self._waited >= self.patience:
             epochs = f"{self.patience} epochs" if self.patience > 1 else "an epoch"
             raise StopTraining(f"{self.monitor} has not improved for {epochs}")
+
+    def state_dict(self) -> dict[str, Any]:
+        values = None if self._values is None else list(self._values)
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited, "values": values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
+        self._values = None if state["values"] is None else (state["values"][0], state["values"][1])
 
     def on_train_end(self, model: Network) -> None:
         if self._values is not None:
@@ -205,6 +222,12 @@ class ReduceOnPlateau(Callback):
             if rate > self.min_learning_rate:
                 state.scale *= max(self.factor, self.min_learning_rate / rate)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "waited": self._waited, "cooling": self._cooling}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._waited, self._cooling = state["best"], state["waited"], state["cooling"]
+
 
 class LearningRateMonitor(Callback):
     """Adds the learning rate of the epoch's last step to the logs, as ``learning_rate``. Put it before loggers."""
@@ -225,11 +248,11 @@ class Checkpoint(Callback):
     """Saves the model after every epoch, whole or not at all: training goes on from the file after `load`.
 
     Arguments:
-        path: the file; fields in braces are filled in, ``{epoch}`` counted from 1 and every value of the logs, as in
-            ``"digits-{epoch:03}-{val_loss:.4f}.lamella"``.
+        path: the file; fields in braces are filled in, ``{epoch}``, which counts the model's epochs from 1 in all
+            trainings, and every value of the logs, as in ``"digits-{epoch:03}-{val_loss:.4f}.lamella"``.
         monitor, mode: as in `EarlyStopping`, for ``save_best_only``.
         save_best_only: whether to save only when the value, ``"val_loss"`` unless told otherwise, is better than all
-            before, those of earlier trainings with this object included.
+            before, those of earlier trainings with this object, and of the file that is there, included.
 
     Raises:
         ArgumentError: the logs have no such value, or there is one to watch without ``save_best_only``.
@@ -261,6 +284,26 @@ class Checkpoint(Callback):
         folder = os.path.dirname(self.path) or "."
         if "{" not in folder and not os.path.isdir(folder):
             raise FileNotFoundError(errno.ENOENT, "Checkpoint: no such folder; make it first", folder)
+        if self.save_best_only and self._best is None and "{" not in self.path and os.path.exists(self.path):
+            self._best = self._best_there()
+
+    def _best_there(self) -> float | None:
+        """The best value of the file that stands there, or None, with a warning, if it does not say one."""
+        held = archive.best(self.path)
+        if held.get("monitor") == self.monitor and isinstance(held.get("value"), float):
+            return float(held["value"])
+        warnings.warn(
+            f"Checkpoint: {self.path} is there, and does not say its best {self.monitor}; the first epoch replaces it",
+            MistakeWarning,
+            stacklevel=6,
+        )
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best = state["best"]
 
     def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         if self.save_best_only:
@@ -269,17 +312,21 @@ class Checkpoint(Callback):
                 return
             self._best = value
         try:
-            path = self.path.format(epoch=epoch + 1, **logs)
+            path = self.path.format(epoch=model.epochs, **logs)
         except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise ArgumentError(
                 f"Checkpoint: path: {self.path!r} can't be filled in ({type(error).__name__}: {error}); "
                 f"there are {', '.join(('epoch', *logs))}"
             ) from None
-        model.save(path)
+        more = {"best": {"monitor": self.monitor, "value": self._best}} if self.save_best_only else {}
+        model._save(path, **more)
 
 
 class CSVLogger(Callback):
-    """Writes one line for each epoch, counted from 1, to a file; what was there before stays above.
+    """Writes one line for each epoch to a file; what was there before stays above.
+
+    Epochs of the model are counted from 1 in all trainings. A training that is resumed drops the lines of epochs that
+    it takes again.
 
     Arguments:
         path: the file.
@@ -319,9 +366,16 @@ class CSVLogger(Callback):
                     f"CSVLogger: {self.path} has the columns {', '.join(there)}; this training has "
                     f"{', '.join(self._columns)}. Give another path, or append=False to truncate it"
                 )
-        numbers = {"epoch": epoch + 1, **logs}
+        numbers = {"epoch": model.epochs, **logs}
         writer.writerow([numbers.get(name, "") for name in self._columns])
         self._file.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"size": None if self._file is None else self._file.seek(0, os.SEEK_END)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._file is not None and self.append and state["size"] is not None:
+            self._file.truncate(state["size"])
 
     def on_train_end(self, model: Network) -> None:
         if self._file is not None:

@@ -170,6 +170,7 @@ def load(
     found = archive.read(path, layers or {}, with_optimizer=flag(optimizer, "load: optimizer"))
     with structure.refusing(f"load {path}", "what model.save() writes"):
         model = _made(found.graph, backend, drawn=False)
+    model.epochs = found.epochs
     return model._fill(found.arrays, found.step, found.optimizer)
 
 

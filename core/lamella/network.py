@@ -58,6 +58,8 @@ class Network:
         self.values = Values(parameters, state)
         self._frozen = graph.frozen_layers
         self._outer: weakref.WeakSet[Network] = weakref.WeakSet()  # networks that took this one as a layer
+        self.epochs = 0  # how many were finished, in all trainings
+        self.history: Any = None  # of the last training, which may have failed
         self.prepared_steps: Any = None  # what training keeps from one call to the next
         self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
         if drawn:
@@ -317,6 +319,7 @@ class Network:
         twin.copy_values(self)
         twin._frozen = self._frozen
         twin._copy_optimizer(self)
+        twin.epochs = self.epochs
         return twin
 
     def _copy_optimizer(self, other: Network) -> None:
@@ -391,7 +394,15 @@ class Network:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, from which `lamella.load` makes it again and training goes on."""
         self._warn_of_outer_training()
-        archive.write(path, self.config(), self.values)
+        self._save(path)
+
+    def _save(self, path: str | os.PathLike[str], **more: Any) -> None:
+        """Write the model, and further entries of the header."""
+        archive.write(path, self.config(), self.values, {"epochs": self.epochs, **more})
+
+    def _is_like(self, graph: Graph) -> bool:
+        """Whether a graph has the structure of this network, whatever is frozen, and whatever versions wrote it."""
+        return bool(_comparable(structure.described(self)) == _comparable(structure.described(graph)))
 
     def load_weights(self, path: str | os.PathLike[str], mapping: Mapping[str, str | None] | None = None) -> None:
         """Take values from a file of `save`, or any safetensors file.
@@ -418,6 +429,13 @@ class Network:
 def _own(output: Any) -> Any:
     """An output that shares no memory with inputs or parameters."""
     return output if output.base is None and output.flags.writeable else np.concatenate((output,))
+
+
+def _comparable(config: Any) -> Any:
+    """A structure without versions and what is frozen."""
+    if isinstance(config, Mapping):
+        return {key: _comparable(value) for key, value in config.items() if key not in ("version", "frozen")}
+    return [_comparable(one) for one in config] if isinstance(config, list) else config
 
 
 def _depth(model: Any) -> int:

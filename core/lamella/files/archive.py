@@ -18,7 +18,7 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -50,10 +50,14 @@ class Contents(NamedTuple):
     arrays: dict[str, Any]
     step: int
     optimizer: tuple[Optimizer, dict[str, Any], dict[str, Any]] | None
+    epochs: int
+    training: dict[str, Any] | None
 
 
-def write(path: str | os.PathLike[str], config: Mapping[str, Any], values: Values) -> None:
+def write(path: str | os.PathLike[str], config: Mapping[str, Any], values: Values, more: Mapping[str, Any]) -> None:
     """Write structure, arrays, optimizer slots and step to one file, whole or not at all.
+
+    ``more`` are further entries of the header: plain data, and arrays.
 
     Raises:
         DataError: a layer that no installed plugin gives, so that no other program could load it.
@@ -70,9 +74,50 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], values: Value
         tensors |= {f"slots/{name}": slot for name, slot in slots.items()}
     for name, tensor in tensors.items():
         _check_values(f"save {os.fsdecode(path)}", name, tensor)
+    header |= {name: _packed(value, tensors) for name, value in more.items()}
     text = json.dumps(header, allow_nan=False, default=_refuse)
     metadata = {"lamella": text, _CHECKSUM: _checksum(text, sorted(tensors.items()))}
     write_atomically(path, to_bytes(tensors, metadata=metadata))
+
+
+def check(config: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Refuse what `write` would refuse: a class, or an argument, that no file can hold.
+
+    Raises:
+        DataError: there is one.
+    """
+    json.dumps({"model": config, "optimizer": Writer().configured(optimizer)}, allow_nan=False, default=_refuse)
+
+
+def _packed(value: Any, tensors: dict[str, Any]) -> Any:
+    """Plain data for JSON; arrays go among the tensors."""
+    if isinstance(value, np.ndarray):
+        name = f"more/{sum(one.startswith('more/') for one in tensors)}"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _packed(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_packed(item, tensors) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def _unpacked(value: Any, tensors: Callable[[str], Any]) -> Any:
+    """The inverse of `_packed`, with lists in place of tuples."""
+    match value:
+        case list():
+            return [_unpacked(item, tensors) for item in value]
+        case {"tensor": str(name)}:
+            return tensors(name)
+        case {"dict": list(pairs)}:
+            return {key: _unpacked(item, tensors) for key, item in pairs}
+        case {"float": str(text)}:
+            return float(text)
+    return value
 
 
 def _checksum(text: str, tensors: Iterable[tuple[str, np.ndarray[Any, Any]]]) -> str:
@@ -140,7 +185,7 @@ def read(
         wanted = {places[name]: one.shape for name, one in graph.arrays.items()}
         learned = sum(math.prod(one.shape) for one in graph.arrays.values() if one.trainable)
         wanted |= {f"slots/{name}": (learned,) for name in optimizer.slots} if optimizer else {}
-        there = set(file.keys())
+        there = {name for name in file.keys() if not name.startswith("more/")}  # noqa: SIM118
         if optimizer is None and "optimizer" in header:
             there = {name for name in there if not name.startswith("slots/")}
         if odd := set(wanted) ^ there:
@@ -149,6 +194,12 @@ def read(
         tensors = {name: _array(where, file, name, "the model", shape, dtype) for name, shape in wanted.items()}
         for name, tensor in tensors.items():
             _check_values(where, name, tensor)
+        epochs = positive(header.get("epochs", 0), "epochs", minimum=0)
+        training = _unpacked(
+            header.get("training"), lambda name: _read(where, file, f"more/{name.removeprefix('more/')}")
+        )
+        if not isinstance(training, dict | None):
+            raise DataError(f"{where}: training: expected a dict, got {training!r:.60}")
         _check_inner_models(where, reader.inner, sum(map(np.size, tensors.values())))
     if unknown := given.keys() - reader.taken:
         name = sorted(unknown)[0]
@@ -156,7 +207,19 @@ def read(
     reader.note_versions(where, stacklevel=4)
     slots = {name: tensors[f"slots/{name}"] for name in optimizer.slots} if optimizer else {}
     arrays = {name: tensors[place] for name, place in places.items()}
-    return Contents(graph, arrays, step, (optimizer, counters, slots) if optimizer else None)
+    return Contents(graph, arrays, step, (optimizer, counters, slots) if optimizer else None, epochs, training)
+
+
+def best(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a file says of the best value so far, under "monitor" and "value"; nothing where it says nothing.
+
+    Raises:
+        DataError: a file that is no model, or is damaged.
+    """
+    where = f"load {os.fsdecode(path)}"
+    with _opened(where, path) as file:
+        found = _unpacked(_header(where, file).get("best"), str)
+    return found if isinstance(found, dict) else {}
 
 
 def _optimizer(where: str, reader: Reader, described: Mapping[str, Any]) -> Optimizer | None:

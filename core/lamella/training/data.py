@@ -203,15 +203,19 @@ class ArrayBatches:
         """How many batches an epoch has."""
         return -(-self.data.rows // self.size)
 
-    def epoch(self) -> Iterator[Rows]:
-        """The batches of one epoch; the order follows from the model's seed and step."""
+    def skip(self, count: int) -> None:
+        """Nothing: every epoch begins with the first rows."""
+
+    def epoch(self, skip: int = 0, step: int | None = None) -> Iterator[Rows]:
+        """The batches of one epoch but for the first; the order follows from the model's seed, and the step then."""
         model, rows = self.data.model, self.data.rows
         order = np.arange(rows)
         if self.shuffle:
-            np.random.default_rng([model.seed & 0xFFFFFFFF, model.seed >> 32, model.step]).shuffle(order)
+            step = model.step if step is None else step
+            np.random.default_rng([model.seed & 0xFFFFFFFF, model.seed >> 32, step]).shuffle(order)
         width = sum(array[:1].nbytes for array in self.data.inputs)  # of a row
         many = self.size * max(1, GATHER_BYTES // max(1, width * self.size))
-        for first in range(0, rows, many):
+        for first in range(skip * self.size, rows, many):
             some = slice(first, first + many)
             gathered = self.data.gather(order[some] if self.shuffle else some)
             count = min(many, rows - first)
@@ -253,19 +257,26 @@ class StreamBatches:
         """How many batches an epoch has, if that can be known."""
         return self.steps or (len(self.source) if isinstance(self.source, Sized) else None)
 
-    def epoch(self) -> Iterator[Rows]:
-        """The batches of one epoch."""
+    def epoch(self, skip: int = 0, step: int | None = None) -> Iterator[Rows]:
+        """The batches of one epoch but for the first."""
         if self.steps is None:
             empty = True
-            for batch in self._start():
+            for k, batch in enumerate(self._start()):
                 empty = False
-                yield self._rows(batch)
+                if k >= skip:
+                    yield self._rows(batch)
             if empty:
                 raise self._ended()
         if self.restart:
             self._running = None
-        for _ in range(self.steps or 0):
-            yield self._next()
+        for _ in range(skip, self.steps or 0):
+            yield self._rows(self._next())
+
+    def skip(self, count: int) -> None:
+        """Draw batches that were trained on before, where epochs begin where the last one stopped."""
+        if self.steps is not None:
+            for _ in range(count):
+                self._next()
 
     def _start(self) -> Iterable[Any]:
         made = self.source() if callable(self.source) else self.source
@@ -273,12 +284,12 @@ class StreamBatches:
             raise DataError(f"{self.what}: the function gave {type(made).__name__}; expected an iterable of batches")
         return made
 
-    def _next(self) -> Rows:
+    def _next(self) -> Any:
         for _ in range(2):  # at the end, start again
             if self._running is None:
                 self._running = iter(self._start())
             for batch in self._running:
-                return self._rows(batch)
+                return batch
             self._running = None
         raise self._ended()
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella.arguments import knows, positive
-from lamella.callbacks import Callback
+from lamella.arguments import flag, knows, positive
+from lamella.callbacks import Callback, Checkpoint
 from lamella.engine.interruption import Interruption
 from lamella.errors import ArgumentError, LayerError, MistakeWarning
+from lamella.files import archive
+from lamella.files.writing import check_place
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
 from lamella.network import Network
@@ -22,6 +25,7 @@ from lamella.training.data import ArrayBatches, Data, StreamBatches, batches_of,
 from lamella.training.history import History
 from lamella.training.listeners import Listeners
 from lamella.training.meter import Meter, listed
+from lamella.training.resumption import Place, Writer, restore, take_up
 from lamella.training.step import TrainSteps, prepared
 
 if TYPE_CHECKING:
@@ -171,6 +175,9 @@ def fit(
     clip_norm: float | None = None,
     penalties: Mapping[str, Penalty] | None = None,
     constraints: Mapping[str, Constraint] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    initial_epoch: int = 0,
     progress: bool | str = "auto",
 ) -> History:
     """Train for some epochs, each a pass over arrays or over an iterable of batches.
@@ -205,6 +212,11 @@ def fit(
         penalties: what parameters add to the loss (``val_loss`` too) and its gradient, by patterns of their names, as
             in ``{"*.kernel": lm.regularization.L2(1e-4)}``.
         constraints: bounds of parameters after each step, as in ``{"dense_*.kernel": lm.regularization.MaxNorm(3)}``.
+        checkpoint: a file for the model and the place of the training: written after each epoch, within an epoch every
+            minute, and where training stops.
+        resume: whether to go on from that file, if it is there. The script that began the training runs again as it
+            was: weights, history and callbacks become bit by bit what they would be without an interruption.
+        initial_epoch: the number of the first epoch; training ends with epoch ``epochs - 1`` as ever.
         progress: what to print: ``"auto"`` a live line on a terminal, a line for each epoch in a notebook, and nothing
             elsewhere, as in pipes and logs; True a line for each epoch there too; False nothing anywhere.
 
@@ -218,6 +230,9 @@ def fit(
     if progress not in (True, False, "auto"):
         raise ArgumentError(f"progress: expected 'auto', True or False, got {progress!r}")
     size = positive(batch_size, "batch_size")
+    first = positive(initial_epoch, "initial_epoch", minimum=0)
+    if flag(resume, "resume") and checkpoint is None:
+        raise ArgumentError("fit: resume=True: expected checkpoint=, the path of the file to go on from")
     losses = _losses(model, loss)
     optimizer = OPTIMIZERS.resolve(optimizer)
     weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
@@ -229,19 +244,34 @@ def fit(
     checked = None
     if validation_data is not None:
         checked = held_out(model, validation_data, losses, max(size, 256), steps=validation_steps)
+    if checkpoint is not None:
+        check_place(checkpoint)
+    resumed = take_up(checkpoint, model) if checkpoint is not None and resume else None
+    place = resumed or Place(epoch=first)
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     steps = _steps(model, losses, bounds)
     _check_learns(steps)
     line = _progress(progress)
     listeners = Listeners(callbacks, line)
+    if checkpoint is not None or any(isinstance(one, Checkpoint) for one in listeners.callbacks):
+        archive.check(model.config(), optimizer)  # now, and not when hours have passed
+    writer = None if checkpoint is None else Writer(checkpoint, model, listeners.callbacks)
     history, begins = History(), True
+    history.history = {name: list(values) for name, values in place.history.items()}
+    history.stopped = place.stopped
+    model.history = history
+    if first and resumed is None:
+        model.epochs = first
+    data.skip(place.drawn)
     _warn_of_probabilities(model, losses)
-    _warn_of_rate_zero(model, optimizer)
+    if not resumed:
+        _warn_of_rate_zero(model, optimizer)
 
-    def epoch_of_steps() -> None:
+    def epoch_of_steps(place: Place) -> Place:
+        """Go on with an epoch, and return how far it came."""
         nonlocal begins
         asnumpy = model.device.asnumpy
-        for rows in data.epoch():
+        for rows in data.epoch(place.batch, place.began):
             if steps.plan.frozen is not model.frozen_layers:  # by a callback
                 steps.renew()
                 _check_learns(steps)
@@ -249,22 +279,32 @@ def fit(
             result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
             begins = False
             meter.add(result.losses, penalty, tuple([asnumpy(given) for given in result.predictions]), rows)
+            if writer is not None:
+                place = place._replace(batch=place.batch + 1, drawn=place.drawn + 1)
             if listeners.of_batches:
                 listeners.end_batch(model, rows.size, meter.logs())
+            if writer is not None and (writer.is_due or interruption.asked):
+                writer.write(place, history, meter)
             interruption.check()
             if listeners.stopped:
-                return
+                break
+        return place
 
     with Interruption(between_steps=True) as interruption:
         try:
             listeners.begin(model, epochs, data.length)
-            for epoch in range(epochs):
-                if not listeners.stopped:
+            restore(place, listeners.callbacks)
+            for epoch in range(place.epoch, epochs):
+                if not (listeners.stopped or history.stopped):
                     listeners.tell("on_epoch_begin", model, epoch)
-                if listeners.stopped:
+                if listeners.stopped or history.stopped:
                     break
                 meter.start()
-                epoch_of_steps()
+                if place.meter is not None:
+                    meter.load_state_dict(place.meter)
+                else:
+                    place = place._replace(batch=0, began=model.step)
+                place = epoch_of_steps(place)
                 logs = meter.logs()
                 try:
                     if checked is not None:
@@ -273,11 +313,16 @@ def fit(
                             model, losses, checked, val_meter, steps.rules.penalty(model.values), interruption.check
                         )
                         logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
+                    model.epochs += 1
                     listeners.end_epoch(model, epoch, logs)
                 finally:
                     history.add(logs)
+                place = Place(epoch + 1, drawn=place.drawn)
+                history.stopped = listeners.stopped
+                if writer is not None:
+                    writer.write(place, history)
                 interruption.check()
-            history.stopped = listeners.stopped
+            history.stopped = listeners.stopped or history.stopped
         except KeyboardInterrupt:
             if interruption.insisted:
                 raise

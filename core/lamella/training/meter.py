@@ -44,6 +44,17 @@ class Meter:
         self.penalty, self.rows = 0.0, 0
         self.sums: dict[str, tuple[Any, ...]] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was added up so far, as plain data and arrays."""
+        names = ("losses", "weights", "penalty", "rows", "sums")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.losses, self.weights = list(state["losses"]), list(state["weights"])
+        self.penalty, self.rows = state["penalty"], state["rows"]
+        self.sums = {label: tuple(sums) for label, sums in state["sums"].items()}
+
     def add(self, losses: Sequence[float], penalty: float, predictions: tuple[Any, ...], rows: Rows) -> None:
         self.penalty += penalty * rows.size
         self.rows += rows.size

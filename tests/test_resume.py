@@ -1,0 +1,280 @@
+"""Training that is interrupted and resumed ends with the bits of training that was not."""
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import lamella as lm
+from lamella.callbacks import Checkpoint, CSVLogger, EarlyStopping, ReduceOnPlateau
+from lamella.training import resumption
+from lamella_layers import LSTM, BatchNormalization, Dense, Dropout
+
+ROWS, SIZE, EPOCHS = 27, 6, 3
+BATCHES = -(-ROWS // SIZE)
+rng = np.random.default_rng(0)
+X, Y = rng.normal(size=(ROWS, 4)).astype("float32"), np.arange(ROWS) % 3
+
+
+def dense():
+    layers = [Dense(6, activation="tanh"), BatchNormalization(), Dropout(0.3), Dense(3)]
+    return lm.Sequential(layers, input_shape=4, seed=5)
+
+
+def recurrent():
+    return lm.Sequential([LSTM(4, return_sequences=False), Dropout(0.2), Dense(3)], input_shape=(2, 2), seed=1)
+
+
+class Stop(lm.Callback):
+    """Ctrl-C after so many steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_batch_end(self, model, rows, logs):
+        if model.step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def task(**changes):
+    """What a script that is run again says again."""
+    schedule = lm.schedules.Cosine(0.05, EPOCHS * BATCHES)
+    given = {"loss": "softmax_cross_entropy", "optimizer": lm.optimizers.Adam(schedule), "epochs": EPOCHS}
+    given |= {"batch_size": SIZE, "progress": False, "metrics": ["accuracy"], "validation_data": (X, Y)}
+    return given | changes
+
+
+def outcome(model, history):
+    return {**model.parameters, **model.state}, history.history, model.step, model.epochs
+
+
+def assert_same(one, other):
+    for name, array in one[0].items():
+        np.testing.assert_array_equal(array, other[0][name], err_msg=name)
+    assert one[1:] == other[1:]
+
+
+@pytest.mark.parametrize("step", range(1, EPOCHS * BATCHES + 1))
+def test_resumed_at_any_batch(tmp_path, step):
+    path = tmp_path / "run"
+    whole = dense()
+    expected = outcome(whole, whole.fit(X, Y, **task()))
+    history = dense().fit(X, Y, **task(checkpoint=path, resume=True, callbacks=[Stop(step)]))
+    assert history.interrupted
+    model = dense()
+    history = model.fit(X, Y, **task(checkpoint=path, resume=True))
+    assert not history.interrupted
+    assert_same(outcome(model, history), expected)
+    assert model.history is history
+    assert_same(outcome(lm.load(path), history), expected)
+    again = dense()
+    assert_same(outcome(again, again.fit(X, Y, **task(checkpoint=path, resume=True))), expected)  # nothing is left
+
+
+CASES = {
+    "sgd": {"optimizer": lm.optimizers.SGD(0.1, momentum=0.9, nesterov=True)},
+    "rmsprop": {"optimizer": lm.optimizers.RMSprop(lm.schedules.Exponential(0.01, 3, 0.9))},
+    "adamw, one thread, no shuffle": {"optimizer": lm.optimizers.AdamW(0.01), "shuffle": False},
+    "clips and penalties": {"clip_norm": 0.1, "penalties": {"*.kernel": lm.regularization.L2(0.01)}},
+    "weights": {"sample_weight": np.linspace(0.0, 2.0, ROWS), "class_weight": {0: 2.0}},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("make", [dense, recurrent])
+def test_resumed_with_every_kind_of_optimizer(tmp_path, name, make):
+    x = X if make is dense else X.reshape(ROWS, 2, 2)
+    whole, given = make(), task(**CASES[name], validation_data=(x, Y))
+    expected = outcome(whole, whole.fit(x, Y, **given))
+    for step in (4, 9):  # interrupted twice
+        make().fit(x, Y, **given, checkpoint=tmp_path / "run", resume=True, callbacks=[Stop(step)])
+    model = make()
+    assert_same(outcome(model, model.fit(x, Y, **given, checkpoint=tmp_path / "run", resume=True)), expected)
+
+
+@pytest.mark.parametrize("step", [2, 8, 13, 23, 31])
+def test_callbacks_remember(tmp_path, step):
+    """The best epoch and its weights, what was waited, the learning rate, the lines of the log, the best file."""
+
+    def run(folder, make_stop, model=None):
+        folder.mkdir(exist_ok=True)
+        stop = EarlyStopping("val_accuracy", patience=3)
+        callbacks = [
+            ReduceOnPlateau("val_loss", factor=0.5, patience=1),
+            stop,
+            CSVLogger(folder / "log.csv"),
+            Checkpoint(folder / "best", save_best_only=True),
+            Checkpoint(str(folder / "epoch-{epoch:02}")),
+            *make_stop,
+        ]
+        model = dense()
+        given = task(optimizer=lm.optimizers.SGD(0.5), epochs=9, callbacks=callbacks)
+        history = model.fit(X, Y, **given, checkpoint=folder / "run", resume=True)
+        return model, history, stop
+
+    model, history, stop = run(tmp_path / "whole", [])
+    expected = outcome(model, history)
+    assert history.stopped
+    assert run(tmp_path / "parts", [Stop(step)])[1].interrupted == (
+        step <= model.step or step < BATCHES * history.epochs
+    )
+    resumed, other, again = run(tmp_path / "parts", [])
+    assert_same(outcome(resumed, other), expected)
+    assert (other.stopped, again.best, again.best_epoch) == (history.stopped, stop.best, stop.best_epoch)
+    for name in sorted(one.name for one in (tmp_path / "whole").iterdir()):
+        one, two = ((tmp_path / folder / name) for folder in ("whole", "parts"))
+        if name == "log.csv":
+            assert one.read_text() == two.read_text()
+        elif name != "run":
+            assert_same(outcome(lm.load(one), history), outcome(lm.load(two), history))
+
+
+def stream(rows=SIZE):
+    for start in range(0, ROWS, rows):
+        yield X[start : start + rows], Y[start : start + rows]
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_resumed_on_batches(tmp_path, steps):
+    """From a function that makes them, in epochs of all, or that go on where the last one stopped."""
+
+    def run(model, **more):
+        given = task(validation_data=None, batch_size=32, steps_per_epoch=steps, epochs=5, **more)
+        return outcome(model, model.fit(stream, **given))
+
+    expected = run(dense())
+    for step in (3, 7, 12):
+        run(dense(), checkpoint=tmp_path / "run", resume=True, callbacks=[Stop(step)])
+    assert_same(run(dense(), checkpoint=tmp_path / "run", resume=True), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_kills_lose_nothing_that_was_written(tmp_path, monkeypatch):
+    """A training that writes after each step is killed at random moments until it comes to its end."""
+    monkeypatch.setattr(resumption, "SECONDS", 0.0)
+    seed = int(time.time())
+    print("seed", seed)
+    rng, path, kills = random.Random(seed), tmp_path / "run", 0
+    whole = dense()
+    expected = outcome(whole, whole.fit(X, Y, **task(epochs=8)))
+    while True:
+        child = os.fork()
+        if child == 0:
+            try:
+                dense().fit(X, Y, **task(epochs=8, checkpoint=path, resume=True))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        time.sleep(rng.uniform(0.0, 0.12))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if path.exists():
+            lm.load(path)
+        if status == 0:
+            break
+        assert os.WIFSIGNALED(status), "the training failed by itself"
+        kills += 1
+        assert kills < 500
+    print(kills, "kills")
+    model = dense()
+    assert_same(outcome(model, model.fit(X, Y, **task(epochs=8, checkpoint=path, resume=True))), expected)
+
+
+def test_a_best_file_is_not_replaced_by_a_worse_model(tmp_path):
+    path = tmp_path / "best"
+
+    def best():
+        return lm.load(path).evaluate(X, Y, loss="softmax_cross_entropy")["loss"]
+
+    model = dense()
+    model.fit(X, Y, **task(epochs=6, callbacks=[Checkpoint(path, save_best_only=True)]))
+    before, held = best(), path.read_bytes()
+    model.fit(
+        X, Y, **task(epochs=1, optimizer=lm.optimizers.SGD(30.0), callbacks=[Checkpoint(path, save_best_only=True)])
+    )
+    assert path.read_bytes() == held
+    dense().fit(X, Y, **task(epochs=20, callbacks=[Checkpoint(path, save_best_only=True)]))
+    assert best() < before
+    model.save(path)
+    with pytest.warns(lm.MistakeWarning, match="does not say its best val_loss; the first epoch replaces it"):
+        model.fit(X, Y, **task(epochs=1, callbacks=[Checkpoint(path, save_best_only=True)]))
+
+
+def test_epochs_go_on_counting(tmp_path):
+    names = str(tmp_path / "epoch-{epoch:02}")
+    model, constant = dense(), lm.optimizers.Adam(0.01)
+    model.fit(X, Y, **task(optimizer=constant, callbacks=[Checkpoint(names)]))
+    model = lm.load(tmp_path / "epoch-03")
+    assert model.epochs == 3
+    heard = []
+
+    class Hear(lm.Callback):
+        def on_epoch_begin(self, model, epoch):
+            heard.append(epoch)
+
+    model.fit(X, Y, **task(optimizer=constant, epochs=2, callbacks=[Checkpoint(names), Hear()]))
+    more = {"optimizer": constant, "epochs": 10, "initial_epoch": 8}
+    model.copy().fit(X, Y, **task(**more, callbacks=[Checkpoint(names), Hear()]))
+    assert sorted(one.name for one in tmp_path.iterdir()) == [f"epoch-{k:02}" for k in (1, 2, 3, 4, 5, 9, 10)]
+    assert heard == [0, 1, 8, 9]
+
+
+def test_what_cannot_be_saved_is_refused_before_the_first_step(tmp_path):
+    class Mine(lm.Layer):
+        def forward_pass(self, ctx, x):
+            return x
+
+        def backward_pass(self, ctx, dy):
+            return dy
+
+    class Slow(lm.optimizers.SGD):
+        pass
+
+    unknown = lm.Sequential([Dense(3), Mine()], input_shape=4)
+    for model, changes, word in ((unknown, {}, "Mine"), (dense(), {"optimizer": Slow(0.1)}, "Slow")):
+        for more in ({"checkpoint": tmp_path / "run"}, {"callbacks": [Checkpoint(tmp_path / "m")]}):
+            with pytest.raises(lm.DataError, match=f"class .*{word} is not registered"):
+                model.fit(X, Y, **task(**changes, **more))
+            assert model.step == 0
+    for place in (tmp_path, tmp_path / "nowhere" / "run", "/dev/null"):
+        with pytest.raises((lm.DataError, OSError), match="give the name of a file|no such folder|a device"):
+            dense().fit(X, Y, **task(checkpoint=place))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    model = dense()
+    before = {**model.parameters}
+    recurrent().fit(X.reshape(ROWS, 2, 2), Y, **task(validation_data=None, checkpoint=tmp_path / "run"))
+    with pytest.raises(lm.DataError, match="its model is another one than this"):
+        model.fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True))
+    model.save(tmp_path / "saved")
+    with pytest.raises(lm.DataError, match="without the place of a training"):
+        model.fit(X, Y, **task(checkpoint=tmp_path / "saved", resume=True))
+    with pytest.raises(lm.ArgumentError, match="resume=True: expected checkpoint="):
+        model.fit(X, Y, **task(resume=True))
+    (tmp_path / "run").write_bytes((tmp_path / "run").read_bytes()[:-1])
+    with pytest.raises(lm.DataError, match="damaged"):
+        model.fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True))
+    for name, array in before.items():
+        np.testing.assert_array_equal(model.parameters[name], array)
+
+
+def test_a_training_that_fails_leaves_its_history(tmp_path):
+    class Fail(lm.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            if epoch == 1:
+                raise RuntimeError("no more")
+
+    model = dense()
+    with pytest.raises(RuntimeError, match="no more"):
+        model.fit(X, Y, **task(callbacks=[Fail()]))
+    assert model.history.epochs == 2
+
+
+def test_callbacks_that_are_missing_are_told(tmp_path):
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[EarlyStopping(), Stop(7)]))
+    with pytest.warns(lm.MistakeWarning, match="callbacks that this one has not: EarlyStopping"):
+        dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True))
