@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import lamella as lm
 from lamella import registry
+from lamella.cli.program import main
 from lamella_layers import Conv2D, Dense, Flatten
 
 
@@ -700,3 +701,75 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
             lm.load(path)
     with pytest.raises(OSError, match="File name too long"):
         lm.load(tmp_path / ("n" * 300))
+
+
+def mutated(value, rng, junk):
+    """Plain data with one entry, somewhere, replaced, left out, or doubled."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.8:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = keys[int(rng.integers(len(keys)))]
+        copied = dict(value) if isinstance(value, dict) else list(value)
+        if rng.random() < 0.15:
+            del copied[key]
+        elif isinstance(value, list) and rng.random() < 0.15:
+            copied.insert(key, value[key])
+        else:
+            copied[key] = mutated(value[key], rng, junk)
+        return copied
+    return junk[int(rng.integers(len(junk)))]
+
+
+def test_whatever_a_header_says_there_is_a_word_or_a_model(tmp_path):
+    seed = int(np.random.SeedSequence().entropy % 2**32)
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    trained()[0].save(tmp_path / "m")
+    size = int.from_bytes((tmp_path / "m").read_bytes()[:8], "little")
+    text = json.loads((tmp_path / "m").read_bytes()[8 : 8 + size])["__metadata__"]["lamella"]
+    arrays, header = load_file(tmp_path / "m"), json.loads(text)
+    junk = [None, True, -1, 0, 1.5, 2**70, "", "x", "lamella:dense", "os:system", [], {}, [[0, 0]], {"layer": 0}]
+    junk += [{"word": "lamella:relu", "kind": "activations", "version": None}, {"float": "nan"}, {"dict": [[1, 2]]}]
+    refused = 0
+    for _ in range(200):
+        write_signed(tmp_path / "m", mutated(header, rng, junk), arrays)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                loaded = lm.load(tmp_path / "m")
+                loaded.predict(np.ones((1, *loaded.input_specs[0].shape[1:])))
+            except lm.LamellaError:
+                refused += 1
+        assert main(["inspect", str(tmp_path / "m")]) in (0, 2)
+    assert refused > 100
+
+
+def test_inspect_tells_what_a_file_holds(tmp_path, capsys):
+    model, _, _ = trained()
+    model.save(tmp_path / "m")
+    found = lm.inspect(tmp_path / "m")
+    assert (found.format, found.kind, found.dtype, found.step) == (2, "Sequential", "float32", model.step)
+    assert [line.type for line in found.layers] == ["lamella:conv2d", "lamella:flatten", "lamella:dense"]
+    assert found.parameters == sum(array.size for array in model.parameters.values())
+    assert found.distributions == {"lamella": lm.__version__}
+    assert found.arrays["parameters/dense_1.bias"] == model.parameters["dense_1.bias"].shape
+    assert main(["inspect", str(tmp_path / "m")]) == 0
+    told = capsys.readouterr().out
+    for words in (
+        "Sequential on (N, ",
+        "conv2d",
+        "activation=",
+        "format 2",
+        f"trained for {model.step} step",
+        "needs lamella",
+    ):
+        assert words in told
+    (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[:-1])
+    assert main(["inspect", str(tmp_path / "m")]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_inspect_needs_no_plugin(distributions, tmp_path):
+    distributions.install(("acme", "1.0", {"activations": {"mish": mish(2.0)}}))
+    lm.Sequential([Dense(2, activation="mish")], input_shape=4).save(tmp_path / "m")
+    distributions.install()
+    assert lm.inspect(tmp_path / "m").distributions == {"lamella": lm.__version__, "acme": "1.0"}

@@ -35,6 +35,7 @@ from lamella.errors import (
     RegistryError,
     VersionWarning,
 )
+from lamella.files.inspection import inspect
 from lamella.hookspecs import hookimpl
 from lamella.model import Model, Sequential, from_config, load
 from lamella.primitives import primitive, scan
@@ -71,6 +72,7 @@ __all__ = [
     "callbacks",
     "from_config",
     "hookimpl",
+    "inspect",
     "layer",
     "layers",
     "load",

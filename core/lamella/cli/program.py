@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from lamella import errors, registry
-from lamella.cli import check, layers, new_plugin
+from lamella.cli import check, inspect, layers, new_plugin
 from lamella.commands import COMMANDS, Command
 from lamella.registry import shortest_names
 from lamella.terminal import aside
@@ -110,5 +110,5 @@ def _versions() -> str:
     return f"lamella {__version__} (Python {platform.python_version()}, {others})"
 
 
-OWN = {"check": check.COMMAND, "layers": layers.COMMAND, "new-plugin": new_plugin.COMMAND}
+OWN = {"check": check.COMMAND, "inspect": inspect.COMMAND, "layers": layers.COMMAND, "new-plugin": new_plugin.COMMAND}
 """The commands of lamella itself; plugins give others."""

@@ -210,6 +210,13 @@ def read(
     return Contents(graph, arrays, step, (optimizer, counters, slots) if optimizer else None, epochs, training)
 
 
+def outline(where: str, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Return a file's header as it is, and the shapes of its tensors, once the checksum is known to be right."""
+    with _opened(where, path) as file:
+        header = _header(where, file)
+        return header, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
 def best(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a file says of the best value so far, under "monitor" and "value"; nothing where it says nothing.
 
