@@ -129,7 +129,6 @@ def _evaluate(
     losses: tuple[Loss | None, ...],
     data: Batches,
     meter: Meter,
-    penalty: float = 0.0,
     between: Callable[[], None] = lambda: None,
 ) -> None:
     """Add up losses and metrics in inference mode; call ``between`` after each batch."""
@@ -139,7 +138,7 @@ def _evaluate(
         for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
             each = np.zeros(1) if loss is None else _each(loss, prediction, target)
             means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
-        meter.add(means, penalty, predictions, rows)
+        meter.add(means, 0.0, predictions, rows)
         between()
 
 
@@ -188,8 +187,8 @@ def fit(
             slots and its place in the schedule; ``model.optimizer_state = None`` resets it.
         epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
             of their own.
-        validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these, evaluated after every epoch as
-            ``val_loss``, ...
+        validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these. After every epoch ``val_loss``, ...
+            are what `evaluate` gives for them.
         metrics: names or `Metric` objects for every output, or dicts of these by output. Those of training are of the
             model as it was at each step, and sample and class weights count in them.
         callbacks: `Callback` objects, such as those of `lamella.callbacks`.
@@ -202,8 +201,8 @@ def fit(
             after every epoch.
         clip_value: hold every entry of the gradients between ``-clip_value`` and ``clip_value``.
         clip_norm: scale the gradients down where the norm of all together is larger.
-        penalties: what parameters add to the loss (``val_loss`` too) and its gradient, by patterns of their names, as
-            in ``{"*.kernel": lm.regularization.L2(1e-4)}``.
+        penalties: what parameters add to the loss of training and its gradient, by patterns of their names, as in
+            ``{"*.kernel": lm.regularization.L2(1e-4)}``. ``val_loss`` and `evaluate` are of the data alone.
         constraints: bounds of parameters after each step, as in ``{"dense_*.kernel": lm.regularization.MaxNorm(3)}``.
         progress: what to print: ``"auto"`` a live line on a terminal, a line for each epoch in a notebook, and nothing
             elsewhere, as in pipes and logs; True a line for each epoch there too; False nothing anywhere.
@@ -269,9 +268,7 @@ def fit(
                 try:
                     if checked is not None:
                         val_meter.start()
-                        _evaluate(
-                            model, losses, checked, val_meter, steps.rules.penalty(model.values), interruption.check
-                        )
+                        _evaluate(model, losses, checked, val_meter, interruption.check)
                         logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
                     listeners.end_epoch(model, epoch, logs)
                 finally:
