@@ -632,6 +632,65 @@ def test_other_ends_are_left_alone(end):
     ending_in(Activation("softmax")).fit(x, y, loss="categorical_cross_entropy", optimizer="sgd")
 
 
+@pytest.mark.parametrize(
+    ("end", "loss", "said"),
+    [
+        (Activation("sigmoid"), "mean_squared_error", None),
+        (Activation("sigmoid"), lm.losses.Weighted("huber", 0.5), None),
+        (Activation("linear"), "mean_absolute_error", None),
+        (Reshape((1,)), "binary_cross_entropy", 0.0),
+        (Activation("sigmoid"), "mean_squared_error", 0.9),
+    ],
+)
+@pytest.mark.parametrize("kind", ["accuracy", "binary_accuracy"])
+def test_accuracy_goes_by_what_predictions_are(kind, end, loss, said):
+    x = np.random.default_rng(0).normal(size=(200, 1))
+    model = lm.Sequential([Dense(1), end], input_shape=1, dtype="float64")
+    model.parameters["dense_1.kernel"] = [[3.0]]
+    predictions = model.predict(x)
+    threshold = 0.5 if said is None else said
+    y = predictions > threshold
+    y[:20] = ~y[:20]
+    assert {0, 1} == set(y[:, 0])
+    metric = kind
+    if said == 0.9:
+        metric = {"accuracy": lm.metrics.Accuracy, "binary_accuracy": lm.metrics.BinaryAccuracy}[kind](said)
+    task = {"loss": loss, "metrics": metric}
+    assert model.evaluate(x, y, **task)[kind] == 0.9
+    still = {"optimizer": lm.optimizers.SGD(0.0), "validation_data": (x, y)}
+    history = model.fit(x, y, **task, **still)
+    assert history[kind] == history[f"val_{kind}"] == [pytest.approx(0.9)]
+
+
+def test_accuracy_under_a_loss_that_does_not_say_what_predictions_are_is_told_once():
+    class Cubic(lm.losses.Loss):
+        def forward(self, ctx, prediction, target):
+            ctx.save(prediction - target)
+            return ctx.xp.abs(prediction - target)[:, 0] ** 3.0
+
+        def backward(self, ctx, d):
+            (r,) = ctx.saved
+            return 3.0 * r * ctx.xp.abs(r) * d[:, None]
+
+    class Said(Cubic):
+        on_logits = False
+
+    x, y = np.ones((4, 2)), np.ones((4, 1))
+    model = lm.Sequential([Dense(1)], input_shape=2)
+    task = {"optimizer": lm.optimizers.SGD(1e-9), "validation_data": (x, y)}
+    words = r"takes predictions above 0 for yes.* on_logits = "
+    with pytest.warns(lm.MistakeWarning, match=words) as told:
+        model.fit(x, y, loss=Cubic(), metrics=["accuracy", "mean_squared_error"], **task)
+    assert [warning.filename for warning in told] == [__file__]
+    with pytest.warns(lm.MistakeWarning, match=words) as told:
+        model.evaluate(x, y, loss=Cubic(), metrics="accuracy")
+    assert [warning.filename for warning in told] == [__file__]
+    model.fit(x, y, loss=Said(), metrics="accuracy", **task)
+    model.fit(x, y, loss=Cubic(), metrics=lm.metrics.Accuracy(0.5), **task)
+    several = lm.Sequential([Dense(3)], input_shape=2)
+    assert several.fit(x, np.ones((4, 3)) * [1, 0, 0], loss=Cubic(), metrics="accuracy", optimizer="sgd")
+
+
 def test_logits_are_no_probabilities():
     a = lm.Input((4,))
     model = lm.Model(a, (Dense(3).named("kind")(a), Dense(1).named("size")(a)))

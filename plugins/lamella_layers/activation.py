@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from typing import Any
 
 import lamella as lm
@@ -67,6 +68,13 @@ class Activation(lm.Layer):
             raise lm.GraphError(
                 f"expected axis={self.axis} to be one of the axes after the batch, got {x}; along the batch axis the "
                 "samples would depend on each other"
+            )
+        if self.has_axis and self.function.probabilities and x.shape[self.axis] == 1:
+            warnings.warn(
+                f"{self!r} runs along an axis of size 1, axis={self.axis} of {x}: it gives 1 whatever comes in, and "
+                "nothing before it learns. Likely fix: 'sigmoid' for yes or no, or as many units as there are classes",
+                lm.MistakeWarning,
+                stacklevel=2,
             )
         return x
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,13 @@ class ScaledDotProductAttention(lm.Layer):
             raise lm.GraphError(
                 f"mask: expected bools (N, {query.shape[1]}, {key.shape[1]}), or 1 in place of either size, or "
                 f"(N, {key.shape[1]}), got {mask}. Likely fix: lm.Input(shape, 'bool')"
+            )
+        if key.shape[1] == 1:
+            warnings.warn(
+                f"{self!r}: softmax runs over one key, {key}: its weight is 1 whatever comes in, and queries and "
+                "keys do not learn. Likely fix: time on axis 1",
+                lm.MistakeWarning,
+                stacklevel=2,
             )
         return query.replace(shape=(*query.shape[:2], value.shape[2]), low=None, high=None)
 

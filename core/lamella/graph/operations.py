@@ -104,6 +104,10 @@ class Graph:
         own = (operation for operation in self.operations if operation.prefix in prefixes)
         return frozenset(full for operation in own for full in operation.params.values())
 
+    def last(self, output: int) -> Operation | None:
+        """Return the operation that gives an output; None for an input that is passed on."""
+        return next((one for one in self.operations if self.outputs[output] in one.outputs), None)
+
     def __repr__(self) -> str:
         return f"<{self.kind} {self.signature}>"
 

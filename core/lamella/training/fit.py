@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def evaluate(
     losses = _losses(model, loss)
     size = positive(batch_size, "batch_size")
     data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
-    meter = Meter(model, metrics)
+    meter = Meter(model, metrics, losses)
     _evaluate(model, losses, data, meter)
     return meter.logs()
 
@@ -222,7 +223,8 @@ def fit(
     weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
     data = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
     metrics = metrics if isinstance(metrics, Mapping) else listed(metrics)
-    meter, val_meter = Meter(model, metrics), Meter(model, metrics)
+    meter = Meter(model, metrics, losses)
+    val_meter = copy.copy(meter)
     if validation_data is None and validation_steps is not None:
         raise ArgumentError("validation_steps: expected None without validation_data")
     checked = None
@@ -322,8 +324,8 @@ def _check_learns(steps: TrainSteps) -> None:
 
 def _warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> None:
     """Say so if a loss takes logits and the last layer of its output makes probabilities of anything."""
-    for value, loss in zip(model.graph.outputs, losses, strict=True):
-        last = next((one for one in model.graph.operations if value in one.outputs), None)
+    for output, loss in enumerate(losses):
+        last = model.graph.last(output)
         if loss is not None and loss.on_logits and last is not None and last.layer.gives_probabilities:
             warnings.warn(
                 f"{loss!r} takes logits, and {last.label} makes probabilities of them; leave this layer out, or use a "
