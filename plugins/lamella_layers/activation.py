@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from typing import Any
 
 import lamella as lm
@@ -70,11 +69,9 @@ class Activation(lm.Layer):
                 "samples would depend on each other"
             )
         if self.has_axis and self.function.probabilities and x.shape[self.axis] == 1:
-            warnings.warn(
+            declare.warn(
                 f"{self!r} runs along an axis of size 1, axis={self.axis} of {x}: it gives 1 whatever comes in, and "
-                "nothing before it learns. Likely fix: 'sigmoid' for yes or no, or as many units as there are classes",
-                lm.MistakeWarning,
-                stacklevel=2,
+                "nothing before it learns. Likely fix: 'sigmoid' for yes or no, or as many units as there are classes"
             )
         return x
 

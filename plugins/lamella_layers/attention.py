@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -144,11 +143,9 @@ class ScaledDotProductAttention(lm.Layer):
                 f"(N, {key.shape[1]}), got {mask}. Likely fix: lm.Input(shape, 'bool')"
             )
         if key.shape[1] == 1:
-            warnings.warn(
+            declare.warn(
                 f"{self!r}: softmax runs over one key, {key}: its weight is 1 whatever comes in, and queries and "
-                "keys do not learn. Likely fix: time on axis 1",
-                lm.MistakeWarning,
-                stacklevel=2,
+                "keys do not learn. Likely fix: time on axis 1"
             )
         return query.replace(shape=(*query.shape[:2], value.shape[2]), low=None, high=None)
 

@@ -36,6 +36,7 @@ class Declare:
     def __init__(self, dtype: str = "float32") -> None:
         self.dtype = dtype
         self.arrays: dict[str, ArrayDeclaration] = {}
+        self.warnings: list[str] = []
 
     def parameter(
         self,
@@ -73,6 +74,10 @@ class Declare:
     def state(self, name: str, shape: Sequence[int], initializer: Any) -> None:
         """Ask for an array that ``ctx.update`` changes, such as a running mean."""
         self._add(name, shape, initializer, None, None, None, trainable=False)
+
+    def warn(self, text: str) -> None:
+        """Say that something is most probably a mistake: a `MistakeWarning` with the layer's name, once it has one."""
+        self.warnings.append(text)
 
     def _add(
         self,

@@ -11,7 +11,7 @@ from lamella.arguments import knows
 from lamella.errors import GraphError, RegistryError, counted
 from lamella.protocol.configured import Configured
 from lamella.protocol.context import Context
-from lamella.protocol.declare import ArrayDeclaration, Declare
+from lamella.protocol.declare import Declare
 from lamella.protocol.node import Call, Node, valid_name
 from lamella.protocol.spec import ArraySpec
 
@@ -43,6 +43,9 @@ class Layer(Configured):
 
     gives_probabilities = False
     """True for a layer that makes probabilities of anything, as softmax does: losses on logits are wrong after it."""
+
+    needs_float64 = False
+    """True for a layer that has to see an input of floats in float64, and gives the model's floats all the same."""
 
     _name: str | None = None
     _trainable = True
@@ -195,9 +198,7 @@ def _renamed(layer: Layer) -> str:
     return f" ({'; '.join(found)})" if found else ""
 
 
-def build(
-    layer: Layer, inputs: list[ArraySpec], dtype: str, name: str | None
-) -> tuple[tuple[ArraySpec, ...], dict[str, ArrayDeclaration]]:
+def build(layer: Layer, inputs: list[ArraySpec], dtype: str, name: str | None) -> tuple[tuple[ArraySpec, ...], Declare]:
     """Run a layer's ``build`` and check what it returns."""
     label = f"{type(layer).__name__} {name!r}" if name else repr(layer)
     where = f"{label}, called with {' and '.join(map(str, inputs)) or 'no inputs'}"
@@ -222,4 +223,4 @@ def build(
     for spec in (*inputs, *specs):  # where a layer's own words have not refused it
         if 0 in spec.shape:
             raise GraphError(f"{where}: expected sizes of 1 or more, got {spec}, which has no elements")
-    return specs, declare.arrays
+    return specs, declare
