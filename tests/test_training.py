@@ -806,3 +806,73 @@ def test_a_metric_of_one_number_is_named():
     words = "softmax_cross_entropy"
     with pytest.raises(lm.DataError, match=words):
         model.fit(np.ones((4, 3)), np.zeros(4, "int64"), loss="mean_squared_error", optimizer="sgd")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("trainable", False, r"model.freeze\(\) keeps all parameters from training"),
+        ("learning_rate", 0.1, r"optimizer=lm.optimizers.Adam\(0.001\)\); while training, .*optimizer_state.scale"),
+        ("lr", 0.1, "It stands in the optimizer"),
+        ("stop_training", True, r"raise lm.StopTraining\('why'\)"),
+        ("optimizer", "sgd", "an argument of fit"),
+        ("name", "encoder", r"model\(x, name='encoder'\)"),
+        ("backend", "strict", r"model.to\('onednn'\)"),
+        ("parameters", {}, r"model.parameters\['dense_1.kernel'\] = array"),
+        ("sed", 3, "Did you mean 'seed'"),
+        ("output_names", ("kind",), "It can only be read"),
+        ("labels_of_mine", ["cat", "dog"], "beside the model, or make a subclass"),
+    ],
+)
+def test_attributes_that_nothing_would_come_of_can_not_be_set(name, value, words):
+    x = lm.Input(4)
+    models = [classifier(), lm.Model(x, Dense(2)(x)), lm.from_config(classifier().config())]
+    for model in models:
+        known = set(vars(model))
+        with pytest.raises(AttributeError, match=f"{type(model).__name__}.{name} can't be set: .*{words}"):
+            setattr(model, name, value)
+        assert set(vars(model)) == known
+
+
+def test_attributes_of_subclasses_and_stand_ins_for_methods_can_be_set():
+    class Named(lm.Sequential):
+        trainable = False
+
+        def __init__(self, classes):
+            super().__init__([Dense(len(classes))], input_shape=4)
+            self.classes, self.trainable = classes, True
+
+    model = Named(["cat", "dog"])
+    assert (model.classes, model.trainable) == (["cat", "dog"], True)
+    with pytest.raises(AttributeError, match="Named.learning_rate can't be set"):
+        model.learning_rate = 0.1
+    model.seed, model.step, model.optimizer_state = 7, 3, None
+    plain = classifier()
+    plain.predict = lambda x: "stood in"
+    assert plain.predict(None) == "stood in"
+
+
+def test_stop_training_of_other_libraries_is_answered_in_a_callback():
+    class Stop(lm.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            model.stop_training = True
+
+    x, y = classes()
+    with pytest.raises(AttributeError, match=r"Sequential.stop_training can't be set.*raise lm.StopTraining"):
+        classifier().fit(x, y, loss=CROSS_ENTROPY, optimizer="sgd", callbacks=[Stop()])
+
+
+def test_layers_and_optimizers_say_how_to_change_them():
+    inner = classifier()
+    model = lm.from_config(lm.Sequential([inner, Dense(2)], input_shape=4).config())
+    layer, graph = model.layers["dense_1"], model.layers["sequential_1"]
+    with pytest.raises(AttributeError, match=r"Dense.trainable can't be set: .*model.freeze\('name'\)"):
+        layer.trainable = False
+    with pytest.raises(AttributeError, match=r"Dense.name can't be set: .*layer.named\('head'\)"):
+        layer.name = "head"
+    with pytest.raises(AttributeError, match=r"Dense.units can't be set: .*\.replace\(units=\.\.\.\)"):
+        layer.units = 4
+    with pytest.raises(AttributeError, match=r"Adam.learning_rate can't be set: .*\.replace\(learning_rate=\.\.\.\)"):
+        lm.optimizers.Adam().learning_rate = 0.1
+    with pytest.raises(AttributeError, match="trainable"):
+        graph.trainable = False

@@ -45,7 +45,7 @@ class Operation:
         return f"{self.name} ({type(self.layer).__name__})"
 
 
-@dataclasses.dataclass(eq=False, repr=False)
+@dataclasses.dataclass(eq=False, repr=False, frozen=True)
 class Graph:
     """Operations in topological order over numbered values; a model without arrays. Callable on nodes, as a layer is.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+from types import MappingProxyType
 from typing import Any, Self
 
 from lamella import registry
@@ -49,6 +50,12 @@ class Layer(Configured):
 
     _name: str | None = None
     _trainable = True
+    _instead = MappingProxyType(
+        {
+            "name": "A copy has another: layer.named('head')",
+            "trainable": "model.freeze('name') and model.unfreeze('name') change a model, layer.frozen() makes a copy",
+        }
+    )
 
     def build(self, declare: Declare, *inputs: Any) -> ArraySpec | tuple[ArraySpec, ...]:
         """Declare parameters and state, and return the spec of the output, or of each output."""
