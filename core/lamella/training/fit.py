@@ -181,7 +181,8 @@ def fit(
     Arguments:
         x, y: arrays with one row for each sample; tuples or dicts by name where the model has several inputs or
             outputs. Without ``y``, ``x`` is an iterable of batches ``(x, y)`` or ``(x, y, sample_weight)``, or a
-            function that makes one for each epoch, such as a generator function.
+            function that makes one for each epoch, such as a generator function. Arrays are read batch by batch: what a
+            callback changes in them counts from this epoch on or the next.
         loss: a registered name or a `Loss`; a tuple, or a dict by name, for several outputs. Their losses are added up:
             ``lm.losses.Weighted`` makes one count more or less, and is reported as it counts.
         optimizer: a registered name or an `Optimizer`. A model goes on where steps with an equal one stopped, with its
@@ -246,6 +247,11 @@ def fit(
             if steps.plan.frozen is not model.frozen_layers:  # by a callback
                 steps.renew()
                 _check_learns(steps)
+            if steps.device is not model.device:
+                raise ArgumentError(
+                    f"fit: a callback moved the model from {steps.device.name!r} to {model.backend!r} while it "
+                    "trained; call model.to before fit, or after it"
+                )
             penalty = steps.rules.penalty(model.values) if steps.rules.penalties else 0.0
             result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
             begins = False
