@@ -483,3 +483,27 @@ def test_a_method_set_on_a_callback_is_called():
     task = {"loss": "mean_squared_error", "optimizer": "sgd", "batch_size": 3}
     model.fit(np.ones((5, 2)), np.ones((5, 1)), callbacks=[callback], **task)
     assert heard == [3, 2]
+
+
+@pytest.mark.parametrize("event", ["on_train_begin", "on_batch_end", "on_epoch_end"])
+def test_a_model_that_a_callback_moves_to_another_backend_stops_training(event):
+    class Moves(lm.Callback):
+        pass
+
+    setattr(
+        Moves,
+        event,
+        {
+            "on_train_begin": lambda self, model, epochs, batches: model.to("strict"),
+            "on_batch_end": lambda self, model, rows, logs: model.to("strict"),
+            "on_epoch_end": lambda self, model, epoch, logs: model.to("strict"),
+        }[event],
+    )
+    model, x = lm.Sequential([Dense(1)], input_shape=2), np.ones((8, 2))
+    task = {"loss": "mean_squared_error", "optimizer": "sgd", "batch_size": 4}
+    with pytest.raises(lm.ArgumentError, match=r"a callback moved the model from 'numpy' to 'strict'.* before fit"):
+        model.fit(x, x[:, :1], **task, epochs=2, callbacks=[Moves()])
+    steps = {"on_train_begin": 0, "on_batch_end": 1, "on_epoch_end": 2}[event]
+    assert (model.backend, model.step) == ("strict", steps)
+    model.fit(x, x[:, :1], **task)
+    assert model.step == steps + 2

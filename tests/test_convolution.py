@@ -213,6 +213,31 @@ def test_winograds_blocks_give_what_windows_give(height, width, padding, channel
         np.testing.assert_allclose(one(XP, *short, windows), right, rtol=0, atol=3e-6 * abs(right).max())
 
 
+@pytest.mark.parametrize("backend", ["numpy", "onednn"])
+@pytest.mark.parametrize("what", ["large", "infinite"])
+def test_images_that_winograds_blocks_can_not_take_give_what_windows_give(what, backend):
+    try:
+        model = lm.Sequential([Conv2D(64, 3, use_bias=False)], input_shape=(64, 34, 34), backend=backend)
+    except lm.errors.BackendError as error:
+        pytest.skip(str(error))
+    model.parameters["conv2d_1.kernel"] = np.full((64, 64, 3, 3), 1e-6)
+    x = np.full((2, 64, 34, 34), 1e38, "float32")
+    if what == "infinite":
+        x = np.ones_like(x)
+        x[1, 5, 7, 9] = np.inf
+    plain = lm.Sequential([Conv2D(64, 3, use_bias=False)], input_shape=(64, 34, 34), backend="strict")
+    plain.copy_values(model)
+    y, expected = model.predict(x), plain.predict(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+    assert np.isinf(y).sum() == (0 if what == "large" else 9 * 64)
+    if what == "large":
+        dy = np.full((2, 64, 32, 32), 1e-6, "float32")
+        windows = Windows.over((34, 34), size=(3, 3))
+        with np.errstate(over="ignore", invalid="ignore"):  # as the engine has it
+            dw = conv_dw(lm.backends.get_backend(backend).xp, x, dy, windows)
+        np.testing.assert_allclose(dw, conv_dw.reference(XP, x, dy, windows), rtol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [DepthwiseConv2D(3), SeparableConv2D(4, 3), Conv2DTranspose(4, 3), Conv2D(4, 3)])
 def test_no_rows_give_no_rows(layer):
     model = lm.Sequential([layer], input_shape=(3, 4, 4))

@@ -1,6 +1,7 @@
 """Embeddings: rows looked up and summed, kernels against references, and integers that are not in the table."""
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import lamella as lm
@@ -54,6 +55,22 @@ def test_integers_that_are_not_in_the_table_are_errors_in_training_and_inference
     x = lm.Input((2,), "int64", low=0, high=4)
     with pytest.raises(lm.DataError, match=r"with values in \[0, 3\]"):
         lm.Model(x, Embedding(4, 2)(x)).predict(words)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+@pytest.mark.parametrize("word", [-1, -4, 4, -128])
+def test_integers_that_are_not_in_the_table_are_errors_in_onnxruntime_and_on_strict(word, dtype, tmp_path):
+    model = lm.Sequential([Embedding(4, 2)], input_shape=(2,), input_dtype=dtype)
+    export(model, tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    words = np.array([[0, 3], [2, word]], dtype)
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        session.run(None, {"input_1": words})
+    with pytest.raises(lm.LayerError, match="IndexError"):
+        model.copy(backend="strict").predict(words)
+    np.testing.assert_array_equal(session.run(None, {"input_1": words[:1]})[0], model.predict(words[:1]))
 
 
 def test_positions_are_learned_for_each_place_and_cut_to_the_length(tmp_path):

@@ -133,6 +133,29 @@ def test_slopes_at_zero_are_those_of_pytorch(name, slope):
     assert function.backward(NUMPY.xp, x, x, np.ones((1, 1))).item() == pytest.approx(slope)
 
 
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([Dense(1, activation="softmax")], 4),
+        ([Dense(1), Activation("softmax")], (5, 4)),
+        ([Activation("softmax", axis=1)], (1, 3, 3)),
+    ],
+)
+def test_softmax_over_one_value_is_told(layers, shape):
+    words = r"_1.*: Activation.* axis of size 1, .* gives 1 whatever comes in.* Likely fix: 'sigmoid'"
+    with pytest.warns(lm.MistakeWarning, match=words) as told:
+        lm.Sequential(layers, input_shape=shape)
+    assert [warning.filename for warning in told] == [__file__]
+
+
+def test_attention_over_one_key_is_told():
+    x, one = lm.Input((3, 4)), lm.Input((1, 4))
+    with pytest.warns(lm.MistakeWarning, match=r"multi_head_attention_1.*one key") as told:
+        lm.Model((x, one), MultiHeadAttention(2, 2)(x, one))
+    assert [warning.filename for warning in told] == [__file__]
+    lm.Model((x, one), MultiHeadAttention(2, 2)(one, x))
+
+
 def test_softmax_runs_along_its_axis_but_never_along_the_batch():
     assert Activation("softmax", axis=np.int64(1)) == Activation("softmax", axis=1)
     with pytest.raises(lm.ArgumentError, match="axis: expected an int, got 'x'"):

@@ -1471,7 +1471,8 @@ def test_integers_that_end_where_a_drawn_axis_does_are_not_taken_for_lengths():
 
 
 def test_a_parameter_that_a_softmax_of_one_number_hides_is_used():
-    check_layer(Dense(1, activation="softmax"), ROW)
+    with pytest.warns(lm.MistakeWarning, match="gives 1 whatever comes in"):
+        check_layer(Dense(1, activation="softmax"), ROW)
 
 
 def test_a_gradient_that_is_nothing_but_rounding_may_differ_between_layouts():

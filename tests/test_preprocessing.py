@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 import lamella as lm
-from lamella_layers import Conv2D, Dense, Flatten, Normalization, Rescaling, preprocessing
+from lamella_layers import Conv2D, Dense, Flatten, Normalization, Rescaling, Reshape, preprocessing
 from lamella_onnx import export, verify
 
 
@@ -60,6 +60,47 @@ def test_integers_lose_nothing_against_their_mean(kind, dtype, tmp_path):
     export(model, tmp_path / "model.onnx", samples=x)
     y = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {model.input_names[0]: x})[0]
     np.testing.assert_array_equal(y, model.predict(x))
+
+
+def test_floats_far_from_0_lose_nothing_against_their_mean(tmp_path):
+    stamps = 1.7e9 + np.arange(61.0)[:, None]
+    expected = (np.arange(61.0)[:, None] - 30.0) / np.arange(61.0).std()
+    layer = Normalization().adapted(stamps)
+    model = lm.Sequential([layer], input_shape=1)
+    assert [spec.dtype for spec in (*model.input_specs, *model.output_specs)] == ["float64", "float32"]
+    for one in (model, model.copy(backend="strict"), model.copy(dtype="float64"), lm.from_config(model.config())):
+        np.testing.assert_allclose(one.predict(stamps), expected, atol=1e-6)
+    model.save(tmp_path / "model.lamella")
+    np.testing.assert_array_equal(lm.load(tmp_path / "model.lamella").predict(stamps), model.predict(stamps))
+    export(model, tmp_path / "model.onnx", samples=stamps)
+    assert verify(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    np.testing.assert_allclose(session.run(None, {"input_1": stamps})[0], expected, atol=1e-6)
+    line = lm.Sequential([layer, Dense(1)], input_shape=1)
+    line.fit(stamps, expected, loss="mean_squared_error", optimizer=lm.optimizers.SGD(0.1), epochs=40)
+    assert line.evaluate(stamps, expected, loss="mean_squared_error")["loss"] < 1e-6
+    _, _, dx = line.gradients(stamps, expected, loss="mean_squared_error")
+    assert (dx.shape, dx.dtype) == ((61, 1), np.float32)
+
+
+def test_float64_is_taken_where_it_is_asked_for_or_float32_would_lose_too_much():
+    x, rng = lm.Input(2), np.random.default_rng(0)
+    near, far = (Normalization((mean, 0.0), (1.0, 0.0)) for mean in (1e5, 2e6))
+    assert lm.Model(x, near(x)).input_specs[0].dtype == "float32"
+    assert lm.Model(x, far(x)).input_specs[0].dtype == "float64"
+    assert lm.Sequential([near], input_shape=2, input_dtype="float64").input_specs[0].dtype == "float64"
+    values = 1e5 + rng.normal(size=(9, 2))
+    scaled = lm.Sequential([Rescaling(2.0, -2e5)], input_shape=2, input_dtype="float64").predict(values)
+    np.testing.assert_allclose(scaled, 2 * (values - 1e5), atol=1e-6)
+    for layers in ([Reshape((2,)), far], [Rescaling(1.0), far]):
+        with pytest.warns(lm.MistakeWarning, match=r"normalization_1: float32 has lost .* goes to this layer alone"):
+            lm.Sequential(layers, input_shape=2)
+        lm.Sequential(layers, input_shape=2, dtype="float64")
+    with pytest.warns(lm.MistakeWarning, match="float32 has lost"):
+        lm.Model(x, (far(x), Dense(1)(x)))
+    wide = lm.Input(2, "float64")
+    with pytest.raises(lm.GraphError, match=r"dense_1: gives \(N, 3\) float64 of \(N, 2\) float64 in a float32 model"):
+        lm.Model(wide, Dense(3)(wide))
 
 
 def test_floats_are_not_shifted_by_what_rounding_took_from_the_mean(tmp_path):

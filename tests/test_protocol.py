@@ -153,3 +153,9 @@ def test_signatures_are_those_of_constructors():
 
     assert Shift(2.0).config() == {"by": 2.0}
     assert Shift(by=3.0) != Shift()
+
+
+@pytest.mark.parametrize("wrong", [{"unit_axis": 2}, {"unit_axis": -1}, {"unit_axis": 1, "groups": 3}])
+def test_unit_axis_and_groups_must_fit_the_shape(wrong):
+    with pytest.raises(lm.GraphError, match=r"shape \(4, 3\); expected unit_axis="):
+        lm.Declare().parameter("kernel", (4, 3), "zeros", **wrong)

@@ -4,6 +4,7 @@ import os
 import random
 
 import numpy as np
+import pytest
 from random_layers import GENERATORS, configuration
 
 from lamella import registry
@@ -14,6 +15,9 @@ def test_every_built_in_layer_and_loss_has_random_configurations():
     assert set(GENERATORS) == {entry.object for kind in ("layers", "losses") for entry in registry.entries(kind)}
 
 
+@pytest.mark.filterwarnings(  # sizes of 1 are drawn often
+    "ignore:.* runs (along an axis of size 1|over one key):lamella.errors.MistakeWarning"
+)
 def test_nothing_built_in_is_blamed_in_any_valid_configuration():
     """``LAMELLA_CONFIGURATIONS=1000 pytest`` tries more of them, each class in turn.
 

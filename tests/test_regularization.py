@@ -7,7 +7,7 @@ import pytest
 
 import lamella as lm
 from lamella.regularization import L1, L2, Constraint, MaxNorm, Penalty
-from lamella_layers import Conv2D, Dense, Flatten
+from lamella_layers import Conv2D, Conv2DTranspose, Dense, Flatten
 
 LOSS = "mean_squared_error"
 
@@ -62,7 +62,7 @@ def test_penalties_add_exactly_to_loss_and_gradient(penalties, backend):
     assert value == pytest.approx(plain + added, rel=1e-12)
 
 
-def test_penalties_count_in_the_losses_of_fit_and_not_in_evaluate():
+def test_penalties_count_in_the_loss_of_training_and_val_loss_is_what_evaluate_gives():
     x, y = data()
     penalties, model = {"*.kernel": L2(0.3)}, network()
     plain = model.evaluate(x, y, loss=LOSS)["loss"]
@@ -70,7 +70,7 @@ def test_penalties_count_in_the_losses_of_fit_and_not_in_evaluate():
     task = {"loss": LOSS, "optimizer": lm.optimizers.SGD(0.0), "penalties": penalties, "progress": False}
     history = model.fit(x, y, validation_data=(x, y), batch_size=3, **task)
     assert history["loss"][0] == pytest.approx(plain + added)
-    assert history["val_loss"][0] == pytest.approx(plain + added)
+    assert history["val_loss"] == [model.evaluate(x, y, loss=LOSS)["loss"]]
 
 
 def test_clipping_by_value_and_by_global_norm():
@@ -232,3 +232,26 @@ def test_rules_that_change_between_steps_count():
     assert model.parameters["dense_1.kernel"][0, 0] == pytest.approx(0.9)
     model.train_on_batch([[0.0]], [[0.0]], **task)
     assert model.parameters["dense_1.kernel"][0, 0] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_max_norm_bounds_what_leads_into_each_filter_of_a_transposed_convolution(groups):
+    model = lm.Sequential([Conv2DTranspose(6, 2, groups=groups)], input_shape=(4, 3, 3), dtype="float64")
+    name, rng = "conv2d_transpose_1.kernel", np.random.default_rng(0)
+    start = rng.normal(size=model.parameters[name].shape)
+    model.parameters[name] = start
+    x, y = np.ones((2, 4, 3, 3)), np.zeros((2, 6, 4, 4))
+    constraints = {"*.kernel": MaxNorm(1.5)}
+    model.train_on_batch(x, y, loss=LOSS, optimizer=lm.optimizers.SGD(0.0), constraints=constraints)
+
+    def into(kernel):  # (C, F/G, kh, kw) -> for each filter of each group, the weights of the channels that it sees
+        split = kernel.reshape(groups, 4 // groups, 6 // groups, 4)
+        return split.transpose(0, 2, 1, 3).reshape(6, -1)
+
+    norms = np.linalg.norm(into(start), axis=1, keepdims=True)
+    assert (norms > 1.5).all()
+    np.testing.assert_allclose(into(model.parameters[name]), into(start) * 1.5 / norms)
+    model.train_on_batch(
+        x, y, loss=LOSS, optimizer=lm.optimizers.SGD(0.0), constraints={"*.kernel": MaxNorm(0.1, axis=3)}
+    )
+    assert np.linalg.norm(model.parameters[name], axis=3).max() == pytest.approx(0.1)

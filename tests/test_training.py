@@ -632,6 +632,65 @@ def test_other_ends_are_left_alone(end):
     ending_in(Activation("softmax")).fit(x, y, loss="categorical_cross_entropy", optimizer="sgd")
 
 
+@pytest.mark.parametrize(
+    ("end", "loss", "said"),
+    [
+        (Activation("sigmoid"), "mean_squared_error", None),
+        (Activation("sigmoid"), lm.losses.Weighted("huber", 0.5), None),
+        (Activation("linear"), "mean_absolute_error", None),
+        (Reshape((1,)), "binary_cross_entropy", 0.0),
+        (Activation("sigmoid"), "mean_squared_error", 0.9),
+    ],
+)
+@pytest.mark.parametrize("kind", ["accuracy", "binary_accuracy"])
+def test_accuracy_goes_by_what_predictions_are(kind, end, loss, said):
+    x = np.random.default_rng(0).normal(size=(200, 1))
+    model = lm.Sequential([Dense(1), end], input_shape=1, dtype="float64")
+    model.parameters["dense_1.kernel"] = [[3.0]]
+    predictions = model.predict(x)
+    threshold = 0.5 if said is None else said
+    y = predictions > threshold
+    y[:20] = ~y[:20]
+    assert {0, 1} == set(y[:, 0])
+    metric = kind
+    if said == 0.9:
+        metric = {"accuracy": lm.metrics.Accuracy, "binary_accuracy": lm.metrics.BinaryAccuracy}[kind](said)
+    task = {"loss": loss, "metrics": metric}
+    assert model.evaluate(x, y, **task)[kind] == 0.9
+    still = {"optimizer": lm.optimizers.SGD(0.0), "validation_data": (x, y)}
+    history = model.fit(x, y, **task, **still)
+    assert history[kind] == history[f"val_{kind}"] == [pytest.approx(0.9)]
+
+
+def test_accuracy_under_a_loss_that_does_not_say_what_predictions_are_is_told_once():
+    class Cubic(lm.losses.Loss):
+        def forward(self, ctx, prediction, target):
+            ctx.save(prediction - target)
+            return ctx.xp.abs(prediction - target)[:, 0] ** 3.0
+
+        def backward(self, ctx, d):
+            (r,) = ctx.saved
+            return 3.0 * r * ctx.xp.abs(r) * d[:, None]
+
+    class Said(Cubic):
+        on_logits = False
+
+    x, y = np.ones((4, 2)), np.ones((4, 1))
+    model = lm.Sequential([Dense(1)], input_shape=2)
+    task = {"optimizer": lm.optimizers.SGD(1e-9), "validation_data": (x, y)}
+    words = r"takes predictions above 0 for yes.* on_logits = "
+    with pytest.warns(lm.MistakeWarning, match=words) as told:
+        model.fit(x, y, loss=Cubic(), metrics=["accuracy", "mean_squared_error"], **task)
+    assert [warning.filename for warning in told] == [__file__]
+    with pytest.warns(lm.MistakeWarning, match=words) as told:
+        model.evaluate(x, y, loss=Cubic(), metrics="accuracy")
+    assert [warning.filename for warning in told] == [__file__]
+    model.fit(x, y, loss=Said(), metrics="accuracy", **task)
+    model.fit(x, y, loss=Cubic(), metrics=lm.metrics.Accuracy(0.5), **task)
+    several = lm.Sequential([Dense(3)], input_shape=2)
+    assert several.fit(x, np.ones((4, 3)) * [1, 0, 0], loss=Cubic(), metrics="accuracy", optimizer="sgd")
+
+
 def test_logits_are_no_probabilities():
     a = lm.Input((4,))
     model = lm.Model(a, (Dense(3).named("kind")(a), Dense(1).named("size")(a)))
@@ -747,3 +806,73 @@ def test_a_metric_of_one_number_is_named():
     words = "softmax_cross_entropy"
     with pytest.raises(lm.DataError, match=words):
         model.fit(np.ones((4, 3)), np.zeros(4, "int64"), loss="mean_squared_error", optimizer="sgd")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("trainable", False, r"model.freeze\(\) keeps all parameters from training"),
+        ("learning_rate", 0.1, r"optimizer=lm.optimizers.Adam\(0.001\)\); while training, .*optimizer_state.scale"),
+        ("lr", 0.1, "It stands in the optimizer"),
+        ("stop_training", True, r"raise lm.StopTraining\('why'\)"),
+        ("optimizer", "sgd", "an argument of fit"),
+        ("name", "encoder", r"model\(x, name='encoder'\)"),
+        ("backend", "strict", r"model.to\('onednn'\)"),
+        ("parameters", {}, r"model.parameters\['dense_1.kernel'\] = array"),
+        ("sed", 3, "Did you mean 'seed'"),
+        ("output_names", ("kind",), "It can only be read"),
+        ("labels_of_mine", ["cat", "dog"], "beside the model, or make a subclass"),
+    ],
+)
+def test_attributes_that_nothing_would_come_of_can_not_be_set(name, value, words):
+    x = lm.Input(4)
+    models = [classifier(), lm.Model(x, Dense(2)(x)), lm.from_config(classifier().config())]
+    for model in models:
+        known = set(vars(model))
+        with pytest.raises(AttributeError, match=f"{type(model).__name__}.{name} can't be set: .*{words}"):
+            setattr(model, name, value)
+        assert set(vars(model)) == known
+
+
+def test_attributes_of_subclasses_and_stand_ins_for_methods_can_be_set():
+    class Named(lm.Sequential):
+        trainable = False
+
+        def __init__(self, classes):
+            super().__init__([Dense(len(classes))], input_shape=4)
+            self.classes, self.trainable = classes, True
+
+    model = Named(["cat", "dog"])
+    assert (model.classes, model.trainable) == (["cat", "dog"], True)
+    with pytest.raises(AttributeError, match="Named.learning_rate can't be set"):
+        model.learning_rate = 0.1
+    model.seed, model.step, model.optimizer_state = 7, 3, None
+    plain = classifier()
+    plain.predict = lambda x: "stood in"
+    assert plain.predict(None) == "stood in"
+
+
+def test_stop_training_of_other_libraries_is_answered_in_a_callback():
+    class Stop(lm.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            model.stop_training = True
+
+    x, y = classes()
+    with pytest.raises(AttributeError, match=r"Sequential.stop_training can't be set.*raise lm.StopTraining"):
+        classifier().fit(x, y, loss=CROSS_ENTROPY, optimizer="sgd", callbacks=[Stop()])
+
+
+def test_layers_and_optimizers_say_how_to_change_them():
+    inner = classifier()
+    model = lm.from_config(lm.Sequential([inner, Dense(2)], input_shape=4).config())
+    layer, graph = model.layers["dense_1"], model.layers["sequential_1"]
+    with pytest.raises(AttributeError, match=r"Dense.trainable can't be set: .*model.freeze\('name'\)"):
+        layer.trainable = False
+    with pytest.raises(AttributeError, match=r"Dense.name can't be set: .*layer.named\('head'\)"):
+        layer.name = "head"
+    with pytest.raises(AttributeError, match=r"Dense.units can't be set: .*\.replace\(units=\.\.\.\)"):
+        layer.units = 4
+    with pytest.raises(AttributeError, match=r"Adam.learning_rate can't be set: .*\.replace\(learning_rate=\.\.\.\)"):
+        lm.optimizers.Adam().learning_rate = 0.1
+    with pytest.raises(AttributeError, match="trainable"):
+        graph.trainable = False

@@ -62,8 +62,9 @@ class Loss(Configured):
     array([8.])
     """
 
-    on_logits = False
-    """True where predictions are logits: training warns of a model that ends in probabilities."""
+    on_logits: bool | None = None
+    """True where predictions are logits: training warns of a model that ends in probabilities, and accuracy takes a
+    prediction above 0 for yes. False where predictions are on the scale of targets, and yes is above 0.5."""
 
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         """Return a NumPy target as ``forward`` takes it; raise `DataError` if it does not fit the prediction."""
@@ -298,6 +299,8 @@ class CategoricalCrossEntropy(Loss):
     array([ 1.3863, 16.1181])
     """
 
+    on_logits = False
+
     def prepare(self, prediction: ArraySpec, target: Any) -> np.ndarray:
         return class_targets("categorical_cross_entropy", prediction, target)
 
@@ -364,6 +367,8 @@ class MeanSquaredError(Loss):
     array([2.5])
     """
 
+    on_logits = False
+
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         r = prediction - target
         ctx.save(r)
@@ -384,6 +389,8 @@ class MeanAbsoluteError(Loss):
     >>> MeanAbsoluteError()(np.array([[1.0, -2.0]]), [[0, 0]])
     array([1.5])
     """
+
+    on_logits = False
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         r = prediction - target
@@ -411,6 +418,8 @@ class Huber(Loss):
     >>> Huber(delta=2.0)(np.array([[1.0], [5.0]]), [[0], [0]])
     array([0.5, 8. ])
     """
+
+    on_logits = False
 
     def __init__(self, delta: float = 1.0):
         self.delta = number(delta, "delta", minimum=0.0)

@@ -48,6 +48,13 @@ class Metric(Configured):
         """Return one value for each sample, (N,), averaged over the sample's other axes."""
         raise NotImplementedError(f"{type(self).__name__} defines neither per_sample nor update")
 
+    def needs_threshold(self, prediction: ArraySpec) -> bool:
+        """Return whether predictions mean yes above some number, and nobody said above which.
+
+        `fit` and `evaluate` then use ``metric.replace(threshold=...)``: 0 for logits, 0.5 for probabilities.
+        """
+        return False
+
     def update(self, prediction: Any, target: Any, weight: Any = None) -> Sums:
         """Return the sums of one batch, to be added to those of other batches; ``weight`` is (N,) or None."""
         prediction = np.asarray(prediction)
@@ -80,7 +87,9 @@ class Accuracy(Metric):
     axis of 1. Where a sample has several predictions, as in (N, T, C), it counts with the share of its correct ones.
 
     Arguments:
-        threshold: 0 for logits, which is where the sigmoid is one half; use 0.5 for a model that ends with a sigmoid.
+        threshold: 0 for logits, which is where the sigmoid is one half, and 0.5 for probabilities. With None, `fit` and
+            `evaluate` go by the model and its loss: 0.5 if the model ends with a sigmoid, or its loss compares
+            predictions with targets, as ``mean_squared_error`` does, and else 0.
 
     Raises:
         DataError: a target that fits neither form.
@@ -94,8 +103,11 @@ class Accuracy(Metric):
     0.75
     """
 
-    def __init__(self, threshold: float = 0.0):
-        self.threshold = number(threshold, "threshold")
+    def __init__(self, threshold: float | None = None):
+        self.threshold = None if threshold is None else number(threshold, "threshold")
+
+    def needs_threshold(self, prediction: ArraySpec) -> bool:
+        return self.threshold is None and (len(prediction.shape) == 1 or prediction.shape[-1] == 1)
 
     def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
         if prediction.ndim > 1 and prediction.shape[-1] > 1:
@@ -103,7 +115,7 @@ class Accuracy(Metric):
         else:
             if target.shape == prediction.shape[:-1] and prediction.ndim > 1:
                 target = target[..., None]
-            right = (prediction > self.threshold) == (_values("accuracy", prediction, target, unit=True) > 0.5)
+            right = (prediction > (self.threshold or 0.0)) == (_values("accuracy", prediction, target, unit=True) > 0.5)
         return _mean(right)
 
 
@@ -113,7 +125,9 @@ class BinaryAccuracy(Metric):
     Predictions and targets have one shape: positive above ``threshold``, and above 0.5.
 
     Arguments:
-        threshold: 0 for logits, which is where the sigmoid is one half; use 0.5 for a model that ends with a sigmoid.
+        threshold: 0 for logits, which is where the sigmoid is one half, and 0.5 for probabilities. With None, `fit` and
+            `evaluate` go by the model and its loss: 0.5 if the model ends with a sigmoid, or its loss compares
+            predictions with targets, as ``mean_squared_error`` does, and else 0.
 
     Raises:
         DataError: a target of another shape, or beyond [0, 1].
@@ -125,12 +139,15 @@ class BinaryAccuracy(Metric):
     0.75
     """
 
-    def __init__(self, threshold: float = 0.0):
-        self.threshold = number(threshold, "threshold")
+    def __init__(self, threshold: float | None = None):
+        self.threshold = None if threshold is None else number(threshold, "threshold")
+
+    def needs_threshold(self, prediction: ArraySpec) -> bool:
+        return self.threshold is None
 
     def per_sample(self, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
         yes = _values("binary_accuracy", prediction, target, unit=True) > 0.5
-        return _mean((prediction > self.threshold) == yes)
+        return _mean((prediction > (self.threshold or 0.0)) == yes)
 
 
 class TopKAccuracy(Metric):

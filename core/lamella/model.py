@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import flag, knows
 from lamella.backends import get_backend
-from lamella.errors import ArgumentError, GraphError
+from lamella.errors import ArgumentError, GraphError, did_you_mean
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, assemble
 from lamella.network import Network
@@ -17,6 +17,32 @@ from lamella.protocol.node import Input, Node
 from lamella.training import fit as training
 
 __all__ = ["Model", "Sequential", "from_config", "load"]
+
+
+_ASSIGNED = frozenset(("device", "graph", "optimizer_state", "prepared_steps", "seed", "step", "values"))
+_IN_FIT = "It is an argument of fit"
+_INSTEAD = {
+    "backend": "model.to('onednn') moves a model",
+    "callbacks": _IN_FIT,
+    "dtype": "model.copy(dtype='float64') is a model in another dtype",
+    "epochs": _IN_FIT,
+    "frozen_layers": "model.freeze('conv2d_*') and model.unfreeze(...) change it",
+    "layers": "Make a model of other layers, and take values over by copy_values",
+    "learning_rate": "It stands in the optimizer: fit(..., optimizer=lm.optimizers.Adam(0.001)); while training, "
+    "callbacks change model.optimizer_state.scale",
+    "loss": _IN_FIT,
+    "metrics": _IN_FIT,
+    "name": "Names belong to layers, nodes and inputs: model(x, name='encoder')",
+    "optimizer": _IN_FIT,
+    "parameters": "Assign arrays one by one: model.parameters['dense_1.kernel'] = array",
+    "state": "Assign arrays one by one: model.state['batch_normalization_1.mean'] = array",
+    "stop_training": "A callback ends training with: raise lm.StopTraining('why')",
+    "trainable": "model.freeze() keeps all parameters from training, model.freeze('conv2d_*') some, and "
+    "model.unfreeze() lets them learn again",
+    "training": "fit trains, and predict infers",
+    "weights": "Assign arrays one by one: model.parameters['dense_1.kernel'] = array",
+}
+_INSTEAD["lr"] = _INSTEAD["learning_rate"]
 
 
 class Model(Network):
@@ -73,6 +99,28 @@ class Model(Network):
                 "get_layer": "; layers go by name: model.layers[name]",
             }
             raise AttributeError(f"{type(self).__name__} has no {name!r}{known.get(name, '')}", name=name, obj=self)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name not in _ASSIGNED and not name.startswith("_"):
+                self._refuse(name)
+            super().__setattr__(name, value)
+
+    def _refuse(self, name: str) -> None:
+        """Raise, unless an attribute is a subclass's own, or a stand-in for a method."""
+        kind, base = type(self), self._plain()
+        is_theirs = getattr(kind, name, None) is not getattr(base, name, None)
+        if is_theirs or (kind is not base and name not in _INSTEAD) or callable(getattr(base, name, None)):
+            return
+        if name in _INSTEAD:
+            hint = f" {_INSTEAD[name]}."
+        elif hasattr(base, name):
+            hint = " It can only be read."
+        else:
+            known = [attribute for attribute in (*dir(base), "seed") if not attribute.startswith("_")]
+            hint = did_you_mean(name, known) or " Keep what is yours beside the model, or make a subclass."
+        raise AttributeError(
+            f"{kind.__name__}.{name} can't be set: nothing would come of it.{hint}", name=name, obj=self
+        )
 
 
 class Sequential(Model):
@@ -170,7 +218,7 @@ def load(
     found = archive.read(path, layers or {}, with_optimizer=flag(optimizer, "load: optimizer"))
     with structure.refusing(f"load {path}", "what model.save() writes"):
         model = _made(found.graph, backend, drawn=False)
-    model.epochs = found.epochs
+    model._epochs = found.epochs
     return model._fill(found.arrays, found.step, found.optimizer)
 
 

@@ -58,8 +58,8 @@ class Network:
         self.values = Values(parameters, state)
         self._frozen = graph.frozen_layers
         self._outer: weakref.WeakSet[Network] = weakref.WeakSet()  # networks that took this one as a layer
-        self.epochs = 0  # how many were finished, in all trainings
-        self.history: Any = None  # of the last training, which may have failed
+        self._epochs = 0
+        self._history: Any = None
         self.prepared_steps: Any = None  # what training keeps from one call to the next
         self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
         if drawn:
@@ -139,6 +139,16 @@ class Network:
     @step.setter
     def step(self, step: int) -> None:
         self.values.step = step
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were finished, in all trainings."""
+        return self._epochs
+
+    @property
+    def history(self) -> Any:
+        """What the last training measured, one that failed included; None before the first, and in a loaded model."""
+        return self._history
 
     @property
     def optimizer_state(self) -> OptimizerState | None:
@@ -319,7 +329,7 @@ class Network:
         twin.copy_values(self)
         twin._frozen = self._frozen
         twin._copy_optimizer(self)
-        twin.epochs = self.epochs
+        twin._epochs = self._epochs
         return twin
 
     def _copy_optimizer(self, other: Network) -> None:

@@ -291,9 +291,20 @@ def _(xp: Any, indices: Any, depth: int, *, dtype: Any) -> Any:
 
 @primitive
 def take_rows(xp: Any, table: Any, indices: Any) -> Any:
-    """``table[indices]`` for integer indices of any shape: the forward pass of an embedding."""
-    rows = xp.take(table, xp.reshape(indices, (-1,)), axis=0)
+    """``table[indices]`` for integer indices of any shape: the forward pass of an embedding.
+
+    Indices below 0 are errors, as those beyond the table are: nothing counts from the end.
+    """
+    rows = xp.take(table, xp.reshape(not_from_the_end(xp, indices), (-1,)), axis=0)
     return xp.reshape(rows, (*indices.shape, *table.shape[1:]))
+
+
+def not_from_the_end(xp: Any, indices: Any) -> Any:
+    """Indices with those below 0 moved beyond the end of any table, where they are errors."""
+    if indices.dtype not in (xp.int8, xp.int16, xp.int32, xp.int64):
+        return indices
+    indices = xp.astype(indices, xp.int64)
+    return xp.where(indices < 0, 2**62, indices)
 
 
 @primitive
@@ -309,6 +320,12 @@ def add_rows(xp: Any, rows: Any, indices: Any, size: int) -> Any:
 def _(xp: Any, table: Any, indices: Any) -> Any:
     _check_indices(indices, len(table))
     return np.take(table, indices, axis=0)
+
+
+@take_rows.kernel("cupy")
+def _(xp: Any, table: Any, indices: Any) -> Any:
+    _check_indices(indices, len(table))  # CuPy's own take begins anew beyond the end
+    return xp.take(table, indices, axis=0)
 
 
 @add_rows.kernel("numpy")

@@ -18,6 +18,7 @@ from typing import Any
 
 from lamella.arguments import number, positive
 from lamella.protocol.configured import Configured
+from lamella.protocol.declare import ArrayDeclaration
 
 __all__ = [
     "L1",
@@ -109,14 +110,19 @@ class Constraint(Configured):
         """Return the parameter within bounds, of the same shape and dtype; write to nothing."""
         raise NotImplementedError(f"{type(self).__name__} defines no apply")
 
+    def bound(self, xp: Any, p: Any, declared: ArrayDeclaration) -> Any:
+        """Return ``apply``; for constraints that need to know what a layer said of the parameter."""
+        return self.apply(xp, p)
+
 
 class MaxNorm(Constraint):
     """At most a given length for the weights that lead into each unit; longer ones are scaled down to it.
 
     Arguments:
         limit: the largest Euclidean norm, above 0.
-        axis: the axes that are one unit's weights. None means axis 0 of kernels with two axes, (in, units), all but
-            axis 0 of kernels with more, (filters, channels, height, width), and all of an array with one axis.
+        axis: the axes that are one unit's weights. None means those that the layer declares, as `Conv2DTranspose` does,
+            else axis 0 of kernels with two axes, (in, units), all but axis 0 of kernels with more, (filters, channels,
+            height, width), and all of an array with one axis.
 
     Source: https://keras.io/api/layers/constraints/, after https://jmlr.org/papers/v15/srivastava14a.html
 
@@ -137,3 +143,12 @@ class MaxNorm(Constraint):
             axis = (0,) if p.ndim < 3 else tuple(range(1, p.ndim))
         norm = xp.sqrt(xp.sum(p * p, axis=axis, keepdims=True))
         return p * (self.limit / xp.clip(norm, self.limit, None))
+
+    def bound(self, xp: Any, p: Any, declared: ArrayDeclaration) -> Any:
+        unit = declared.unit_axis
+        if self.axis is not None or unit is None:
+            return self.apply(xp, p)
+        # (G*C, ...) -> (G, C, ...): the units of a group see its inputs alone
+        by_group = xp.reshape(p, (declared.groups, p.shape[0] // declared.groups, *p.shape[1:]))
+        inward = tuple(axis for axis in range(1, by_group.ndim) if axis != unit + 1)
+        return xp.reshape(self.replace(axis=inward).apply(xp, by_group), p.shape)

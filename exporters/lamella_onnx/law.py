@@ -250,7 +250,8 @@ def _runtime(
 
 def _feeds(case: Case, training: bool | None, inputs: tuple[Any, ...]) -> dict[str, Any]:
     model = case.model("float32")
-    feeds = dict(zip(model.input_names, inputs, strict=True))
+    given = zip(model.input_names, inputs, model.input_specs, strict=True)
+    feeds: dict[str, Any] = {name: x.astype(spec.dtype, copy=False) for name, x, spec in given}
     if training is None:
         return feeds
     incoming = zip(model.output_names, case.cast("float32", case.cotangents(inputs)), strict=True)

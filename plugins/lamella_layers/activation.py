@@ -68,6 +68,11 @@ class Activation(lm.Layer):
                 f"expected axis={self.axis} to be one of the axes after the batch, got {x}; along the batch axis the "
                 "samples would depend on each other"
             )
+        if self.has_axis and self.function.probabilities and x.shape[self.axis] == 1:
+            declare.warn(
+                f"{self!r} runs along an axis of size 1, axis={self.axis} of {x}: it gives 1 whatever comes in, and "
+                "nothing before it learns. Likely fix: 'sigmoid' for yes or no, or as many units as there are classes"
+            )
         return x
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:

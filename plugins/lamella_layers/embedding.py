@@ -16,7 +16,7 @@ class Embedding(lm.Layer):
     """Looks up a learned vector for each integer: ``y = E[x]``.
 
     The gradient of a row of ``E`` is the sum over all places where it was looked up. An integer outside of the table
-    is an error, in training and inference.
+    is an error, in training, inference and onnxruntime.
 
     Arguments:
         input_dim: how many integers there are: 0 to ``input_dim`` - 1, such as the size of a vocabulary.
@@ -121,7 +121,7 @@ class PositionEmbedding(lm.Layer):
                 f"expected a time of at most sequence_length={self.sequence_length}, got {time}. Likely fix: a larger "
                 "sequence_length, or shorter data"
             )
-        positions = take_rows(ctx, ctx.params.positions, ctx.xp.arange(time))
+        positions = ctx.xp.take(ctx.params.positions, ctx.xp.arange(time), axis=0)
         return ctx.xp.broadcast_to(positions, x.shape)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
@@ -146,7 +146,7 @@ def lamella_specimens() -> list[Any]:
         Specimen(
             Embedding(5, 3),
             (words,),
-            ("Gather",),
+            ("Less", "Where", "Gather"),
             docs=docs,
             refuses=(((lm.ArraySpec(("N", 3)),), "expected integers"),),
         ),

@@ -49,6 +49,8 @@ class Rescaling(lm.Layer):
         return x.replace(dtype=declare.dtype, low=None, high=None)
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
+        if x.dtype == ctx.xp.float64:
+            return ctx.xp.astype(x * self.scale + self.offset, ctx.dtype)
         return ctx.xp.astype(x, ctx.dtype) * self.scale + self.offset
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
@@ -71,8 +73,10 @@ class Normalization(lm.Layer):
     Shapes: (N, ...) of any numbers -> the same, in the model's float type.
 
     Nothing is lost where values are far from 0 and close to their mean, such as time stamps: from integers of 32 and
-    64 bits the whole part of the mean is subtracted in 64 bits before they become floats, and the mean is no rounded
-    float32. An input of ``dtype="int64"`` takes them; as float32 they would be rounded before the layer sees them.
+    64 bits the whole part of the mean is subtracted in 64 bits before they become floats, from float64 the mean in
+    float64, and the mean is no rounded float32. In a float32 model an input of floats that goes to this layer alone is
+    float64, in exported files too, where float32 would round values by more than 1/32 of their deviation; behind other
+    layers it is too late, and a `MistakeWarning` says so. ``lm.Input(shape, "float64")`` asks for it at any mean.
 
     Raises:
         ArgumentError: if only one of ``mean`` and ``variance`` is given, their shapes differ, they are not finite (in
@@ -122,6 +126,8 @@ class Normalization(lm.Layer):
                 f"mean and variance: expected means and deviations (roots of variances) that float32 holds, of at most "
                 f"{_MOST:.2g}, and deviations of 0 or at least {_LEAST:.2g}, got {mean!r} and {variance!r}"
             )
+        steps = np.spacing(np.abs(self.mean[self.variance > 0.0]).astype("float32"))
+        self.needs_float64 = bool((steps > deviation / 16.0).any())
 
     def adapted(self, data: Any) -> Self:
         """Return a copy of the layer with the mean and the (biased) variance of data, whose axis 0 counts samples."""
@@ -178,6 +184,12 @@ class Normalization(lm.Layer):
                 f"expected a mean and a variance of sizes {sizes}, those of the input along axis={self._given}, in the "
                 f"order of its axes; they have {self.mean.shape}, and the input is {x}"
             )
+        if self.needs_float64 and x.dtype == "float32":
+            declare.warn(
+                "float32 has lost what tells values apart that are so close to their mean, for their distance from 0: "
+                f"mean={self.config()['mean']}, variance={self.config()['variance']}. Likely fix: an input that goes "
+                "to this layer alone, which is float64 then"
+            )
         return x.replace(dtype=declare.dtype, low=None, high=None)
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
@@ -194,6 +206,8 @@ class Normalization(lm.Layer):
         """``x - mean`` for a mean that is rounded neither to float32 nor, beside wide integers, to floats at all."""
         xp, mean = ctx.xp, self.mean
         assert mean is not None
+        if x.dtype == xp.float64:
+            return xp.astype(x - self._beside(ctx, x, mean, xp.float64), ctx.dtype)
         center = mean.astype("float32").astype("float64") if ctx.dtype == xp.float32 else mean
         d = xp.astype(x, ctx.dtype) - self._beside(ctx, x, center)
         if (center != mean).any():

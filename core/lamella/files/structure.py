@@ -82,7 +82,7 @@ class Writer:
             add(this)
         inputs = []
         for node, spec in zip(graph.input_nodes, graph.input_specs, strict=True):
-            given = {"shape": list(spec.shape[1:]), "dtype": None if spec.is_float else spec.dtype}
+            given = {"shape": list(spec.shape[1:]), "dtype": None if spec.dtype == graph.dtype else spec.dtype}
             options = {"name": node.name, "low": spec.low, "high": spec.high}
             inputs.append(given | {key: self._value(value) for key, value in options.items() if value is not None})
         return {

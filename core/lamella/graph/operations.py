@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lamella.arguments import positive
-from lamella.errors import ArgumentError, GraphError, counted, did_you_mean
+from lamella.errors import ArgumentError, GraphError, MistakeWarning, counted, did_you_mean
 from lamella.graph.naming import Names, check_unique, output_names
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.layer import Layer, build, call
@@ -43,7 +45,7 @@ class Operation:
         return f"{self.name} ({type(self.layer).__name__})"
 
 
-@dataclasses.dataclass(eq=False, repr=False)
+@dataclasses.dataclass(eq=False, repr=False, frozen=True)
 class Graph:
     """Operations in topological order over numbered values; a model without arrays. Callable on nodes, as a layer is.
 
@@ -103,6 +105,10 @@ class Graph:
         """Return the full names of the parameters of some layers."""
         own = (operation for operation in self.operations if operation.prefix in prefixes)
         return frozenset(full for operation in own for full in operation.params.values())
+
+    def last(self, output: int) -> Operation | None:
+        """Return the operation that gives an output; None for an input that is passed on."""
+        return next((one for one in self.operations if self.outputs[output] in one.outputs), None)
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.signature}>"
@@ -167,10 +173,8 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
     input_names: list[str] = []
     for node in inputs:
         spec = node.spec
-        if spec.is_float and spec.dtype not in ("float32", dtype):
-            raise GraphError(f"Input {spec} in a {dtype} model; leave dtype out, and floats follow the model")
         number[id(node)] = len(number)
-        specs[number[id(node)]] = spec.replace(dtype=dtype) if spec.is_float else spec
+        specs[number[id(node)]] = spec.replace(dtype=_float(node, calls, dtype)) if spec.is_float else spec
         taken = len([name for name in input_names if name.startswith("input_")]) + 1
         input_names.append(node.name or f"input_{taken}")
     names = Names(input_names)
@@ -183,7 +187,17 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         if holders.setdefault(prefix, layer) is not layer:
             raise GraphError(f"two layers of the model are called {prefix!r}; give one of them another name")
         given = [specs[number[id(node)]] for node in this.inputs]
-        built, declared = build(layer, given, dtype, name)
+        built, declare = build(layer, given, dtype, name)
+        declared = declare.arrays
+        for spec in built:
+            if spec.is_float and spec.dtype != dtype and any(own.dtype == spec.dtype for own in given):
+                raise GraphError(
+                    f"{name}: gives {spec} of {' and '.join(map(str, given))} in a {dtype} model; layers that bring "
+                    "float64 to the model's floats, such as Normalization, come first. Likely fix: leave the dtype of "
+                    "the input out, and floats follow the model"
+                )
+        for text in declare.warnings:
+            warnings.warn(f"{name}: {text}", MistakeWarning, stacklevel=_outside())
         if len(built) != len(this.outputs):
             raise GraphError(
                 f"{name}: build returned {counted(len(built), 'spec')}, {len(this.outputs)} when it was called"
@@ -242,6 +256,22 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         kind=kind,
         frozen_layers=frozenset(operation.prefix for operation in held if not operation.trainable),
     )
+
+
+def _float(node: Node, calls: Sequence[Call], dtype: str) -> str:
+    """The dtype of an input of floats: the model's, or float64 where that is asked for or needed by all who take it."""
+    takers = [this.layer for this in calls if any(node is own for own in this.inputs)]
+    needed = bool(takers) and all(layer.needs_float64 for layer in takers)
+    return "float64" if needed or node.spec.dtype == "float64" else dtype
+
+
+def _outside() -> int:
+    """The ``stacklevel`` of who called the package, for a warning by the caller of this function."""
+    package, level = __name__.partition(".")[0], 1
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _reachable(inputs: Sequence[Node], outputs: Sequence[Node]) -> list[Call]:

@@ -92,6 +92,7 @@ class Configured(metaclass=_ConfiguredType):
     _config: Mapping[str, Any]
     _is_frozen = False
     __words__: Mapping[str, registry.Note] = MappingProxyType({})  # registered words among the arguments
+    _instead: Mapping[str, str] = MappingProxyType({})  # how to change what is no argument, by name
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments, defaults included, by name."""
@@ -111,10 +112,11 @@ class Configured(metaclass=_ConfiguredType):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._is_frozen:
+            argument = f"{name}=" if name in self._config else ""
+            fix = self._instead.get(name, f"Make a changed one with .replace({argument}...)")
             raise AttributeError(
                 f"{type(self).__name__}.{name} can't be set: the object is configuration and frozen after its "
-                "constructor. Make a changed one with .replace(...); what lives during a run goes into ctx.save, "
-                "ctx.grad or ctx.update."
+                f"constructor. {fix}; what lives during a run goes into ctx.save, ctx.grad or ctx.update."
             )
         object.__setattr__(self, name, value)
 

@@ -26,6 +26,8 @@ class ArrayDeclaration:
     fan_out: int | None
     memory: tuple[int, ...]
     trainable: bool
+    unit_axis: int | None = None
+    groups: int = 1
 
 
 class Declare:
@@ -34,6 +36,7 @@ class Declare:
     def __init__(self, dtype: str = "float32") -> None:
         self.dtype = dtype
         self.arrays: dict[str, ArrayDeclaration] = {}
+        self.warnings: list[str] = []
 
     def parameter(
         self,
@@ -44,18 +47,37 @@ class Declare:
         fan_in: int | None = None,
         fan_out: int | None = None,
         memory: tuple[int, ...] | None = None,
+        unit_axis: int | None = None,
+        groups: int = 1,
     ) -> None:
         """Ask for an array that training changes.
 
         ``initializer`` is a registered name or a function ``(rng, shape, fan_in, fan_out) -> array``. ``memory`` is
         the order of axes in which the array is stored, slowest first: ``(2, 3, 1, 0)`` stores a convolution kernel
         (filters, channels, height, width) as (height, width, channels, filters).
+
+        ``unit_axis`` counts the units of a kernel, where these stand neither last of two axes nor first of more: the
+        weights that lead into each lie along all others. With ``groups``, axis 0 holds the inputs of one group of units
+        after another. `lamella.regularization.MaxNorm` goes by both.
         """
         self._add(name, shape, initializer, fan_in, fan_out, memory, trainable=True)
+        if unit_axis is None:
+            return
+        shape = self.arrays[name].shape
+        if not 0 <= unit_axis < len(shape) or shape[0] % groups:
+            raise GraphError(
+                f"array {name!r} has shape {shape!r}; expected unit_axis={unit_axis!r} to be one of its axes, and "
+                f"groups={groups!r} to divide axis 0"
+            )
+        self.arrays[name] = dataclasses.replace(self.arrays[name], unit_axis=unit_axis, groups=groups)
 
     def state(self, name: str, shape: Sequence[int], initializer: Any) -> None:
         """Ask for an array that ``ctx.update`` changes, such as a running mean."""
         self._add(name, shape, initializer, None, None, None, trainable=False)
+
+    def warn(self, text: str) -> None:
+        """Say that something is most probably a mistake: a `MistakeWarning` with the layer's name, once it has one."""
+        self.warnings.append(text)
 
     def _add(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+from types import MappingProxyType
 from typing import Any, Self
 
 from lamella import registry
@@ -11,7 +12,7 @@ from lamella.arguments import knows
 from lamella.errors import GraphError, RegistryError, counted
 from lamella.protocol.configured import Configured, note_words
 from lamella.protocol.context import Context
-from lamella.protocol.declare import ArrayDeclaration, Declare
+from lamella.protocol.declare import Declare
 from lamella.protocol.node import Call, Node, valid_name
 from lamella.protocol.spec import ArraySpec
 
@@ -44,8 +45,17 @@ class Layer(Configured):
     gives_probabilities = False
     """True for a layer that makes probabilities of anything, as softmax does: losses on logits are wrong after it."""
 
+    needs_float64 = False
+    """True for a layer that has to see an input of floats in float64, and gives the model's floats all the same."""
+
     _name: str | None = None
     _trainable = True
+    _instead = MappingProxyType(
+        {
+            "name": "A copy has another: layer.named('head')",
+            "trainable": "model.freeze('name') and model.unfreeze('name') change a model, layer.frozen() makes a copy",
+        }
+    )
 
     def build(self, declare: Declare, *inputs: Any) -> ArraySpec | tuple[ArraySpec, ...]:
         """Declare parameters and state, and return the spec of the output, or of each output."""
@@ -204,9 +214,7 @@ def _renamed(layer: Layer) -> str:
     return f" ({'; '.join(found)})" if found else ""
 
 
-def build(
-    layer: Layer, inputs: list[ArraySpec], dtype: str, name: str | None
-) -> tuple[tuple[ArraySpec, ...], dict[str, ArrayDeclaration]]:
+def build(layer: Layer, inputs: list[ArraySpec], dtype: str, name: str | None) -> tuple[tuple[ArraySpec, ...], Declare]:
     """Run a layer's ``build`` and check what it returns."""
     label = f"{type(layer).__name__} {name!r}" if name else repr(layer)
     where = f"{label}, called with {' and '.join(map(str, inputs)) or 'no inputs'}"
@@ -231,4 +239,4 @@ def build(
     for spec in (*inputs, *specs):  # where a layer's own words have not refused it
         if 0 in spec.shape:
             raise GraphError(f"{where}: expected sizes of 1 or more, got {spec}, which has no elements")
-    return specs, declare.arrays
+    return specs, declare

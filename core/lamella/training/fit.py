@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -123,7 +124,7 @@ def evaluate(
     losses = _losses(model, loss)
     size = positive(batch_size, "batch_size")
     data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
-    meter = Meter(model, metrics)
+    meter = Meter(model, metrics, losses)
     _evaluate(model, losses, data, meter)
     return meter.logs()
 
@@ -133,7 +134,6 @@ def _evaluate(
     losses: tuple[Loss | None, ...],
     data: Batches,
     meter: Meter,
-    penalty: float = 0.0,
     between: Callable[[], None] = lambda: None,
 ) -> None:
     """Add up losses and metrics in inference mode; call ``between`` after each batch."""
@@ -143,7 +143,7 @@ def _evaluate(
         for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
             each = np.zeros(1) if loss is None else _each(loss, prediction, target)
             means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
-        meter.add(means, penalty, predictions, rows)
+        meter.add(means, 0.0, predictions, rows)
         between()
 
 
@@ -188,15 +188,16 @@ def fit(
     Arguments:
         x, y: arrays with one row for each sample; tuples or dicts by name where the model has several inputs or
             outputs. Without ``y``, ``x`` is an iterable of batches ``(x, y)`` or ``(x, y, sample_weight)``, or a
-            function that makes one for each epoch, such as a generator function.
+            function that makes one for each epoch, such as a generator function. Arrays are read batch by batch: what a
+            callback changes in them counts from this epoch on or the next.
         loss: a registered name or a `Loss`; a tuple, or a dict by name, for several outputs. Their losses are added up:
             ``lm.losses.Weighted`` makes one count more or less, and is reported as it counts.
         optimizer: a registered name or an `Optimizer`. A model goes on where steps with an equal one stopped, with its
             slots and its place in the schedule; ``model.optimizer_state = None`` resets it.
         epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
             of their own.
-        validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these, evaluated after every epoch as
-            ``val_loss``, ...
+        validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these. After every epoch ``val_loss``, ...
+            are what `evaluate` gives for them.
         metrics: names or `Metric` objects for every output, or dicts of these by output. Those of training are of the
             model as it was at each step, and sample and class weights count in them.
         callbacks: `Callback` objects, such as those of `lamella.callbacks`.
@@ -209,8 +210,8 @@ def fit(
             after every epoch.
         clip_value: hold every entry of the gradients between ``-clip_value`` and ``clip_value``.
         clip_norm: scale the gradients down where the norm of all together is larger.
-        penalties: what parameters add to the loss (``val_loss`` too) and its gradient, by patterns of their names, as
-            in ``{"*.kernel": lm.regularization.L2(1e-4)}``.
+        penalties: what parameters add to the loss of training and its gradient, by patterns of their names, as in
+            ``{"*.kernel": lm.regularization.L2(1e-4)}``. ``val_loss`` and `evaluate` are of the data alone.
         constraints: bounds of parameters after each step, as in ``{"dense_*.kernel": lm.regularization.MaxNorm(3)}``.
         checkpoint: a file for the model and the place of the training: written after each epoch, within an epoch every
             minute, and where training stops.
@@ -238,7 +239,8 @@ def fit(
     weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
     data = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
     metrics = metrics if isinstance(metrics, Mapping) else listed(metrics)
-    meter, val_meter = Meter(model, metrics), Meter(model, metrics)
+    meter = Meter(model, metrics, losses)
+    val_meter = copy.copy(meter)
     if validation_data is None and validation_steps is not None:
         raise ArgumentError("validation_steps: expected None without validation_data")
     checked = None
@@ -259,9 +261,9 @@ def fit(
     history, begins = History(), True
     history.history = {name: list(values) for name, values in place.history.items()}
     history.stopped = place.stopped
-    model.history = history
+    model._history = history
     if first and resumed is None:
-        model.epochs = first
+        model._epochs = first
     data.skip(place.drawn)
     _warn_of_probabilities(model, losses)
     if not resumed:
@@ -275,6 +277,11 @@ def fit(
             if steps.plan.frozen is not model.frozen_layers:  # by a callback
                 steps.renew()
                 _check_learns(steps)
+            if steps.device is not model.device:
+                raise ArgumentError(
+                    f"fit: a callback moved the model from {steps.device.name!r} to {model.backend!r} while it "
+                    "trained; call model.to before fit, or after it"
+                )
             penalty = steps.rules.penalty(model.values) if steps.rules.penalties else 0.0
             result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
             begins = False
@@ -309,11 +316,9 @@ def fit(
                 try:
                     if checked is not None:
                         val_meter.start()
-                        _evaluate(
-                            model, losses, checked, val_meter, steps.rules.penalty(model.values), interruption.check
-                        )
+                        _evaluate(model, losses, checked, val_meter, interruption.check)
                         logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
-                    model.epochs += 1
+                    model._epochs += 1
                     listeners.end_epoch(model, epoch, logs)
                 finally:
                     history.add(logs)
@@ -370,8 +375,8 @@ def _check_learns(steps: TrainSteps) -> None:
 
 def _warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> None:
     """Say so if a loss takes logits and the last layer of its output makes probabilities of anything."""
-    for value, loss in zip(model.graph.outputs, losses, strict=True):
-        last = next((one for one in model.graph.operations if value in one.outputs), None)
+    for output, loss in enumerate(losses):
+        last = model.graph.last(output)
         if loss is not None and loss.on_logits and last is not None and last.layer.gives_probabilities:
             warnings.warn(
                 f"{loss!r} takes logits, and {last.label} makes probabilities of them; leave this layer out, or use a "

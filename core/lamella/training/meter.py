@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lamella.errors import ArgumentError, DataError, LayerError
+from lamella.errors import ArgumentError, DataError, LayerError, MistakeWarning
+from lamella.losses import Loss
 from lamella.metrics import METRICS, Metric
 from lamella.network import Network
 from lamella.protocol.inputs import naming, unwritable
@@ -20,7 +22,7 @@ __all__ = ["Meter", "listed"]
 class Meter:
     """Weighted means of the losses and sums of metrics over the batches of an epoch."""
 
-    def __init__(self, network: Network, metrics: Any) -> None:
+    def __init__(self, network: Network, metrics: Any, losses: Sequence[Loss | None]) -> None:
         self.names = network.output_names
         if not isinstance(metrics, Mapping):
             metrics = dict.fromkeys(self.names, listed(metrics))
@@ -35,7 +37,10 @@ class Meter:
                 label = f"{output}_{label}" if len(self.names) > 1 else label
                 taken = [known for known, _, _ in self.metrics]
                 number = next(n for n in itertools.count(1) if (label if n == 1 else f"{label}_{n}") not in taken)
-                self.metrics.append((label if number == 1 else f"{label}_{number}", self.names.index(output), metric))
+                label, place = label if number == 1 else f"{label}_{number}", self.names.index(output)
+                if metric.needs_threshold(network.output_specs[place]):
+                    metric = metric.replace(threshold=_threshold(network, place, losses[place], label))
+                self.metrics.append((label, place, metric))
         self.start()
 
     def start(self) -> None:
@@ -81,6 +86,22 @@ class Meter:
         for label, _, metric in self.metrics:
             logs[label] = metric.result(self.sums[label]) if label in self.sums else math.nan
         return logs
+
+
+def _threshold(network: Network, output: int, loss: Loss | None, label: str) -> float:
+    """Above which number a prediction means yes: that of probabilities, or that of logits."""
+    last = network.graph.last(output)
+    if last is not None and last.layer.gives_probabilities:
+        return 0.5
+    if loss is not None and loss.on_logits is None:
+        warnings.warn(
+            f"metrics: {label!r} takes predictions above 0 for yes, as if they were logits: {loss!r} does not say what "
+            "they are. Likely fix: on_logits = True or False in the class of the loss, or a metric with threshold=0.0 "
+            "or 0.5",
+            MistakeWarning,
+            stacklevel=5,
+        )
+    return 0.0 if loss is None or loss.on_logits is not False else 0.5
 
 
 def listed(metrics: Any) -> tuple[Any, ...]:

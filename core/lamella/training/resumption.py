@@ -89,7 +89,7 @@ def take_up(path: str | os.PathLike[str], model: Network) -> Place | None:
         raise DataError(f"{where}: its place of a training can't be read ({error})") from error
     model._frozen = found.graph.frozen_layers
     model._fill(found.arrays, found.step, found.optimizer)
-    model.epochs = found.epochs
+    model._epochs = found.epochs
     return place
 
 

@@ -49,11 +49,12 @@ class Rules:
         self.constraints: list[tuple[str, Constraint]] = _matched(network, "constraints", constraints, Constraint)
         clips = self.clip_value is not None or self.clip_norm is not None
         self.shapes_gradients = clips or bool(self.penalties)  # whether `shape` has anything to do
+        self._declared = network.values.parameters.layout.declarations
         xp, views = network.device.xp, network.values.parameters.views()
         for name, penalty in self.penalties:
             _try(f"penalties: {penalty!r}.gradient", name, partial(penalty.gradient, xp), views[name])
         for name, constraint in self.constraints:
-            _try(f"constraints: {constraint!r}", name, partial(constraint.apply, xp), views[name])
+            _try(f"constraints: {constraint!r}", name, partial(self._bound, constraint, xp, name), views[name])
 
     def penalty(self, values: Values) -> float:
         """Return what parameters add to the loss.
@@ -80,12 +81,15 @@ class Rules:
         if self.clip_norm is not None:
             _clip_by_norm(gradients, self.clip_norm)
 
+    def _bound(self, constraint: Constraint, xp: Any, name: str, own: Any) -> Any:
+        return constraint.bound(xp, own, self._declared[name])
+
     def constrain(self, parameters: Storage) -> None:
         """Put parameters back into their bounds."""
         backend = parameters.backend
         for name, constraint in self.constraints:
             own = parameters.views()[name]
-            bound = constraint.apply(backend.xp, own)
+            bound = self._bound(constraint, backend.xp, name, own)
             _check(f"constraints: {constraint!r}", name, bound, own)
             parameters.part(name)[...] = backend.storable(bound)
 

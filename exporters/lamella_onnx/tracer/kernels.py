@@ -63,7 +63,7 @@ def _pad(xp: Any, x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0
 
 
 def _take_rows(xp: Any, table: Any, indices: Any) -> Any:
-    return xp.take(table, indices, axis=0)
+    return xp.take(table, primitives.not_from_the_end(xp, indices), axis=0)
 
 
 def _add_rows(xp: Any, rows: Any, indices: Any, size: int) -> Any:

@@ -108,7 +108,15 @@ class Convolution(lm.Layer):
             padding=self.padding,
         )
 
-    def _declare(self, declare: lm.Declare, channels: int, filters: int, groups: int, shape: tuple[int, int]) -> None:
+    def _declare(
+        self,
+        declare: lm.Declare,
+        channels: int,
+        filters: int,
+        groups: int,
+        shape: tuple[int, int],
+        unit_axis: int | None = None,
+    ) -> None:
         """Ask for a kernel, which lies in memory as a matrix for the rows of im2col, and for a bias."""
         cells = math.prod(self.kernel_size)
         declare.parameter(
@@ -118,6 +126,8 @@ class Convolution(lm.Layer):
             fan_in=channels // groups * cells,
             fan_out=filters // groups * cells,
             memory=(*range(2, 2 + self.axes), 1, 0),
+            unit_axis=unit_axis,
+            groups=groups,
         )
         if self.use_bias:
             declare.parameter("bias", (filters,), "zeros")

@@ -103,7 +103,9 @@ def _(xp: Any, x: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int 
         y = depthwise(_last(x), kernel, windows)
         return _first(_add(y, bias))
     if groups == 1 and winograd.pays(x, kernel.shape[0], windows):
-        return _first(_add(winograd.convolve(_last(x), kernel, windows), bias))
+        y = winograd.convolve(_last(x), kernel, windows)
+        if y is not None:
+            return _first(_add(y, bias))
     matrix = kernel_matrix(xp, kernel, groups)
     y = np.empty((x.shape[0], *windows.grid, kernel.shape[0]), x.dtype)
     for tile, columns in _columns(xp, x, windows, groups):
@@ -166,7 +168,9 @@ def _(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) -> Any:
     if groups == x.shape[1] > 1:
         return depthwise_dw(_last(x), dy, windows)
     if groups == 1 and winograd.pays(x, dy.shape[-1], windows):
-        return winograd.convolve_dw(_last(x), dy, windows)
+        dw = winograd.convolve_dw(_last(x), dy, windows)
+        if dw is not None:
+            return dw
     total = np.zeros((groups, math.prod(windows.size) * x.shape[1] // groups, dy.shape[-1] // groups), dy.dtype)
     for tile, columns in _columns(xp, x, windows, groups):
         total += np.matmul(columns.transpose(0, 2, 1), _by_group(dy[tile], groups))

@@ -96,7 +96,8 @@ class Conv2DTranspose(Convolution):
                 f"expected a number of channels that groups={self.groups} divides, got {channels} in {x}"
             )
         image = self._windows(x).image
-        self._declare(declare, channels, self.filters, self.groups, shape=(channels, self.filters // self.groups))
+        shape = (channels, self.filters // self.groups)
+        self._declare(declare, channels, self.filters, self.groups, shape, unit_axis=1)
         return x.replace(shape=("N", self.filters, *image))
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:

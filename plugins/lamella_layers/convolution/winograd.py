@@ -8,6 +8,7 @@ Letters are those of `convolution`; T is the number of blocks, ``n * down * acro
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def pays(x: Any, filters: int, windows: Windows) -> bool:
 
 
 def convolve(x: Any, kernel: Any, windows: Windows) -> Any:
-    """(N, H, W, C), (F, C, 3, 3) -> (N, h, w, F)."""
+    """(N, H, W, C), (F, C, 3, 3) -> (N, h, w, F), or None where that is not finite: transforms may overflow alone."""
     n, channels, filters, (h, w) = len(x), x.shape[3], len(kernel), windows.grid
     matrices = _transformed_kernel(kernel.transpose(2, 3, 1, 0)).reshape(16, channels, filters)
     down, across = -(-h // 2), -(-w // 2)
@@ -47,11 +48,13 @@ def convolve(x: Any, kernel: Any, windows: Windows) -> Any:
         _fold(products, lines)
         for i in range(2):
             _fold(lines[i], [y[some, i::2, j::2] for j in range(2)])
+        if not _is_finite(y[some]):
+            return None
     return y[:, :h, :w]
 
 
 def convolve_dw(x: Any, dy: Any, windows: Windows) -> Any:
-    """The gradient for the kernel: (N, H, W, C), (N, h, w, F) -> (F, C, 3, 3)."""
+    """The gradient for the kernel: (N, H, W, C), (N, h, w, F) -> (F, C, 3, 3), or None where that is not finite."""
     n, channels, filters, (h, w) = len(x), x.shape[3], dy.shape[3], windows.grid
     down, across = -(-h // 2), -(-w // 2)
     if h % 2 or w % 2:  # blocks are whole
@@ -71,8 +74,14 @@ def convolve_dw(x: Any, dy: Any, windows: Windows) -> Any:
             _unfold(lines[i, :, :, 0], lines[i, :, :, 1], slopes[i])
         np.matmul(blocks.reshape(16, -1, channels).transpose(0, 2, 1), slopes.reshape(16, -1, filters), out=products)
         total += products
-    total = total.reshape(4, 4, channels, filters)
-    return _small(_small(total).swapaxes(0, 1)).swapaxes(0, 1).transpose(3, 2, 0, 1)
+    dw = _small(_small(total.reshape(4, 4, channels, filters)).swapaxes(0, 1))  # (3, 3, C, F), columns first
+    return dw.transpose(3, 2, 1, 0) if _is_finite(dw) else None
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether all are: the sum of squares tells in one quick pass, unless it overflows."""
+    flat = values.reshape(-1)
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
 
 def _tiles(n: int, blocks: int, bytes_per_value: int) -> list[slice]:
