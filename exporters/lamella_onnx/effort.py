@@ -1,0 +1,131 @@
+"""Whether a graph is sure to take little time and memory, as nearly all exported ones are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, helper
+
+__all__ = ["is_modest"]
+
+NODES = 10_000
+VALUES = 2**25  # in all arrays together, beside those that the file holds
+WORK = 2e10  # multiplications
+_SMALL = 64  # arrays of up to so many elements may be sizes, which shapes follow from
+
+Shape = tuple[int, ...]
+
+_OPERATORS = """
+Abs Add And ArgMax ArgMin BatchNormalization Cast Ceil Celu Clip Concat Constant ConstantOfShape Cos CumSum Div Elu
+Equal Erf Exp Expand Flatten Floor Gather GatherElements Gelu GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual
+HardSigmoid HardSwish Identity InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log
+LogSoftmax Max Mean Min Mish Mod Mul Neg Not Or PRelu Pad Pow RMSNormalization Range Reciprocal ReduceL1 ReduceL2
+ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round Selu Shape
+Sigmoid Sign Sin Size Slice Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Swish Tan Tanh Tile Transpose Unsqueeze
+Where Xor
+"""  # their work is that of reading what they are given and writing what they give
+_PER_VALUE = frozenset(_OPERATORS.split())
+_PLAIN = {
+    AttributeProto.FLOAT,
+    AttributeProto.INT,
+    AttributeProto.STRING,
+    AttributeProto.TENSOR,
+    AttributeProto.FLOATS,
+    AttributeProto.INTS,
+    AttributeProto.STRINGS,
+}
+
+
+def is_modest(proto: onnx.ModelProto, size: int, feeds: Mapping[str, np.ndarray[Any, Any]]) -> bool:
+    """Return whether a graph, of a file of so many bytes, surely ends soon on these inputs.
+
+    It has common operators only, none with a body; all shapes follow from those of the inputs; and the arrays, and the
+    multiplications that they need, are not many. A graph without these is not bad; it is only not known to be modest.
+    """
+    graph = proto.graph
+    if proto.functions or graph.sparse_initializer or len(graph.node) > NODES:
+        return False
+    if any(one.type not in _PLAIN or one.ref_attr_name for node in graph.node for one in node.attribute):
+        return False
+    shapes = _shapes(proto, {name: array.shape for name, array in feeds.items()})
+    if any(axis < 0 for shape in shapes.values() for axis in shape):
+        return False
+    if _count(shapes.values()) > VALUES + size:
+        return False
+    try:
+        return sum(_work(node, shapes) for node in graph.node) <= WORK
+    except (LookupError, ValueError):  # a shape is not known, or no operator has such inputs
+        return False
+
+
+def _shapes(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes of all values that follow from those of the inputs."""
+    graph = onnx.GraphProto(name="shapes", node=proto.graph.node)
+    shapes = {**{array.name: tuple(array.dims) for array in proto.graph.initializer}, **given}
+    kinds = {array.name: array.data_type for array in proto.graph.initializer}
+    kinds |= {value.name: value.type.tensor_type.elem_type for value in proto.graph.input if value.name in given}
+    graph.initializer.extend(array for array in proto.graph.initializer if math.prod(array.dims) <= _SMALL)
+    graph.input.extend(helper.make_tensor_value_info(name, kinds[name], shape) for name, shape in shapes.items())
+    alone = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, graph=graph)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(alone, data_prop=True).graph
+    except Exception:  # what is wrong is for the checker to say
+        return shapes
+    for value in inferred.value_info:
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
+
+
+def _work(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> float:
+    """At most so many multiplications, or the like, does a node take."""
+    if node.domain not in ("", "ai.onnx"):
+        raise LookupError(node.domain)
+    inputs, outputs = ([shapes[name] for name in names if name] for names in (node.input, node.output))
+    reading = _count(inputs) + _count(outputs)
+    if node.op_type in _PER_VALUE:
+        return reading
+    return reading + _MORE[node.op_type](node, _count(outputs), *inputs)
+
+
+def _count(shapes: Iterable[Shape]) -> int:
+    return sum(map(math.prod, shapes))
+
+
+def _convolve(_: onnx.NodeProto, given: int, x: Shape, kernel: Shape, *rest: Shape) -> float:
+    return (given + math.prod(x)) * math.prod(kernel[1:])
+
+
+def _pool(node: onnx.NodeProto, given: int, *_: Shape) -> float:
+    return given * max(math.prod(one.ints) for one in node.attribute if one.name == "kernel_shape")
+
+
+def _multiply(node: onnx.NodeProto, given: int, a: Shape, *rest: Shape) -> float:
+    return float(given * (a[-1] if node.op_type == "MatMul" else max(a)))
+
+
+def _step(_: onnx.NodeProto, given: int, x: Shape, kernel: Shape, recurrent: Shape, *rest: Shape) -> float:
+    return math.prod(x[:2]) * (math.prod(kernel) + math.prod(recurrent))
+
+
+def _attend(_: onnx.NodeProto, given: int, query: Shape, key: Shape, *rest: Shape) -> float:
+    return (given + math.prod(query)) * math.prod(key[1:])
+
+
+_MORE: dict[str, Callable[..., float]] = {  # work beside reading and writing
+    "Attention": _attend,
+    "AveragePool": _pool,
+    "Conv": _convolve,
+    "ConvTranspose": _convolve,
+    "GRU": _step,
+    "Gemm": _multiply,
+    "LSTM": _step,
+    "MatMul": _multiply,
+    "MaxPool": _pool,
+    "RNN": _step,
+}
