@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, helper
+from onnx import AttributeProto, helper, numpy_helper
 
 __all__ = ["is_modest"]
 
@@ -17,6 +17,7 @@ VALUES = 2**25  # in all arrays together, beside those that the file holds
 WORK = 2e10  # multiplications
 _SMALL = 64  # arrays of up to so many elements may be sizes, which shapes follow from
 
+Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 _OPERATORS = """
@@ -40,7 +41,7 @@ _PLAIN = {
 }
 
 
-def is_modest(proto: onnx.ModelProto, size: int, feeds: Mapping[str, np.ndarray[Any, Any]]) -> bool:
+def is_modest(proto: onnx.ModelProto, size: int, feeds: Mapping[str, Array]) -> bool:
     """Return whether a graph, of a file of so many bytes, surely ends soon on these inputs.
 
     It has common operators only, none with a body; all shapes follow from those of the inputs; and the arrays, and the
@@ -51,35 +52,54 @@ def is_modest(proto: onnx.ModelProto, size: int, feeds: Mapping[str, np.ndarray[
         return False
     if any(one.type not in _PLAIN or one.ref_attr_name for node in graph.node for one in node.attribute):
         return False
-    shapes = _shapes(proto, {name: array.shape for name, array in feeds.items()})
-    if any(axis < 0 for shape in shapes.values() for axis in shape):
-        return False
-    if _count(shapes.values()) > VALUES + size:
-        return False
     try:
-        return sum(_work(node, shapes) for node in graph.node) <= WORK
-    except (LookupError, ValueError):  # a shape is not known, or no operator has such inputs
+        shapes = _shapes(proto, {name: array.shape for name, array in feeds.items()})
+        sound = all(axis >= 0 for shape in shapes.values() for axis in shape)
+        return sound and _count(shapes.values()) <= VALUES + size and sum(_work(n, shapes) for n in graph.node) <= WORK
+    except Exception:  # a shape is not known, or something is wrong, which is for the checker to say
         return False
 
 
 def _shapes(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape]:
     """The shapes of all values that follow from those of the inputs."""
-    graph = onnx.GraphProto(name="shapes", node=proto.graph.node)
     shapes = {**{array.name: tuple(array.dims) for array in proto.graph.initializer}, **given}
     kinds = {array.name: array.data_type for array in proto.graph.initializer}
     kinds |= {value.name: value.type.tensor_type.elem_type for value in proto.graph.input if value.name in given}
-    graph.initializer.extend(array for array in proto.graph.initializer if math.prod(array.dims) <= _SMALL)
+    sizes = [array for array in proto.graph.initializer if math.prod(array.dims) <= _SMALL]
+    known = {array.name: numpy_helper.to_array(array) for array in sizes}
+    nodes = [node for node in proto.graph.node if not _follows(node, known, given)]
+    graph = onnx.GraphProto(name="shapes", node=nodes)
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in known.items())
     graph.input.extend(helper.make_tensor_value_info(name, kinds[name], shape) for name, shape in shapes.items())
     alone = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, graph=graph)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(alone, data_prop=True).graph
-    except Exception:  # what is wrong is for the checker to say
-        return shapes
-    for value in inferred.value_info:
+    for value in onnx.shape_inference.infer_shapes(alone).graph.value_info:
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             shapes[value.name] = tuple(dim.dim_value for dim in dims)
-    return shapes
+    return {name: array.shape for name, array in known.items()} | shapes
+
+
+def _follows(node: onnx.NodeProto, known: dict[str, Array], given: Mapping[str, Shape]) -> bool:
+    """Compute a size that follows from the inputs' shapes; shape inference on its own can be kept busy for ever."""
+    said = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    if node.op_type == "Shape" and node.input[0] in given:
+        value = np.array(given[node.input[0]], "int64")[said.get("start", 0) : said.get("end")]
+    elif node.op_type in _SIZES and all(name in known for name in node.input):
+        value = np.asarray(_SIZES[node.op_type](said, *(known[name] for name in node.input)))
+    else:
+        return False
+    if value.size <= _SMALL:
+        known[node.output[0]] = value
+    return value.size <= _SMALL
+
+
+_SIZES: dict[str, Callable[..., Any]] = {
+    "Add": lambda said, a, b: a + b,
+    "Cast": lambda said, a: a.astype(helper.tensor_dtype_to_np_dtype(said["to"])),
+    "Concat": lambda said, *arrays: np.concatenate(arrays),
+    "Mul": lambda said, a, b: a * b,
+    "Squeeze": lambda said, a: np.squeeze(a),
+}
 
 
 def _work(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> float:
@@ -102,7 +122,7 @@ def _convolve(_: onnx.NodeProto, given: int, x: Shape, kernel: Shape, *rest: Sha
 
 
 def _pool(node: onnx.NodeProto, given: int, *_: Shape) -> float:
-    return given * max(math.prod(one.ints) for one in node.attribute if one.name == "kernel_shape")
+    return float(given * max(math.prod(one.ints) for one in node.attribute if one.name == "kernel_shape"))
 
 
 def _multiply(node: onnx.NodeProto, given: int, a: Shape, *rest: Shape) -> float:
