@@ -81,9 +81,9 @@ def write(path: Path, content: bytes, proof: bytes | None) -> None:
     The proof comes first, under a name of its own, so that at any moment the file that stands there has its proof.
     Whoever writes to the same folder waits, so that nobody takes the other's proof for an old one.
     """
+    path = Path(os.path.realpath(path))
     beside = None if proof is None else proof_path(path, digest(proof))
-    file = Path(os.path.realpath(path))
-    with _alone_in(file.parent):
+    with _alone_in(path.parent):
         known = beside is not None and beside.exists()
         try:
             if beside is not None and proof is not None:
@@ -93,7 +93,7 @@ def write(path: Path, content: bytes, proof: bytes | None) -> None:
             if beside is not None and not known and not _holds(path, content):
                 beside.unlink(missing_ok=True)
             raise
-        for old in file.parent.glob(f"{glob.escape(file.name)}.{'[0-9a-f]' * 8}.proof"):
+        for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.proof"):
             if old != beside:
                 with contextlib.suppress(OSError):  # left behind, it is nobody's proof
                     old.unlink()
