@@ -24,7 +24,7 @@ _SHORT = 8  # digits that are kept of each part's hash, to name what differs
 def seal(proto: onnx.ModelProto, proof: Mapping[str, Any]) -> dict[str, Any]:
     """Return the seal that goes into a proof: one hash of everything, and the beginning of each part's."""
     parts = _parts(proto, proof)
-    return {"sha256": _overall(parts), "parts": {name: digest[:_SHORT] for name, digest in parts.items()}}
+    return {"sha256": _overall(parts), "parts": _shortened(parts)}
 
 
 def differences(proto: onnx.ModelProto, proof: Mapping[str, Any], sealed: Mapping[str, Any]) -> list[str]:
@@ -35,13 +35,12 @@ def differences(proto: onnx.ModelProto, proof: Mapping[str, Any], sealed: Mappin
         for name, digest in _parts(proto, proof).items()
         if name in then or not name.startswith(_METADATA)  # an entry may be added
     }
-    if _overall(now) == sealed["sha256"]:
+    short = _shortened(now)
+    if short == then and _overall(now) == sealed["sha256"]:
         return []
-    said = [f"{name} is gone" for name in then if name not in now]
-    for name, digest in now.items():
-        if then.get(name) != digest[:_SHORT]:
-            said.append(f"{name} differs" if name in then else f"{name} is new")
-    return said or ["the seal itself differs"]
+    gone = [f"{name} is gone" for name in then if name not in short]
+    differing = [f"{name} {'differs' if name in then else 'is new'}" for name in short if short[name] != then.get(name)]
+    return [*differing, *gone] or ["the seal itself differs"]
 
 
 def _parts(proto: onnx.ModelProto, proof: Mapping[str, Any]) -> dict[str, str]:
@@ -76,6 +75,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return _sha256(value)
     return value if isinstance(value, str | int | float) else list(map(_plain, value))
+
+
+def _shortened(parts: Mapping[str, str]) -> dict[str, str]:
+    return {name: digest[:_SHORT] for name, digest in parts.items()}
 
 
 def _overall(parts: Mapping[str, str]) -> str:
