@@ -13,9 +13,10 @@ from onnx import AttributeProto, helper, numpy_helper
 __all__ = ["is_modest"]
 
 NODES = 10_000
-VALUES = 2**25  # in all arrays together, beside those that the file holds
+VALUES = 2**24  # in all arrays together, beside those that the file holds
 WORK = 2e10  # multiplications
-_SMALL = 64  # arrays of up to so many elements may be sizes, which shapes follow from
+_AXES = 16  # of arrays in the file; arrays of up to so many elements may be sizes, which shapes follow from
+_GROWTH = 10**6  # axes that nodes add, times nodes
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -50,9 +51,11 @@ def is_modest(proto: onnx.ModelProto, size: int, feeds: Mapping[str, Array]) -> 
     graph = proto.graph
     if proto.functions or graph.sparse_initializer or len(graph.node) > NODES:
         return False
-    if any(one.type not in _PLAIN or one.ref_attr_name for node in graph.node for one in node.attribute):
+    if not all(_is_plain(one) for node in graph.node for one in node.attribute):
         return False
     try:
+        if not _keeps_axes_few(graph):
+            return False
         shapes = _shapes(proto, {name: array.shape for name, array in feeds.items()})
         sound = all(axis >= 0 for shape in shapes.values() for axis in shape)
         return sound and _count(shapes.values()) <= VALUES + size and sum(_work(n, shapes) for n in graph.node) <= WORK
@@ -60,12 +63,30 @@ def is_modest(proto: onnx.ModelProto, size: int, feeds: Mapping[str, Array]) -> 
         return False
 
 
+def _is_plain(one: onnx.AttributeProto) -> bool:
+    few = len(one.ints) <= _AXES and len(one.t.dims) <= _AXES
+    return few and one.type in _PLAIN and not one.ref_attr_name
+
+
+def _keeps_axes_few(graph: onnx.GraphProto) -> bool:
+    """Whether arrays can't get so many axes that shape inference is kept busy."""
+    ranks = {array.name: len(array.dims) for array in graph.initializer}
+    lengths = {array.name: math.prod(array.dims) for array in graph.initializer}
+    growth = 0
+    for node in graph.node:
+        if node.op_type == "Gather":  # from an array in the file, or at places that stand there
+            growth += min(ranks[name] for name in node.input if name in ranks)
+        elif node.op_type == "Unsqueeze":
+            growth += lengths[node.input[1]] if len(node.input) > 1 else _AXES
+    return max(ranks.values(), default=0) <= _AXES and growth * len(graph.node) <= _GROWTH
+
+
 def _shapes(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape]:
     """The shapes of all values that follow from those of the inputs."""
     shapes = {**{array.name: tuple(array.dims) for array in proto.graph.initializer}, **given}
     kinds = {array.name: array.data_type for array in proto.graph.initializer}
     kinds |= {value.name: value.type.tensor_type.elem_type for value in proto.graph.input if value.name in given}
-    sizes = [array for array in proto.graph.initializer if math.prod(array.dims) <= _SMALL]
+    sizes = [array for array in proto.graph.initializer if math.prod(array.dims) <= _AXES]
     known = {array.name: numpy_helper.to_array(array) for array in sizes}
     nodes = [node for node in proto.graph.node if not _follows(node, known, given)]
     graph = onnx.GraphProto(name="shapes", node=nodes)
@@ -81,16 +102,20 @@ def _shapes(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Sha
 
 def _follows(node: onnx.NodeProto, known: dict[str, Array], given: Mapping[str, Shape]) -> bool:
     """Compute a size that follows from the inputs' shapes; shape inference on its own can be kept busy for ever."""
-    said = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     if node.op_type == "Shape" and node.input[0] in given:
+        said = _attributes(node)
         value = np.array(given[node.input[0]], "int64")[said.get("start", 0) : said.get("end")]
     elif node.op_type in _SIZES and all(name in known for name in node.input):
-        value = np.asarray(_SIZES[node.op_type](said, *(known[name] for name in node.input)))
+        value = np.asarray(_SIZES[node.op_type](_attributes(node), *(known[name] for name in node.input)))
     else:
         return False
-    if value.size <= _SMALL:
+    if value.size <= _AXES:
         known[node.output[0]] = value
-    return value.size <= _SMALL
+    return value.size <= _AXES
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
 
 
 _SIZES: dict[str, Callable[..., Any]] = {

@@ -52,27 +52,27 @@ def read(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it is a folder, a pipe, a device, too large, or can't be read.
+        DataError: it is a folder, a pipe, a device, too large, or can't be read; which file, the caller says.
     """
     try:
-        _need_regular(path, os.stat(path))
+        _need_regular(os.stat(path))
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
             found = os.fstat(file.fileno())  # it may be another one by now
-            _need_regular(path, found)
+            _need_regular(found)
             return file.read(found.st_size)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DataError(f"verify {path}: can't be read ({error.strerror})") from error
+        raise DataError(f"can't be read ({error.strerror})") from error
 
 
-def _need_regular(path: Path, found: os.stat_result) -> None:
+def _need_regular(found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
-        raise DataError(f"verify {path}: expected a file, this is a folder")
+        raise DataError("expected a file, this is a folder")
     if not stat.S_ISREG(found.st_mode):
-        raise DataError(f"verify {path}: expected a regular file, this is a pipe or a device")
+        raise DataError("expected a regular file, this is a pipe or a device")
     if found.st_size > LARGEST:
-        raise DataError(f"verify {path}: {found.st_size:,} bytes; an ONNX file of one piece holds less than 2 GiB")
+        raise DataError(f"{found.st_size:,} bytes; an ONNX file of one piece holds less than 2 GiB")
 
 
 def write(path: Path, content: bytes, proof: bytes | None) -> None:
@@ -117,4 +117,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a process was forked meanwhile
             os.close(handle)

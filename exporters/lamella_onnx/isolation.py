@@ -56,8 +56,7 @@ def _outputs_apart(content: bytes, feeds: Sequence[Arrays], timeout: float) -> l
         done = subprocess.run(
             [sys.executable, "-I", "-c", code],
             input=packed,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # whose memory counts
             timeout=timeout,
             check=False,
@@ -68,7 +67,8 @@ def _outputs_apart(content: bytes, feeds: Sequence[Arrays], timeout: float) -> l
             "without end; else allow more, with timeout="
         ) from None
     if done.returncode:
-        raise DataError(f"the process that ran the graph died (status {done.returncode}): it crashes onnxruntime")
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise DataError(f"the process that checked and ran the graph died (status {done.returncode}) {last}".rstrip())
     own, results = _unpack(done.stdout)
     if "error" in own:
         kind, message = own["error"].tolist()

@@ -44,6 +44,7 @@ from lamella import Model
 from lamella.terminal import Column, Table, styled
 from lamella_onnx.models import Trace, layer_outputs
 from lamella_onnx.runtime import run, session
+from lamella_onnx.validity import in_one_line
 
 __all__ = [
     "PLAUSIBLE",
@@ -293,7 +294,7 @@ class ParityReport:
         for row in self.agreements:
             mark = styled("agrees", "green") if row.agrees else styled("differs", "bold red")
             numbers = (f"{row.values:,}", f"{row.error:.1e}", f"{row.allowed:.1e}")
-            table.add(row.output, row.data, *numbers, *[row.rule] * several, mark)
+            table.add(in_one_line(row.output), row.data, *numbers, *[row.rule] * several, mark)
         told = [", ".join(f"{name} {version}" for name, version in self.versions.items())]
         if not several:
             told.insert(0, f"allowed: {rules[0]}")

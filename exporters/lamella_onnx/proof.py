@@ -115,8 +115,8 @@ def verify(
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         raise ArgumentError(f"verify: timeout: expected seconds, above 0, got {timeout!r}")
     path = as_path(path, "verify")
-    content, proto, proof = _read(path)
     try:
+        content, proto, proof = _read(path)
         if external := list(external_arrays(proto)):
             if not external_data:
                 raise DataError(
@@ -127,9 +127,9 @@ def verify(
             content = proto.SerializeToString()
         return _verified(path, content, proto, proof, model, timeout)
     except DataError as error:
-        raise DataError(f"verify {path}: {error}") from error
+        raise DataError(f"verify {path}: {in_one_line(error)}") from error
     except ParityError as error:
-        raise ParityError(f"verify {path}: {error}") from error
+        raise ParityError(f"verify {path}: {in_one_line(error)}") from error
 
 
 def _read(path: Path) -> tuple[bytes, onnx.ModelProto, dict[str, Any]]:
@@ -138,12 +138,12 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, dict[str, Any]]:
     try:
         proto = onnx.load_model_from_string(content)
     except Exception as error:  # the parser's exception belongs to protobuf, not to onnx
-        raise DataError(f"verify {path}: this is no ONNX file, or it is damaged ({in_one_line(error)})") from error
+        raise DataError(f"this is no ONNX file, or it is damaged ({in_one_line(error)})") from error
     if not proto.HasField("graph"):
-        raise DataError(f"verify {path}: this is no ONNX file, or it is damaged (it has no graph)")
+        raise DataError("this is no ONNX file, or it is damaged (it has no graph)")
     text = {entry.key: entry.value for entry in proto.metadata_props}.get(PROOF)
     if text is None:
-        raise DataError(f"verify {path}: the file carries no proof; it was not written by lamella_onnx.export")
+        raise DataError("the file carries no proof; it was not written by lamella_onnx.export")
     try:
         proof = _parsed(text)
         if "sha256" in proof:
@@ -151,9 +151,11 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, dict[str, Any]]:
     except _Missing as error:
         if read(path) != content:  # it was exported anew meanwhile, and the proof with it
             return _read(path)
-        raise DataError(f"verify {path}: the proof stands in {error}, which is missing") from None
+        raise DataError(f"the proof stands in {error}, which is missing") from None
+    except DataError:  # a ValueError, but no wrong proof
+        raise
     except _WRONG as error:
-        raise DataError(f"verify {path}: {_damaged(error)}") from error
+        raise DataError(_damaged(error)) from error
     return content, proto, proof
 
 
@@ -179,8 +181,10 @@ def _beside(path: Path, sha256: str) -> bytes:
         content = read(beside)
     except FileNotFoundError:
         raise _Missing(beside) from None
+    except DataError as error:
+        raise DataError(f"the proof {beside}: {error}") from error
     if digest(content) != sha256:
-        raise DataError(f"verify {path}: {beside} is not the proof that was written with the file")
+        raise DataError(f"{beside} is not the proof that was written with the file")
     return content
 
 
