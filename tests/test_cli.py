@@ -33,7 +33,7 @@ def test_version_names_what_decides_results():
 def test_no_command_prints_help(capsys):
     assert cli.main([]) == 0
     printed = capsys.readouterr().out
-    assert all(f"\n    {name} " in printed for name in ("demo", "layers", "verify"))
+    assert all(f"\n    {name} " in printed for name in ("demo", "export", "layers", "verify"))
 
 
 def test_layers_in_a_pipe_are_one_whole_line_each():
@@ -122,7 +122,7 @@ def test_an_unknown_command_gets_a_suggestion_and_the_plugins_that_might_give_it
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith(
-        "lamella: unknown command 'verfy'; expected one of check, demo, inspect, layers, new-plugin, verify. "
+        "lamella: unknown command 'verfy'; expected one of check, demo, export, inspect, layers, new-plugin, verify. "
         "Did you mean 'verify'?"
     )
     assert "\nplugin 'swish' of an unknown distribution" in error

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from forging import forge
 
 import lamella as lm
 import lamella_onnx
@@ -721,6 +722,7 @@ def refused(model, wrong, path, monkeypatch):
     export(model, path)
     proto = trace_model(wrong, names=model.output_names).proto
     proto.metadata_props.extend(onnx.load(path).metadata_props)
+    forge(proto, path)
     onnx.save(proto, path)
     for given in ((), (model,)):
         with pytest.raises(ParityError, match="on the proof differs"):
@@ -814,8 +816,10 @@ def test_verify_replays_the_proof_without_the_model(path, capsys):
 
 
 def change(path, edit):
+    """Change a file on purpose, with a seal to go with it."""
     proto = onnx.load(path)
     edit(proto)
+    forge(proto, path)
     onnx.save(proto, path)
 
 

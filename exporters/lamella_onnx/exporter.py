@@ -13,9 +13,10 @@ import onnxruntime
 from onnx import helper
 
 from lamella import ArgumentError, LamellaError, Model
-from lamella.files.writing import write_atomically
 from lamella.protocol.inputs import as_inputs
 from lamella_onnx.append import Appended, extended
+from lamella_onnx.files import as_path, write
+from lamella_onnx.finite import need_finite_parameters, need_finite_results
 from lamella_onnx.models import Trace, trace_model
 from lamella_onnx.parity import (
     PLAUSIBLE,
@@ -28,9 +29,10 @@ from lamella_onnx.parity import (
     predicted,
     versions,
 )
-from lamella_onnx.probes import Probes, candidates
-from lamella_onnx.proof import BATCH, PROOF, REPORT, SEED, digest, make_proof, need_model, proof_path, proof_paths
+from lamella_onnx.probes import BATCHES, Probes, candidates
+from lamella_onnx.proof import BATCH, SEED, make_proof, need_model
 from lamella_onnx.runtime import ParityError, resolve, session
+from lamella_onnx.seal import PROOF, REPORT
 from lamella_onnx.validity import not_valid
 
 __all__ = ["export"]
@@ -84,6 +86,7 @@ def export(
         ParityError: onnxruntime refuses the graph or gives something else; names the first layer at fault. Or the
             engine refuses every random batch. Nothing is written.
         TraceError: a layer does something that can't be written down; names the layer.
+        NonFiniteError: a parameter is NaN or infinite, or an output is: everywhere, or for a sample that is finite.
         ArgumentError: an opset or target out of reach, or an argument of the wrong kind.
 
     >>> import lamella as lm
@@ -94,7 +97,7 @@ def export(
     (True, 21)
     """
     need_model(model, "export")
-    path = Path(path)
+    path = as_path(path, "export")
     opset = resolve(opset, target)
     properties = _properties(metadata)
     names = model.output_names
@@ -106,14 +109,16 @@ def export(
             f"export: the model's arrays take {size:,} bytes; an ONNX file of one piece holds less than 2 GiB"
         )
     given = None if samples is None else as_inputs(model.input_names, model.input_specs, samples)
+    need_finite_parameters(model.parameters)
     with _nothing_written(path):
         trace, probes, evidence, agreements = _agreed(model, names, opset, given)
     proto = trace.proto
     report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
     of_proof = next(batch for batch in evidence if batch.data == f"batch of {BATCH}")
-    proof, beside = make_proof(of_proof, probes, names)
-    helper.set_model_props(proto, {**properties, REPORT: report.to_json(), PROOF: proof})
-    _write(path, proto.SerializeToString(), beside)
+    helper.set_model_props(proto, {**properties, REPORT: report.to_json()})
+    proof, beside = make_proof(proto, of_proof, probes, names)
+    proto.metadata_props.add(key=PROOF, value=proof)
+    write(path, proto.SerializeToString(), beside)
     return report
 
 
@@ -135,6 +140,7 @@ def _agreed(
     probes, evidence = _first_accepted(model, exact, candidates(model, samples))
     if samples is not None and len(samples[0]):
         evidence += predicted(model, exact, {f"{len(samples[0])} samples": samples})
+    need_finite_results(model, trace, names, evidence, evidence[len(BATCHES)] if len(evidence) > len(BATCHES) else None)
     agreements = examine(loaded, evidence, names)
     if not all(row.agrees for row in agreements):
         trace, loaded = _loaded(model, names, opset, stable=True)
@@ -184,27 +190,6 @@ def _inexact(batch: Evidence, output: int) -> str:
         f". The engine's own result in float32 is off by {error:.2g} of the row's largest value, so no graph can agree "
         "with it. Likely fix: bring inputs near 0 before the first layer, as Normalization does, or use dtype='float64'"
     )
-
-
-def _write(path: Path, content: bytes, proof: bytes | None) -> None:
-    """Write a file and the proof beside it, or neither.
-
-    The proof comes first, under a name of its own, so that at any moment the file that stands there has its proof.
-    """
-    beside = None if proof is None else proof_path(path, digest(proof))
-    known = beside is not None and beside.exists()
-    try:
-        if beside is not None and proof is not None:
-            write_atomically(beside, proof)
-        write_atomically(path, content)
-    except BaseException:
-        if beside is not None and not known:
-            beside.unlink(missing_ok=True)
-        raise
-    for old in proof_paths(path):
-        if old != beside:
-            with contextlib.suppress(OSError):  # left behind, it is nobody's proof
-                old.unlink()
 
 
 def _properties(metadata: Mapping[str, str] | None) -> dict[str, str]:

@@ -44,6 +44,7 @@ from lamella import Model
 from lamella.terminal import Column, Table, styled
 from lamella_onnx.models import Trace, layer_outputs
 from lamella_onnx.runtime import run, session
+from lamella_onnx.validity import in_one_line
 
 __all__ = [
     "PLAUSIBLE",
@@ -51,6 +52,7 @@ __all__ = [
     "Agreement",
     "Evidence",
     "ParityReport",
+    "agreements",
     "blame",
     "compare",
     "engine_error",
@@ -178,12 +180,20 @@ def examine(
     Raises:
         ParityError: onnxruntime refuses what the engine takes.
     """
+    names_of_inputs = [given.name for given in loaded.get_inputs()]
     found = []
-    for data, inputs, *results in evidence:
-        got = run(loaded, dict(zip((given.name for given in loaded.get_inputs()), inputs, strict=True)))
-        for name, e32, e64 in zip(names, *results, strict=True):
-            found.append(Agreement(name, data, e32.size, *compare(got[name], e32, e64, by_row=True)))
+    for batch in evidence:
+        got = run(loaded, dict(zip(names_of_inputs, batch.inputs, strict=True)))
+        found += agreements(batch, got, names)
     return found
+
+
+def agreements(batch: Evidence, got: Mapping[str, Array], names: Sequence[str]) -> list[Agreement]:
+    """Compare outputs of onnxruntime for a batch, by their names, with what the engine gives for it."""
+    results = zip(names, batch.e32, batch.e64, strict=True)
+    return [
+        Agreement(name, batch.data, e32.size, *compare(got[name], e32, e64, by_row=True)) for name, e32, e64 in results
+    ]
 
 
 # The layer at fault
@@ -242,6 +252,8 @@ class ParityReport:
         ir: the IR version, that of the file format.
         versions: of lamella, numpy, onnx and onnxruntime.
         agreements: one for each output and batch of inputs.
+        sealed: whether the proof has a hash of graph and weights, which finds every change of the file. Files of
+            lamella 0.1 carry none.
     """
 
     path: str
@@ -249,6 +261,7 @@ class ParityReport:
     ir: int
     versions: dict[str, str]
     agreements: tuple[Agreement, ...]
+    sealed: bool = True
 
     @property
     def agrees(self) -> bool:
@@ -281,9 +294,11 @@ class ParityReport:
         for row in self.agreements:
             mark = styled("agrees", "green") if row.agrees else styled("differs", "bold red")
             numbers = (f"{row.values:,}", f"{row.error:.1e}", f"{row.allowed:.1e}")
-            table.add(row.output, row.data, *numbers, *[row.rule] * several, mark)
+            table.add(in_one_line(row.output), row.data, *numbers, *[row.rule] * several, mark)
         told = [", ".join(f"{name} {version}" for name, version in self.versions.items())]
         if not several:
             told.insert(0, f"allowed: {rules[0]}")
+        if not self.sealed:
+            told.append("the file carries no hash: only what its proof runs is looked at; export it again to have one")
         table.notes = [styled(line, "dim") for line in told]
         return table

@@ -8,32 +8,37 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import glob
-import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
+from onnx import helper
 
 from lamella import ArgumentError, DataError, Layer, Model
 from lamella.backends.namespace import DTYPE_NAMES
-from lamella_onnx.parity import Agreement, Array, Arrays, Evidence, ParityReport, compare, examine, predicted, versions
+from lamella_onnx.external import external_arrays, fetch
+from lamella_onnx.files import as_path, digest, proof_path, read
+from lamella_onnx.isolation import outputs
+from lamella_onnx.parity import Agreement, Array, Evidence, ParityReport, agreements, compare, predicted, versions
 from lamella_onnx.probes import BATCHES, Probes, Range
 from lamella_onnx.rounding import Rounding, near
-from lamella_onnx.runtime import ParityError, run, session
+from lamella_onnx.runtime import ParityError
+from lamella_onnx.seal import PROOF, differences, seal
+from lamella_onnx.validity import in_one_line
 
-__all__ = ["PROOF", "REPORT", "SEED", "digest", "make_proof", "need_model", "proof_path", "proof_paths", "verify"]
+__all__ = ["BATCH", "SEED", "make_proof", "need_model", "verify"]
 
-REPORT, PROOF = "lamella.report", "lamella.proof"
 SEED, BATCH = 0, 2
 _LARGEST_INSIDE = 64 * 1024  # a longer proof stands in a file beside the model
-_LARGEST_INPUTS = 2**31  # bytes that a proof may ask to draw
+_LARGEST_INPUTS = 2**29  # bytes that a proof may ask to draw
+_WRONG = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)  # in what is no proof
+_ELEMENTS = {helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in DTYPE_NAMES}
 
 
 class _Recorded(NamedTuple):
@@ -44,21 +49,6 @@ class _Recorded(NamedTuple):
     rounding: Rounding | None  # of onnxruntime, which lamella 0.1 recorded where it was large
 
 
-def digest(proof: bytes) -> str:
-    """Return the digest that identifies a proof."""
-    return hashlib.sha256(proof).hexdigest()
-
-
-def proof_path(path: Path, sha256: str) -> Path:
-    """Return where a proof stands that is too long for the model's file; the digest keeps those of others apart."""
-    return path.with_name(f"{path.name}.{sha256[:8]}.proof")
-
-
-def proof_paths(path: Path) -> list[Path]:
-    """Return all proofs that stand beside a file."""
-    return list(path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.proof"))
-
-
 def need_model(model: Any, where: str) -> None:
     """Raise unless this is a model."""
     if not isinstance(model, Model):
@@ -66,28 +56,26 @@ def need_model(model: Any, where: str) -> None:
         raise ArgumentError(f"{where}: model: expected a lamella.Model, got {model!r}{fix}")
 
 
-def make_proof(evidence: Evidence, probes: Probes, names: Sequence[str]) -> tuple[str, bytes | None]:
+def make_proof(
+    proto: onnx.ModelProto, evidence: Evidence, probes: Probes, names: Sequence[str]
+) -> tuple[str, bytes | None]:
     """Return the proof for the metadata, and, if it is too long for that, the content of the file beside the model.
 
     Arguments:
+        proto: the graph, with all other metadata.
         evidence: the batch that is recorded, and what the engine gave for it.
         probes: what it was drawn from.
         names: those of the outputs.
     """
     results = zip(names, evidence.e32, evidence.e64, strict=True)
     outputs = [{"name": name, "value": _packed(e32), "exact": _packed(e64)} for name, e32, e64 in results]
-    proof = json.dumps(
-        {
-            "seed": SEED,
-            "batch": BATCH,
-            "inputs": [dataclasses.asdict(row) for row in probes.inputs],
-            "sizes": probes.sizes,
-            "outputs": outputs,
-        }
-    )
-    if len(proof) <= _LARGEST_INSIDE:
-        return proof, None
-    return json.dumps({"sha256": digest(proof.encode())}), proof.encode()
+    inputs = [dataclasses.asdict(row) for row in probes.inputs]
+    sizes = {str(batch): named for batch, named in probes.sizes.items()}
+    proof = {"seed": SEED, "batch": BATCH, "inputs": inputs, "sizes": sizes, "outputs": outputs}
+    text = json.dumps({**proof, "seal": seal(proto, proof)})
+    if len(text) <= _LARGEST_INSIDE:
+        return text, None
+    return json.dumps({"sha256": digest(text.encode())}), text.encode()
 
 
 def _packed(array: Array) -> dict[str, Any]:
@@ -95,100 +83,94 @@ def _packed(array: Array) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "shape": array.shape, "data": base64.b64encode(little.tobytes()).decode()}
 
 
-def verify(path: str | os.PathLike[str], model: Model | None = None) -> ParityReport:
+def verify(
+    path: str | os.PathLike[str], model: Model | None = None, *, external_data: bool = False, timeout: float = 60.0
+) -> ParityReport:
     """Run an exported file on the inputs of its proof and compare with what the engine gave then.
+
+    Before that, the file's hash is compared with the one in the proof: it covers graph, arrays, the metadata that was
+    exported, and the proof, and finds every change. Adding metadata is none. A quantizer or an optimizer makes another
+    model, which this proof is not for. Files of lamella 0.1 have no hash; the report says so.
 
     With a model, also compare with what the model gives now, on batches of 1, 2 and 7. That is also how to tell
     whether the file is the model's: the proof alone finds damage and runtimes that differ, but whoever changes the
     file on purpose can write another proof.
 
+    A file may be a stranger's. Nothing that it names is opened, unless you ask for it. A graph with loops, branches,
+    functions, operators that lamella's layers do not need, or much work, is checked and run in a process of its own.
+
+    Arguments:
+        external_data: whether arrays may stand in files in the model's folder; `export` never writes such.
+        timeout: seconds that the process may take.
+
     Raises:
-        ParityError: onnxruntime gives something else: the file or the model was changed, or the runtime differs.
-        DataError: this is no ONNX file, its proof is missing or damaged, or the model has other inputs or outputs.
+        ParityError: the file or the model was changed, or onnxruntime gives something else.
+        DataError: this is no ONNX file, it can't be read or takes too long, its proof is missing or damaged, or the
+            model has other inputs or outputs.
+        FileNotFoundError: there is no such file.
         ArgumentError: ``model`` is no model.
     """
     if model is not None:
         need_model(model, "verify")
-    path = Path(path)
-    content = path.read_bytes()
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise ArgumentError(f"verify: timeout: expected seconds, above 0, got {timeout!r}")
+    path = as_path(path, "verify")
+    try:
+        content, proto, proof = _read(path)
+        if external := list(external_arrays(proto)):
+            if not external_data:
+                raise DataError(
+                    f"the data of array {external[0].name!r} stand in another file, which lamella_onnx.export never "
+                    "writes. Likely fix: verify(..., external_data=True) if you trust the file"
+                )
+            fetch(path, external)
+            content = proto.SerializeToString()
+        return _verified(path, content, proto, proof, model, timeout)
+    except DataError as error:
+        raise DataError(f"verify {path}: {in_one_line(error)}") from error
+    except ParityError as error:
+        raise ParityError(f"verify {path}: {in_one_line(error)}") from error
+
+
+def _read(path: Path) -> tuple[bytes, onnx.ModelProto, dict[str, Any]]:
+    """A file's content, parsed, and its proof."""
+    content = read(path)
     try:
         proto = onnx.load_model_from_string(content)
-        onnx.checker.check_model(proto)
     except Exception as error:  # the parser's exception belongs to protobuf, not to onnx
-        raise DataError(f"verify {path}: this is no ONNX file, or it is damaged ({error})") from error
-    probes, inputs, recorded = _proof(path, {prop.key: prop.value for prop in proto.metadata_props})
-    loaded = session(content)
-    _same_names(path, "the file's inputs", [v.name for v in loaded.get_inputs()], [row.name for row in probes.inputs])
-    _same_names(path, "the file's outputs", [v.name for v in loaded.get_outputs()], list(recorded))
-    agreements = _agreements_with_proof(inputs, recorded, loaded)
-    if model is not None:
-        own = [(name, spec.shape, spec.dtype) for name, spec in zip(model.input_names, model.input_specs, strict=True)]
-        _same_names(path, "the model's inputs", own, [(row.name, row.shape, row.dtype) for row in probes.inputs])
-        _same_names(path, "the model's outputs", list(model.output_names), list(recorded))
-        agreements += _agreements_with_model(model, probes, loaded, recorded)
-    opset = next(imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx"))
-    report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
-    if not report.agrees:
-        wrong = next(row for row in agreements if not row.agrees)
-        raise ParityError(
-            f"verify {path}: output {wrong.output!r} on the {wrong.data} differs by {wrong.error:.3g} where "
-            f"{wrong.allowed:.3g} is allowed. The {'file' if wrong.data == 'proof' else 'file or the model'} was "
-            f"changed after the export, or onnxruntime {report.versions['onnxruntime']} computes something else"
-        )
-    return report
-
-
-def _agreements_with_proof(
-    inputs: Arrays, recorded: dict[str, _Recorded], loaded: onnxruntime.InferenceSession
-) -> list[Agreement]:
-    """How onnxruntime agrees with what is recorded."""
-    has_rounding = any(output.rounding is not None for output in recorded.values())
-    names = [given.name for given in loaded.get_inputs()]
-    runs = [run(loaded, dict(zip(names, x, strict=True))) for x in (near(inputs) if has_rounding else [inputs])]
-    found = []
-    for name, (e32, e64, rounding) in recorded.items():
-        got = [one[name] for one in runs]
-        how = compare(got[0], e32, e64, by_row=True) if rounding is None else rounding.compare(got, e32, e64)
-        found.append(Agreement(name, "proof", got[0].size, *how))
-    return found
-
-
-def _agreements_with_model(
-    model: Model, probes: Probes, loaded: onnxruntime.InferenceSession, recorded: dict[str, _Recorded]
-) -> list[Agreement]:
-    """How onnxruntime agrees with what the model gives now.
-
-    Where onnxruntime's rounding is recorded, the rule is no measure of the graph: there the model is compared with the
-    proof, as the graph was.
-    """
-    evidence = predicted(model, model.copy(dtype="float64", backend="numpy"), probes.batches(SEED))
-    found = [row for row in examine(loaded, evidence, model.output_names) if recorded[row.output].rounding is None]
-    batch = next(batch for batch in evidence if batch.data == f"batch of {BATCH}")
-    for name, now in zip(model.output_names, batch.e32, strict=True):
-        then = recorded[name]
-        if then.rounding is not None:
-            found.append(Agreement(name, batch.data, now.size, *compare(now, then.e32, then.e64, by_row=True)))
-    return found
-
-
-def _proof(path: Path, metadata: dict[str, str]) -> tuple[Probes, Arrays, dict[str, _Recorded]]:
-    """What to draw, the inputs drawn, and what is recorded of outputs, by name."""
-    if PROOF not in metadata:
-        raise DataError(f"verify {path}: the file carries no proof; it was not written by lamella_onnx.export")
+        raise DataError(f"this is no ONNX file, or it is damaged ({in_one_line(error)})") from error
+    if not proto.HasField("graph"):
+        raise DataError("this is no ONNX file, or it is damaged (it has no graph)")
+    text = {entry.key: entry.value for entry in proto.metadata_props}.get(PROOF)
+    if text is None:
+        raise DataError("the file carries no proof; it was not written by lamella_onnx.export")
     try:
-        proof = json.loads(metadata[PROOF])
+        proof = _parsed(text)
         if "sha256" in proof:
-            proof = json.loads(_beside(path, proof["sha256"]))
-        probes = Probes(tuple(map(_range, proof["inputs"])), _sizes(proof.get("sizes", {})))
-        batch, seed = proof["batch"], proof["seed"]
-        _need(_is_size(batch) and batch and _is_size(seed), f"batch {batch!r}, seed {seed!r}")
-        size = max(map(probes.bytes, (batch, *BATCHES)))
-        _need(size <= _LARGEST_INPUTS, f"inputs of {size:,} bytes")
-        return probes, probes.draw(batch, seed), dict(map(_recorded, proof["outputs"]))
-    except DataError:
+            proof = _parsed(_beside(path, proof["sha256"]))
+    except _Missing as error:
+        if read(path) != content:  # it was exported anew meanwhile, and the proof with it
+            return _read(path)
+        raise DataError(f"the proof stands in {error}, which is missing") from None
+    except DataError:  # a ValueError, but no wrong proof
         raise
-    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"verify {path}: the proof is damaged ({type(error).__name__}: {error})") from error
+    except _WRONG as error:
+        raise DataError(_damaged(error)) from error
+    return content, proto, proof
+
+
+def _parsed(text: str | bytes) -> dict[str, Any]:
+    proof: dict[str, Any] = json.loads(text)
+    _need(isinstance(proof, dict), "no dict")
+    return proof
+
+
+def _damaged(error: Exception) -> str:
+    return f"the proof is damaged ({type(error).__name__}: {error})"
+
+
+class _Missing(Exception):
+    """The proof beside a file is not there."""
 
 
 def _beside(path: Path, sha256: str) -> bytes:
@@ -196,12 +178,120 @@ def _beside(path: Path, sha256: str) -> bytes:
     _need(re.fullmatch("[0-9a-f]{64}", sha256), f"digest {sha256!r}")
     beside = proof_path(path, sha256)
     try:
-        content = beside.read_bytes()
+        content = read(beside)
     except FileNotFoundError:
-        raise DataError(f"verify {path}: the proof stands in {beside}, which is missing") from None
+        raise _Missing(beside) from None
+    except DataError as error:
+        raise DataError(f"the proof {beside}: {error}") from error
     if digest(content) != sha256:
-        raise DataError(f"verify {path}: {beside} is not the proof that was written with the file")
+        raise DataError(f"{beside} is not the proof that was written with the file")
     return content
+
+
+def _verified(
+    path: Path, content: bytes, proto: onnx.ModelProto, proof: dict[str, Any], model: Model | None, timeout: float
+) -> ParityReport:
+    """Compare a file with its proof, and with a model."""
+    try:
+        probes, recorded = _taken_apart(proof)
+        sealed = proof.pop("seal", None)
+        differing = differences(proto, proof, sealed) if sealed is not None else []
+    except _WRONG as error:
+        raise DataError(_damaged(error)) from error
+    opset = next((imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")), None)
+    if opset is None:
+        raise DataError("the graph uses no operator set of ONNX itself; lamella_onnx.export writes standard ones")
+    arrays = {array.name for array in proto.graph.initializer}
+    names = _names(given for given in proto.graph.input if given.name not in arrays)
+    _same_names("the file's inputs", names, [row.name for row in probes.inputs])
+    _same_names("the file's outputs", _names(proto.graph.output), list(recorded))
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ParityError(
+            f"the file was changed after the export: {', '.join(differing[:3])}{more}. Only metadata may be added; "
+            "what a quantizer or an optimizer makes of a file is another model, which this proof is not for"
+        )
+    try:
+        inputs = probes.draw(proof["batch"], proof["seed"])
+    except _WRONG as error:
+        raise DataError(_damaged(error)) from error
+    evidence = []
+    if model is not None:
+        own = [(name, spec.shape, spec.dtype) for name, spec in zip(model.input_names, model.input_specs, strict=True)]
+        _same_names("the model's inputs", own, [(row.name, row.shape, row.dtype) for row in probes.inputs])
+        _same_names("the model's outputs", list(model.output_names), list(recorded))
+        evidence = predicted(model, model.copy(dtype="float64", backend="numpy"), probes.batches(SEED))
+    has_rounding = any(output.rounding is not None for output in recorded.values())
+    replayed = [*near(inputs)] if has_rounding else [inputs]
+    feeds = [dict(zip(names, x, strict=True)) for x in (*replayed, *(batch.inputs for batch in evidence))]
+    got = outputs(content, proto, feeds, timeout=timeout)
+    rows = _with_proof(got[: len(replayed)], recorded) + _with_model(evidence, got[len(replayed) :], recorded)
+    report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(rows), sealed is not None)
+    if not report.agrees:
+        wrong = next(row for row in rows if not row.agrees)
+        raise ParityError(
+            f"output {wrong.output!r} on the {wrong.data} differs by {wrong.error:.3g} where "
+            f"{wrong.allowed:.3g} is allowed. The {'file' if wrong.data == 'proof' else 'file or the model'} was "
+            f"changed after the export, or onnxruntime {report.versions['onnxruntime']} computes something else"
+        )
+    return report
+
+
+def _with_proof(got: Sequence[Mapping[str, Array]], recorded: dict[str, _Recorded]) -> list[Agreement]:
+    """How onnxruntime agrees with what is recorded."""
+    found = []
+    for name, (e32, e64, rounding) in recorded.items():
+        values = [one[name] for one in got]
+        how = compare(values[0], e32, e64, by_row=True) if rounding is None else rounding.compare(values, e32, e64)
+        found.append(Agreement(name, "proof", values[0].size, *how))
+    return found
+
+
+def _with_model(
+    evidence: Sequence[Evidence], got: Sequence[Mapping[str, Array]], recorded: dict[str, _Recorded]
+) -> list[Agreement]:
+    """How onnxruntime agrees with what the model gives now.
+
+    Where onnxruntime's rounding is recorded, the rule is no measure of the graph: there the model is compared with the
+    proof, as the graph was.
+    """
+    found = [row for pair in zip(evidence, got, strict=True) for row in agreements(*pair, tuple(recorded))]
+    found = [row for row in found if recorded[row.output].rounding is None]
+    for batch in evidence:
+        for (name, then), now in zip(recorded.items(), batch.e32, strict=True):
+            if then.rounding is not None and batch.data == f"batch of {BATCH}":
+                found.append(Agreement(name, batch.data, now.size, *compare(now, then.e32, then.e64, by_row=True)))
+    return found
+
+
+def _names(values: Iterable[onnx.ValueInfoProto]) -> list[str]:
+    """The names of inputs or outputs, all of which are arrays."""
+    names = []
+    for value in values:
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            said = (kind or "a value without a type").removesuffix("_type")
+            raise DataError(f"{value.name!r} is no array but {said}; lamella_onnx.export writes arrays only")
+        if value.type.tensor_type.elem_type not in _ELEMENTS:
+            raise DataError(f"{value.name!r} has elements of a kind that lamella does not know")
+        names.append(value.name)
+    return names
+
+
+def _taken_apart(proof: dict[str, Any]) -> tuple[Probes, dict[str, _Recorded]]:
+    """What to draw, and what is recorded of outputs, by name."""
+    unknown = proof.keys() - {"seed", "batch", "inputs", "sizes", "outputs", "seal"}
+    _need(not unknown, f"unknown entries {', '.join(sorted(unknown))}; a newer lamella may have written them")
+    probes = Probes(tuple(map(_range, proof["inputs"])), _sizes(proof.get("sizes", {})))
+    batch, seed = proof["batch"], proof["seed"]
+    _need(_is_size(batch) and batch and _is_size(seed), f"batch {batch!r}, seed {seed!r}")
+    size = max(map(probes.bytes, (batch, *BATCHES)))
+    _need(size <= _LARGEST_INPUTS, f"inputs of {size:,} bytes")
+    recorded = dict(map(_recorded, proof["outputs"]))
+    _need(recorded and len(recorded) == len(proof["outputs"]), "no outputs, or two of one name")
+    if "seal" in proof:
+        _need(_is_text(proof["seal"]["sha256"]) and all(map(_is_text, proof["seal"]["parts"].values())), "seal")
+    return probes, recorded
 
 
 def _range(packed: dict[str, Any]) -> Range:
@@ -229,7 +319,7 @@ def _sizes(packed: dict[str, dict[str, int]]) -> dict[int, dict[str, int]]:
 
 def _recorded(packed: dict[str, Any]) -> tuple[str, _Recorded]:
     name, value, exact = packed["name"], _unpacked(packed["value"]), _unpacked(packed["exact"])
-    _need(isinstance(name, str) and value.shape == exact.shape, f"output {name!r}")
+    _need(isinstance(name, str) and value.ndim and value.shape == exact.shape, f"output {name!r}")
     if "rounding" not in packed:
         return name, _Recorded(value, exact, None)
     rows, mean = np.asarray(packed["rounding"]["rows"], "float64"), _unpacked(packed["rounding"]["mean"])
@@ -245,6 +335,10 @@ def _unpacked(packed: dict[str, Any]) -> Array:
     return flat.astype(dtype).reshape(packed["shape"])
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_size(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -254,6 +348,6 @@ def _need(sound: Any, what: str) -> None:
         raise ValueError(what)
 
 
-def _same_names(path: Path, what: str, got: list[Any], expected: list[Any]) -> None:
+def _same_names(what: str, got: list[Any], expected: list[Any]) -> None:
     if got != expected:
-        raise DataError(f"verify {path}: {what} are {got}; the proof is for {expected}. Is this the right model?")
+        raise DataError(f"{what} are {got}; the proof is for {expected}. Is this the right model?")

@@ -13,6 +13,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from lamella.errors import ArgumentError, LamellaError
+from lamella_onnx.validity import in_one_line
 
 __all__ = ["DEFAULT_OPSET", "OLDEST_OPSET", "ParityError", "Target", "installed", "resolve", "run", "session"]
 
@@ -119,7 +120,9 @@ def session(model: bytes) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't load the graph: {error}") from error
+        raise ParityError(
+            f"onnxruntime {onnxruntime.__version__} can't load the graph: {in_one_line(error)}"
+        ) from error
 
 
 def run(loaded: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -129,4 +132,5 @@ def run(loaded: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[
         return dict(zip([value.name for value in loaded.get_outputs()], loaded.run(None, given), strict=True))
     except Exception as error:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
-        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't run the graph on {shapes}: {error}") from error
+        said = in_one_line(error)
+        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't run the graph on {shapes}: {said}") from error

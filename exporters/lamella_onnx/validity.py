@@ -57,6 +57,7 @@ def _unknown(node: onnx.NodeProto, opsets: dict[str, int]) -> str:
     return ""
 
 
-def in_one_line(error: BaseException) -> str:
-    """Return what ONNX or onnxruntime says, without its line breaks."""
-    return "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
+def in_one_line(error: object) -> str:
+    """Return what is said, without line breaks and what a terminal would obey."""
+    said = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said)
