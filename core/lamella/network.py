@@ -424,7 +424,9 @@ def _depth(model: Any) -> int:
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     """A full name with the prefix that it starts with replaced; the empty name if there is none that it starts with."""
-    own = max((p for p in prefixes if name == p or name.startswith((f"{p}/", f"{p}."))), key=len, default="")
+    own = name
+    while own and own not in prefixes:
+        own = own[: max(own.rfind("/"), own.rfind("."), 0)]
     return prefixes[own] + name[len(own) :] if own else ""
 
 
