@@ -121,7 +121,7 @@ class EarlyStopping(Callback):
     def _forget(self) -> None:
         self.best: float | None = None
         self.best_epoch: int | None = None
-        self._values: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._values: dict[str, Any] | None = None
 
     def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         self._forget()
@@ -132,7 +132,7 @@ class EarlyStopping(Callback):
         if _is_better(value, self.best, self.larger, self.min_delta):
             self.best, self.best_epoch, self._waited = value, epoch, 0
             if self.restore_best:
-                self._values = dict(model.parameters), dict(model.state)
+                self._values = {**model.parameters, **model.state}
             return
         self._waited += 1
         if self._waited >= self.patience:
@@ -141,9 +141,7 @@ class EarlyStopping(Callback):
 
     def on_train_end(self, model: Network) -> None:
         if self._values is not None:
-            for mapping, values in zip((model.parameters, model.state), self._values, strict=True):
-                for name, value in values.items():
-                    mapping[name] = value
+            model.assign(self._values)
         self._values = None
 
 
