@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import lamella as lm
-from lamella_layers import Concatenate, Dense
+from lamella_layers import Concatenate, Conv2D, Dense, Embedding, Flatten
 
 RELU = {"kind": "layers", "type": "lamella:activation", "version": None, "config": {"function": "relu"}}
 
@@ -83,6 +84,98 @@ def test_a_model_of_too_many_layers_is_refused(monkeypatch):
     monkeypatch.setattr("lamella.graph.operations.MOST", 10)
     with pytest.raises(lm.errors.GraphError, match="11 layers, composites expanded; expected 10 at most"):
         chain(11)
+
+
+@pytest.fixture
+def small_is_large(monkeypatch):
+    """Arrays of a kilobyte are converted batch by batch."""
+    monkeypatch.setattr("lamella.protocol.inputs.LARGE", 1 << 10)
+    monkeypatch.setattr("lamella.training.data.LARGE", 1 << 10)
+
+
+@pytest.mark.usefixtures("small_is_large")
+@pytest.mark.parametrize("dtype", ["u1", "i2", "?", "f2", "f8", ">f4", ">i8"])
+def test_what_is_converted_batch_by_batch_gives_the_same_bits(dtype):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 100, (200, 3, 6, 6)).astype(dtype)
+    y = rng.integers(0, 2, (200, 5)).astype(dtype)
+
+    def results(x, y):
+        model = lm.Sequential([Conv2D(4, 3, activation="relu"), Flatten(), Dense(5)], input_shape=x.shape[1:])
+        task = {"loss": "mean_squared_error", "metrics": "mean_absolute_error"}
+        model.fit(x, y, **task, optimizer="adam", batch_size=48, epochs=2, validation_data=(x, y), progress=False)
+        evaluated = model.evaluate(x, y, **task, batch_size=50)
+        return [*model.parameters.values(), model.predict(x), model.predict(x, batch_size=70), *evaluated.values()]
+
+    for own, expected in zip(results(x, y), results(x.astype("f4"), y.astype("f4")), strict=True):
+        np.testing.assert_array_equal(own, expected)
+
+
+@pytest.mark.usefixtures("small_is_large")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x, ids, y, z: x.__setitem__((-1, 3), 1e39), "values beyond the range of float32; rescale the data"),
+        (lambda x, ids, y, z: ids.__setitem__((-1, 0), 30), r"'ids'.* values in \[0, 29\], got values from 0 to 30"),
+        (
+            lambda x, ids, y, z: y.__setitem__((-1, 2), 3),
+            r"rows 896 to 899 of 900: .*integers in \[0, 3\); got 3 in row 3",
+        ),
+        (
+            lambda x, ids, y, z: z.__setitem__((-1, 0), 1.5),
+            r"of 900: binary.* must lie in \[0, 1\]; got values from .*1.5",
+        ),
+    ],
+)
+def test_the_last_row_of_large_arrays_is_checked_before_the_first_step(change, told):
+    rng = np.random.default_rng(0)
+    x, ids = rng.normal(size=(900, 8)), rng.integers(0, 30, (900, 4))
+    y, z = rng.integers(0, 3, (900, 4)).astype("i2"), rng.random((900, 6))
+    change(x, ids, y, z)
+    inputs = lm.Input(8), lm.Input(4, "int32", name="ids", low=0, high=30)
+    labels = Dense(3)(Embedding(30, 5)(inputs[1]))
+    model = lm.Model(inputs, (labels, Dense(6)(inputs[0])))
+    task = {"loss": ("softmax_cross_entropy", "binary_cross_entropy"), "batch_size": 30}
+    for call in (
+        lambda: model.fit((x, ids), (y, z), **task, optimizer="sgd", progress=False),
+        lambda: model.evaluate((x, ids), (y, z), **task),
+    ):
+        with pytest.raises(lm.DataError, match=told):
+            call()
+    assert model.step == 0
+    if "rows" not in told and "of 900" not in told:
+        with pytest.raises(lm.DataError, match=told):
+            model.predict((x, ids))
+
+
+def test_a_large_file_of_bytes_takes_little_memory_in_training_and_prediction(tmp_path):
+    shape = (60_000, 2000)
+    images = np.memmap(tmp_path / "images", "u1", "w+", shape=shape)  # sparse: 120 MB, of which nothing is written
+    masks = np.memmap(tmp_path / "masks", "u1", "w+", shape=shape)
+    labels = np.zeros(len(images), "u1")
+    model = lm.Sequential([Dense(4), Dense(2000)], input_shape=2000)
+    short = lm.Model(model.input_nodes, Dense(3)(*model.input_nodes))
+    task = {"batch_size": 512, "progress": False, "optimizer": "sgd", "callbacks": [Once()]}
+    took = {
+        "fit": lambda: short.fit(images, labels, loss="softmax_cross_entropy", **task),
+        "masks": lambda: model.fit(images, masks, loss="binary_cross_entropy", **task),
+        "predict": lambda: short.predict(images),
+        "batches": lambda: short.predict(images, batch_size=5000),
+        "evaluate": lambda: short.evaluate(images, labels, loss="softmax_cross_entropy"),
+    }
+    peaks = {}
+    for name, call in took.items():
+        tracemalloc.start()
+        call()
+        peaks[name] = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+    print({name: f"{peak:.0f} MB" for name, peak in peaks.items()})
+    assert max(peaks.values()) < 60  # in float32 it is 480 MB
+
+
+class Once(lm.Callback):
+    def on_batch_end(self, model, rows, logs):
+        raise lm.StopTraining("one step is enough")
 
 
 TASK = {"loss": "softmax_cross_entropy", "optimizer": "adam"}

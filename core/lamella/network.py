@@ -6,7 +6,7 @@ import fnmatch
 import os
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +23,7 @@ from lamella.files import archive, structure
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import cut
-from lamella.protocol.inputs import as_inputs
+from lamella.protocol.inputs import as_inputs, converted
 from lamella.protocol.layer import call
 from lamella.protocol.node import Node, valid_name
 from lamella.protocol.spec import ArraySpec
@@ -50,6 +50,7 @@ class Network:
         self.graph = graph
         self.seed = graph.seed
         self.device: Backend = get_backend(backend)
+        self._dtypes = [np.dtype(spec.dtype) for spec in graph.input_specs]
         learned = {name: declared for name, declared in graph.arrays.items() if declared.trainable}
         kept = {name: declared for name, declared in graph.arrays.items() if not declared.trainable}
         parameters, state = (Storage(Layout(some), graph.dtype, self.device) for some in (learned, kept))
@@ -204,9 +205,10 @@ class Network:
     def predict(self, x: Any, batch_size: int | None = None) -> Any:
         """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs.
 
-        On NumPy the rows run in slices small enough for the cache; ``batch_size`` bounds what a GPU holds at a time.
+        On NumPy the rows run in slices small enough for the cache; ``batch_size`` bounds what a GPU, or a network that
+        walks over time, holds at a time.
         """
-        arrays = as_inputs(self.input_names, self.input_specs, x)
+        arrays = as_inputs(self.input_names, self.input_specs, x, large_as_given=True)
         self._warn_of_outer_training()
         rows = len(arrays[0])
         with Holding(self) as values:
@@ -252,9 +254,17 @@ class Network:
             slices = ready.pop()
         except IndexError:
             slices = self._prepare(*key)
-        outputs = slices.infer(values, [self.device.asarray(array) for array in arrays])
+        outputs = slices.infer(values, arrays, self._bring)
         ready.append(slices)  # not if it failed
         return tuple([self.device.asnumpy(output) for output in outputs])
+
+    def _bring(self, arrays: Sequence[Any]) -> list[Any]:
+        """Inputs as the graph takes them, on the backend."""
+        bring, dtypes = self.device.asarray, self._dtypes
+        return [
+            bring(converted(array, dtype) if type(array) is np.ndarray else array)
+            for array, dtype in zip(arrays, dtypes, strict=True)
+        ]
 
     def _prepare(self, rows: int, threads: int) -> Slices:
         every = frozenset(operation.prefix for operation in self.graph.operations)
