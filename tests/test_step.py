@@ -393,7 +393,7 @@ def test_a_model_that_was_trained_goes_with_its_last_reference():
     assert gone() is None
 
 
-def test_a_loss_may_train_the_same_model():
+def test_a_step_in_which_the_same_model_was_trained_is_refused():
     class Inside(lm.losses.MeanSquaredError):
         def forward(self, ctx, prediction, target):
             if not inside:
@@ -402,8 +402,11 @@ def test_a_loss_may_train_the_same_model():
             return super().forward(ctx, prediction, target)
 
     inside, model, x = [], small(), np.ones((2, 4))
-    model.train_on_batch(x, x[:, :2], loss=Inside(), optimizer="sgd")
-    assert np.isfinite(model.predict(x)).all()
+    with pytest.raises(lm.errors.BusyError, match="step 0: the model was changed while this step was computed"):
+        model.train_on_batch(x, x[:, :2], loss=Inside(), optimizer="sgd")
+    assert model.step == 1
+    assert model.train_on_batch(x, x[:, :2], loss=Inside(), optimizer="sgd") > 0
+    assert model.step == 2
 
 
 def test_a_plan_that_fails_leaves_no_frozen_layer_to_be_trained():

@@ -130,7 +130,7 @@ class EarlyStopping(Callback):
     def _forget(self) -> None:
         self.best: float | None = None
         self.best_epoch: int | None = None
-        self._values: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._values: dict[str, Any] | None = None
 
     def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         self._forget()
@@ -141,7 +141,7 @@ class EarlyStopping(Callback):
         if _is_better(value, self.best, self.larger, self.min_delta):
             self.best, self.best_epoch, self._waited = value, epoch, 0
             if self.restore_best:
-                self._values = dict(model.parameters), dict(model.state)
+                self._values = {**model.parameters, **model.state}
             return
         self._waited += 1
         if self._waited >= self.patience:
@@ -149,18 +149,15 @@ class EarlyStopping(Callback):
             raise StopTraining(f"{self.monitor} has not improved for {epochs}")
 
     def state_dict(self) -> dict[str, Any]:
-        values = None if self._values is None else list(self._values)
-        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited, "values": values}
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited, "values": self._values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
-        self._values = None if state["values"] is None else (state["values"][0], state["values"][1])
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self._waited, self._values = state["waited"], state["values"]
 
     def on_train_end(self, model: Network) -> None:
         if self._values is not None:
-            for mapping, values in zip((model.parameters, model.state), self._values, strict=True):
-                for name, value in values.items():
-                    mapping[name] = value
+            model.assign(self._values)
         self._values = None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 __all__ = [
     "ArgumentError",
     "BackendError",
+    "BusyError",
     "DataError",
     "GraphError",
     "LamellaError",
@@ -47,6 +48,10 @@ class NonFiniteError(LamellaError, ArithmeticError):
 
 class BackendError(LamellaError, ImportError):
     """A backend that cannot run here, since what it needs is not installed; the message says what to install."""
+
+
+class BusyError(LamellaError, RuntimeError):
+    """Another thread is training the model, or changes it otherwise; only one at a time may do so."""
 
 
 class RegistryError(LamellaError, LookupError):

@@ -6,7 +6,7 @@ import fnmatch
 import os
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -14,15 +14,16 @@ import numpy as np
 from lamella.arguments import positive
 from lamella.backends import Backend, get_backend
 from lamella.engine.arrays import ArrayMapping, Layout, Storage, draw
+from lamella.engine.changes import Change
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import thread_count
-from lamella.engine.values import OptimizerState, Values
+from lamella.engine.values import Holding, OptimizerState, Values, assign
 from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import cut
-from lamella.protocol.inputs import as_inputs
+from lamella.protocol.inputs import as_inputs, converted
 from lamella.protocol.layer import call
 from lamella.protocol.node import Node, valid_name
 from lamella.protocol.spec import ArraySpec
@@ -52,6 +53,7 @@ class Network:
         self.graph = graph
         self.seed = graph.seed
         self.device: Backend = get_backend(backend)
+        self._dtypes = [np.dtype(spec.dtype) for spec in graph.input_specs]
         learned = {name: declared for name, declared in graph.arrays.items() if declared.trainable}
         kept = {name: declared for name, declared in graph.arrays.items() if not declared.trainable}
         parameters, state = (Storage(Layout(some), graph.dtype, self.device) for some in (learned, kept))
@@ -72,7 +74,8 @@ class Network:
         """Start with the values of models that were used as layers, those that hold others last."""
         for inner in sorted(self.graph.models, key=_depth):
             source: Network = Network(inner, frozen=inner.frozen_layers) if isinstance(inner, Graph) else inner
-            self._take(source, self._shared_layers(source))
+            with source.reading() as values:
+                self._take(source, values, self._shared_layers(source))
             source._outer.add(self)
 
     def _shared_layers(self, other: Network) -> dict[str, str]:
@@ -84,16 +87,15 @@ class Network:
     def differing(self, other: Network) -> frozenset[str]:
         """Return the layers that stand in both networks, the same objects, with other values there than here."""
 
-        def values(network: Network, layer: str) -> list[Any]:
-            arrays = {**network.parameters, **network.state}
-            return [arrays[f"{layer}.{local}"] for local in network._layer_arrays()[layer]]
-
-        shared = self._shared_layers(other)
-        return frozenset(
-            name
-            for name, theirs in shared.items()
-            if not all(map(np.array_equal, values(self, name), values(other, theirs)))
-        )
+        layers = self._layer_arrays()
+        with self.reading() as own, other.reading() as theirs:
+            return frozenset(
+                name
+                for name, their in self._shared_layers(other).items()
+                if not all(
+                    np.array_equal(own.numpy(f"{name}.{one}"), theirs.numpy(f"{their}.{one}")) for one in layers[name]
+                )
+            )
 
     def _layer_arrays(self) -> dict[str, dict[str, tuple[tuple[int, ...], bool]]]:
         """Each array's shape and whether it is a parameter, by the names of layers with arrays."""
@@ -103,33 +105,31 @@ class Network:
             arrays.setdefault(prefix, {})[local] = declared.shape, declared.trainable
         return arrays
 
-    def _take(self, other: Network, names: Mapping[str, str]) -> frozenset[str]:
+    def _take(
+        self, other: Network, values: Values, names: Mapping[str, str], step: int | None = None
+    ) -> frozenset[str]:
         """Copy layers, by their names here and there, where all arrays agree; return which these were."""
         own, theirs = self._layer_arrays(), other._layer_arrays()
         taken = frozenset(name for name, source in names.items() if own[name] == theirs.get(source))
-        for name in taken:
-            for local in own[name]:
-                full = f"{names[name]}.{local}"
-                self._mapping(f"{name}.{local}")[f"{name}.{local}"] = other._mapping(full)[full]
+        self.assign(
+            {f"{name}.{one}": values.numpy(f"{names[name]}.{one}") for name in taken for one in own[name]},
+            step if taken or not own else None,
+        )
         frozen = {name for name in taken if names[name] in other._frozen}
         self._frozen = frozenset(self._frozen - taken | frozen)
         return taken
-
-    def _mapping(self, name: str) -> ArrayMapping:
-        """Where an array of this full name is: among the parameters, or in the state."""
-        return self.parameters if self.graph.arrays[name].trainable else self.state
 
     # What it is
 
     @property
     def parameters(self) -> ArrayMapping:
         """The trained arrays by name, as NumPy; assign with ``model.parameters["dense_1.kernel"] = array``."""
-        return ArrayMapping(lambda: self.values.parameters, "parameters")
+        return ArrayMapping(self.values.parameters, self.reading, self.assign, "parameters")
 
     @property
     def state(self) -> ArrayMapping:
         """The arrays that layers keep beside parameters, such as running means, by name."""
-        return ArrayMapping(lambda: self.values.state, "state")
+        return ArrayMapping(self.values.state, self.reading, self.assign, "state")
 
     @property
     def step(self) -> int:
@@ -138,7 +138,7 @@ class Network:
 
     @step.setter
     def step(self, step: int) -> None:
-        self.values.step = step
+        self.assign({}, step)
 
     @property
     def epochs(self) -> int:
@@ -156,16 +156,17 @@ class Network:
 
         It stays as it is when further steps are taken.
         """
-        state = self.values.optimizer
-        if state is not None:
-            state.is_shared = True
-        return state
+        with self.reading() as values:
+            if values.optimizer is not None:
+                values.optimizer.is_shared = True
+            return values.optimizer
 
     @optimizer_state.setter
     def optimizer_state(self, state: OptimizerState | None) -> None:
         if state is not None:
             state.is_shared = True
-        self.values.optimizer = state
+        with Change(self, "optimizer_state ="):
+            self.values.optimizer = state
 
     @property
     def dtype(self) -> str:
@@ -220,19 +221,21 @@ class Network:
     def predict(self, x: Any, batch_size: int | None = None) -> Any:
         """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs.
 
-        On NumPy the rows run in slices small enough for the cache; ``batch_size`` bounds what a GPU holds at a time.
+        On NumPy the rows run in slices small enough for the cache; ``batch_size`` bounds what a GPU, or a network that
+        walks over time, holds at a time.
         """
-        arrays = as_inputs(self.input_names, self.input_specs, x)
+        arrays = as_inputs(self.input_names, self.input_specs, x, large_as_given=True)
         self._warn_of_outer_training()
         rows = len(arrays[0])
-        if batch_size is None or positive(batch_size, "batch_size") >= rows:
-            outputs = tuple([_own(output) for output in self.infer(arrays)])
-        else:
-            parts = [
-                self.infer(tuple(array[start : start + batch_size] for array in arrays))
-                for start in range(0, rows, batch_size)
-            ]
-            outputs = tuple(np.concatenate(part, axis=0) for part in zip(*parts, strict=True))
+        with Holding(self) as values:
+            if batch_size is None or positive(batch_size, "batch_size") >= rows:
+                outputs = tuple([_own(output) for output in self.infer(arrays, values)])
+            else:
+                parts = [
+                    self.infer(tuple(array[start : start + batch_size] for array in arrays), values)
+                    for start in range(0, rows, batch_size)
+                ]
+                outputs = tuple(np.concatenate(part, axis=0) for part in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _warn_of_outer_training(self) -> None:
@@ -248,23 +251,36 @@ class Network:
                 stacklevel=3,
             )
 
-    def infer(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return all outputs for checked inputs, in one batch."""
+    def infer(self, arrays: tuple[Any, ...], values: Values) -> tuple[Any, ...]:
+        """Return all outputs for checked inputs, in one batch, with values that are held."""
         rows = len(arrays[0])
         if not rows:  # layers need not know of empty batches: a row stands in for them
             shapes = zip(arrays, self.input_specs, strict=True)
-            stand_in = self.infer(tuple(np.full((1, *a.shape[1:]), _allowed(spec), a.dtype) for a, spec in shapes))
+            stand_in = self.infer(
+                tuple(np.full((1, *a.shape[1:]), _allowed(spec), a.dtype) for a, spec in shapes), values
+            )
             return tuple(y[:0] for y in stand_in)
         key = rows, thread_count()
         ready = self._prepared.get(key)
         if ready is None:
-            while len(self._prepared) >= _KEPT:
-                self._prepared.pop(next(iter(self._prepared)), None)
-            ready = self._prepared[key] = []
-        slices = ready.pop() if ready else self._prepare(*key)  # another thread may predict at the same time
-        outputs = slices.infer(self.values, [self.device.asarray(array) for array in arrays])
+            for oldest in list(self._prepared)[: 1 - _KEPT]:
+                self._prepared.pop(oldest, None)
+            ready = self._prepared.setdefault(key, [])
+        try:  # another thread may predict at the same time
+            slices = ready.pop()
+        except IndexError:
+            slices = self._prepare(*key)
+        outputs = slices.infer(values, arrays, self._bring)
         ready.append(slices)  # not if it failed
         return tuple([self.device.asnumpy(output) for output in outputs])
+
+    def _bring(self, arrays: Sequence[Any]) -> list[Any]:
+        """Inputs as the graph takes them, on the backend."""
+        bring, dtypes = self.device.asarray, self._dtypes
+        return [
+            bring(converted(array, dtype) if type(array) is np.ndarray else array)
+            for array, dtype in zip(arrays, dtypes, strict=True)
+        ]
 
     def _prepare(self, rows: int, threads: int) -> Slices:
         every = frozenset(operation.prefix for operation in self.graph.operations)
@@ -273,6 +289,19 @@ class Network:
         return Slices(plan, backend, rows_of, threads=threads, blas=blas)
 
     # What can be changed
+
+    def reading(self) -> Holding:
+        """Return a context that gives the values of now, which stay as they are while other threads train."""
+        return Holding(self)
+
+    def assign(self, arrays: Mapping[str, Any], step: int | None = None) -> None:
+        """Replace arrays by full name, checked; who reads meanwhile sees all of them, or none.
+
+        Raises:
+            BusyError: another thread is training the model.
+        """
+        with Change(self, "an assignment"):
+            assign(self, arrays, step)
 
     def freeze(self, pattern: str = "*") -> Self:
         """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training."""
@@ -308,9 +337,10 @@ class Network:
 
     def to(self, backend: str) -> Self:
         """Move the model to a backend, such as ``"numpy"`` or ``"cupy"``, and return it."""
-        moved = self.copy(backend=backend)
-        self.device, self.values = moved.device, moved.values
-        self._prepared = {}
+        with Change(self, "to"):
+            moved = self.copy(backend=backend)
+            self.device, self.values = moved.device, moved.values
+            self._prepared = {}
         return self
 
     @classmethod
@@ -325,16 +355,16 @@ class Network:
         graph = self.graph
         if dtype is not None and dtype != self.dtype:
             graph = assemble(graph.input_nodes, graph.output_nodes, dtype, seed=self.seed, kind=graph.kind)
-        twin = self._of(graph, backend=backend or self.backend, frozen=self._frozen, drawn=False)
-        twin.copy_values(self)
-        twin._frozen = self._frozen
-        twin._copy_optimizer(self)
-        twin._epochs = self._epochs
-        return twin
+        return self._of(graph, backend=backend or self.backend, frozen=self._frozen, drawn=False)._become(self)
 
-    def _copy_optimizer(self, other: Network) -> None:
-        if other.optimizer_state is not None:
-            self.optimizer_state = OptimizerState.from_numpy(self.values.parameters, *other.optimizer_state.as_numpy())
+    def _become(self, other: Network) -> Self:
+        """Take everything that a network of equal layers has at this moment."""
+        with other.reading() as values:
+            self._copy_values(other, values)
+            self._frozen, self._epochs = other._frozen, other._epochs
+            if values.optimizer is not None:
+                self.optimizer_state = OptimizerState.from_numpy(self.values.parameters, *values.optimizer.as_numpy())
+        return self
 
     def copy_values(self, other: Network) -> tuple[str, ...]:
         """Take another model's values, layer by layer, and its step; return the layers that found none.
@@ -359,8 +389,13 @@ class Network:
         >>> transfer.copy_values(trained)
         ('head',)
         """
+        with other.reading() as values:
+            return self._copy_values(other, values)
+
+    def _copy_values(self, other: Network, values: Values) -> tuple[str, ...]:
         layers, frozen = tuple(self._layer_arrays()), self._frozen
-        taken = self._take(other, self._shared_layers(other) or {name: name for name in layers})
+        names = self._shared_layers(other) or {name: name for name in layers}
+        taken = self._take(other, values, names, values.step)
         self._frozen |= frozen
         if layers and not taken:
             raise DataError(
@@ -368,22 +403,19 @@ class Network:
                 f"{', '.join(other._layer_arrays()) or 'none with arrays'}; a layer is found as the same object, else "
                 "by its name, and has to have arrays of the same shapes"
             )
-        self.step = other.step
         return tuple(name for name in layers if name not in taken)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = memo[id(self)] = self._plain()._of(
             structure.Reader(self.config(), drawn=False).graph, backend=self.backend, frozen=self._frozen, drawn=False
         )
-        twin.copy_values(self)
-        twin._frozen = self._frozen
-        twin._copy_optimizer(self)
-        return twin
+        return twin._become(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = None if self.optimizer_state is None else self.optimizer_state.as_numpy()
-        arrays = {**self.parameters, **self.state}
-        return _restore, (self._plain(), self.config(), self.backend, arrays, self.step, state)
+        with self.reading() as values:
+            state = None if values.optimizer is None else values.optimizer.as_numpy()
+            arrays = {name: values.numpy(name) for name in self.graph.arrays}
+            return _restore, (self._plain(), self.config(), self.backend, arrays, values.step, state)
 
     @classmethod
     def _plain(cls) -> type[Self]:
@@ -392,9 +424,7 @@ class Network:
 
     def _fill(self, arrays: Mapping[str, Any], step: int, optimizer: Any) -> Self:
         """Take arrays by full name, the step, and an optimizer as it described itself."""
-        for name, value in arrays.items():
-            self._mapping(name)[name] = value
-        self.step = step
+        self.assign(arrays, step)
         if optimizer is not None:
             self.optimizer_state = OptimizerState.from_numpy(self.values.parameters, *optimizer)
         return self
@@ -408,7 +438,8 @@ class Network:
 
     def _save(self, path: str | os.PathLike[str], **more: Any) -> None:
         """Write the model, and further entries of the header."""
-        archive.write(path, self.config(), self.values, {"epochs": self.epochs, **more})
+        with self.reading() as values:
+            archive.write(path, self.config(), values, {"epochs": self.epochs, **more})
 
     def _is_like(self, graph: Graph) -> bool:
         """Whether a graph has the structure of this network, whatever is frozen, and whatever versions wrote it."""
@@ -420,8 +451,7 @@ class Network:
         ``mapping`` says what the model's arrays are called there, and leaves those as they are that it maps to None:
         ``{"head.*": None}``. Everything is checked before anything changes.
         """
-        for name, value in archive.read_weights(path, self.graph, mapping).items():
-            self._mapping(name)[name] = value
+        self.assign(archive.read_weights(path, self.graph, mapping))
 
     def config(self) -> dict[str, Any]:
         """Return the model's structure as plain data; `lamella.from_config` makes it again, with fresh values."""
@@ -456,7 +486,9 @@ def _depth(model: Any) -> int:
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     """A full name with the prefix that it starts with replaced; the empty name if there is none that it starts with."""
-    own = max((p for p in prefixes if name == p or name.startswith((f"{p}/", f"{p}."))), key=len, default="")
+    own = name
+    while own and own not in prefixes:
+        own = own[: max(own.rfind("/"), own.rfind("."), 0)]
     return prefixes[own] + name[len(own) :] if own else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,21 +110,20 @@ class Storage:
 class ArrayMapping(Mapping[str, Any]):
     """The arrays of a model by name, as NumPy. Reading gives copies; assign with ``mapping[name] = array``."""
 
-    def __init__(self, storage: Callable[[], Storage], kind: str) -> None:
-        self._current = storage  # training changes from one buffer to another
-        self._kind = kind
-
-    @property
-    def _storage(self) -> Storage:
-        return self._current()
-
-    @property
-    def _declarations(self) -> Mapping[str, ArrayDeclaration]:
-        return self._current().layout.declarations
+    def __init__(
+        self,
+        storage: Storage,
+        read: Callable[[], AbstractContextManager[Any]],
+        assign: Callable[[Mapping[str, Any]], None],
+        kind: str,
+    ) -> None:
+        self._declarations, self._dtype = storage.layout.declarations, storage.dtype
+        self._read, self._assign, self._kind = read, assign, kind  # training changes from one buffer to another
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         self._check(name)
-        array = self._storage.numpy(name)
+        with self._read() as values:
+            array: np.ndarray[Any, Any] = getattr(values, self._kind).numpy(name)
         array.flags.writeable = False  # writing into a copy would be lost
         return array
 
@@ -135,7 +135,7 @@ class ArrayMapping(Mapping[str, Any]):
             raise DataError(f"model.{self._kind}[{name!r}]: expected shape {expected}, got {value.shape}")
         if value.dtype.kind not in "fiub":
             raise DataError(f"model.{self._kind}[{name!r}]: expected numbers, got dtype {value.dtype}")
-        self._storage.assign(name, value)
+        self._assign({name: value})
 
     def _check(self, name: str) -> None:
         if name not in self._declarations:
@@ -151,7 +151,7 @@ class ArrayMapping(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         rows = "".join(f"\n  {name}: {self._declarations[name].shape}" for name in self)
-        return f"<{len(self)} {self._kind} arrays, {self._storage.dtype}>{rows}"
+        return f"<{len(self)} {self._kind} arrays, {self._dtype}>{rows}"
 
 
 def draw(storage: Storage, seed: int) -> None:

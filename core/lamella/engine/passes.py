@@ -172,7 +172,8 @@ class Pass:
                 value, *others = operation.outputs
                 wanted = [(place, number) for place, number in enumerate(operation.inputs) if ctx.wants_dx[place]]
                 how = operation, ctx, layer.backward_pass, operation.backward_yields
-                self._backward.insert(0, _Backward(*how, value, tuple(others), wanted, []))
+                self._backward.append(_Backward(*how, value, tuple(others), wanted, []))
+        self._backward.reverse()
         written: set[str] = set()
         for this in self._backward:
             if this.ctx.trainable:

@@ -86,21 +86,21 @@ class Slices:
         self._bound = [*self._bound[-1:], (values.parameters, values.state, passes)]
         return passes
 
-    def infer(self, values: Values, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """Return the outputs of a batch."""
+    def infer(
+        self, values: Values, inputs: Sequence[Any], bring: Callable[[Sequence[Any]], Sequence[Any]] = tuple
+    ) -> tuple[Any, ...]:
+        """Return the outputs of a batch. Each slice brings its rows of the inputs to the backend."""
         passes = self._passes(values)
         if len(passes) == 1:
             if not self.blas.count:
                 with np.errstate(all="ignore"):
-                    return _run_one(passes[0].forward(inputs))
+                    return _run_one(passes[0].forward(bring(inputs)))
             with Interruption() as interruption, self.blas, np.errstate(all="ignore"):
-                outputs = _run_one(passes[0].forward(inputs))
+                outputs = _run_one(passes[0].forward(bring(inputs)))
             interruption.check()
             return outputs
-        coroutines = [
-            one.forward([array[rows, ...] for array in inputs]) for one, rows in zip(passes, self.rows, strict=True)
-        ]
-        parts = _run(coroutines, self._threads)
+        slices = zip(passes, self.rows, strict=True)
+        parts = _run([_brought(one, inputs, rows, bring) for one, rows in slices], self._threads)
         return tuple(self.backend.xp.concat(list(part), axis=0) for part in zip(*parts, strict=True))
 
     @property
@@ -121,6 +121,13 @@ class Slices:
         first, *others = self._buffers
         first.add_up(others)
         return _merged(results, self.backend, first)
+
+
+def _brought(
+    one: Pass, inputs: Sequence[Any], rows: slice, bring: Callable[[Sequence[Any]], Sequence[Any]]
+) -> Generator[Request, Any, tuple[Any, ...]]:
+    """A forward pass over some rows, which are brought only when it runs."""
+    return (yield from one.forward(bring([array[rows, ...] for array in inputs])))
 
 
 def _cut(batch: Batch, rows: slice) -> Batch:

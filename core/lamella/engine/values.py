@@ -3,13 +3,18 @@
 A step never changes the values that it starts from. It writes what comes next into the *spare* buffers, those that the
 values before had, and gives them back as new `Values`; whoever holds the network then takes these in one assignment.
 So a step that fails, or is interrupted, has changed nothing.
+
+Other threads may read meanwhile: to predict, or to save. Who reads *holds* the values; no step writes into buffers of
+values that are held, but takes new ones.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,7 +23,7 @@ from lamella.engine.arrays import Storage
 from lamella.optimizers import Optimizer
 from lamella.schedules import learning_rate_at
 
-__all__ = ["OptimizerState", "Values"]
+__all__ = ["Holding", "OptimizerState", "Values", "assign"]
 
 
 class OptimizerState:
@@ -118,7 +123,7 @@ class Values:
         step: how many steps were taken.
     """
 
-    __slots__ = ("_moved", "_spare", "_versions", "optimizer", "parameters", "state", "step")
+    __slots__ = ("_changes", "_holders", "_moved", "_spare", "_versions", "optimizer", "parameters", "state", "step")
 
     def __init__(
         self, parameters: Storage, state: Storage, optimizer: OptimizerState | None = None, step: int = 0
@@ -127,10 +132,19 @@ class Values:
         self._spare: Values | None = None  # earlier values, whose buffers are written over next
         self._moved: tuple[Collection[str], Collection[str]] = ((), ())  # the names in which the spare differs
         self._versions = (parameters.version, state.version)
+        self._holders: list[None] = []  # an entry for each; threads add and remove entries in one go
+        self._changes = False  # while somebody assigns
 
     def arrays(self) -> dict[str, Any]:
         """Return parameters and state by full name, as layers see them."""
         return {**self.parameters.views(), **self.state.views()}
+
+    def numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a copy of an array by its full name."""
+        return self._storage_of(name).numpy(name)
+
+    def _storage_of(self, name: str) -> Storage:
+        return self.parameters if name in self.parameters.layout.declarations else self.state
 
     def move(self, optimizer: Optimizer, parameters: Collection[str], state: Collection[str]) -> Move:
         """Return what one step needs: from where it goes on, and the values after it, into which it writes.
@@ -152,7 +166,7 @@ class Values:
         t, began, scale = before.t + 1, before.began, before.scale
         rate = before.learning_rate(t)
         spare, self._spare = self._spare, None  # if the step fails, nobody knows what was written
-        held = None if spare is None else spare.optimizer
+        held = None if spare is None or spare._holders else spare.optimizer
         if spare is None or held is None or held.is_shared or held.slots.keys() != before.slots.keys():
             slots = {name: slot.copy() for name, slot in before.slots.items()}
             spare = Values(self.parameters.copy(), self.state.copy(), OptimizerState(optimizer, before.backend, slots))
@@ -183,3 +197,54 @@ class Values:
         if self._moved[1] is not state and (rest := set(self._moved[1]).difference(state)):
             for run in self.state.layout.runs(rest):
                 spare.state.flat[run] = self.state.flat[run]
+
+
+class _Owner(Protocol):
+    values: Values
+
+
+def assign(owner: _Owner, arrays: Mapping[str, Any], step: int | None = None) -> None:
+    """Replace arrays by full name, all at once for others: those who hold the values keep them as they are."""
+    with _lock:
+        values = before = owner.values
+        before._changes = True  # from here on nobody begins to hold them
+        try:
+            if before._holders:
+                if before.optimizer is not None:
+                    before.optimizer.is_shared = True
+                values = Values(before.parameters.copy(), before.state.copy(), before.optimizer, before.step)
+            for name, value in arrays.items():
+                values._storage_of(name).assign(name, value)
+            if step is not None:
+                values.step = step
+            owner.values = values
+        finally:
+            before._changes = False
+
+
+_lock = threading.Lock()  # of who assigns
+
+if hasattr(os, "register_at_fork"):  # no child begins in the midst of an assignment
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class Holding:
+    """A context that gives the values of a network, which stay as they are until it ends, whatever else goes on."""
+
+    __slots__ = ("_owner", "_values")
+
+    def __init__(self, owner: _Owner) -> None:
+        self._owner = owner
+
+    def __enter__(self) -> Values:
+        while True:
+            values = self._values = self._owner.values
+            values._holders.append(None)
+            if self._owner.values is values and not values._changes:
+                return values
+            values._holders.pop()  # somebody assigns, or steps may have begun to write
+            with _lock:
+                pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._values._holders.pop()

@@ -12,7 +12,7 @@ from typing import Any
 
 from lamella.activations import ACTIVATIONS
 from lamella.errors import ArgumentError, DataError, GraphError, RegistryError, VersionWarning
-from lamella.graph.operations import Graph, assemble
+from lamella.graph.operations import MOST, Graph, assemble
 from lamella.initializers import INITIALIZERS
 from lamella.losses import LOSSES
 from lamella.metrics import METRICS
@@ -179,6 +179,7 @@ class Reader:
         self.names: set[str] = set()  # full names that were looked up
         self.versions: dict[str, tuple[str, str]] = {}  # distribution -> its version then and now, where they differ
         self.layers: list[Any] = []
+        self._operations = 0  # of all graphs so far, but for what composites expand to
         for described in config["layers"]:
             inner = "model" in described
             self.layers.append(self._graph(described["model"]) if inner else self.configured(described, Layer))
@@ -268,6 +269,12 @@ class Reader:
     def _graph(self, config: Mapping[str, Any]) -> Graph:
         inputs = [Input(**{key: self._value(value) for key, value in given.items()}) for given in config["inputs"]]
         nodes: list[tuple[Node, ...]] = [tuple(inputs)]
+        for entry in config["calls"]:
+            self._operations += len(getattr(_at(self.layers, entry["layer"]), "operations", " "))
+        if self._operations > MOST:
+            raise DataError(
+                f"models within models come to {self._operations:,} layers and more; expected {MOST:,} at most"
+            )
         for entry in config["calls"]:
             given = [_at(_at(nodes, number), k) for number, k in entry["inputs"]]
             result = _at(self.layers, entry["layer"])(*given, name=entry.get("name"))

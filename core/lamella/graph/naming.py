@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,14 +26,18 @@ class Names:
     def __init__(self, inputs: Iterable[str]) -> None:
         self.layers: dict[int, str] = {}  # id of a layer -> the name of its arrays
         self._calls: dict[int, str] = {}
+        self._canonical: dict[int, Any] = {}  # id of a call -> its layer
         self._used: set[str] = set(inputs)
         self._first: dict[int, Call] = {}  # id of a composite -> its first call
+        self._numbers: dict[str, int] = {}  # what stands before a number -> the last one that was given to it
 
     def canonical(self, this: Call) -> Any:
         """The layer of a call. A composite makes new inner layers each time it is called; those of its first call
         stand for all of them, so that sharing the composite shares what is inside."""
         if this.parent is None:
             return this.layer
+        if id(this) in self._canonical:
+            return self._canonical[id(this)]
         outer = self.canonical(this.parent)
         first = self._first.setdefault(id(outer), this.parent)
         k = this.parent.ordinal(this.layer)
@@ -42,6 +47,7 @@ class Names:
                 f"{outer!r} is shared, but expands to {this.layer!r} here and to {used!r} where it was first called; "
                 "use two layers, or call it on nodes of equal shape"
             )
+        self._canonical[id(this)] = used
         return used
 
     def layer(self, this: Call) -> str:
@@ -67,7 +73,7 @@ class Names:
             else:
                 name = scope + own[len(outer) :] if scope != outer and own.startswith(outer) else own
                 if not first and name in self._used and name != scope:
-                    name = next(n for k in itertools.count(2) if (n := f"{name}#{k}") not in self._used)
+                    name = self._numbered(f"{name}#", 2)
             self._calls[id(this)] = name
             self._used.add(name)
         return self._calls[id(this)]
@@ -78,7 +84,13 @@ class Names:
 
     def free(self, scope: str, base: str) -> str:
         """The first ``<base>_<n>`` of a scope that is not taken."""
-        return next(n for k in itertools.count(1) if (n := _join(scope, f"{base}_{k}")) not in self._used)
+        return self._numbered(_join(scope, f"{base}_"), 1)
+
+    def _numbered(self, name: str, first: int) -> str:
+        """The name with the first number that is not taken; what is taken stays so."""
+        numbers = itertools.count(self._numbers.get(name, first - 1) + 1)
+        self._numbers[name] = number = next(k for k in numbers if f"{name}{k}" not in self._used)
+        return f"{name}{number}"
 
 
 def _join(scope: str, name: str) -> str:
@@ -105,13 +117,13 @@ def output_names(
     inputs: Sequence[Node], input_names: list[str], outputs: Sequence[Node], names: Names
 ) -> tuple[str, ...]:
     """Outputs go by the outermost layer that made them; several of one layer are numbered: ``split_1.0``."""
-    own: list[str] = []
-    for node in outputs:
-        if node.call is None:
-            own.append(input_names[next(k for k, given in enumerate(inputs) if given is node)])
-        else:
-            own.append(names.call(node.call.top))
-    repeated = [name if own.count(name) == 1 else f"{name}.{own[:k].count(name)}" for k, name in enumerate(own)]
+    of_inputs = {id(node): name for node, name in zip(inputs, input_names, strict=True)}
+    own = [of_inputs[id(node)] if node.call is None else names.call(node.call.top) for node in outputs]
     if len({id(node) for node in outputs}) != len(outputs):
         raise GraphError(f"Model: the same node stands twice among the outputs {', '.join(own)}")
-    return tuple(repeated)
+    total, seen = Counter(own), Counter[str]()
+    given = []
+    for name in own:
+        given.append(name if total[name] == 1 else f"{name}.{seen[name]}")
+        seen[name] += 1
+    return tuple(given)

@@ -20,7 +20,9 @@ from lamella.protocol.layer import Layer, build, call
 from lamella.protocol.node import Call, Node, valid_name
 from lamella.protocol.spec import FLOATS, ArraySpec
 
-__all__ = ["Graph", "Operation", "assemble"]
+__all__ = ["MOST", "Graph", "Operation", "assemble"]
+
+MOST = 100_000  # operations of a graph, and of all graphs that a file describes
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -168,20 +170,24 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         raise ArgumentError(f"seed: expected an int below 2**64, got {seed!r}")
     inputs, outputs = _one_or_more(inputs, "inputs"), _one_or_more(outputs, "outputs")
     calls = _reachable(inputs, outputs)
+    if len(calls) > MOST:
+        raise GraphError(f"Model: {len(calls):,} layers, composites expanded; expected {MOST:,} at most")
     specs: dict[int, ArraySpec] = {}
     number: dict[int, int] = {}
     input_names: list[str] = []
+    taken = 0
     for node in inputs:
         spec = node.spec
         number[id(node)] = len(number)
         specs[number[id(node)]] = spec.replace(dtype=_float(node, calls, dtype)) if spec.is_float else spec
-        taken = len([name for name in input_names if name.startswith("input_")]) + 1
-        input_names.append(node.name or f"input_{taken}")
+        input_names.append(node.name or f"input_{taken + 1}")
+        taken += input_names[-1].startswith("input_")
     names = Names(input_names)
     arrays: dict[str, ArrayDeclaration] = {}
     stateful: dict[str, str] = {}
     holders: dict[str, Layer] = {}
     operations: list[Operation] = []
+    trainable: dict[int, bool] = {}
     for this in calls:
         layer, name, prefix = names.canonical(this), names.call(this), names.layer(this)
         if holders.setdefault(prefix, layer) is not layer:
@@ -221,7 +227,7 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
             Operation(
                 name=name,
                 prefix=prefix,
-                trainable=_trainable(this),
+                trainable=_trainable(this, trainable),
                 groups=names.groups(this),
                 layer=layer,
                 inputs=tuple(number[id(node)] for node in this.inputs),
@@ -249,7 +255,7 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         arrays=arrays,
         calls=tops,
         call_names=tuple(map(names.call, tops)),
-        models=tuple({id(c.layer): c.layer for this in calls for c in _models_around(this)}.values()),
+        models=_models(calls),
         prefixes=names.layers,
         dtype=dtype,
         seed=seed,
@@ -297,16 +303,25 @@ def _reachable(inputs: Sequence[Node], outputs: Sequence[Node]) -> list[Call]:
     return [found[serial] for serial in sorted(found)]
 
 
-def _models_around(this: Call) -> Iterable[Call]:
-    """The calls of models around a call, innermost last."""
-    if this.parent is not None:
-        yield from _models_around(this.parent)
-        if not isinstance(this.parent.layer, Layer):
-            yield this.parent
+def _models(calls: Iterable[Call]) -> tuple[Any, ...]:
+    """The models around calls, each once, those that others hold last."""
+    seen: set[int] = set()
+    found: dict[int, Any] = {}
+    for this in calls:
+        around, outer = [], this.parent
+        while outer is not None and id(outer) not in seen:  # else those around it are known, too
+            seen.add(id(outer))
+            around.append(outer.layer)
+            outer = outer.parent
+        found.update((id(layer), layer) for layer in reversed(around) if not isinstance(layer, Layer))
+    return tuple(found.values())
 
 
-def _trainable(this: Call) -> bool:
-    return bool(this.layer.trainable) and (this.parent is None or _trainable(this.parent))
+def _trainable(this: Call, known: dict[int, bool]) -> bool:
+    """Whether neither the layer nor a composite around it was made frozen; calls that are known, by id."""
+    if id(this) not in known:
+        known[id(this)] = bool(this.layer.trainable) and (this.parent is None or _trainable(this.parent, known))
+    return known[id(this)]
 
 
 def _one_or_more(value: Any, what: str) -> tuple[Node, ...]:

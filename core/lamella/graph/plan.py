@@ -57,6 +57,7 @@ class Plan:
                 needed[value] = self.runs_backward[k] and graph.specs[value].is_float
             last |= dict.fromkeys((*operation.inputs, *operation.outputs), k)
         self.dies_after: list[list[int]] = [[] for _ in graph.operations]
+        kept = frozenset(graph.outputs)
         for value, k in last.items():
-            if value not in graph.outputs:
+            if value not in kept:
                 self.dies_after[k].append(value)

@@ -12,7 +12,22 @@ import numpy as np
 from lamella.errors import DataError, did_you_mean
 from lamella.protocol.spec import FLOATS, ArraySpec
 
-__all__ = ["as_array", "as_inputs", "as_weights", "cast", "for_each", "naming", "row_count", "unwritable"]
+__all__ = [
+    "LARGE",
+    "as_array",
+    "as_inputs",
+    "as_weights",
+    "cast",
+    "converted",
+    "for_each",
+    "naming",
+    "pieces",
+    "row_count",
+    "unwritable",
+]
+
+LARGE = 1 << 26
+"""Bytes of a converted copy from which on none of the whole array is made, but one of each batch."""
 
 
 def for_each(
@@ -49,11 +64,31 @@ def naming(output: str, outputs: Sequence[str]) -> Iterator[None]:
         raise DataError(f"output {output!r}: {error}") from None
 
 
-def as_inputs(names: Sequence[str], specs: Sequence[ArraySpec], x: Any) -> tuple[np.ndarray[Any, Any], ...]:
-    """Return one NumPy array for each input of a model, of its dtype, all with equally many rows."""
+def as_inputs(
+    names: Sequence[str], specs: Sequence[ArraySpec], x: Any, *, large_as_given: bool = False
+) -> tuple[np.ndarray[Any, Any], ...]:
+    """Return one NumPy array for each input of a model, of its dtype, all with equally many rows.
+
+    With ``large_as_given``, large arrays of other dtypes are checked like the others, but left to be `converted` batch
+    by batch.
+    """
     sizes: dict[str, tuple[int, str]] = {}
     arrays = for_each("x", x, names)
-    return tuple(_fit(name, spec, array, sizes) for name, spec, array in zip(names, specs, arrays, strict=True))
+    fitting = tuple([_fit(name, spec, array, sizes) for name, spec, array in zip(names, specs, arrays, strict=True)])
+    if large_as_given:
+        return fitting
+    return tuple(converted(array, np.dtype(spec.dtype)) for array, spec in zip(fitting, specs, strict=True))
+
+
+def converted(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return a checked array in another dtype, or the array itself if it is of it."""
+    return array if array.dtype is dtype else array.astype(dtype, copy=False)
+
+
+def pieces(array: np.ndarray[Any, Any], itemsize: int) -> Iterator[slice]:
+    """Return the rows of an array in pieces whose copies, with entries of so many bytes, are not large."""
+    count = max(1, LARGE // 4 // max(1, itemsize * (array.size // max(1, len(array)))))
+    return (slice(start, min(start + count, len(array))) for start in range(0, len(array), count))
 
 
 _FLOATS = {name: np.dtype(name) for name in FLOATS}
@@ -91,7 +126,13 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
         high = min(limits.max, spec.high - 1 if spec.high is not None else limits.max)
         if array.min() < low or array.max() > high:
             raise DataError(f"{where} with values in [{low}, {high}], got values from {array.min()} to {array.max()}")
-    return cast(array, spec.dtype, where)
+    dtype = np.dtype(spec.dtype)
+    if array.size * dtype.itemsize <= LARGE:
+        return cast(array, spec.dtype, where)
+    if array.dtype.kind == "f" and array.dtype.itemsize > dtype.itemsize:
+        for rows in pieces(array, dtype.itemsize):
+            cast(array[rows], spec.dtype, where)
+    return array
 
 
 def as_array(value: Any, where: str) -> np.ndarray[Any, Any]:

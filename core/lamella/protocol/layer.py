@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import weakref
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -147,8 +148,8 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
     parent = _open_group.get()
     if parent is not None and not any(parent.contains(node) for node in nodes):
         parent = None  # the graph of a model that the composite makes for itself
-    if parent is not None and parent.ordinal(layer) == len(parent.inner):
-        parent.inner.append(layer)
+    if parent is not None:
+        parent.hold(layer)
     this = Call(layer, nodes, name, parent)
     token = _open_group.set(this)
     with registry.noting() as notes:
@@ -182,12 +183,20 @@ def _built(layer: Any, nodes: tuple[Any, ...], name: str | None) -> tuple[ArrayS
     return specs
 
 
+_takes: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()  # how many arguments methods take
+
+
 def _check_takes(layer: Any, method: str, nodes: int, *, first: str = "", count: int | None = None) -> None:
     """Refuse a method that does not take a first argument, if it has a name, and one for each node, or ``count``."""
-    signature = inspect.signature(getattr(layer, method))
-    count = nodes if count is None else count
+    bound, count = getattr(layer, method), nodes if count is None else count
+    function = getattr(bound, "__func__", None)
+    known = set() if function is None else _takes.setdefault(function, set())
+    if count + bool(first) in known:
+        return
+    signature = inspect.signature(bound)
     error = _does_not_take(signature, count + bool(first))
     if not error:
+        known.add(count + bool(first))
         return
     where = "" if method == "build" else f"{type(layer).__name__}.{method}, "
     fix = f"give {layer!r} as many nodes as its {method} takes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Sequence
@@ -27,10 +28,16 @@ class Call:
     serial: int = dataclasses.field(default_factory=lambda: next(_serial))
     outputs: tuple[Node, ...] = ()
     inner: list[Any] = dataclasses.field(default_factory=list)  # a composite's layers, each once, in order of calls
+    _ordinals: dict[int, int] = dataclasses.field(default_factory=dict)  # id of one of them -> its place
+
+    def hold(self, layer: Any) -> None:
+        """Count a layer among a composite's own."""
+        if self._ordinals.setdefault(id(layer), len(self.inner)) == len(self.inner):
+            self.inner.append(layer)
 
     def ordinal(self, layer: Any) -> int:
         """The place of a layer among a composite's own."""
-        return next((k for k, known in enumerate(self.inner) if known is layer), len(self.inner))
+        return self._ordinals.get(id(layer), len(self.inner))
 
     def contains(self, node: Node) -> bool:
         """Whether a node is an input of this composite, or was made within it."""
@@ -39,7 +46,7 @@ class Call:
             this = this.parent
         return this is self or any(node is known for known in self.inputs)
 
-    @property
+    @functools.cached_property
     def top(self) -> Call:
         """The outermost composite's call, or this one."""
         return self if self.parent is None else self.parent.top

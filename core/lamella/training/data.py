@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,22 @@ from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted
 from lamella.losses import Loss
 from lamella.network import Network
-from lamella.protocol.inputs import as_array, as_inputs, as_weights, for_each, row_count, unwritable
-from lamella.protocol.spec import ArraySpec
+from lamella.protocol.inputs import (
+    LARGE,
+    as_array,
+    as_inputs,
+    as_weights,
+    converted,
+    for_each,
+    pieces,
+    row_count,
+    unwritable,
+)
 
 __all__ = ["ArrayBatches", "Data", "Rows", "StreamBatches", "batches_of", "held_out"]
 
 
+_WIDEST = 8  # bytes of an entry of any target
 GATHER_BYTES = 1 << 18  # of inputs that are put into the order of a shuffle at a time
 
 
@@ -56,7 +67,8 @@ class Data:
         class_weight: Any = None,
     ) -> None:
         self.model = model
-        self.inputs = as_inputs(model.input_names, model.input_specs, x)
+        self.inputs = as_inputs(model.input_names, model.input_specs, x, large_as_given=True)
+        self._dtypes = [np.dtype(spec.dtype) for spec in model.input_specs]
         self.rows = row_count(self.inputs, "x")
         given = for_each("y", y, model.output_names)
         # as the user gave them, for metrics
@@ -64,7 +76,8 @@ class Data:
             None if one is None else unwritable(as_array(one, f"y of {name!r}: expected an array"))
             for one, name in zip(given, model.output_names, strict=True)
         )
-        self.prepared = tuple(map(self._prepare, losses, self.targets, model.output_names, model.output_specs))
+        self._later: dict[int, Callable[[Any], Any]] = {}  # prepares targets of an output, batch by batch
+        self.prepared = tuple(map(self._prepare, losses, self.targets, range(len(losses))))
         rows = [len(target) for target in self.prepared if target is not None]
         if any(count != self.rows for count in rows):
             raise DataError(f"x has {counted(self.rows, 'row')} and y has {rows[0]}; expected equally many")
@@ -74,10 +87,19 @@ class Data:
         self._is_weighted = any(own is not None for own in self.weights)
         self._equal: dict[int, tuple[tuple[float, ...], tuple[Any, ...]]] = {}  # of the last size
 
-    def _prepare(self, loss: Loss | None, target: Any, name: str, spec: ArraySpec) -> Any:
-        """A target as the loss takes it, held against the size that the prediction will have."""
+    @property
+    def width(self) -> int:
+        """Bytes of a row of the inputs, as the model takes them."""
+        return sum(array[:1].size * dtype.itemsize for array, dtype in zip(self.inputs, self._dtypes, strict=True))
+
+    def _prepare(self, loss: Loss | None, target: Any, k: int) -> Any:
+        """A target as the loss takes it, held against the size that the prediction will have.
+
+        A large one that has to be converted is held against it piece by piece, and stays as it is until `gather`.
+        """
         if loss is None:
             return None
+        name, spec = self.model.output_names[k], self.model.output_specs[k]
         if target is None:
             raise DataError(f"y of {name!r}: nothing for {loss!r}; give loss=None for outputs that are not trained on")
         sizes: dict[int | str, int] = {}
@@ -86,12 +108,24 @@ class Data:
         try:
             if sizes:
                 spec = spec.replace(shape=tuple(sizes.get(n, n) for n in spec.shape))
-            prepared = loss.prepare(spec, target)
-            return unwritable(np.asarray(prepared))
+            if target.size * _WIDEST <= LARGE:
+                return unwritable(np.asarray(loss.prepare(spec, target)))
+            return self._prepare_large(k, partial(loss.prepare, spec), target)
         except DataError as error:
             if len(self.model.output_names) == 1:
                 raise
             raise DataError(f"y of {name!r}: {error}") from None
+
+    def _prepare_large(self, k: int, prepare: Callable[[Any], Any], target: Any) -> Any:
+        for rows in pieces(target, _WIDEST):
+            try:
+                part = np.asarray(prepare(target[rows]))
+            except DataError as error:
+                raise DataError(f"rows {rows.start} to {rows.stop - 1} of {len(target)}: {error}") from None
+            if np.may_share_memory(part, target):  # nothing to convert
+                return unwritable(np.asarray(prepare(target)))
+        self._later[k] = prepare
+        return target
 
     def _with_class_weights(self, class_weight: Any) -> tuple[Any, ...]:
         """The rows' weights, each times that of the row's class."""
@@ -127,11 +161,14 @@ class Data:
     def gather(self, rows: Any) -> Gathered:
         """Some of the rows, to take batches from."""
         bring = self.model.device.asarray
-        prepared = tuple([None if target is None else target[rows] for target in self.prepared])
+        prepared = [None if target is None else target[rows] for target in self.prepared]
+        for k, prepare in self._later.items():
+            prepared[k] = unwritable(np.asarray(prepare(prepared[k])))
+        pairs = zip(self.inputs, self._dtypes, strict=True)
         return Gathered(
-            inputs=tuple([bring(array[rows]) for array in self.inputs]),
+            inputs=tuple([bring(converted(array[rows], dtype)) for array, dtype in pairs]),
             brought=tuple([None if target is None else bring(target) for target in prepared]),
-            prepared=prepared,
+            prepared=tuple(prepared),
             targets=tuple([None if target is None else unwritable(target[rows]) for target in self.targets]),
             weights=tuple([None if own is None else unwritable(own[rows]) for own in self.weights]),
         )
@@ -213,8 +250,7 @@ class ArrayBatches:
         if self.shuffle:
             step = model.step if step is None else step
             np.random.default_rng([model.seed & 0xFFFFFFFF, model.seed >> 32, step]).shuffle(order)
-        width = sum(array[:1].nbytes for array in self.data.inputs)  # of a row
-        many = self.size * max(1, GATHER_BYTES // max(1, width * self.size))
+        many = self.size * max(1, GATHER_BYTES // max(1, self.data.width * self.size))
         for first in range(skip * self.size, rows, many):
             some = slice(first, first + many)
             gathered = self.data.gather(order[some] if self.shuffle else some)

@@ -12,6 +12,7 @@ import numpy as np
 
 from lamella.arguments import flag, knows, positive
 from lamella.callbacks import Callback, Checkpoint
+from lamella.engine.changes import Change, refuse_beside_another
 from lamella.engine.interruption import Interruption
 from lamella.errors import ArgumentError, LayerError, MistakeWarning
 from lamella.files import archive
@@ -72,6 +73,7 @@ def train_on_batch(
     Raises:
         DataError: arrays that do not fit the model or the loss.
         NonFiniteError: a loss that is NaN or infinite.
+        BusyError: another thread is training the model.
 
     Whatever is raised, Ctrl-C included, the model is left as it was, or as it is after the whole step.
     """
@@ -79,11 +81,11 @@ def train_on_batch(
     optimizer = OPTIMIZERS.resolve(optimizer)
     rows = Data(model, x, y, losses, sample_weight, class_weight).whole()
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
-    steps = _steps(model, losses, bounds)
-    penalty = steps.rules.penalty(model.values)
-    if begins := model.values.optimizer is None:
-        _warn_of_probabilities(model, losses)
-    with Interruption() as interruption:
+    with Interruption() as interruption, Change(model, "train_on_batch"):
+        steps = _steps(model, losses, bounds)
+        if begins := model.values.optimizer is None:
+            _warn_of_probabilities(model, losses)
+        penalty = steps.rules.penalty(model.values)
         result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
     interruption.check()
     return result.loss + penalty
@@ -100,8 +102,8 @@ def gradients(
     data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
     slices = prepared(model, plan, data.rows, [])
-    with Interruption() as interruption, slices.blas, np.errstate(all="ignore"):
-        result = slices.step(model.values, data.whole().batch, losses, model.seed)
+    with Interruption() as interruption, model.reading() as values, slices.blas, np.errstate(all="ignore"):
+        result = slices.step(values, data.whole().batch, losses, model.seed)
     interruption.check()
     asnumpy = model.device.asnumpy
     given = {name: np.array(asnumpy(gradient), order="C") for name, gradient in result.gradients.items()}
@@ -137,14 +139,15 @@ def _evaluate(
     between: Callable[[], None] = lambda: None,
 ) -> None:
     """Add up losses and metrics in inference mode; call ``between`` after each batch."""
-    for rows in data.epoch():
-        predictions = model.infer(rows.batch.inputs)
-        means = []
-        for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
-            each = np.zeros(1) if loss is None else _each(loss, prediction, target)
-            means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
-        meter.add(means, 0.0, predictions, rows)
-        between()
+    with model.reading() as values:
+        for rows in data.epoch():
+            predictions = model.infer(rows.batch.inputs, values)
+            means = []
+            for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
+                each = np.zeros(1) if loss is None else _each(loss, prediction, target)
+                means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
+            meter.add(means, 0.0, predictions, rows)
+            between()
 
 
 @knows(
@@ -224,6 +227,7 @@ def fit(
     Raises:
         DataError: arrays that do not fit the model or the loss.
         NonFiniteError: the loss became NaN or infinite.
+        BusyError: another thread is training the model. Callbacks, on the thread of `fit`, may train it further.
 
     Whatever is raised, the model is left as it was after the last whole step.
     """
@@ -251,6 +255,7 @@ def fit(
     resumed = take_up(checkpoint, model) if checkpoint is not None and resume else None
     place = resumed or Place(epoch=first)
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
+    refuse_beside_another(model, "fit")
     steps = _steps(model, losses, bounds)
     _check_learns(steps)
     line = _progress(progress)
@@ -297,7 +302,7 @@ def fit(
                 break
         return place
 
-    with Interruption(between_steps=True) as interruption:
+    with Interruption(between_steps=True) as interruption, Change(model, "fit"):
         try:
             listeners.begin(model, epochs, data.length)
             restore(place, listeners.callbacks)

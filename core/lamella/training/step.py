@@ -21,7 +21,7 @@ from lamella.engine.passes import Batch, StepResult
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import run_tasks, thread_count
 from lamella.engine.values import Move, Values
-from lamella.errors import LayerError, NonFiniteError
+from lamella.errors import BusyError, LayerError, NonFiniteError
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import cut
 from lamella.losses import Loss
@@ -81,7 +81,7 @@ class TrainSteps:
         self._take_over(bounds)
         if bounds:
             self.rules = Rules(network, **self.bounds)
-        for step in self._steps.values():
+        for step in list(self._steps.values()):
             step.losses, step.rules = losses, self.rules
         return True
 
@@ -106,8 +106,15 @@ class TrainSteps:
                 del self._steps[next(iter(self._steps))]
             slices = prepared(network, self.plan, rows, self._buffers)
             step = TrainStep(network, self.plan, slices, self.losses, self.rules)
+        values = network.values
         with step.blas:
-            result, network.values = step(batch, network.values, optimizer, begins=begins)
+            result, moved = step(batch, values, optimizer, begins=begins)
+        if network.values is not values:
+            raise BusyError(
+                f"step {values.step}: the model was changed while this step was computed, so nothing of the step was "
+                "kept. Likely fix: change it, or train it further, in callbacks and not in a layer, loss or metric"
+            )
+        network.values = moved
         self._steps[key] = step  # the one used last stands last
         return result
 
