@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lamella.arguments import knows
+from lamella.arguments import file_path, knows
 from lamella.backends import get_backend
-from lamella.errors import ArgumentError, GraphError
+from lamella.errors import ArgumentError, DataError, GraphError, shown
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, assemble
 from lamella.network import Network
@@ -101,12 +101,12 @@ class Sequential(Model):
                 "Sequential: input_shape is missing, the shape of a sample: input_shape=(28, 28), or x.shape[1:]"
             )
         if not isinstance(layers, list | tuple) or not layers:
-            raise ArgumentError(f"Sequential: layers: expected a list of at least one layer, got {layers!r}")
+            raise ArgumentError(f"Sequential: layers: expected a list of at least one layer, got {shown(layers)}")
         first = node = Input(input_shape, input_dtype)
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer | Network | Graph):
                 hint = f"; did you mean {layer.__name__}(...)?" if isinstance(layer, type) else ""
-                raise ArgumentError(f"Sequential: layers[{position}]: expected a layer, got {layer!r}{hint}")
+                raise ArgumentError(f"Sequential: layers[{position}]: expected a layer, got {shown(layer)}{hint}")
             node = layer(node)
             if not isinstance(node, Node):
                 raise GraphError(
@@ -129,6 +129,8 @@ def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Mod
     <Sequential (N, 4) float32 -> (N, 3) float32, 15 parameters>
     """
     get_backend(backend)  # an unknown one is no fault of the configuration
+    if not isinstance(config, Mapping):
+        raise DataError(f"from_config: config is no dict; expected what model.config() returns, got {shown(config)}")
     with structure.refusing("from_config", "what model.config() returns"):
         reader = structure.Reader(config)
         model = _made(reader.graph, backend)
@@ -146,6 +148,7 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
         DataError: a file that is no model, is damaged, or holds arrays of other sizes than its layers have.
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
     """
+    path = file_path(path, "load: path")
     get_backend(backend)  # an unknown one is no fault of the file
     found = archive.read(path)
     with structure.refusing(f"load {path}", "what model.save() writes"):

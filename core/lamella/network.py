@@ -11,13 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from lamella.arguments import positive
+from lamella.arguments import dtype_name, file_path, positive, text
 from lamella.backends import Backend, get_backend
 from lamella.engine.arrays import ArrayMapping, Layout, Storage, draw
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import thread_count
 from lamella.engine.values import OptimizerState, Values
-from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean
+from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
@@ -25,7 +25,7 @@ from lamella.graph.slicing import cut
 from lamella.protocol.inputs import as_inputs
 from lamella.protocol.layer import call
 from lamella.protocol.node import Node, valid_name
-from lamella.protocol.spec import ArraySpec
+from lamella.protocol.spec import FLOATS, ArraySpec
 
 __all__ = ["Network"]
 
@@ -77,6 +77,8 @@ class Network:
 
     def differing(self, other: Network) -> frozenset[str]:
         """Return the layers that stand in both networks, the same objects, with other values there than here."""
+
+        _need_network(other, "differing")
 
         def values(network: Network, layer: str) -> list[Any]:
             arrays = {**network.parameters, **network.state}
@@ -132,7 +134,7 @@ class Network:
 
     @step.setter
     def step(self, step: int) -> None:
-        self.values.step = step
+        self.values.step = positive(step, "step", minimum=0)
 
     @property
     def optimizer_state(self) -> OptimizerState | None:
@@ -148,6 +150,11 @@ class Network:
     @optimizer_state.setter
     def optimizer_state(self, state: OptimizerState | None) -> None:
         if state is not None:
+            if not isinstance(state, OptimizerState) or not state.belongs_to(self.values.parameters):
+                raise ArgumentError(
+                    "optimizer_state: expected None, or what optimizer_state was of a model with the same parameters "
+                    f"on the same backend, got {shown(state)}"
+                )
             state.is_shared = True
         self.values.optimizer = state
 
@@ -270,7 +277,7 @@ class Network:
 
     def _matching(self, pattern: str) -> frozenset[str]:
         if not isinstance(pattern, str):
-            raise ArgumentError(f"freeze: pattern: expected a name such as 'conv2d_*', got {pattern!r}")
+            raise ArgumentError(f"freeze: pattern: expected a name such as 'conv2d_*', got {shown(pattern)}")
 
         def names(operation: Operation) -> list[str]:
             parts = operation.prefix.split("/")
@@ -292,6 +299,7 @@ class Network:
 
     def to(self, backend: str) -> Self:
         """Move the model to a backend, such as ``"numpy"`` or ``"cupy"``, and return it."""
+        text(backend, "to: backend", "'numpy' or 'cupy'")
         moved = self.copy(backend=backend)
         self.device, self.values = moved.device, moved.values
         self._prepared = {}
@@ -307,9 +315,9 @@ class Network:
     def copy(self, *, dtype: str | None = None, backend: str | None = None) -> Self:
         """Return a model of the same layers with the same values, in another dtype or on another backend if given."""
         graph = self.graph
-        if dtype is not None and dtype != self.dtype:
+        if dtype is not None and (dtype := dtype_name(dtype, "copy: dtype", FLOATS)) != self.dtype:
             graph = assemble(graph.input_nodes, graph.output_nodes, dtype, seed=self.seed, kind=graph.kind)
-        twin = self._of(graph, backend=backend or self.backend, frozen=self._frozen)
+        twin = self._of(graph, backend=self.backend if backend is None else backend, frozen=self._frozen)
         twin.copy_values(self)
         twin._frozen = self._frozen
         twin._copy_optimizer(self)
@@ -342,6 +350,7 @@ class Network:
         >>> transfer.copy_values(trained)
         ('head',)
         """
+        _need_network(other, "copy_values")
         layers, frozen = tuple(self._layer_arrays()), self._frozen
         taken = self._take(other, self._shared_layers(other) or {name: name for name in layers})
         self._frozen |= frozen
@@ -387,7 +396,7 @@ class Network:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, from which `lamella.load` makes it again and training goes on."""
         self._warn_of_outer_training()
-        archive.write(path, self.config(), self.values)
+        archive.write(file_path(path, "save: path"), self.config(), self.values)
 
     def load_weights(self, path: str | os.PathLike[str], mapping: Mapping[str, str | None] | None = None) -> None:
         """Take values from a file of `save`, or any safetensors file.
@@ -395,6 +404,12 @@ class Network:
         ``mapping`` says what the model's arrays are called there, and leaves those as they are that it maps to None:
         ``{"head.*": None}``. Everything is checked before anything changes.
         """
+        path = file_path(path, "load_weights: path")
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise ArgumentError(
+                "load_weights: mapping: expected a dict of the model's names to names in the file, or None, got "
+                f"{shown(mapping)}"
+            )
         for name, value in archive.read_weights(path, self.graph, mapping).items():
             self._mapping(name)[name] = value
 
@@ -414,6 +429,11 @@ class Network:
 def _own(output: Any) -> Any:
     """An output that shares no memory with inputs or parameters."""
     return output if output.base is None and output.flags.writeable else np.concatenate((output,))
+
+
+def _need_network(other: Any, where: str) -> None:
+    if not isinstance(other, Network):
+        raise ArgumentError(f"{where}: other: expected a model, got {shown(other)}")
 
 
 def _depth(model: Any) -> int:

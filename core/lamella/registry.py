@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import pluggy
 
 from lamella import hookspecs
-from lamella.errors import ArgumentError, RegistryError, did_you_mean
+from lamella.errors import ArgumentError, RegistryError, did_you_mean, shown
 
 __all__ = [
     "FAILURES",
@@ -156,12 +156,14 @@ class Kind:
         assert self.base is not None
         if isinstance(value, str):
             value = find(self.name, value)
-        if isinstance(value, type) and issubclass(value, self.base):
+        if isinstance(value, type) and issubclass(value, self.base) and value is not self.base:
             value = value()
-        if not isinstance(value, self.base):
+        if not isinstance(value, self.base) or type(value) is self.base:
             word = self.base.__name__
             article = "an" if word[0] in "AEIOU" else "a"
-            raise ArgumentError(f"{word.lower()}: expected a name or {article} {word}, got {value!r}")
+            is_base = value is self.base or type(value) is self.base
+            hint = f"; {word} is the class that all of them extend" if is_base else ""
+            raise ArgumentError(f"{word.lower()}: expected a name or {article} {word}, got {shown(value)}{hint}")
         return value
 
 
@@ -221,6 +223,8 @@ class Registry:
 
     def find(self, kind: str, name: str) -> Any:
         """Return the object of a name, plain or ``"distribution:name"``; a plain name of lamella's own is lamella's."""
+        if not isinstance(name, str):
+            raise ArgumentError(f"{kind}: expected a registered name, got {shown(name)}")
         known = self._found.get((kind, name))
         if known is None:
             known = self._look_up(kind, name)

@@ -13,8 +13,10 @@ import onnxruntime
 from onnx import helper
 
 from lamella import ArgumentError, LamellaError, Model
+from lamella.arguments import file_path
+from lamella.errors import shown
 from lamella.files.writing import write_atomically
-from lamella.protocol.inputs import as_inputs
+from lamella.protocol.inputs import as_inputs, row_count
 from lamella_onnx.append import Appended, extended
 from lamella_onnx.models import Trace, trace_model
 from lamella_onnx.parity import (
@@ -94,7 +96,7 @@ def export(
     (True, 21)
     """
     need_model(model, "export")
-    path = Path(path)
+    path = Path(file_path(path, "export: path"))
     opset = resolve(opset, target)
     properties = _properties(metadata)
     names = model.output_names
@@ -106,6 +108,8 @@ def export(
             f"export: the model's arrays take {size:,} bytes; an ONNX file of one piece holds less than 2 GiB"
         )
     given = None if samples is None else as_inputs(model.input_names, model.input_specs, samples)
+    if given is not None:
+        row_count(given, "samples")
     with _nothing_written(path):
         trace, probes, evidence, agreements = _agreed(model, names, opset, given)
     proto = trace.proto
@@ -209,7 +213,7 @@ def _write(path: Path, content: bytes, proof: bytes | None) -> None:
 
 def _properties(metadata: Mapping[str, str] | None) -> dict[str, str]:
     if not isinstance(metadata, Mapping | None):
-        raise ArgumentError(f"export: metadata: expected a dict of texts by name, got {metadata!r}")
+        raise ArgumentError(f"export: metadata: expected a dict of texts by name, got {shown(metadata)}")
     for name, value in (metadata or {}).items():
         if not _is_text(name) or not _is_text(value) or name.startswith("lamella."):
             raise ArgumentError(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella.arguments import knows, positive
+from lamella.arguments import flag, knows, positive
 from lamella.callbacks import Callback
 from lamella.engine.interruption import Interruption
-from lamella.errors import ArgumentError, LayerError, MistakeWarning
+from lamella.errors import ArgumentError, LayerError, MistakeWarning, counted, shown
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
 from lamella.network import Network
@@ -78,6 +78,7 @@ def train_on_batch(
     penalty = steps.rules.penalty(model.values)
     if begins := model.values.optimizer is None:
         _warn_of_probabilities(model, losses)
+    _warn_of_restart(model, optimizer)
     with Interruption() as interruption:
         result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
     interruption.check()
@@ -91,6 +92,7 @@ def gradients(
 
     Changes nothing in the model. The gradient of an integer input is None.
     """
+    training = flag(training, "training")
     losses = _losses(model, loss)
     data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
@@ -215,8 +217,9 @@ def fit(
     Whatever is raised, the model is left as it was after the last whole step.
     """
     epochs = positive(epochs, "epochs", minimum=0)
-    if progress not in (True, False, "auto"):
-        raise ArgumentError(f"progress: expected 'auto', True or False, got {progress!r}")
+    if not isinstance(progress, bool) and not (isinstance(progress, str) and progress == "auto"):
+        raise ArgumentError(f"progress: expected 'auto', True or False, got {shown(progress)}")
+    shuffle = flag(shuffle, "shuffle")
     size = positive(batch_size, "batch_size")
     losses = _losses(model, loss)
     optimizer = OPTIMIZERS.resolve(optimizer)
@@ -237,6 +240,7 @@ def fit(
     history, begins = History(), True
     _warn_of_probabilities(model, losses)
     _warn_of_rate_zero(model, optimizer)
+    _warn_of_restart(model, optimizer)
 
     def epoch_of_steps() -> None:
         nonlocal begins
@@ -348,6 +352,20 @@ def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
             MistakeWarning,
             stacklevel=4,
         )
+
+
+def _warn_of_restart(model: Network, optimizer: Optimizer) -> None:
+    """Say so if other settings make an optimizer forget what it remembers."""
+    state = model.values.optimizer
+    if state is None or type(state.optimizer) is not type(optimizer) or state.fits(optimizer):
+        return
+    warnings.warn(
+        f"{optimizer!r} starts anew, without what {counted(state.t, 'step')} left in its slots: it has "
+        f"{state.differences(optimizer)}. Only the learning rate may differ; set model.optimizer_state = None where a "
+        "new start is meant",
+        MistakeWarning,
+        stacklevel=4,
+    )
 
 
 def _progress(progress: bool | str) -> Progress | None:
