@@ -359,7 +359,7 @@ def optimizer(**changes):
         (layer(name=[1]), "expected letters, digits, '_' and '-'"),
         (argument(units="x"), "units: expected a positive int, got 'x'"),
         (argument(units=10**9), r"'parameters/dense_1.kernel' has shape \(27, 2\); the model needs \(27, 1000000000\)"),
-        (argument(units=10**30), "which no memory holds"),
+        (argument(units=2**62), "which no memory holds"),
         (argument(foo=1), "unexpected keyword argument 'foo'"),
         (argument(activation={"layer": 2}), "expected a number below 2, got 2"),
         (argument(kernel_initializer=3), "initializer: expected a registered name or a function"),

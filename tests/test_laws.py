@@ -257,7 +257,7 @@ def test_results_that_are_not_finite_are_declared_or_kept_out_of_the_range():
     verdicts = {verdict.law: verdict for verdict in report.verdicts}
     assert (verdicts["finite"].outcome, verdicts["finite"].detail) == ("skipped", f"declared not finite: {why}")
     assert [verdict.law for verdict in report.verdicts if verdict.outcome != "holds"] == ["finite"]
-    with pytest.raises(lm.ArgumentError, match="Specimen: not_finite: expected the reason in words, got True"):
+    with pytest.raises(lm.ArgumentError, match="Specimen: not_finite: expected words, got True"):
         Specimen(Function("reciprocal"), lm.ArraySpec(("N", 3)), not_finite=True)
 
 

@@ -430,7 +430,7 @@ def test_one_thread_means_one_thread_of_blas_too():
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "two"])
 def test_set_threads_takes_positive_ints(count):
-    with pytest.raises(lm.ArgumentError, match="set_threads: expected a positive int or None"):
+    with pytest.raises(lm.ArgumentError, match="set_threads: count: expected a positive int"):
         lm.set_threads(count)
 
 

@@ -64,7 +64,7 @@ def test_what_is_no_regular_file_stays(tmp_path):
     with pytest.raises(lm.DataError, match="got a device"):
         model().save("/dev/null")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
-    with pytest.raises(lm.DataError, match="expected the name of a file, got ''"):
+    with pytest.raises(lm.ArgumentError, match="save: path: expected the path of a file.*, got ''"):
         model().save("")
 
 
@@ -72,8 +72,6 @@ def test_names_of_any_length(tmp_path):
     name = "n" * 255
     model(value=1.0).save(tmp_path / name)
     assert bias(tmp_path / name) == 1.0
-    model(value=2.0).save(os.fsencode(tmp_path / name))
-    assert bias(os.fsencode(tmp_path / name)) == 2.0
     with pytest.raises(OSError, match="File name too long"):
         model().save(tmp_path / (name + "n"))
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lamella import registry
+from lamella.arguments import flag, function
 
 __all__ = ["ACTIVATIONS", "ActivationFunction"]
 
@@ -26,6 +27,11 @@ class ActivationFunction:
     backward: Callable[..., Any]
     probabilities: bool = False
     """Whether it makes probabilities of anything, so that losses on logits are the wrong ones after it."""
+
+    def __post_init__(self) -> None:
+        function(self.forward, "ActivationFunction: forward", "(xp, x) -> y")
+        function(self.backward, "ActivationFunction: backward", "(xp, x, y, dy) -> dx")
+        flag(self.probabilities, "ActivationFunction: probabilities")
 
 
 ACTIVATIONS = registry.Kind("activations", "lamella.ActivationFunction", of=ActivationFunction)

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 
-from lamella.errors import ArgumentError, did_you_mean
+from lamella.errors import ArgumentError, did_you_mean, shown
 
-__all__ = ["choice", "flag", "fraction", "knows", "number", "pair", "positive"]
+__all__ = [
+    "choice",
+    "dtype_name",
+    "extent",
+    "file_path",
+    "flag",
+    "fraction",
+    "function",
+    "initializer_argument",
+    "is_axis",
+    "knows",
+    "number",
+    "pair",
+    "positive",
+    "text",
+]
 
+_LARGEST = 2**63 - 1  # what NumPy's and ONNX's ints hold
+_AXES = 64  # the most that an array of NumPy has
+_WIDEST = 2**31 - 1  # for sizes in space, of which some are multiplied
 _MOST = float(np.finfo("float32").max)  # what is more becomes infinite in models of float32
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def positive(value: Any, name: str, *, minimum: int = 1) -> int:
-    """Return ``value`` as an int that is at least ``minimum``.
+def positive(value: Any, name: str, *, minimum: int = 1, maximum: int = _LARGEST) -> int:
+    """Return ``value`` as an int from ``minimum`` to ``maximum``.
 
     >>> positive(10, "units")
     10
@@ -33,7 +53,9 @@ def positive(value: Any, name: str, *, minimum: int = 1) -> int:
         whole = minimum - 1
     if isinstance(value, bool) or whole < minimum:
         kind = "a positive int" if minimum == 1 else f"an int of at least {minimum}"
-        raise ArgumentError(f"{name}: expected {kind}, got {value!r}")
+        raise ArgumentError(f"{name}: expected {kind}, got {shown(value)}")
+    if whole > maximum:
+        raise ArgumentError(f"{name}: expected an int of at most {maximum}, got {shown(value)}")
     return whole
 
 
@@ -46,8 +68,17 @@ def pair(value: Any, name: str, *, minimum: int = 1) -> tuple[int, int]:
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value, value)
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ArgumentError(f"{name}: expected an int or two ints (height, width), got {value!r}")
-    return positive(value[0], name, minimum=minimum), positive(value[1], name, minimum=minimum)
+        raise ArgumentError(f"{name}: expected an int or two ints (height, width), got {shown(value)}")
+    return extent(value[0], name, minimum=minimum), extent(value[1], name, minimum=minimum)
+
+
+def extent(value: Any, name: str, *, minimum: int = 1) -> int:
+    """Return ``value`` as an int that can be a size along one axis.
+
+    >>> extent(3, "kernel_size")
+    3
+    """
+    return positive(value, name, minimum=minimum, maximum=_WIDEST)
 
 
 def number(
@@ -63,40 +94,112 @@ def number(
     """
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not real or (finite and not isinstance(value, int) and not math.isfinite(value)):
-        raise ArgumentError(f"{name}: expected a {'finite ' if finite else ''}number, got {value!r}")
-    if finite and not abs(value) <= _MOST:
-        raise ArgumentError(f"{name}: expected a number that float32 holds, at most {_MOST:.2g}, got {value!r}")
-    if minimum is not None and value < minimum:
-        raise ArgumentError(f"{name}: expected a number of at least {minimum:g}, got {value!r}")
-    if above is not None and value <= above:
-        raise ArgumentError(f"{name}: expected a number above {above:g}, got {value!r}")
-    return float(value)
+        raise ArgumentError(f"{name}: expected a {'finite ' if finite else ''}number, got {shown(value)}")
+    try:
+        result = float(value)
+    except OverflowError:  # an int of hundreds of digits
+        result = math.inf
+    if finite and not abs(result) <= _MOST:
+        raise ArgumentError(f"{name}: expected a number that float32 holds, at most {_MOST:.2g}, got {shown(value)}")
+    if minimum is not None and result < minimum:
+        raise ArgumentError(f"{name}: expected a number of at least {minimum:g}, got {shown(value)}")
+    if above is not None and result <= above:
+        raise ArgumentError(f"{name}: expected a number above {above:g}, got {shown(value)}")
+    return result
+
+
+def is_axis(value: Any) -> TypeGuard[int]:
+    """Whether ``value`` is an int that can be the number of an axis, from either end.
+
+    >>> is_axis(-1), is_axis(1.0), is_axis(10**6)
+    (True, False, False)
+    """
+    return type(value) is int and -_AXES <= value < _AXES
 
 
 def fraction(value: Any, name: str) -> float:
     """Return ``value`` as a float in [0, 1)."""
     result = number(value, name)
     if not 0.0 <= result < 1.0:
-        raise ArgumentError(f"{name}: expected a fraction in [0, 1), got {value!r}")
+        raise ArgumentError(f"{name}: expected a fraction in [0, 1), got {shown(value)}")
     return result
 
 
 def flag(value: Any, name: str) -> bool:
     """Return ``value`` if it is True or False; words and numbers would only look like one of them."""
     if not isinstance(value, bool):
-        raise ArgumentError(f"{name}: expected True or False, got {value!r}")
+        raise ArgumentError(f"{name}: expected True or False, got {shown(value)}")
     return value
 
 
 def choice(value: Any, name: str, known: Iterable[str]) -> str:
     """Return ``value`` if it is one of the known strings."""
     options = list(known)
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
+        hint = did_you_mean(value, options) if isinstance(value, str) else ""
+        raise ArgumentError(f"{name}: expected one of {', '.join(map(repr, options))}, got {shown(value)}.{hint}")
+    return value
+
+
+def text(value: Any, name: str, example: str) -> str:
+    """Return ``value`` if it is a string with something in it; errors tell the example.
+
+    >>> text("val_loss", "monitor", "'val_loss'")
+    'val_loss'
+    """
+    if not isinstance(value, str) or not value:
+        raise ArgumentError(f"{name}: expected a name such as {example}, got {shown(value)}")
+    return value
+
+
+def file_path(value: Any, name: str) -> str:
+    """Return the path of a file as a string.
+
+    >>> import pathlib
+    >>> file_path(pathlib.Path("digits.lamella"), "path")
+    'digits.lamella'
+    """
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not path or "\0" in path or not _can_be_encoded(path):
+        raise ArgumentError(f"{name}: expected the path of a file, a string or a pathlib.Path, got {shown(value)}")
+    return path
+
+
+def _can_be_encoded(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def function(value: Any, name: str, signature: str) -> Any:
+    """Return ``value`` if it can be called; errors tell how it will be."""
+    if not callable(value):
+        raise ArgumentError(f"{name}: expected a function {signature}, got {shown(value)}")
+    return value
+
+
+def initializer_argument(value: Any, name: str) -> Any:
+    """Return ``value`` if it can be an initializer: a registered name, or a function."""
+    if not callable(value) and not (isinstance(value, str) and value):
         raise ArgumentError(
-            f"{name}: expected one of {', '.join(map(repr, options))}, got {value!r}."
-            f"{did_you_mean(str(value), options)}"
+            f"{name}: expected a registered name or a function (rng, shape, fan_in, fan_out) -> array, got "
+            f"{shown(value)}"
         )
-    return str(value)
+    return value
+
+
+def dtype_name(value: Any, name: str, known: Sequence[str]) -> str:
+    """Return the name of a dtype, from a name or a type that NumPy knows, such as ``np.float32``.
+
+    >>> dtype_name(np.float32, "dtype", ("float32", "float64"))
+    'float32'
+    """
+    if isinstance(value, type | np.dtype):
+        with contextlib.suppress(TypeError):  # for some other class
+            value = np.dtype(value).name
+    return choice(value, name, known)
 
 
 def knows(**elsewhere: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:

@@ -22,8 +22,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from lamella.arguments import choice, number, positive
-from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean
+from lamella.arguments import choice, file_path, flag, number, positive, text
+from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive
 from lamella.network import Network
 from lamella.registry import snake_case
@@ -124,7 +124,7 @@ class EarlyStopping(Callback):
         self.monitor, self.larger = monitor, _larger(monitor, mode)
         self.patience = positive(patience, "EarlyStopping: patience")
         self.min_delta = number(min_delta, "EarlyStopping: min_delta", minimum=0.0)
-        self.restore_best = bool(restore_best)
+        self.restore_best = flag(restore_best, "EarlyStopping: restore_best")
         self._forget()
 
     def _forget(self) -> None:
@@ -268,13 +268,15 @@ class Checkpoint(Callback):
         mode: str = "auto",
         save_best_only: bool = False,
     ) -> None:
-        if monitor is not None and not save_best_only:
+        self.save_best_only = flag(save_best_only, "Checkpoint: save_best_only")
+        if monitor is not None and not self.save_best_only:
             raise ArgumentError(
-                f"Checkpoint: monitor={monitor!r} has no effect where every epoch is saved; say save_best_only=True"
+                f"Checkpoint: monitor={shown(monitor)} has no effect where every epoch is saved; say "
+                "save_best_only=True"
             )
-        self.path, self.monitor = os.fspath(path), "val_loss" if monitor is None else monitor
+        self.path = file_path(path, "Checkpoint: path")
+        self.monitor = "val_loss" if monitor is None else monitor
         self.larger = _larger(self.monitor, mode)
-        self.save_best_only = bool(save_best_only)
         self._best: float | None = None
 
     def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
@@ -339,8 +341,11 @@ class CSVLogger(Callback):
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = True, separator: str = ",") -> None:
         if not isinstance(separator, str) or len(separator) != 1 or separator in '"\r\n':
-            raise ArgumentError(f"CSVLogger: separator: expected one character such as ',' or ';', got {separator!r}")
-        self.path, self.append, self.separator = os.fspath(path), bool(append), separator
+            raise ArgumentError(
+                f"CSVLogger: separator: expected one character such as ',' or ';', got {shown(separator)}"
+            )
+        self.path, self.append = file_path(path, "CSVLogger: path"), flag(append, "CSVLogger: append")
+        self.separator = separator
         self._file: TextIO | None = None
 
     def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
@@ -355,7 +360,12 @@ class CSVLogger(Callback):
         if not self._columns:
             self._columns = ["epoch", *logs]
             self._file.seek(0)
-            there = next(csv.reader(self._file, delimiter=self.separator), None)
+            try:
+                there = next(csv.reader(self._file, delimiter=self.separator), None)
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise DataError(
+                    f"CSVLogger: {self.path} is there and is no CSV file ({error}); give another path"
+                ) from None
             if there is None:
                 writer.writerow(self._columns)
             elif there != self._columns:
@@ -393,7 +403,7 @@ class TensorBoardLogger(Callback):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = os.fspath(folder)
+        self.folder = file_path(folder, "TensorBoardLogger: folder")
         self._open = _tensorboard_writer()
         self._writer: Any = None
 
@@ -436,12 +446,13 @@ def larger_is_better(name: str) -> bool:
     >>> larger_is_better("val_top_k_accuracy"), larger_is_better("val_F1Score"), larger_is_better("val_loss")
     (True, True, False)
     """
-    return not _LARGER_IS_BETTER.isdisjoint(snake_case(name).split("_"))
+    return not _LARGER_IS_BETTER.isdisjoint(
+        snake_case(text(name, "larger_is_better: name", "'val_accuracy'")).split("_")
+    )
 
 
 def _larger(monitor: str, mode: str) -> bool:
-    if not isinstance(monitor, str):
-        raise ArgumentError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
+    text(monitor, "monitor", "'val_loss'")
     return larger_is_better(monitor) if choice(mode, "mode", ("auto", "min", "max")) == "auto" else mode == "max"
 
 

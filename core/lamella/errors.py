@@ -19,6 +19,7 @@ __all__ = [
     "VersionWarning",
     "counted",
     "did_you_mean",
+    "shown",
 ]
 
 
@@ -66,6 +67,8 @@ class MistakeWarning(UserWarning):
     """Something that can be done, and is most probably not what was meant; the message says what would be."""
 
 
+_LONGEST = 200  # characters of a value in an error message
+
 _ELSEWHERE = {  # what other libraries call things, where the words are too different to be taken for typing errors
     "bce": "binary_cross_entropy",
     "double": "float64",
@@ -90,6 +93,19 @@ def counted(number: int, noun: str) -> str:
     ('1 row', '2 rows')
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: on one line, not too long, and whatever its own repr does.
+
+    >>> shown("rleu"), len(shown([0.5] * 1000))
+    ("'rleu'", 200)
+    """
+    try:
+        text = " ".join(repr(value).split()) if not isinstance(value, str) else repr(value)
+    except Exception:  # of somebody's class, or for an int of thousands of digits
+        return f"an object of {type(value).__qualname__} that cannot be shown"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

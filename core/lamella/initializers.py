@@ -16,13 +16,15 @@ array([[ 0.274, -0.46 , -0.918, -0.967],
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 import numpy as np
 
 from lamella import registry
-from lamella.errors import ArgumentError
+from lamella.arguments import positive
+from lamella.errors import ArgumentError, shown
 from lamella.hookspecs import hookimpl
 
 __all__ = [
@@ -42,19 +44,48 @@ __all__ = [
 Shape = tuple[int, ...]
 Initializer = Callable[["np.random.Generator", Shape, int | None, int | None], np.ndarray]  # loaded when needed
 
+_MOST = 1 << 48  # entries of an array
+
 INITIALIZERS = registry.Kind("initializers")
 
 
+def _checked(draw: Initializer) -> Initializer:
+    """Let an initializer refuse what is no generator, no shape, or no number of inputs or outputs."""
+
+    @functools.wraps(draw)
+    def initializer(
+        rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None
+    ) -> np.ndarray:
+        name = draw.__name__
+        if not isinstance(rng, np.random.Generator):
+            raise ArgumentError(f"{name}: rng: expected a numpy.random.Generator, got {shown(rng)}")
+        if not isinstance(shape, tuple | list):
+            raise ArgumentError(f"{name}: shape: expected a tuple of sizes, got {shown(shape)}")
+        shape = tuple(positive(size, f"{name}: shape", minimum=0) for size in shape)
+        if math.prod(shape) > _MOST:
+            raise ArgumentError(f"{name}: shape: expected one that memory holds, got {shown(shape)}")
+        fans = [
+            None if fan is None else positive(fan, f"{name}: {label}", minimum=0)
+            for label, fan in (("fan_in", fan_in), ("fan_out", fan_out))
+        ]
+        return draw(rng, shape, *fans)
+
+    return initializer
+
+
+@_checked
 def zeros(rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None) -> np.ndarray:
     """All 0."""
     return np.zeros(shape)
 
 
+@_checked
 def ones(rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None) -> np.ndarray:
     """All 1."""
     return np.ones(shape)
 
 
+@_checked
 def uniform(
     rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None
 ) -> np.ndarray:
@@ -62,6 +93,7 @@ def uniform(
     return rng.uniform(-0.05, 0.05, shape)
 
 
+@_checked
 def orthogonal(
     rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None
 ) -> np.ndarray:
@@ -92,7 +124,7 @@ def _scaled(name: str, scale: float, mean_fan: bool, distribution: str) -> Initi
     fan = "((fan_in + fan_out) / 2)" if mean_fan else "fan_in"
     initializer.__name__ = initializer.__qualname__ = name
     initializer.__doc__ = f"{distribution.capitalize()} around 0, with variance {scale:g} / {fan}."
-    return initializer
+    return _checked(initializer)
 
 
 glorot_uniform = _scaled("glorot_uniform", 1.0, True, "uniform")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lamella import registry
-from lamella.arguments import number
+from lamella.arguments import flag, number
 from lamella.backends import Backend, get_backend
 from lamella.errors import ArgumentError, DataError, LayerError
 from lamella.hookspecs import hookimpl
@@ -31,8 +31,10 @@ __all__ = [
     "MeanSquaredError",
     "SoftmaxCrossEntropy",
     "Weighted",
+    "as_predictions",
     "class_targets",
     "loss_and_slope",
+    "spec_of",
     "value_targets",
 ]
 
@@ -90,8 +92,9 @@ class Loss(Configured):
 
     def __call__(self, prediction: Any, target: Any) -> np.ndarray:
         """Return the loss of each sample, (N,), of NumPy arrays."""
-        prediction = np.asarray(prediction)
-        return self.per_sample(prediction, self.prepare(ArraySpec(prediction.shape, str(prediction.dtype)), target))
+        where = snake_case(type(self).__name__)
+        prediction = as_predictions(where, prediction)
+        return self.per_sample(prediction, self.prepare(spec_of(where, prediction), target))
 
 
 def loss_and_slope(
@@ -122,6 +125,25 @@ def loss_and_slope(
     return float(backend.asnumpy(each).astype(np.float64).dot(backend.asnumpy(weights))), slope
 
 
+def as_predictions(where: str, prediction: Any) -> np.ndarray:
+    """Return predictions as NumPy: numbers, a row for each sample."""
+    array = as_array(prediction, f"{where}: expected predictions")
+    if array.dtype.kind not in "fiub" or not array.ndim:
+        raise DataError(
+            f"{where}: prediction: expected an array of numbers with a row for each sample, got {array.dtype} "
+            f"{array.shape}"
+        )
+    return array
+
+
+def spec_of(where: str, prediction: np.ndarray) -> ArraySpec:
+    """Return the spec of predictions."""
+    try:
+        return ArraySpec(prediction.shape, str(prediction.dtype))
+    except ArgumentError as error:  # float16, for one
+        raise DataError(f"{where}: prediction: {error}") from None
+
+
 LOSSES = registry.Kind("losses", "lamella.losses.Loss", base=Loss)
 
 
@@ -135,7 +157,7 @@ def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool 
     lamella.errors.DataError: mean_squared_error: target must have the prediction's shape (N, 1); got float64 (32,). \
 Use y.reshape(-1, 1).
     """
-    target = as_array(target, f"{where}: expected targets")
+    target, unit = as_array(target, f"{where}: expected targets"), flag(unit, "unit")
     if not prediction.is_float:
         raise DataError(f"{where}: prediction must be float32 or float64, got {prediction}")
     if target.dtype.kind not in "biuf" or not _same(target.shape, prediction.shape):
@@ -171,7 +193,7 @@ def class_targets(where: str, prediction: ArraySpec, target: Any) -> np.ndarray:
 as many units as there are classes?
     """
     target = as_array(target, f"{where}: expected targets")
-    *axes, classes = prediction.shape
+    axes, classes = prediction.shape[:-1], prediction.shape[-1] if prediction.shape else 0
     if not axes or not isinstance(classes, int) or classes < 2:
         raise DataError(
             f"{where}: prediction must have classes on its last axis, two or more, as in (N, 10); got {prediction}. "
@@ -179,16 +201,16 @@ as many units as there are classes?
         )
     if target.dtype.kind in "biuf" and target.ndim > 1 and _same(target.shape, prediction.shape):
         return value_targets(where, prediction, target, unit=True)
-    if target.dtype.kind not in "biu" or not _same(target.shape, tuple(axes)):
+    if target.dtype.kind not in "biu" or not _same(target.shape, axes):
         fix = ""
-        if target.dtype.kind == "f" and _same(target.shape, tuple(axes)):
+        if target.dtype.kind == "f" and _same(target.shape, axes):
             fix = " Use y.astype('int64')."
-        elif target.ndim and target.shape[-1] == 1 and _same(target.shape[:-1], tuple(axes)):
+        elif target.ndim and target.shape[-1] == 1 and _same(target.shape[:-1], axes):
             fix = " Use y[..., 0]" + (".astype('int64')." if target.dtype.kind == "f" else ".")
         elif len(axes) > 1 and target.shape[1:] in [(), (classes,)]:
             fix = _EACH_STEP
         raise DataError(
-            f"{where}: labels must be integers in [0, {classes}) of shape {shape_in_words(tuple(axes))}, or one-hot "
+            f"{where}: labels must be integers in [0, {classes}) of shape {shape_in_words(axes)}, or one-hot "
             f"{shape_in_words(prediction.shape)}; got {target.dtype} {target.shape}.{fix}"
         )
     if target.size and (target.min() < 0 or target.max() >= classes):

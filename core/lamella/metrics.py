@@ -11,9 +11,11 @@ from lamella import registry
 from lamella.arguments import number, positive
 from lamella.errors import DataError, LayerError
 from lamella.hookspecs import hookimpl
-from lamella.losses import class_targets, value_targets
+from lamella.losses import as_predictions, class_targets, spec_of, value_targets
 from lamella.protocol.configured import Configured
+from lamella.protocol.inputs import as_array
 from lamella.protocol.spec import ArraySpec, described
+from lamella.registry import snake_case
 
 __all__ = [
     "Accuracy",
@@ -57,15 +59,16 @@ class Metric(Configured):
 
     def update(self, prediction: Any, target: Any, weight: Any = None) -> Sums:
         """Return the sums of one batch, to be added to those of other batches; ``weight`` is (N,) or None."""
-        prediction = np.asarray(prediction)
-        values = np.asarray(self.per_sample(prediction, np.asarray(target)))
+        where = snake_case(type(self).__name__)
+        prediction = as_predictions(where, prediction)
+        values = np.asarray(self.per_sample(prediction, as_array(target, f"{where}: expected targets")))
         if values.shape != prediction.shape[:1]:
             raise LayerError(
                 f"{self!r}.per_sample must return one value for each sample, of shape {prediction.shape[:1]}, got "
                 f"{described(values)}; take the mean over the other axes only"
             )
         values = values.astype("float64")
-        weights = np.ones(len(values)) if weight is None else np.asarray(weight, "float64")
+        weights = np.ones(len(values)) if weight is None else _weights(where, weight, len(values))
         return np.vdot(values, weights), np.sum(weights)
 
     def result(self, sums: Sums) -> float:
@@ -219,7 +222,7 @@ class RootMeanSquaredError(Metric):
 
 def _labels(where: str, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The class of each row; -1 for rows of zeros, which name none, so that nothing is right."""
-    target = class_targets(where, ArraySpec(prediction.shape, str(prediction.dtype)), target)
+    target = class_targets(where, spec_of(where, prediction), target)
     if target.ndim < prediction.ndim:
         return target
     totals = np.sum(target, axis=-1)
@@ -234,7 +237,17 @@ def _labels(where: str, prediction: np.ndarray, target: np.ndarray) -> np.ndarra
 
 
 def _values(where: str, prediction: np.ndarray, target: np.ndarray, *, unit: bool = False) -> np.ndarray:
-    return value_targets(where, ArraySpec(prediction.shape, str(prediction.dtype)), target, unit=unit)
+    return value_targets(where, spec_of(where, prediction), target, unit=unit)
+
+
+def _weights(where: str, weight: Any, rows: int) -> np.ndarray:
+    weights = as_array(weight, f"{where}: weight: expected numbers")
+    if weights.dtype.kind not in "fiub" or weights.shape != (rows,):
+        raise DataError(f"{where}: weight: expected numbers of shape ({rows},), got {weights.dtype} {weights.shape}")
+    weights = weights.astype("float64")
+    if not np.isfinite(weights).all() or (weights < 0.0).any():
+        raise DataError(f"{where}: weight: expected finite numbers of at least 0")
+    return weights
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

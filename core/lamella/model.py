@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lamella.arguments import flag, knows
+from lamella.arguments import file_path, flag, knows
 from lamella.backends import get_backend
-from lamella.errors import ArgumentError, GraphError, did_you_mean
+from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean, shown
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, assemble
 from lamella.network import Network
@@ -149,12 +149,12 @@ class Sequential(Model):
                 "Sequential: input_shape is missing, the shape of a sample: input_shape=(28, 28), or x.shape[1:]"
             )
         if not isinstance(layers, list | tuple) or not layers:
-            raise ArgumentError(f"Sequential: layers: expected a list of at least one layer, got {layers!r}")
+            raise ArgumentError(f"Sequential: layers: expected a list of at least one layer, got {shown(layers)}")
         first = node = Input(input_shape, input_dtype)
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer | Network | Graph):
                 hint = f"; did you mean {layer.__name__}(...)?" if isinstance(layer, type) else ""
-                raise ArgumentError(f"Sequential: layers[{position}]: expected a layer, got {layer!r}{hint}")
+                raise ArgumentError(f"Sequential: layers[{position}]: expected a layer, got {shown(layer)}{hint}")
             node = layer(node)
             if not isinstance(node, Node):
                 raise GraphError(
@@ -177,6 +177,8 @@ def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Mod
     <Sequential (N, 4) float32 -> (N, 3) float32, 15 parameters>
     """
     get_backend(backend)  # an unknown one is no fault of the configuration
+    if not isinstance(config, Mapping):
+        raise DataError(f"from_config: config is no dict; expected what model.config() returns, got {shown(config)}")
     with structure.refusing("from_config", "what model.config() returns"):
         reader = structure.Reader(config)
         model = _made(reader.graph, backend)
@@ -212,9 +214,10 @@ def load(
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
         ArgumentError: ``layers`` names what the file does not have.
     """
+    path = file_path(path, "load: path")
     get_backend(backend)  # an unknown one is no fault of the file
     if layers is not None and not isinstance(layers, Mapping):
-        raise ArgumentError(f"load: layers: expected a dict of names to classes, got {layers!r}")
+        raise ArgumentError(f"load: layers: expected a dict of names to classes, got {shown(layers)}")
     found = archive.read(path, layers or {}, with_optimizer=flag(optimizer, "load: optimizer"))
     with structure.refusing(f"load {path}", "what model.save() writes"):
         model = _made(found.graph, backend, drawn=False)

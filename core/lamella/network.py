@@ -11,14 +11,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from lamella.arguments import positive
+from lamella.arguments import dtype_name, file_path, positive, text
 from lamella.backends import Backend, get_backend
 from lamella.engine.arrays import ArrayMapping, Layout, Storage, draw
 from lamella.engine.changes import Change
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import thread_count
 from lamella.engine.values import Holding, OptimizerState, Values, assign
-from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean
+from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
@@ -26,7 +26,7 @@ from lamella.graph.slicing import cut
 from lamella.protocol.inputs import as_inputs, converted
 from lamella.protocol.layer import call
 from lamella.protocol.node import Node, valid_name
-from lamella.protocol.spec import ArraySpec
+from lamella.protocol.spec import FLOATS, ArraySpec
 
 __all__ = ["Network"]
 
@@ -87,6 +87,7 @@ class Network:
     def differing(self, other: Network) -> frozenset[str]:
         """Return the layers that stand in both networks, the same objects, with other values there than here."""
 
+        _need_network(other, "differing")
         layers = self._layer_arrays()
         with self.reading() as own, other.reading() as theirs:
             return frozenset(
@@ -138,7 +139,7 @@ class Network:
 
     @step.setter
     def step(self, step: int) -> None:
-        self.assign({}, step)
+        self.assign({}, positive(step, "step", minimum=0))
 
     @property
     def epochs(self) -> int:
@@ -164,6 +165,11 @@ class Network:
     @optimizer_state.setter
     def optimizer_state(self, state: OptimizerState | None) -> None:
         if state is not None:
+            if not isinstance(state, OptimizerState) or not state.belongs_to(self.values.parameters):
+                raise ArgumentError(
+                    "optimizer_state: expected None, or what optimizer_state was of a model with the same parameters "
+                    f"on the same backend, got {shown(state)}"
+                )
             state.is_shared = True
         with Change(self, "optimizer_state ="):
             self.values.optimizer = state
@@ -298,8 +304,16 @@ class Network:
         """Replace arrays by full name, checked; who reads meanwhile sees all of them, or none.
 
         Raises:
+            ArgumentError: arrays that the model does not have, or a step that is none.
             BusyError: another thread is training the model.
         """
+        if not isinstance(arrays, Mapping):
+            raise ArgumentError(f"assign: arrays: expected a dict of arrays by name, got {shown(arrays)}")
+        for name in arrays:
+            if name not in self.graph.arrays:
+                hint = did_you_mean(name, self.graph.arrays) if isinstance(name, str) else ""
+                raise ArgumentError(f"assign: arrays: the model has no {shown(name)}.{hint}")
+        step = None if step is None else positive(step, "assign: step", minimum=0)
         with Change(self, "an assignment"):
             assign(self, arrays, step)
 
@@ -315,7 +329,7 @@ class Network:
 
     def _matching(self, pattern: str) -> frozenset[str]:
         if not isinstance(pattern, str):
-            raise ArgumentError(f"freeze: pattern: expected a name such as 'conv2d_*', got {pattern!r}")
+            raise ArgumentError(f"freeze: pattern: expected a name such as 'conv2d_*', got {shown(pattern)}")
 
         def names(operation: Operation) -> list[str]:
             parts = operation.prefix.split("/")
@@ -337,6 +351,7 @@ class Network:
 
     def to(self, backend: str) -> Self:
         """Move the model to a backend, such as ``"numpy"`` or ``"cupy"``, and return it."""
+        text(backend, "to: backend", "'numpy' or 'cupy'")
         with Change(self, "to"):
             moved = self.copy(backend=backend)
             self.device, self.values = moved.device, moved.values
@@ -353,9 +368,10 @@ class Network:
     def copy(self, *, dtype: str | None = None, backend: str | None = None) -> Self:
         """Return a model of the same layers with the same values, in another dtype or on another backend if given."""
         graph = self.graph
-        if dtype is not None and dtype != self.dtype:
+        if dtype is not None and (dtype := dtype_name(dtype, "copy: dtype", FLOATS)) != self.dtype:
             graph = assemble(graph.input_nodes, graph.output_nodes, dtype, seed=self.seed, kind=graph.kind)
-        return self._of(graph, backend=backend or self.backend, frozen=self._frozen, drawn=False)._become(self)
+        backend = self.backend if backend is None else backend
+        return self._of(graph, backend=backend, frozen=self._frozen, drawn=False)._become(self)
 
     def _become(self, other: Network) -> Self:
         """Take everything that a network of equal layers has at this moment."""
@@ -389,6 +405,7 @@ class Network:
         >>> transfer.copy_values(trained)
         ('head',)
         """
+        _need_network(other, "copy_values")
         with other.reading() as values:
             return self._copy_values(other, values)
 
@@ -434,7 +451,7 @@ class Network:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, from which `lamella.load` makes it again and training goes on."""
         self._warn_of_outer_training()
-        self._save(path)
+        self._save(file_path(path, "save: path"))
 
     def _save(self, path: str | os.PathLike[str], **more: Any) -> None:
         """Write the model, and further entries of the header."""
@@ -451,6 +468,12 @@ class Network:
         ``mapping`` says what the model's arrays are called there, and leaves those as they are that it maps to None:
         ``{"head.*": None}``. Everything is checked before anything changes.
         """
+        path = file_path(path, "load_weights: path")
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise ArgumentError(
+                "load_weights: mapping: expected a dict of the model's names to names in the file, or None, got "
+                f"{shown(mapping)}"
+            )
         self.assign(archive.read_weights(path, self.graph, mapping))
 
     def config(self) -> dict[str, Any]:
@@ -476,6 +499,11 @@ def _comparable(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {key: _comparable(value) for key, value in config.items() if key not in ("version", "frozen")}
     return [_comparable(one) for one in config] if isinstance(config, list) else config
+
+
+def _need_network(other: Any, where: str) -> None:
+    if not isinstance(other, Network):
+        raise ArgumentError(f"{where}: other: expected a model, got {shown(other)}")
 
 
 def _depth(model: Any) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lamella import registry
-from lamella.arguments import fraction, number
+from lamella.arguments import flag, fraction, number
 from lamella.errors import ArgumentError
 from lamella.hookspecs import hookimpl
 from lamella.protocol.configured import Configured
@@ -76,7 +76,7 @@ class SGD(Optimizer):
     def __init__(self, learning_rate: float | Schedule = 0.01, momentum: float = 0.0, nesterov: bool = False):
         self.learning_rate = number_or_schedule(learning_rate, "learning_rate")
         self.momentum = fraction(momentum, "momentum")
-        self.nesterov = bool(nesterov)
+        self.nesterov = flag(nesterov, "nesterov")
         self.slots = {"velocity": 0.0} if self.momentum else {}
         if self.nesterov and not self.momentum:
             raise ArgumentError("nesterov: expected False without momentum, got True; try momentum=0.9")
@@ -190,7 +190,7 @@ class RMSprop(Optimizer):
         self.rho = fraction(rho, "rho")
         self.momentum = fraction(momentum, "momentum")
         self.epsilon = number(epsilon, "epsilon", minimum=0.0)
-        self.centered = bool(centered)
+        self.centered = flag(centered, "centered")
         names = ("v", *(("mean",) if self.centered else ()), *(("velocity",) if self.momentum else ()))
         self.slots = dict.fromkeys(names, 0.0)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from lamella.arguments import function, text
+
 __all__ = [
     "Primitive",
     "add_rows",
@@ -39,7 +41,7 @@ class Primitive:
     """An array function with kernels; made by `primitive`."""
 
     def __init__(self, reference: Kernel) -> None:
-        functools.update_wrapper(self, reference)
+        functools.update_wrapper(self, function(reference, "primitive: reference", "(xp, *arrays, **options)"))
         self.reference = reference
         self.kernels: dict[str, Kernel] = {}
 
@@ -49,9 +51,11 @@ class Primitive:
         A kernel may return `NotImplemented` for what it is not made for; the next one, or the reference, runs then.
         """
 
-        def register(function: Kernel) -> Kernel:
-            self.kernels[backend] = function
-            return function
+        text(backend, "kernel: backend", "'numpy' or 'onnx'")
+
+        def register(kernel: Kernel) -> Kernel:
+            self.kernels[backend] = function(kernel, "kernel", "(xp, *arrays, **options)")
+            return kernel
 
         return register
 

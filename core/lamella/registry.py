@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import pluggy
 
 from lamella import hookspecs
-from lamella.errors import ArgumentError, RegistryError, did_you_mean
+from lamella.errors import ArgumentError, RegistryError, did_you_mean, shown
 
 __all__ = [
     "FAILURES",
@@ -172,12 +172,14 @@ class Kind:
         assert self.base is not None
         if isinstance(value, str):
             value = find(self.name, value)
-        if isinstance(value, type) and issubclass(value, self.base):
+        if isinstance(value, type) and issubclass(value, self.base) and value is not self.base:
             value = value()
-        if not isinstance(value, self.base):
+        if not isinstance(value, self.base) or type(value) is self.base:
             word = self.base.__name__
             article = "an" if word[0] in "AEIOU" else "a"
-            raise ArgumentError(f"{word.lower()}: expected a name or {article} {word}, got {value!r}")
+            is_base = value is self.base or type(value) is self.base
+            hint = f"; {word} is the class that all of them extend" if is_base else ""
+            raise ArgumentError(f"{word.lower()}: expected a name or {article} {word}, got {shown(value)}{hint}")
         return value
 
 
@@ -264,6 +266,8 @@ class Registry:
 
     def find(self, kind: str, name: str) -> Any:
         """Return the object of a name, plain or ``"distribution:name"``; a plain name of lamella's own is lamella's."""
+        if not isinstance(name, str):
+            raise ArgumentError(f"{kind}: expected a registered name, got {shown(name)}")
         known = self._found.get((kind, name))
         if known is None:
             known = self._look_up(kind, name)
@@ -296,7 +300,7 @@ class Registry:
         Doubled()
         """
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ArgumentError(f"register: name: expected lower case, digits and '_', got {name!r}")
+            raise ArgumentError(f"register: name: expected lower case, digits and '_', got {shown(name)}")
 
         def known(thing: _T) -> _T:
             kinds = [_kinds[kind] for kind in hookspecs.KINDS if _kinds[kind].base or _kinds[kind].of]
@@ -306,7 +310,7 @@ class Registry:
             if not kind:
                 raise ArgumentError(
                     f"register: expected the class of a layer, loss, optimizer, schedule or metric, an "
-                    f"ActivationFunction or an initializer, got {thing!r}"
+                    f"ActivationFunction or an initializer, got {shown(thing)}"
                 )
             own = [plugin for plugin in self.plugins() if plugin.is_own]
             self._import(own)

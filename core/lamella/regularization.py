@@ -134,7 +134,7 @@ class MaxNorm(Constraint):
 
     def __init__(self, limit: float = 2.0, *, axis: int | tuple[int, ...] | None = None):
         self.limit = number(limit, "limit", above=0.0)
-        axes = (axis,) if isinstance(axis, int) else axis
+        axes = axis if axis is None or isinstance(axis, tuple) else (axis,)
         self.axis = None if axes is None else tuple(positive(one, "axis", minimum=0) for one in axes)
 
     def apply(self, xp: Any, p: Any) -> Any:

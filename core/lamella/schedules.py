@@ -15,7 +15,7 @@ import math
 
 from lamella import registry
 from lamella.arguments import fraction, number, positive
-from lamella.errors import ArgumentError
+from lamella.errors import ArgumentError, shown
 from lamella.hookspecs import hookimpl
 from lamella.protocol.configured import Configured
 
@@ -64,6 +64,7 @@ class Constant(Schedule):
         self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
 
     def at(self, step: int) -> float:
+        positive(step, "step")
         return self.learning_rate
 
 
@@ -88,7 +89,8 @@ class StepDecay(Schedule):
         self.factor = number(factor, "factor", above=0.0)
 
     def at(self, step: int) -> float:
-        return self.learning_rate * math.pow(self.factor, (step - 1) // self.every)
+        step = positive(step, "step")
+        return self.learning_rate * _power(self.factor, (step - 1) // self.every)
 
 
 class Exponential(Schedule):
@@ -111,7 +113,8 @@ class Exponential(Schedule):
         self.factor = number(factor, "factor", above=0.0)
 
     def at(self, step: int) -> float:
-        return self.learning_rate * math.pow(self.factor, (step - 1) / self.every)
+        step = positive(step, "step")
+        return self.learning_rate * _power(self.factor, (step - 1) / self.every)
 
 
 class Cosine(Schedule):
@@ -146,6 +149,7 @@ class Cosine(Schedule):
             )
 
     def at(self, step: int) -> float:
+        step = positive(step, "step")
         if step <= self.warm_up:
             return self.learning_rate * step / (self.warm_up + 1)
         done = (step - 1 - self.warm_up) / (self.steps - self.warm_up)
@@ -172,6 +176,7 @@ class WarmUp(Schedule):
         self.steps = positive(steps, "steps")
 
     def at(self, step: int) -> float:
+        step = positive(step, "step")
         if step <= self.steps:
             return learning_rate_at(self.schedule, 1) * step / (self.steps + 1)
         return learning_rate_at(self.schedule, step - self.steps)
@@ -214,12 +219,20 @@ class OneCycle(Schedule):
         self.final_division = number(final_division, "final_division", minimum=1.0)
 
     def at(self, step: int) -> float:
+        step = positive(step, "step")
         k, top, last = step - 1, max(0.0, self.rise * self.steps - 1.0), self.steps - 1.0
         start = self.learning_rate / self.division
         if k < top:
             return _cosine(start, self.learning_rate, k / top)
         down = (k - top) / (last - top) if last > top else float(k > top)
         return _cosine(self.learning_rate, start / self.final_division, down)
+
+
+def _power(factor: float, exponent: float) -> float:
+    try:
+        return math.pow(factor, exponent)
+    except OverflowError:  # a factor above 1, after very many steps
+        return math.inf
 
 
 def _cosine(start: float, end: float, done: float) -> float:
@@ -237,7 +250,7 @@ def number_or_schedule(value: float | Schedule, name: str) -> float | Schedule:
         return value
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ArgumentError(
-            f"{name}: expected a finite number or a Schedule, such as lm.schedules.Cosine(...), got {value!r}"
+            f"{name}: expected a finite number or a Schedule, such as lm.schedules.Cosine(...), got {shown(value)}"
         )
     return number(value, name, minimum=0.0)
 
@@ -251,8 +264,9 @@ def learning_rate_at(learning_rate: float | Schedule, step: int) -> float:
     >>> learning_rate_at(0.1, 7), learning_rate_at(StepDecay(1.0, every=5), 7)
     (0.1, 0.1)
     """
+    positive(step, "step")
     if not isinstance(learning_rate, Schedule):
-        return learning_rate
+        return number(learning_rate, "learning_rate", minimum=0.0)
     return number(learning_rate.at(step), f"{learning_rate!r}.at({step})", minimum=0.0)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lamella import ArgumentError, GraphError, Layer, Model, registry
-from lamella.errors import did_you_mean
+from lamella.errors import did_you_mean, shown
 from lamella.protocol import Node
 
 __all__ = ["Appended", "extended"]
@@ -50,10 +50,10 @@ def extended(model: Model, append: Any) -> tuple[Model, tuple[str, ...]]:
 
 def _chained(nodes: tuple[Node, ...], names: tuple[str, ...], layers: Any) -> tuple[tuple[Node, ...], tuple[str, ...]]:
     """The nodes after one layer or several, and their names: none where a layer gives them one."""
-    several = isinstance(layers, Iterable) and not isinstance(layers, str)
+    several = isinstance(layers, list | tuple)
     for layer in layers if several else [layers]:
         if not isinstance(layer, Layer | Model):
-            raise ArgumentError(f"export: append: expected a layer or several, got {layer!r}{_layer_hint(layer)}")
+            raise ArgumentError(f"export: append: expected a layer or several, got {shown(layer)}{_layer_hint(layer)}")
         try:
             result = layer(*nodes)
         except GraphError as error:

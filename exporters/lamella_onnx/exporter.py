@@ -13,7 +13,8 @@ import onnxruntime
 from onnx import helper
 
 from lamella import ArgumentError, LamellaError, Model
-from lamella.protocol.inputs import as_inputs
+from lamella.errors import shown
+from lamella.protocol.inputs import as_inputs, row_count
 from lamella_onnx.append import Appended, extended
 from lamella_onnx.files import as_path, write
 from lamella_onnx.finite import need_finite_parameters, need_finite_results
@@ -110,6 +111,8 @@ def export(
         )
     given = None if samples is None else as_inputs(model.input_names, model.input_specs, samples)
     need_finite_parameters(model.parameters)
+    if given is not None:
+        row_count(given, "samples")
     with _nothing_written(path):
         trace, probes, evidence, agreements = _agreed(model, names, opset, given)
     proto = trace.proto
@@ -194,7 +197,7 @@ def _inexact(batch: Evidence, output: int) -> str:
 
 def _properties(metadata: Mapping[str, str] | None) -> dict[str, str]:
     if not isinstance(metadata, Mapping | None):
-        raise ArgumentError(f"export: metadata: expected a dict of texts by name, got {metadata!r}")
+        raise ArgumentError(f"export: metadata: expected a dict of texts by name, got {shown(metadata)}")
     for name, value in (metadata or {}).items():
         if not _is_text(name) or not _is_text(value) or name.startswith("lamella."):
             raise ArgumentError(

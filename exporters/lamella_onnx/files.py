@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lamella import ArgumentError, DataError
+from lamella import DataError
+from lamella.arguments import file_path
 from lamella.files.writing import write_atomically
 
 try:
@@ -26,11 +27,7 @@ LARGEST = 2**31 - 1  # bytes; protobuf takes no more
 
 def as_path(path: Any, where: str) -> Path:
     """Return an argument as a path."""
-    try:
-        os.path.realpath(Path(path))
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{where}: path: expected a path, got {path!r} ({error})") from None
-    return Path(path)
+    return Path(file_path(path, f"{where}: path"))
 
 
 def digest(content: bytes) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import onnx
 from onnx import helper
 
 from lamella import ArgumentError, DataError, Layer, Model
+from lamella.arguments import flag, number
 from lamella.backends.namespace import DTYPE_NAMES
 from lamella_onnx.external import external_arrays, fetch
 from lamella_onnx.files import as_path, digest, proof_path, read
@@ -112,8 +112,7 @@ def verify(
     """
     if model is not None:
         need_model(model, "verify")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-        raise ArgumentError(f"verify: timeout: expected seconds, above 0, got {timeout!r}")
+    timeout, external_data = number(timeout, "verify: timeout", above=0.0), flag(external_data, "verify: external_data")
     path = as_path(path, "verify")
     try:
         content, proto, proof = _read(path)

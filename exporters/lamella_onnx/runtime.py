@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from lamella.errors import ArgumentError, LamellaError
+from lamella.errors import ArgumentError, LamellaError, shown
 from lamella_onnx.validity import in_one_line
 
 __all__ = ["DEFAULT_OPSET", "OLDEST_OPSET", "ParityError", "Target", "installed", "resolve", "run", "session"]
@@ -84,26 +84,26 @@ def resolve(opset: int | None, target: str | None) -> int:
         return min(DEFAULT_OPSET, wanted.opset, installed().opset)
     if isinstance(opset, bool) or not isinstance(opset, int) or opset < OLDEST_OPSET:
         raise ArgumentError(
-            f"export: opset: expected {OLDEST_OPSET} or newer, got {opset!r}; leave it out for the default"
+            f"export: opset: expected {OLDEST_OPSET} or newer, got {shown(opset)}; leave it out for the default"
         )
     for reader, purpose in ((wanted, "reads"), (installed(), "is installed to check the file, and reads")):
         if opset > reader.opset or helper.find_min_ir_version_for([helper.make_opsetid("", opset)]) > reader.ir:
             raise ArgumentError(
-                f"export: opset={opset}: {reader.runtime} {purpose} opsets {OLDEST_OPSET} to {reader.opset}; "
+                f"export: opset={shown(opset)}: {reader.runtime} {purpose} opsets {OLDEST_OPSET} to {reader.opset}; "
                 "ask for an older one, or leave it out"
             )
     return opset
 
 
 def _named(target: str | None) -> Target:
-    if target is None or target == "onnxruntime":
+    if target is None or (isinstance(target, str) and target == "onnxruntime"):
         return installed()
     match = re.fullmatch(r"onnxruntime==(1\.\d+)(\.\d+)*", target) if isinstance(target, str) else None
     if match is None or match[1] not in _RELEASES:
         oldest, *_, newest = _RELEASES
         raise ArgumentError(
             f"export: target: expected 'onnxruntime==<version>' from {oldest} to {newest}, or None for the installed "
-            f"one, got {target!r}"
+            f"one, got {shown(target)}"
         )
     return Target(target or "", *_RELEASES[match[1]])
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import lamella as lm
 from lamella import registry
-from lamella.arguments import positive
+from lamella.arguments import initializer_argument, positive
+from lamella.errors import shown
 from lamella.primitives import Primitive, erf, relu, relu_dx, sigmoid, softmax, softplus
 from lamella.testing import Specimen
 
@@ -49,12 +50,14 @@ class Activation(lm.Layer):
             registry.find("activations", function) if isinstance(function, str) else function
         )
         if not isinstance(self.function, lm.ActivationFunction):
-            raise lm.ArgumentError(f"function: expected a registered name or an ActivationFunction, got {function!r}")
-        self.has_axis = "axis" in inspect.signature(self.function.forward).parameters
+            raise lm.ArgumentError(
+                f"function: expected a registered name or an ActivationFunction, got {shown(function)}"
+            )
+        self.has_axis = _takes_axis(self.function)
         if axis is not None and not self.has_axis:
-            raise lm.ArgumentError(f"axis={axis!r}: {function!r} is elementwise; leave axis out")
+            raise lm.ArgumentError(f"axis={shown(axis)}: {function!r} is elementwise; leave axis out")
         if axis is not None and type(axis) is not int:
-            raise lm.ArgumentError(f"axis: expected an int, got {axis!r}")
+            raise lm.ArgumentError(f"axis: expected an int, got {shown(axis)}")
         self.axis = -1 if axis is None else axis
         self.options = {"axis": self.axis} if self.has_axis else {}
         self.gives_probabilities = self.function.probabilities
@@ -83,6 +86,13 @@ class Activation(lm.Layer):
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
         x, y = ctx.saved
         return self.function.backward(ctx.xp, x, y, dy, **self.options)
+
+
+def _takes_axis(function: lm.ActivationFunction) -> bool:
+    try:
+        return "axis" in inspect.signature(function.forward).parameters
+    except ValueError:  # some built-in functions have no signature that can be read
+        return False
 
 
 class PReLU(lm.Layer):
@@ -114,7 +124,7 @@ class PReLU(lm.Layer):
         self.shared_axes = tuple(positive(axis, "shared_axes") for axis in shared)
         if len(set(self.shared_axes)) < len(self.shared_axes):
             raise lm.ArgumentError(f"shared_axes: expected different axes, got {shared_axes!r}")
-        self.alpha_initializer = alpha_initializer
+        self.alpha_initializer = initializer_argument(alpha_initializer, "alpha_initializer")
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         alpha = [1 if axis in self.shared_axes else size for axis, size in enumerate(x.shape)][1:]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import lamella as lm
-from lamella.arguments import flag, fraction, positive
+from lamella.arguments import flag, fraction, initializer_argument, positive
 from lamella.primitives import softmax
 from lamella.testing import Specimen
 from lamella_layers.dense import Dense
@@ -65,7 +65,10 @@ class MultiHeadAttention(lm.Layer):
         self.heads, self.key_dim = positive(num_heads, "num_heads"), positive(key_dim, "key_dim")
         self.value_dim = self.key_dim if value_dim is None else positive(value_dim, "value_dim")
         self.attention = ScaledDotProductAttention(self.heads, causal=causal, dropout=dropout)
-        self.options = {"use_bias": flag(use_bias, "use_bias"), "kernel_initializer": kernel_initializer}
+        self.options = {
+            "use_bias": flag(use_bias, "use_bias"),
+            "kernel_initializer": initializer_argument(kernel_initializer, "kernel_initializer"),
+        }
 
     def expand(self, *nodes: lm.Node) -> Any:
         mask = [node for node in nodes[-1:] if node.spec.dtype == "bool"]

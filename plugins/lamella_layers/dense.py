@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import flag, positive
+from lamella.arguments import flag, initializer_argument, positive
 from lamella.primitives import affine, affine_gradients
 from lamella.testing import Specimen
 from lamella_layers.activation import Activation
@@ -46,7 +46,7 @@ class Dense(lm.Layer):
         self.units = positive(units, "units")
         self.use_bias = flag(use_bias, "use_bias")
         self.activation = None if activation is None else Activation(activation)
-        self.kernel_initializer = kernel_initializer
+        self.kernel_initializer = initializer_argument(kernel_initializer, "kernel_initializer")
 
     def expand(self, x: lm.Node) -> Any:
         if self.activation is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import positive
+from lamella.arguments import initializer_argument, positive
 from lamella.primitives import add_rows, take_rows
 from lamella.testing import Specimen
 
@@ -45,7 +45,7 @@ class Embedding(lm.Layer):
     def __init__(self, input_dim: int, output_dim: int, *, embeddings_initializer: Any = "uniform"):
         self.input_dim = positive(input_dim, "input_dim")
         self.output_dim = positive(output_dim, "output_dim")
-        self.embeddings_initializer = embeddings_initializer
+        self.embeddings_initializer = initializer_argument(embeddings_initializer, "embeddings_initializer")
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         if x.is_float or x.dtype == "bool":
@@ -100,7 +100,7 @@ class PositionEmbedding(lm.Layer):
 
     def __init__(self, sequence_length: int, *, initializer: Any = "glorot_uniform"):
         self.sequence_length = positive(sequence_length, "sequence_length")
-        self.initializer = initializer
+        self.initializer = initializer_argument(initializer, "initializer")
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         if len(x.shape) != 3 or not isinstance(x.shape[2], int) or not x.is_float:

@@ -9,7 +9,8 @@ from functools import reduce
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import flag
+from lamella.arguments import flag, is_axis
+from lamella.errors import shown
 from lamella.primitives import Primitive
 from lamella.testing import Specimen
 
@@ -425,8 +426,8 @@ class Dot(lm.Layer):
 
 
 def _axis_argument(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value == 0:
-        raise lm.ArgumentError(f"{name}: expected ints other than 0, the batch axis, got {value!r}")
+    if not is_axis(value) or value == 0:
+        raise lm.ArgumentError(f"{name}: expected ints other than 0, the batch axis, got {shown(value)}")
     return value
 
 

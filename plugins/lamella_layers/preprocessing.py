@@ -8,7 +8,8 @@ from typing import Any, Self
 import numpy as np
 
 import lamella as lm
-from lamella.arguments import number
+from lamella.arguments import is_axis, number
+from lamella.errors import shown
 from lamella.protocol.inputs import as_array
 from lamella.testing import Specimen
 
@@ -104,8 +105,8 @@ class Normalization(lm.Layer):
         axis: int | tuple[int, ...] | None = -1,
     ):
         self.axes = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
-        if not all(type(k) is int for k in self.axes):
-            raise lm.ArgumentError(f"axis: expected an int, a tuple of them, or None, got {axis!r}")
+        if not all(map(is_axis, self.axes)):
+            raise lm.ArgumentError(f"axis: expected an int, a tuple of them, or None, got {shown(axis)}")
         if (mean is None) != (variance is None):
             raise lm.ArgumentError(
                 "mean and variance: expected both or neither; Normalization().adapted(data) has both"
@@ -232,10 +233,10 @@ class Normalization(lm.Layer):
 def _numbers(value: Any, name: str) -> Any:
     try:
         array = np.array(value, "float64")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.array(math.nan)
     if not np.isfinite(array).all():
-        raise lm.ArgumentError(f"{name}: expected finite numbers, got {value!r}")
+        raise lm.ArgumentError(f"{name}: expected finite numbers, got {shown(value)}")
     array.flags.writeable = False
     return array
 

@@ -12,6 +12,7 @@ import numpy as np
 
 import lamella as lm
 from lamella.arguments import choice, pair
+from lamella.errors import shown
 from lamella.primitives import pad
 from lamella.testing import Specimen
 from lamella_layers.windows import image_shape
@@ -67,9 +68,9 @@ class Reshape(lm.Layer):
 
     def __init__(self, shape: tuple[int, ...]):
         shape = (shape,) if isinstance(shape, int) else shape
-        sizes = isinstance(shape, tuple) and all(type(n) is int and (n > 0 or n == -1) for n in shape)
+        sizes = isinstance(shape, tuple) and all(type(n) is int and (0 < n < 2**31 or n == -1) for n in shape)
         if not sizes or shape.count(-1) > 1:
-            raise lm.ArgumentError(f"shape: expected positive ints, one of which may be -1, got {shape!r}")
+            raise lm.ArgumentError(f"shape: expected positive ints, one of which may be -1, got {shown(shape)}")
         self.shape = shape
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
@@ -116,8 +117,8 @@ class Permute(lm.Layer):
         ints = isinstance(dims, tuple) and all(type(axis) is int for axis in dims)
         if not ints or sorted(dims) != list(range(1, len(dims) + 1)):
             raise lm.ArgumentError(
-                f"dims: expected each of the axes 1, 2, ... once, such as (2, 1), got {dims!r}; the batch, axis 0, "
-                "stays where it is"
+                f"dims: expected each of the axes 1, 2, ... once, such as (2, 1), got {shown(dims)}; the batch, axis "
+                "0, stays where it is"
             )
         self.order = (0, *dims)
 

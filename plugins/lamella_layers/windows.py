@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import pair, positive
-from lamella.errors import ArgumentError, GraphError
+from lamella.arguments import extent, pair
+from lamella.errors import ArgumentError, GraphError, shown
 from lamella.primitives import pad
 
 __all__ = [
@@ -53,7 +53,7 @@ def window_argument(value: Any, name: str, axes: int = 2) -> Sizes:
     >>> window_argument(3, "kernel_size"), window_argument((3, 5), "strides"), window_argument(3, "strides", axes=1)
     ((3, 3), (3, 5), (3,))
     """
-    return (positive(value, name),) if axes == 1 else pair(value, name)
+    return (extent(value, name),) if axes == 1 else pair(value, name)
 
 
 def padding_argument(value: Any, axes: int = 2) -> Padding:
@@ -64,8 +64,8 @@ def padding_argument(value: Any, axes: int = 2) -> Padding:
     >>> padding_argument(1, axes=1), padding_argument((0, 2), axes=1)
     (((1, 1),), ((0, 2),))
     """
-    if value in ("valid", "same"):
-        return str(value)
+    if isinstance(value, str) and value in ("valid", "same"):
+        return value
     return border_argument(value, "padding", axes, others="'valid', 'same', ")
 
 
@@ -78,7 +78,7 @@ def border_argument(value: Any, name: str, axes: int = 2, *, others: str = "") -
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value, value)
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ArgumentError(f"{name}: expected {others}{_BORDER[axes]}, got {value!r}")
+        raise ArgumentError(f"{name}: expected {others}{_BORDER[axes]}, got {shown(value)}")
     return tuple(pair(sides, name, minimum=0) for sides in ((value,) if axes == 1 else value))
 
 

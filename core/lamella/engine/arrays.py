@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lamella.backends import Backend
-from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean
+from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean, shown
 from lamella.initializers import INITIALIZERS
 from lamella.protocol.declare import ArrayDeclaration
+from lamella.protocol.inputs import as_array
 
 __all__ = ["ArrayMapping", "Layout", "Storage", "draw"]
 
@@ -129,7 +130,7 @@ class ArrayMapping(Mapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._check(name)
-        value = np.asarray(value)
+        value = as_array(value, f"model.{self._kind}[{name!r}]: expected numbers")
         expected = self._declarations[name].shape
         if value.shape != expected:
             raise DataError(f"model.{self._kind}[{name!r}]: expected shape {expected}, got {value.shape}")
@@ -138,10 +139,9 @@ class ArrayMapping(Mapping[str, Any]):
         self._assign({name: value})
 
     def _check(self, name: str) -> None:
-        if name not in self._declarations:
-            raise KeyError(
-                f"no {self._kind} called {name!r}; there are {', '.join(self) or 'none'}.{did_you_mean(name, self)}"
-            )
+        if not isinstance(name, str) or name not in self._declarations:
+            hint = did_you_mean(name, self) if isinstance(name, str) else ""
+            raise KeyError(f"no {self._kind} called {shown(name)}; there are {', '.join(self) or 'none'}.{hint}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._declarations)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella.errors import ArgumentError
+from lamella.arguments import extent
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -77,8 +77,8 @@ def set_threads(count: int | None) -> None:
     >>> lm.set_threads(None)
     """
     global _chosen, _pool
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise ArgumentError(f"set_threads: expected a positive int or None, got {count!r}")
+    if count is not None:
+        count = extent(count, "set_threads: count")
     with _lock:
         _chosen = count
         if _pool is not None:

@@ -64,12 +64,24 @@ class OptimizerState:
             state.slots[name][...] = value
         return state
 
+    def belongs_to(self, parameters: Storage) -> bool:
+        """Whether the slots are of parameters of this layout."""
+        sizes = {getattr(slot, "shape", None) for slot in self.slots.values()}
+        return self.backend is parameters.backend and sizes <= {parameters.flat.shape}
+
     def fits(self, optimizer: Optimizer) -> bool:
         """Whether steps of an optimizer go on from here: it may differ in its learning rate only."""
-        if self.optimizer is optimizer:
-            return True
+        return self.optimizer is optimizer or not self.differences(optimizer)
+
+    def differences(self, optimizer: Optimizer) -> str:
+        """Return in words what keeps steps of an optimizer from going on from here."""
+        if self.optimizer == optimizer:
+            return ""
+        if type(self.optimizer) is not type(optimizer):
+            return f"{optimizer!r}, {self.optimizer!r} before"
         own, other = self.optimizer.config(), optimizer.config()
-        return type(self.optimizer) is type(optimizer) and own | {"learning_rate": 0} == other | {"learning_rate": 0}
+        names = [name for name in own if name != "learning_rate" and own[name] != other[name]]
+        return ", ".join(f"{name}={other[name]!r}, {own[name]!r} before" for name in names)
 
     def with_optimizer(self, optimizer: Optimizer) -> OptimizerState:
         """Return a state for the next steps with an optimizer that fits; another learning rate starts unscaled."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lamella.arguments import positive
+from lamella.arguments import file_path, positive
 from lamella.files import archive
 from lamella.files.structure import refusing
 
@@ -79,7 +79,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     >>> lm.inspect("small.lamella").layers[0].arguments
     "units=3, use_bias=True, activation='relu', kernel_initializer='glorot_uniform'"
     """
-    where, given = f"inspect {os.fsdecode(path)}", os.fsdecode(path)
+    path = file_path(path, "inspect: path")
+    where = f"inspect {path}"
     with refusing(where, "what model.save() writes"):
         header, shapes = archive.outline(where, path)
         model, held = header["model"], header.get("optimizer")
@@ -87,7 +88,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         place = header.get("training")
         place = None if place is None else dict(place["dict"])
         return Inspection(
-            path=given,
+            path=path,
             format=header["format"],
             kind=str(model["class"]),
             dtype=str(model["dtype"]),

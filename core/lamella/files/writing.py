@@ -59,9 +59,7 @@ def check_place(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | Non
         DataError: what stands there is no regular file.
         OSError: the folder is missing, or the place is a folder.
     """
-    given = os.fsdecode(path)
-    if not given:
-        raise DataError("path: expected the name of a file, got ''")
+    given = os.fspath(path)
     target = os.path.realpath(given)
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):

@@ -10,10 +10,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lamella.arguments import positive
-from lamella.errors import ArgumentError, GraphError, MistakeWarning, counted, did_you_mean
+from lamella.arguments import dtype_name, positive
+from lamella.errors import GraphError, MistakeWarning, counted, did_you_mean, shown
 from lamella.graph.naming import Names, check_unique, output_names
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.layer import Layer, build, call
@@ -155,19 +153,17 @@ class Graph:
 class _ByName(dict[str, Any]):
     """Layers by name."""
 
-    def __missing__(self, name: Any) -> Any:
-        raise KeyError(f"no layer called {name!r}; there are {', '.join(self)}.{did_you_mean(str(name), self)}")
+    def __getitem__(self, name: str) -> Any:
+        if not isinstance(name, str) or name not in self:
+            hint = did_you_mean(name, self) if isinstance(name, str) else ""
+            raise KeyError(f"no layer called {shown(name)}; there are {', '.join(self)}.{hint}")
+        return super().__getitem__(name)
 
 
 def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str = "Model") -> Graph:
     """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values."""
-    if not isinstance(dtype, str):
-        dtype = np.dtype(dtype).name
-    if dtype not in FLOATS:
-        raise ArgumentError(f"Model: dtype: expected one of {', '.join(map(repr, FLOATS))}, got {dtype!r}")
-    seed = positive(seed, "seed", minimum=0)
-    if seed >= 2**64:
-        raise ArgumentError(f"seed: expected an int below 2**64, got {seed!r}")
+    dtype = dtype_name(dtype, "Model: dtype", FLOATS)
+    seed = positive(seed, "seed", minimum=0, maximum=2**64 - 1)
     inputs, outputs = _one_or_more(inputs, "inputs"), _one_or_more(outputs, "outputs")
     calls = _reachable(inputs, outputs)
     if len(calls) > MOST:
@@ -329,5 +325,5 @@ def _one_or_more(value: Any, what: str) -> tuple[Node, ...]:
     nodes: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
     result = tuple(nodes)
     if not result or not all(isinstance(node, Node) for node in result):
-        raise GraphError(f"Model: {what}: expected a node or a tuple of nodes, got {value!r}")
+        raise GraphError(f"Model: {what}: expected a node or a tuple of nodes, got {shown(value)}")
     return result

@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lamella.errors import GraphError
-from lamella.protocol.spec import whole
+from lamella.arguments import dtype_name, positive
+from lamella.arguments import text as words
+from lamella.errors import GraphError, shown
+from lamella.protocol.spec import FLOATS, whole
 
 __all__ = ["ArrayDeclaration", "Declare"]
 
@@ -34,7 +36,7 @@ class Declare:
     """Handed to ``Layer.build``: where a layer asks for its arrays. ``dtype`` is the model's float dtype."""
 
     def __init__(self, dtype: str = "float32") -> None:
-        self.dtype = dtype
+        self.dtype = dtype_name(dtype, "Declare: dtype", FLOATS)
         self.arrays: dict[str, ArrayDeclaration] = {}
         self.warnings: list[str] = []
 
@@ -77,7 +79,7 @@ class Declare:
 
     def warn(self, text: str) -> None:
         """Say that something is most probably a mistake: a `MistakeWarning` with the layer's name, once it has one."""
-        self.warnings.append(text)
+        self.warnings.append(words(text, "warn: text", "'softmax over one value'"))
 
     def _add(
         self,
@@ -90,29 +92,36 @@ class Declare:
         *,
         trainable: bool,
     ) -> None:
-        if not name.isidentifier():
-            raise GraphError(f"array name {name!r}: expected an identifier, since layers read it as ctx.params.<name>")
+        if not isinstance(name, str) or not name.isidentifier():
+            raise GraphError(
+                f"array name {shown(name)}: expected an identifier, since layers read it as ctx.params.<name>"
+            )
         if name in self.arrays:
             raise GraphError(f"array {name!r} is declared twice; give the second one another name")
         if not isinstance(shape, tuple | list):
             raise GraphError(
-                f"array {name!r}: shape: expected a tuple of sizes, got {shape!r}; did you mean ({shape},)?"
+                f"array {name!r}: shape: expected a tuple of sizes, got {shown(shape)}; did you mean ({shown(shape)},)?"
             )
         shape = tuple(map(whole, shape))
         for axis, size in enumerate(shape):
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
                 raise GraphError(
-                    f"array {name!r} has shape {shape!r}; axis {axis} must be a known size. "
+                    f"array {name!r} has shape {shown(shape)}; axis {axis} must be a known size. "
                     "An axis named by a string (the batch, or a symbolic time axis) can't size a parameter."
                 )
         if math.prod(shape) > _MOST:
-            raise GraphError(f"array {name!r} has shape {shape!r}, which no memory holds")
+            raise GraphError(f"array {name!r} has shape {shown(shape)}, which no memory holds")
         if not isinstance(initializer, str) and not callable(initializer):
             raise GraphError(
                 f"array {name!r}: initializer: expected a registered name or a function (rng, shape, fan_in, fan_out) "
-                f"-> array, got {initializer!r}"
+                f"-> array, got {shown(initializer)}"
             )
-        memory = tuple(range(len(shape))) if memory is None else tuple(memory)
-        if sorted(memory) != list(range(len(shape))):
-            raise GraphError(f"array {name!r}: memory={memory!r} is no permutation of its {len(shape)} axes")
+        for fan, count in (("fan_in", fan_in), ("fan_out", fan_out)):
+            if count is not None:
+                positive(count, f"array {name!r}: {fan}", minimum=0)
+        axes = tuple(range(len(shape)))
+        memory = axes if memory is None else memory
+        if not isinstance(memory, tuple | list) or sorted(map(str, memory)) != sorted(map(str, axes)):
+            raise GraphError(f"array {name!r}: memory={shown(memory)} is no permutation of its {len(shape)} axes")
+        memory = tuple(memory)
         self.arrays[name] = ArrayDeclaration(name, shape, initializer, fan_in, fan_out, memory, trainable)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lamella.errors import DataError, did_you_mean
+from lamella.errors import DataError, did_you_mean, shown
 from lamella.protocol.spec import FLOATS, ArraySpec
 
 __all__ = [
@@ -37,9 +37,8 @@ def for_each(
     if isinstance(value, Mapping):
         for name in value:
             if name not in names:
-                raise DataError(
-                    f"{what}: unknown name {name!r}; expected {', '.join(names)}.{did_you_mean(name, names)}"
-                )
+                hint = did_you_mean(name, names) if isinstance(name, str) else ""
+                raise DataError(f"{what}: unknown name {shown(name)}; expected {', '.join(names)}.{hint}")
         if missing := [name for name in names if name not in value]:
             raise DataError(f"{what}: nothing for {', '.join(missing)}; expected one entry each for {', '.join(names)}")
         parts: tuple[Any, ...] = tuple(value[name] for name in names)
@@ -146,7 +145,7 @@ def as_array(value: Any, where: str) -> np.ndarray[Any, Any]:
         )
     try:
         return np.asarray(value)
-    except ValueError as error:  # ragged lists
+    except Exception as error:  # ragged lists, and what somebody's own __array__ raises
         raise DataError(f"{where}, got something that is no rectangular array: {error}") from None
 
 
@@ -208,6 +207,10 @@ def as_weights(names: Sequence[str], rows: int, sample_weight: Any) -> tuple[np.
             raise DataError(f"sample_weight of {name!r}: expected shape ({rows},), got {weights.shape}")
         if not np.isfinite(weights).all() or (weights < 0).any():
             raise DataError(f"sample_weight of {name!r}: expected finite numbers of at least 0")
+        with np.errstate(over="ignore"):
+            total = weights.sum()
+        if not math.isfinite(total):
+            raise DataError(f"sample_weight of {name!r}: their sum is more than float64 holds; scale them down")
         if not weights.any():
             raise DataError(f"sample_weight of {name!r}: every row weighs 0, so there is nothing to average")
         return weights

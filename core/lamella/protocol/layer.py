@@ -100,7 +100,9 @@ class Layer(Configured):
 
     def named(self, name: str) -> Self:
         """Return a copy with a name. Within ``expand``, the empty name stands for the outer layer's own."""
-        return self._copy(name=name if name == "" else valid_name(name, f"{type(self).__name__}.named"))
+        return self._copy(
+            name=name if isinstance(name, str) and not name else valid_name(name, f"{type(self).__name__}.named")
+        )
 
     def frozen(self) -> Self:
         """Return a copy whose parameters and state training leaves alone."""

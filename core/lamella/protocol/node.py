@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lamella.errors import ArgumentError
+from lamella.errors import ArgumentError, shown
 from lamella.protocol.spec import ArraySpec
 
 __all__ = ["Call", "Input", "Node", "valid_name"]
@@ -95,16 +95,16 @@ def Input(
     """
     if isinstance(shape, int):
         shape = (shape,)
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
-        raise ArgumentError(f"Input: shape: expected a tuple of sizes without the batch axis, got {shape!r}")
+    if not isinstance(shape, tuple | list):
+        raise ArgumentError(f"Input: shape: expected a tuple of sizes without the batch axis, got {shown(shape)}")
     if any(size is None for size in shape):
         raise ArgumentError(f"Input: shape {tuple(shape)!r}: name an axis of unknown size, for example 'T'")
-    if "N" in shape:
+    if any(isinstance(size, str) and size == "N" for size in shape):
         raise ArgumentError(f"Input: shape {tuple(shape)!r}: the batch axis 'N' is added in front; leave it out")
     if name is not None:
         valid_name(name, "Input: name")
     try:
-        spec = ArraySpec(("N", *shape), dtype or "float32", low, high)
+        spec = ArraySpec(("N", *shape), "float32" if dtype is None else dtype, low, high)
     except ArgumentError as error:
         raise ArgumentError(str(error).replace("ArraySpec", "Input", 1)) from None
     return Node(None, next(_serial), spec, name)
@@ -114,7 +114,7 @@ def valid_name(name: Any, where: str) -> str:
     """Return the name of an input, layer or node, if it is one."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w\-]+", name):
         raise ArgumentError(
-            f"{where}: expected letters, digits, '_' and '-', got {name!r}; '/', '.' and '#' separate groups, arrays "
-            "and uses of a layer"
+            f"{where}: expected letters, digits, '_' and '-', got {shown(name)}; '/', '.' and '#' separate groups, "
+            "arrays and uses of a layer"
         )
     return name

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lamella.errors import ArgumentError, did_you_mean
+from lamella.arguments import dtype_name, number
+from lamella.errors import ArgumentError, shown
 
 __all__ = ["FLOATS", "ArraySpec", "described", "shape_in_words", "whole"]
 
@@ -35,23 +36,24 @@ class ArraySpec:
     high: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shape, tuple | list):
+            raise ArgumentError(
+                f"ArraySpec: shape: expected a tuple of sizes such as ('N', 28, 28), got {shown(self.shape)}"
+            )
         shape = tuple(map(whole, self.shape))
-        dtype = self.dtype if isinstance(self.dtype, str) else np.dtype(self.dtype).name
         for axis, size in enumerate(shape):
             symbolic = isinstance(size, str) and size.isidentifier()
-            if not symbolic and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
+            if not symbolic and (isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63):
                 raise ArgumentError(
-                    f"ArraySpec: shape[{axis}] is {size!r}; expected a size, or a name such as 'T' for an axis "
-                    f"whose size is not known, in shape {shape!r}"
+                    f"ArraySpec: shape[{axis}] is {shown(size)}; expected a size, or a name such as 'T' for an axis "
+                    f"whose size is not known, in shape {shown(shape)}"
                 )
-        if dtype not in DTYPES:
-            raise ArgumentError(
-                f"ArraySpec: dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}.{did_you_mean(dtype, DTYPES)}"
-            )
+        dtype = dtype_name(self.dtype, "ArraySpec: dtype", DTYPES)
         limits = [limit for limit in (self.low, self.high) if limit is not None]
-        if any(isinstance(limit, bool) or not isinstance(limit, int | float) for limit in limits) or (
-            len(limits) == 2 and not limits[0] < limits[1]
-        ):
+        for name, limit in (("low", self.low), ("high", self.high)):
+            if limit is not None:
+                number(limit, f"ArraySpec: {name}")
+        if len(limits) == 2 and not limits[0] < limits[1]:
             raise ArgumentError(f"ArraySpec: expected low < high, got low={self.low!r} and high={self.high!r}")
         if np.dtype(dtype).kind in "iu" and limits:
             held = np.iinfo(dtype)

@@ -7,7 +7,8 @@ from typing import Any
 
 from lamella import registry
 from lamella.activations import ActivationFunction
-from lamella.errors import ArgumentError
+from lamella.arguments import choice
+from lamella.errors import ArgumentError, shown
 from lamella.protocol.configured import Configured
 from lamella.protocol.spec import ArraySpec
 
@@ -52,19 +53,21 @@ class Specimen:
             name = self.subject.__name__
             raise ArgumentError(f"{_SUBJECT}, got the class {name}; did you mean {name}()?")
         if not isinstance(self.subject, Configured | ActivationFunction):
-            raise ArgumentError(f"{_SUBJECT}, got {self.subject!r}")
-        if self.gradient not in ("exact", "surrogate"):
-            raise ArgumentError(f"Specimen: gradient: expected 'exact' or 'surrogate', got {self.gradient!r}")
+            raise ArgumentError(f"{_SUBJECT}, got {shown(self.subject)}")
+        choice(self.gradient, "Specimen: gradient", ("exact", "surrogate"))
+        for name, given in (("docs", self.docs), ("reason", self.reason), ("not_finite", self.not_finite)):
+            if not isinstance(given, str):
+                raise ArgumentError(f"Specimen: {name}: expected words, got {shown(given)}")
         if self.gradient == "surrogate" and not self.reason:
             raise ArgumentError("Specimen: gradient='surrogate' needs a reason")
-        if not isinstance(self.not_finite, str):
-            raise ArgumentError(f"Specimen: not_finite: expected the reason in words, got {self.not_finite!r}")
         object.__setattr__(self, "inputs", _specs(self.inputs))
         if any(spec.shape[:1] != ("N",) for spec in self.inputs):
             raise ArgumentError(f"{_INPUTS}, the batch axis first, got {', '.join(map(str, self.inputs))}")
         if self.operators is not None:
             if not isinstance(self.operators, tuple | list) or not all(isinstance(one, str) for one in self.operators):
-                raise ArgumentError(f"Specimen: operators: expected names such as ('Conv',), got {self.operators!r}")
+                raise ArgumentError(
+                    f"Specimen: operators: expected names such as ('Conv',), got {shown(self.operators)}"
+                )
             object.__setattr__(self, "operators", tuple(self.operators))
         pairs = self.refuses if isinstance(self.refuses, tuple | list) else (self.refuses,)
         object.__setattr__(self, "refuses", tuple(map(_refusal, pairs)))
@@ -80,7 +83,7 @@ def _specs(given: Any) -> tuple[ArraySpec, ...]:
     specs = tuple(given) if isinstance(given, tuple | list) else (given,)
     for spec in specs:
         if not isinstance(spec, ArraySpec):
-            raise ArgumentError(f"{_INPUTS}, got {spec!r}")
+            raise ArgumentError(f"{_INPUTS}, got {shown(spec)}")
     return specs
 
 
@@ -88,6 +91,6 @@ def _refusal(given: Any) -> tuple[tuple[ArraySpec, ...], str]:
     if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[1], str):
         raise ArgumentError(
             "Specimen: refuses: expected pairs of input specs and words, such as ((image, 'expected rows'),), got "
-            f"{given!r} in it"
+            f"{shown(given)} in it"
         )
     return _specs(given[0]), given[1]

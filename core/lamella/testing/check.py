@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lamella.activations import ActivationFunction
-from lamella.errors import ArgumentError
+from lamella.arguments import positive
+from lamella.errors import ArgumentError, shown
 from lamella.losses import Loss
 from lamella.metrics import Metric
 from lamella.optimizers import Optimizer
@@ -117,6 +118,8 @@ def check_specimen(specimen: Specimen, *, seed: int = 0) -> ConformanceReport:
         GraphError: if the layer can't be built on these inputs.
         ConformanceError: naming every law that is broken, and everything that breaks it.
     """
+    _of(Specimen, "check_specimen: expected a Specimen", specimen)
+    positive(seed, "check: seed", minimum=0)
     report = ConformanceReport(with_inputs(specimen), verdicts_of(specimen, seed), seed)
     if not report.conforms:
         raise ConformanceError(report)
@@ -127,5 +130,5 @@ def _of(kind: type, words: str, value: Any) -> Any:
     """The value, if it is of a kind."""
     if isinstance(value, kind):
         return value
-    got = f"the class {value.__name__}; did you mean {value.__name__}()?" if isinstance(value, type) else repr(value)
+    got = f"the class {value.__name__}; did you mean {value.__name__}()?" if isinstance(value, type) else shown(value)
     raise ArgumentError(f"{words}, got {got}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 
 from lamella.arguments import number, positive
 from lamella.engine.passes import Batch
-from lamella.errors import ArgumentError, DataError, counted
+from lamella.errors import ArgumentError, DataError, counted, shown
 from lamella.losses import Loss
 from lamella.network import Network
 from lamella.protocol.inputs import (
@@ -31,6 +32,9 @@ __all__ = ["ArrayBatches", "Data", "Rows", "StreamBatches", "batches_of", "held_
 
 _WIDEST = 8  # bytes of an entry of any target
 GATHER_BYTES = 1 << 18  # of inputs that are put into the order of a shuffle at a time
+
+
+_NO_BATCHES = (np.ndarray, Mapping, set, frozenset, range, str, bytes, bytearray)
 
 
 class Rows(NamedTuple):
@@ -131,10 +135,10 @@ class Data:
         """The rows' weights, each times that of the row's class."""
         names = self.model.output_names
         if not isinstance(class_weight, Mapping):
-            raise ArgumentError(f"class_weight: expected a dict such as {{0: 1.0, 1: 5.0}}, got {class_weight!r}")
+            raise ArgumentError(f"class_weight: expected a dict such as {{0: 1.0, 1: 5.0}}, got {shown(class_weight)}")
         of_outputs = class_weight if set(class_weight) & set(names) else dict.fromkeys(names, class_weight)
         if unknown := [name for name in of_outputs if name not in names]:
-            raise ArgumentError(f"class_weight: unknown output {unknown[0]!r}; expected {', '.join(names)}")
+            raise ArgumentError(f"class_weight: unknown output {shown(unknown[0])}; expected {', '.join(names)}")
         weights = list(self.weights)
         for k, name in enumerate(names):
             target, of_labels = self.targets[k], of_outputs.get(name)
@@ -142,7 +146,7 @@ class Data:
                 continue
             if not isinstance(of_labels, Mapping):
                 raise ArgumentError(
-                    f"class_weight: of {name!r}: expected a dict such as {{0: 1.0, 1: 5.0}}, got {of_labels!r}"
+                    f"class_weight: of {name!r}: expected a dict such as {{0: 1.0, 1: 5.0}}, got {shown(of_labels)}"
                 )
             labels = _labels(name, target)
             classes = self.model.output_specs[k].shape[-1]
@@ -155,7 +159,15 @@ class Data:
                     )
                 factors[labels == own] = number(weight, f"class_weight: weight of {label}", minimum=0.0)
             given = weights[k]
-            weights[k] = factors if given is None else given * factors
+            with np.errstate(over="ignore"):
+                own_weights = factors if given is None else given * factors
+                total = own_weights.sum()
+            if not math.isfinite(total):
+                raise DataError(
+                    f"class_weight: with sample_weight, the sum of weights is more than float64 holds for {name!r}; "
+                    "scale them down"
+                )
+            weights[k] = own_weights
         return tuple(weights)
 
     def gather(self, rows: Any) -> Gathered:
@@ -282,11 +294,13 @@ class StreamBatches:
         self._running: Iterator[Any] | None = None
         if isinstance(source, Sized) and not isinstance(source, np.ndarray) and not len(source):
             raise DataError(f"{what}: expected batches, got none")
-        if isinstance(source, np.ndarray | Mapping | str) or not (callable(source) or isinstance(source, Iterable)):
+        if isinstance(source, _NO_BATCHES) or not (callable(source) or isinstance(source, Iterable)):
             raise DataError(
                 f"{what}: expected batches, as an iterable of (x, y) or a function that makes one, got "
                 f"{type(source).__name__}; arrays need y"
             )
+        for batch in source if isinstance(source, list | tuple) else ():
+            self._parts(batch)
 
     @property
     def length(self) -> int | None:
@@ -336,14 +350,18 @@ class StreamBatches:
         )
 
     def _rows(self, batch: Any) -> Rows:
+        x, y, *rest = self._parts(batch)
+        weight = rest[0] if rest else None
+        return Data(self.model, x, y, self.losses, weight, self.class_weight).whole()
+
+    def _parts(self, batch: Any) -> Any:
+        """A batch, if it has two or three entries."""
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
             got = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
             raise DataError(
                 f"{self.what}: every batch must be (x, y) or (x, y, sample_weight), got {got}; arrays need y"
             )
-        x, y, *rest = batch
-        weight = rest[0] if rest else None
-        return Data(self.model, x, y, self.losses, weight, self.class_weight).whole()
+        return batch
 
 
 def batches_of(
@@ -379,8 +397,11 @@ def held_out(
         if steps is not None:
             raise ArgumentError("validation_steps: expected None for arrays, which end; it is for iterables of batches")
         x, y, *weight = data
-        return ArrayBatches(Data(model, x, y, losses, *weight), size)
-    if isinstance(data, tuple | np.ndarray | Mapping | str) or not (callable(data) or isinstance(data, Iterable)):
+        try:
+            return ArrayBatches(Data(model, x, y, losses, *weight), size)
+        except DataError as error:
+            raise DataError(f"validation_data: {error}") from None
+    if isinstance(data, (tuple, *_NO_BATCHES)) or not (callable(data) or isinstance(data, Iterable)):
         raise ArgumentError(
             f"validation_data: expected (x, y), (x, y, sample_weight), or batches of these, got {type(data).__name__}"
         )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella.arguments import flag, knows, positive
+from lamella.arguments import file_path, flag, knows, positive
 from lamella.callbacks import Callback, Checkpoint
 from lamella.engine.changes import Change, refuse_beside_another
 from lamella.engine.interruption import Interruption
-from lamella.errors import ArgumentError, LayerError, MistakeWarning
+from lamella.errors import ArgumentError, LayerError, MistakeWarning, counted, shown
 from lamella.files import archive
 from lamella.files.writing import check_place
 from lamella.graph.plan import Plan
@@ -86,6 +86,7 @@ def train_on_batch(
         if begins := model.values.optimizer is None:
             _warn_of_probabilities(model, losses)
         penalty = steps.rules.penalty(model.values)
+        _warn_of_restart(model, optimizer)
         result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
     interruption.check()
     return result.loss + penalty
@@ -98,6 +99,7 @@ def gradients(
 
     Changes nothing in the model. The gradient of an integer input is None.
     """
+    training = flag(training, "training")
     losses = _losses(model, loss)
     data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
@@ -232,8 +234,9 @@ def fit(
     Whatever is raised, the model is left as it was after the last whole step.
     """
     epochs = positive(epochs, "epochs", minimum=0)
-    if progress not in (True, False, "auto"):
-        raise ArgumentError(f"progress: expected 'auto', True or False, got {progress!r}")
+    if not isinstance(progress, bool) and not (isinstance(progress, str) and progress == "auto"):
+        raise ArgumentError(f"progress: expected 'auto', True or False, got {shown(progress)}")
+    shuffle = flag(shuffle, "shuffle")
     size = positive(batch_size, "batch_size")
     first = positive(initial_epoch, "initial_epoch", minimum=0)
     if flag(resume, "resume") and checkpoint is None:
@@ -251,7 +254,7 @@ def fit(
     if validation_data is not None:
         checked = held_out(model, validation_data, losses, max(size, 256), steps=validation_steps)
     if checkpoint is not None:
-        check_place(checkpoint)
+        check_place(checkpoint := file_path(checkpoint, "fit: checkpoint"))
     resumed = take_up(checkpoint, model) if checkpoint is not None and resume else None
     place = resumed or Place(epoch=first)
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
@@ -273,6 +276,7 @@ def fit(
     _warn_of_probabilities(model, losses)
     if not resumed:
         _warn_of_rate_zero(model, optimizer)
+    _warn_of_restart(model, optimizer)
 
     def epoch_of_steps(place: Place) -> Place:
         """Go on with an epoch, and return how far it came."""
@@ -403,6 +407,20 @@ def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
             MistakeWarning,
             stacklevel=4,
         )
+
+
+def _warn_of_restart(model: Network, optimizer: Optimizer) -> None:
+    """Say so if other settings make an optimizer forget what it remembers."""
+    state = model.values.optimizer
+    if state is None or type(state.optimizer) is not type(optimizer) or state.fits(optimizer):
+        return
+    warnings.warn(
+        f"{optimizer!r} starts anew, without what {counted(state.t, 'step')} left in its slots: it has "
+        f"{state.differences(optimizer)}. Only the learning rate may differ; set model.optimizer_state = None where a "
+        "new start is meant",
+        MistakeWarning,
+        stacklevel=4,
+    )
 
 
 def _progress(progress: bool | str) -> Progress | None:

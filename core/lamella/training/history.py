@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lamella.arguments import file_path, number, text
 from lamella.callbacks import larger_is_better
-from lamella.errors import DataError, counted
+from lamella.errors import ArgumentError, DataError, counted, did_you_mean, shown
 
 __all__ = ["History"]
 
@@ -39,9 +40,15 @@ class History:
 
     def add(self, logs: Mapping[str, float]) -> None:
         """Append the values of one epoch; NaN stands where a name has none."""
+        if not isinstance(logs, Mapping):
+            raise ArgumentError(f"History.add: logs: expected a dict of numbers by name, got {shown(logs)}")
+        logs = {
+            text(name, "History.add: logs", "'loss'"): number(value, f"History.add: logs[{name!r}]", finite=False)
+            for name, value in logs.items()
+        }
         before = self.epochs
         for name in dict.fromkeys((*self.history, *logs)):
-            self.history.setdefault(name, [math.nan] * before).append(float(logs.get(name, math.nan)))
+            self.history.setdefault(name, [math.nan] * before).append(logs.get(name, math.nan))
 
     @property
     def epochs(self) -> int:
@@ -58,6 +65,8 @@ class History:
             ImportError: matplotlib is not installed.
             DataError: there is no epoch to draw.
         """
+        if path is not None:
+            path = file_path(path, "History.plot: path")
         try:
             from matplotlib.figure import Figure
         except ImportError as error:  # an optional dependency
@@ -83,6 +92,9 @@ class History:
         return figure
 
     def __getitem__(self, name: str) -> list[float]:
+        if not isinstance(name, str) or name not in self.history:
+            hint = did_you_mean(name, self.history) if isinstance(name, str) else ""
+            raise KeyError(f"history: there is no {shown(name)}; there are {', '.join(self.history) or 'none'}.{hint}")
         return self.history[name]
 
     def __repr__(self) -> str:

@@ -7,9 +7,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from lamella.arguments import number
 from lamella.callbacks import Callback, StopTraining
-from lamella.errors import ArgumentError, did_you_mean
+from lamella.errors import ArgumentError, did_you_mean, shown
 from lamella.network import Network
 
 __all__ = ["Listeners"]
@@ -19,13 +21,13 @@ class Listeners:
     """Callbacks in their order, and whether one of them asked to stop."""
 
     def __init__(self, callbacks: Any, progress: Callback | None) -> None:
-        if not isinstance(callbacks, Iterable):
-            raise ArgumentError(f"callbacks: expected a list of lamella.Callback objects, got {callbacks!r}")
+        if not isinstance(callbacks, Iterable) or isinstance(callbacks, str | bytes | Mapping | np.ndarray):
+            raise ArgumentError(f"callbacks: expected a list of lamella.Callback objects, got {shown(callbacks)}")
         self.callbacks: list[Callback] = [*callbacks, *([] if progress is None else [progress])]
         events = [name for name in vars(Callback) if name.startswith("on_")]
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
-                raise ArgumentError(f"callbacks: expected lamella.Callback objects, got {callback!r}")
+                raise ArgumentError(f"callbacks: expected lamella.Callback objects, got {shown(callback)}")
             for name in dir(type(callback)):
                 if name.startswith("on_") and name not in events:
                     raise ArgumentError(

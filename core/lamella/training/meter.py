@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lamella.errors import ArgumentError, DataError, LayerError, MistakeWarning
+import numpy as np
+
+from lamella.errors import ArgumentError, DataError, LayerError, MistakeWarning, shown
 from lamella.losses import Loss
 from lamella.metrics import METRICS, Metric
 from lamella.network import Network
@@ -29,7 +31,7 @@ class Meter:
         self.metrics: list[tuple[str, int, Metric]] = []
         for output, given in metrics.items():
             if output not in self.names:
-                raise ArgumentError(f"metrics: unknown output {output!r}; expected {', '.join(self.names)}")
+                raise ArgumentError(f"metrics: unknown output {shown(output)}; expected {', '.join(self.names)}")
             for one in listed(given):
                 metric = METRICS.resolve(one)
                 entry = METRICS.entry_of(type(metric))
@@ -107,8 +109,8 @@ def _threshold(network: Network, output: int, loss: Loss | None, label: str) -> 
 def listed(metrics: Any) -> tuple[Any, ...]:
     if isinstance(metrics, str | Metric | type):
         return (metrics,)
-    if not isinstance(metrics, Iterable):
-        raise ArgumentError(f"metrics: expected names or Metric objects, got {metrics!r}")
+    if not isinstance(metrics, Iterable) or isinstance(metrics, bytes | np.ndarray):
+        raise ArgumentError(f"metrics: expected names or Metric objects, got {shown(metrics)}")
     return tuple(metrics)
 
 

@@ -18,7 +18,7 @@ from lamella.arguments import number
 from lamella.engine.arrays import Storage
 from lamella.engine.gradients import Gradients
 from lamella.engine.values import Values
-from lamella.errors import ArgumentError, NonFiniteError, did_you_mean
+from lamella.errors import ArgumentError, NonFiniteError, did_you_mean, shown
 from lamella.network import Network
 from lamella.regularization import Constraint, Penalty
 
@@ -130,19 +130,19 @@ def _matched(network: Network, what: str, rules: Any, kind: type) -> list[tuple[
     if rules is None:
         return []
     if not isinstance(rules, Mapping):
-        raise ArgumentError(f"{what}: expected a dict such as {{'*.kernel': {kind.__name__}}}, got {rules!r}")
+        raise ArgumentError(f"{what}: expected a dict such as {{'*.kernel': {kind.__name__}}}, got {shown(rules)}")
     known = list(network.values.parameters.layout.declarations)
     frozen = network.graph.parameters_of(network.frozen_layers)
     found = []
     for pattern, rule in rules.items():
         if not isinstance(rule, kind):
             hint = f"; did you mean {rule.__name__}(...)?" if isinstance(rule, type) else ""
-            raise ArgumentError(f"{what}: {pattern!r}: expected a {kind.__name__}, got {rule!r}{hint}")
+            raise ArgumentError(f"{what}: {shown(pattern)}: expected a {kind.__name__}, got {shown(rule)}{hint}")
         names = fnmatch.filter(known, pattern) if isinstance(pattern, str) else []
         if not names:
             raise ArgumentError(
-                f"{what}: no parameter is called {pattern!r}; there are {', '.join(known)}."
-                f"{did_you_mean(str(pattern), known)}"
+                f"{what}: no parameter is called {shown(pattern)}; there are {', '.join(known)}."
+                f"{did_you_mean(pattern, known) if isinstance(pattern, str) else ''}"
             )
         found += [(name, rule) for name in names if name not in frozen]
     return found

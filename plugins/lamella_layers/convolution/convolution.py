@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import flag, positive
+from lamella.arguments import flag, initializer_argument, positive
 from lamella_layers.activation import Activation
 from lamella_layers.convolution.im2col import col2im, from_rows, im2col, kernel_matrix, matrix_kernel, to_rows
 from lamella_layers.windows import Padding, Size, Windows, image_shape, padding_argument, window_argument
@@ -61,7 +61,7 @@ class Convolution(lm.Layer):
         self.groups = positive(groups, "groups")
         self.use_bias = flag(use_bias, "use_bias")
         self.activation = elementwise(activation)
-        self.kernel_initializer = kernel_initializer
+        self.kernel_initializer = initializer_argument(kernel_initializer, "kernel_initializer")
         if self.filters % self.groups:
             raise lm.ArgumentError(f"filters={filters}: expected a multiple of groups={groups}")
 

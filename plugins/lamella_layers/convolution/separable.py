@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import lamella as lm
-from lamella.arguments import positive
+from lamella.arguments import initializer_argument, positive
 from lamella_layers.convolution.convolution import Conv2D, Convolution, Function, elementwise
 from lamella_layers.windows import Padding, Size
 
@@ -69,7 +69,7 @@ class DepthwiseConv2D(Convolution):
             dilation_rate=dilation_rate,
             use_bias=use_bias,
             activation=activation,
-            kernel_initializer=depthwise_initializer,
+            kernel_initializer=initializer_argument(depthwise_initializer, "depthwise_initializer"),
         )
 
     def _split(self, channels: int) -> tuple[int, int]:
@@ -132,9 +132,14 @@ class SeparableConv2D(lm.Layer):
             padding=padding,
             dilation_rate=dilation_rate,
             use_bias=False,
-            depthwise_initializer=depthwise_initializer,
+            depthwise_initializer=initializer_argument(depthwise_initializer, "depthwise_initializer"),
         )
-        self.pointwise = Conv2D(filters, 1, use_bias=use_bias, kernel_initializer=pointwise_initializer)
+        self.pointwise = Conv2D(
+            filters,
+            1,
+            use_bias=use_bias,
+            kernel_initializer=initializer_argument(pointwise_initializer, "pointwise_initializer"),
+        )
         self.activation = elementwise(activation)
 
     def expand(self, x: lm.Node) -> Any:

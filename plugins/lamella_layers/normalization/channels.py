@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import lamella as lm
+from lamella.errors import shown
 
 __all__ = [
     "as_image",
@@ -30,8 +31,8 @@ __all__ = [
 
 def axis_argument(value: int | None) -> int | None:
     """Return 1, -1, or None for what the number of axes says."""
-    if value not in (None, 1, -1) or isinstance(value, bool):
-        raise lm.ArgumentError(f"axis: expected 1, -1 or None, got {value!r}")
+    if value is not None and (type(value) is not int or value not in (1, -1)):
+        raise lm.ArgumentError(f"axis: expected 1, -1 or None, got {shown(value)}")
     return value
 
 

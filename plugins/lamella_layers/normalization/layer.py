@@ -13,6 +13,8 @@ import math
 from typing import Any
 
 import lamella as lm
+from lamella.arguments import is_axis
+from lamella.errors import shown
 from lamella_layers.normalization.channels import channel_products
 from lamella_layers.normalization.epsilon import epsilon_argument
 from lamella_layers.normalization.samples import standardize, standardize_dx
@@ -156,8 +158,8 @@ def _(xp: Any, x: Any, gamma: Any, beta: Any = None, *, epsilon: float) -> tuple
 
 def _axes(value: Any) -> tuple[int, ...]:
     axes = value if isinstance(value, tuple) else (value,)
-    if not axes or not all(type(axis) is int for axis in axes):
-        raise lm.ArgumentError(f"axis: expected an int or a tuple of them, got {value!r}")
+    if not axes or not all(map(is_axis, axes)):
+        raise lm.ArgumentError(f"axis: expected an int or a tuple of them, got {shown(value)}")
     return axes
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lamella as lm
 from lamella.arguments import choice
+from lamella.errors import shown
 from lamella_layers.merging import Add, Average, Concatenate, Multiply
 from lamella_layers.recurrent.recurrent import Recurrent
 
@@ -46,7 +47,7 @@ class Bidirectional(lm.Layer):
 
     def __init__(self, layer: Recurrent, *, merge_mode: str | None = "concat"):
         if not isinstance(layer, Recurrent):
-            raise lm.ArgumentError(f"layer: expected an RNN, LSTM or GRU, got {layer!r}")
+            raise lm.ArgumentError(f"layer: expected an RNN, LSTM or GRU, got {shown(layer)}")
         self.layer = layer
         self.merge_mode = None if merge_mode is None else choice(merge_mode, "merge_mode", _MODES)
 

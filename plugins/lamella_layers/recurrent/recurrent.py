@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 import lamella as lm
-from lamella.arguments import flag, positive
+from lamella.arguments import flag, initializer_argument, positive
 
 __all__ = [
     "Recurrent",
@@ -71,8 +71,8 @@ class Recurrent(lm.Layer):
         self.reverse = flag(reverse, "reverse")
         self.truncate = None if truncate is None else positive(truncate, "truncate")
         self.use_bias = flag(use_bias, "use_bias")
-        self.kernel_initializer = kernel_initializer
-        self.recurrent_initializer = recurrent_initializer
+        self.kernel_initializer = initializer_argument(kernel_initializer, "kernel_initializer")
+        self.recurrent_initializer = initializer_argument(recurrent_initializer, "recurrent_initializer")
 
     @abc.abstractmethod
     def step(self, xp: Any, z: Any, states: States, kernel: Any, params: Any) -> tuple[States, tuple[Any, ...]]:
