@@ -96,6 +96,18 @@ def section(page: str, heading: str) -> str:
     return text
 
 
+def test_promises_name_tests():
+    text = (ROOT / "docs" / "promises.md").read_text()
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith(("| promise", "| ---"))]
+    for row in rows:
+        promise, held = row.strip("| ").rsplit(" | ", 1)
+        assert promise.endswith("."), row
+        named = re.findall(r"`(\w+)::(\w+)`", held)
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(), f"{file}::{test}"
+
+
 def test_commands_exist():
     there = {entry.name for entry in registry.entries("commands")} | set(cli.OWN)
     assert set(re.findall(r"^\| `lamella ([a-z][\w-]*)", prose(ROOT / "docs" / "commands.md"), re.MULTILINE)) == there
