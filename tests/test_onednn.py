@@ -65,9 +65,9 @@ def backend():
 @pytest.fixture
 def xp(backend, monkeypatch):
     """Its functions; nothing is too small for oneDNN."""
-    from lamella_onednn.kernels import convolution, dense, elementwise, normalization, pooling, sums
+    from lamella_onednn.kernels import convolution, dense, elementwise, normalization, optimizers, pooling, sums
 
-    for module in (convolution, dense, elementwise, normalization, pooling, sums):
+    for module in (convolution, dense, elementwise, normalization, optimizers, pooling, sums):
         for name in vars(module):
             if name.startswith("LEAST"):
                 monkeypatch.setattr(module, name, 0)
@@ -302,6 +302,39 @@ def test_recurrent_layers_share_their_memory(backend):
         between[step % 2]()
         assert model.train_on_batch(x, y, **options) == expected
     assert len(state().memory["workspaces"]) == count
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_adam(xp, backend, seed):
+    rng = np.random.default_rng(seed)
+    size, t = int(rng.integers(1, 3000)), int(rng.integers(1, 50))
+    kind = (lm.optimizers.Adam, lm.optimizers.AdamW)[seed % 2]
+    rule, rate = kind(0.01, beta_1=0.8, epsilon=float(rng.choice([1e-8, 1e-3]))), 10.0 ** rng.uniform(-5, 0)
+    p, g, m = (drawn(rng, size).copy() for _ in range(3))
+    v = drawn(rng, size).copy() ** 2
+    for array, chance in ((g, 0.2), (m, 0.2), (v, 0.4)):
+        array[rng.random(size) < chance] = 0.0
+    new_p, new_m, new_v, work = (np.empty(size, "float32") for _ in range(4))
+    assert kind.update in backend.writers
+    backend.writers[kind.update](rule, p, g, {"m": m, "v": v}, rate, t, new_p, {"m": new_m, "v": new_v}, work)
+    exact_p, slots = rule.update(NUMPY, wide(p), wide(g), {"m": wide(m), "v": wide(v)}, rate, t)
+    agree(new_m, slots["m"])
+    agree(new_v, slots["v"])
+    moved = np.abs(exact_p - p)
+    np.testing.assert_allclose(new_p, exact_p, rtol=2**-22, atol=2**-22 * max(1.0, float(moved.max())))
+
+
+def test_adam_trains_as_on_numpy(backend):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 300)).astype("float32"), np.arange(32) % 10
+    models = [lm.Sequential([Dense(300, activation="relu"), Dense(10)], input_shape=300) for _ in range(2)]
+    models[1].to("onednn")
+    for optimizer in (lm.optimizers.AdamW(0.003), lm.optimizers.Adam(0.003)):
+        options = {"loss": "softmax_cross_entropy", "optimizer": optimizer}
+        for model in models:
+            model.optimizer_state = None
+        given = [[model.train_on_batch(x, y, **options) for _ in range(6)] for model in models]
+        np.testing.assert_allclose(given[1], given[0], rtol=1e-3)
 
 
 def test_small_arrays_floats_of_64_bits_and_integers_are_left_to_numpy(backend):

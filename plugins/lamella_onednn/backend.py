@@ -30,6 +30,7 @@ class OneDNNBackend(NumPyBackend):
         from lamella_onednn import kernels
 
         self._convolution, self._add, self._takes = Convolution, add, kernels.recurrent.takes
+        self.writers = kernels.optimizers.WRITERS
         self.xp = Namespace("onednn", np, kernels=("onednn", "numpy"))
 
     def runs_whole(self, graph: Any, rows: int) -> bool:

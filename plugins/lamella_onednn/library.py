@@ -67,6 +67,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "primitive_attr_destroy": (_Handle,),
     "post_ops_create": (_Place,),
     "post_ops_append_binary": (_Handle, c_int, _Handle),
+    "post_ops_append_eltwise": (_Handle, c_int, c_float, c_float),
     "post_ops_destroy": (_Handle,),
     "reorder_primitive_desc_create": (_Place, *(_Handle,) * 5),
     "convolution_forward_primitive_desc_create": (*_CREATE, c_int, c_int, *(_Handle,) * 4, *_WINDOWS, _Handle),

@@ -24,6 +24,7 @@ __all__ = [
     "Choice",
     "Reorder",
     "Routine",
+    "Step",
     "attributes",
     "choose",
     "kept",
@@ -166,14 +167,23 @@ def step_argument(k: int) -> int:
     return _POST_OPERATION * (k + 1) | _SECOND_SOURCE
 
 
+Step = tuple[int, Descriptor | float]
+
+
 @contextlib.contextmanager
-def attributes(steps: Sequence[tuple[int, Descriptor]]) -> Iterator[ctypes.c_void_p]:
-    """What a primitive is to do with each value besides: functions, by their numbers in oneDNN, of it and an array."""
+def attributes(steps: Sequence[Step]) -> Iterator[ctypes.c_void_p]:
+    """What a primitive is to do with each value besides: functions, by their numbers in oneDNN, of it and an array.
+
+    With a number in place of an array it is a function of the value alone, and of that number: its second parameter.
+    """
     lib, what = library(), "attributes"
     operations, attribute = lib.made(lib.post_ops_create, what=what), lib.made(lib.primitive_attr_create, what=what)
     try:
-        for function, layout in steps:
-            lib.check(lib.post_ops_append_binary(operations, function, layout.handle), what)
+        for function, other in steps:
+            if isinstance(other, Descriptor):
+                lib.check(lib.post_ops_append_binary(operations, function, other.handle), what)
+            else:
+                lib.check(lib.post_ops_append_eltwise(operations, function, 1.0, other), what)
         lib.check(lib.primitive_attr_set_post_ops(attribute, operations), what)
         yield attribute
     finally:
@@ -235,15 +245,17 @@ class Chain(Routine):
 
     Arguments:
         first: how the first array, and the result, lie.
-        steps: functions by their numbers in oneDNN, each with how its array lies, which may be of size 1.
+        steps: functions by their numbers in oneDNN, each with how its array lies, which may be of size 1; from the
+            second on a number may stand in place of an array, as in `attributes`.
         what: the operation and shapes, for errors.
 
     It is called with the first array, those of the steps, and the result.
     """
 
-    def __init__(self, first: Descriptor, steps: Sequence[tuple[int, Descriptor]], what: str) -> None:
+    def __init__(self, first: Descriptor, steps: Sequence[Step], what: str) -> None:
         (function, second), *others = steps
+        assert isinstance(second, Descriptor)
         with attributes(others) as attribute:
             choice = choose("binary", function, first, second, first, attribute, what=what)
-        places = [(step_argument(k), layout) for k, (_, layout) in enumerate(others)]
+        places = [(step_argument(k), one) for k, (_, one) in enumerate(others) if isinstance(one, Descriptor)]
         super().__init__(choice, (SOURCE, first), (_SECOND_SOURCE, second), *places, (DESTINATION, first))

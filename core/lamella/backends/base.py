@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lamella.backends.namespace import Namespace
@@ -21,6 +23,8 @@ class Backend(ABC):
         uses_threads: whether its functions may run side by side, on slices of a batch and pieces of an update.
         knows_shapes: whether shapes are plain ints, which can be held against what ``build`` said.
         has_numpy_arrays: whether its arrays are those of NumPy.
+        writers: for the ``update`` of an optimizer, what writes its results in place, on all threads by itself, in
+            place of what `lamella.optimizers` has for NumPy's arrays.
         advice: what to add to the error of a layer that fails.
 
     A plugin gives a class by the hook ``lamella_backends``. Most begin with NumPy's, and bring kernels that come before
@@ -49,6 +53,7 @@ class Backend(ABC):
     uses_threads: bool
     knows_shapes: bool
     has_numpy_arrays: bool = False
+    writers: Mapping[Any, Callable[..., None]] = MappingProxyType({})
     advice: str = ""
 
     def runs_whole(self, graph: Any, rows: int) -> bool:

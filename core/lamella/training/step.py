@@ -258,7 +258,8 @@ class TrainStep:
             alike = {count: [name for name, own in pairs if own == count] for count in counts}
             runs = [(run, count) for count, names in alike.items() for run in parameters.layout.runs(names)]
         entries, passes = sum(run.stop - run.start for run, _ in runs), 2 + 5 * len(slots)
-        if device.uses_threads and entries * passes >= THREADED:
+        by_itself = type(move.after.optimizer.optimizer).update in device.writers
+        if device.uses_threads and entries * passes >= THREADED and not by_itself:
             size = min(max(PIECE, -(-entries // self._threads)), 8 * PIECE)
             runs = [
                 (slice(k, min(k + size, run.stop)), count)
@@ -285,7 +286,8 @@ class TrainStep:
 def _update(optimizer: Optimizer, device: Backend, piece: _Piece, rate: float, t: int) -> None:
     """Write what an optimizer makes of one piece; it counts the steps in which the parameters took part."""
     t -= piece.missed
-    writer = WRITERS.get(type(optimizer).update) if device.writes_in_place else None
+    update = type(optimizer).update
+    writer = (device.writers.get(update) or WRITERS.get(update)) if device.writes_in_place else None
     if writer is not None:
         writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
         return

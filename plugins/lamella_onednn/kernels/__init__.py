@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from lamella_onednn.kernels import convolution, dense, elementwise, normalization, pooling, recurrent  # noqa: F401
+from lamella_onednn.kernels import (  # noqa: F401
+    convolution,
+    dense,
+    elementwise,
+    normalization,
+    optimizers,
+    pooling,
+    recurrent,
+)
 
 __all__: list[str] = []
