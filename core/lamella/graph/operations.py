@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import dtype_name, positive
-from lamella.errors import GraphError, MistakeWarning, counted, did_you_mean, shown
+from lamella.errors import GraphError, counted, did_you_mean, shown
 from lamella.graph.naming import Names, check_unique, output_names
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.layer import Layer, build, call
@@ -63,6 +61,7 @@ class Graph:
         seed: decides the initial values of arrays.
         kind: "Model" or "Sequential", as it was written.
         frozen_layers: the prefixes of layers whose arrays training leaves alone.
+        warnings: what layers take for a mistake.
     """
 
     input_nodes: tuple[Node, ...]
@@ -82,6 +81,7 @@ class Graph:
     seed: int
     kind: str
     frozen_layers: frozenset[str]
+    warnings: tuple[str, ...]
 
     name = None
     trainable = True
@@ -182,6 +182,7 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
     arrays: dict[str, ArrayDeclaration] = {}
     stateful: dict[str, str] = {}
     holders: dict[str, Layer] = {}
+    told: list[str] = []
     operations: list[Operation] = []
     trainable: dict[int, bool] = {}
     for this in calls:
@@ -198,8 +199,7 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
                     "float64 to the model's floats, such as Normalization, come first. Likely fix: leave the dtype of "
                     "the input out, and floats follow the model"
                 )
-        for text in declare.warnings:
-            warnings.warn(f"{name}: {text}", MistakeWarning, stacklevel=_outside())
+        told += [f"{name}: {text}" for text in declare.warnings]
         if len(built) != len(this.outputs):
             raise GraphError(
                 f"{name}: build returned {counted(len(built), 'spec')}, {len(this.outputs)} when it was called"
@@ -257,6 +257,7 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         seed=seed,
         kind=kind,
         frozen_layers=frozenset(operation.prefix for operation in held if not operation.trainable),
+        warnings=tuple(told),
     )
 
 
@@ -265,15 +266,6 @@ def _float(node: Node, calls: Sequence[Call], dtype: str) -> str:
     takers = [this.layer for this in calls if any(node is own for own in this.inputs)]
     needed = bool(takers) and all(layer.needs_float64 for layer in takers)
     return "float64" if needed or node.spec.dtype == "float64" else dtype
-
-
-def _outside() -> int:
-    """The ``stacklevel`` of who called the package, for a warning by the caller of this function."""
-    package, level = __name__.partition(".")[0], 1
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _reachable(inputs: Sequence[Node], outputs: Sequence[Node]) -> list[Call]:
