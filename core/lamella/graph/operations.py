@@ -159,6 +159,15 @@ class _ByName(dict[str, Any]):
             raise KeyError(f"no layer called {shown(name)}; there are {', '.join(self)}.{hint}")
         return super().__getitem__(name)
 
+    def __setitem__(self, name: Any, layer: Any) -> None:
+        raise TypeError(
+            f"layers[{name!r}] can't be set: a model keeps its layers; make one of other layers, and take values over by "
+            "copy_values"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ByName, (dict(self),)  # a copy sets nothing
+
 
 def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str = "Model") -> Graph:
     """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values."""
