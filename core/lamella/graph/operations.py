@@ -161,8 +161,8 @@ class _ByName(dict[str, Any]):
 
     def __setitem__(self, name: Any, layer: Any) -> None:
         raise TypeError(
-            f"layers[{name!r}] can't be set: a model keeps its layers; make one of other layers, and take values over by "
-            "copy_values"
+            f"layers[{name!r}] can't be set: a model keeps its layers; make one of other layers, and take values over "
+            "by copy_values"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
