@@ -181,10 +181,15 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
     number: dict[int, int] = {}
     input_names: list[str] = []
     taken = 0
+    takers = [(id(node), this.layer.needs_float64) for this in calls for node in this.inputs]
+    wanting_float64 = {one for one, needs in takers if needs} - {one for one, needs in takers if not needs}
     for node in inputs:
         spec = node.spec
         number[id(node)] = len(number)
-        specs[number[id(node)]] = spec.replace(dtype=_float(node, calls, dtype)) if spec.is_float else spec
+        specs[number[id(node)]] = spec
+        if spec.is_float:  # the model's dtype, or float64 where that is asked for, or needed by all that take it
+            wide = spec.dtype == "float64" or id(node) in wanting_float64
+            specs[number[id(node)]] = spec.replace(dtype="float64" if wide else dtype)
         input_names.append(node.name or f"input_{taken + 1}")
         taken += input_names[-1].startswith("input_")
     names = Names(input_names)
@@ -268,13 +273,6 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         frozen_layers=frozenset(operation.prefix for operation in held if not operation.trainable),
         warnings=tuple(told),
     )
-
-
-def _float(node: Node, calls: Sequence[Call], dtype: str) -> str:
-    """The dtype of an input of floats: the model's, or float64 where that is asked for or needed by all who take it."""
-    takers = [this.layer for this in calls if any(node is own for own in this.inputs)]
-    needed = bool(takers) and all(layer.needs_float64 for layer in takers)
-    return "float64" if needed or node.spec.dtype == "float64" else dtype
 
 
 def _reachable(inputs: Sequence[Node], outputs: Sequence[Node]) -> list[Call]:
