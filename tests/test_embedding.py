@@ -71,6 +71,8 @@ def test_integers_that_are_not_in_the_table_are_errors_in_onnxruntime_and_on_str
     with pytest.raises(lm.LayerError, match="IndexError"):
         model.copy(backend="strict").predict(words)
     np.testing.assert_array_equal(session.run(None, {"input_1": words[:1]})[0], model.predict(words[:1]))
+    with pytest.raises(IndexError, match="expected indices from 0 to 3"):  # its own take raises nothing
+        take_rows.kernels["cupy"](XP, np.zeros((4, 2)), words)
 
 
 def test_positions_are_learned_for_each_place_and_cut_to_the_length(tmp_path):

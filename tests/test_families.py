@@ -144,8 +144,9 @@ def test_slopes_at_zero_are_those_of_pytorch(name, slope):
 def test_softmax_over_one_value_is_told(layers, shape):
     words = r"_1.*: Activation.* axis of size 1, .* gives 1 whatever comes in.* Likely fix: 'sigmoid'"
     with pytest.warns(lm.MistakeWarning, match=words) as told:
-        lm.Sequential(layers, input_shape=shape)
+        model = lm.Sequential(layers, input_shape=shape)
     assert [warning.filename for warning in told] == [__file__]
+    lm.from_config(model.copy(dtype="float64").config())  # which are no other models
 
 
 def test_attention_over_one_key_is_told():

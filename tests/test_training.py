@@ -1,5 +1,6 @@
 """Training: fit, evaluate, predict and single steps, and the errors that data meets."""
 
+import copy
 import io
 import itertools
 import math
@@ -864,6 +865,11 @@ def test_stop_training_of_other_libraries_is_answered_in_a_callback():
 
 def test_layers_and_optimizers_say_how_to_change_them():
     inner = classifier()
+    with pytest.raises(TypeError, match=r"layers\['dense_1'\] can't be set: .* by copy_values"):
+        inner.layers["dense_1"] = Dense(3)
+    assert copy.deepcopy(inner.layers) == inner.layers
+    with pytest.raises(AttributeError, match="kernel"):
+        inner.parameters.kernel = np.zeros((4, 16))
     model = lm.from_config(lm.Sequential([inner, Dense(2)], input_shape=4).config())
     layer, graph = model.layers["dense_1"], model.layers["sequential_1"]
     with pytest.raises(AttributeError, match=r"Dense.trainable can't be set: .*model.freeze\('name'\)"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import file_path, flag, knows
 from lamella.backends import get_backend
-from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean, shown
+from lamella.errors import ArgumentError, DataError, GraphError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, assemble
 from lamella.network import Network
@@ -79,6 +81,7 @@ class Model(Network):
         backend: str | None = None,
     ) -> None:
         super().__init__(assemble(inputs, outputs, dtype, seed=seed), backend=backend)
+        _warn(self.graph)
 
     fit = training.fit
     train_on_batch = training.train_on_batch
@@ -161,6 +164,7 @@ class Sequential(Model):
                     f"Sequential: layers[{position}] {layer!r} has {len(node)} outputs; use lamella.Model for that"
                 )
         Network.__init__(self, assemble(first, node, dtype, seed=seed, kind="Sequential"), backend=backend)
+        _warn(self.graph)
 
 
 def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Model:
@@ -228,3 +232,13 @@ def load(
 def _made(graph: Graph, backend: str | None, *, drawn: bool = True) -> Model:
     kinds: dict[str, type[Model]] = {"Model": Model, "Sequential": Sequential}
     return kinds[graph.kind]._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=drawn)
+
+
+def _warn(graph: Graph) -> None:
+    """Tell whoever called the package what layers take for a mistake."""
+    package, level = __name__.partition(".")[0], 1
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    for text in graph.warnings:
+        warnings.warn(text, MistakeWarning, stacklevel=level)

@@ -111,6 +111,8 @@ class Storage:
 class ArrayMapping(Mapping[str, Any]):
     """The arrays of a model by name, as NumPy. Reading gives copies; assign with ``mapping[name] = array``."""
 
+    __slots__ = ("_assign", "_declarations", "_dtype", "_kind", "_read")
+
     def __init__(
         self,
         storage: Storage,

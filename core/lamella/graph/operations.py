@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import dtype_name, positive
-from lamella.errors import GraphError, MistakeWarning, counted, did_you_mean, shown
+from lamella.errors import GraphError, counted, did_you_mean, shown
 from lamella.graph.naming import Names, check_unique, output_names
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.layer import Layer, build, call
@@ -63,6 +61,7 @@ class Graph:
         seed: decides the initial values of arrays.
         kind: "Model" or "Sequential", as it was written.
         frozen_layers: the prefixes of layers whose arrays training leaves alone.
+        warnings: what layers take for a mistake.
     """
 
     input_nodes: tuple[Node, ...]
@@ -82,6 +81,7 @@ class Graph:
     seed: int
     kind: str
     frozen_layers: frozenset[str]
+    warnings: tuple[str, ...]
 
     name = None
     trainable = True
@@ -159,6 +159,15 @@ class _ByName(dict[str, Any]):
             raise KeyError(f"no layer called {shown(name)}; there are {', '.join(self)}.{hint}")
         return super().__getitem__(name)
 
+    def __setitem__(self, name: Any, layer: Any) -> None:
+        raise TypeError(
+            f"layers[{name!r}] can't be set: a model keeps its layers; make one of other layers, and take values over "
+            "by copy_values"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ByName, (dict(self),)  # a copy sets nothing
+
 
 def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str = "Model") -> Graph:
     """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values."""
@@ -172,16 +181,22 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
     number: dict[int, int] = {}
     input_names: list[str] = []
     taken = 0
+    takers = [(id(node), this.layer.needs_float64) for this in calls for node in this.inputs]
+    wanting_float64 = {one for one, needs in takers if needs} - {one for one, needs in takers if not needs}
     for node in inputs:
         spec = node.spec
         number[id(node)] = len(number)
-        specs[number[id(node)]] = spec.replace(dtype=_float(node, calls, dtype)) if spec.is_float else spec
+        specs[number[id(node)]] = spec
+        if spec.is_float:  # the model's dtype, or float64 where that is asked for, or needed by all that take it
+            wide = spec.dtype == "float64" or id(node) in wanting_float64
+            specs[number[id(node)]] = spec.replace(dtype="float64" if wide else dtype)
         input_names.append(node.name or f"input_{taken + 1}")
         taken += input_names[-1].startswith("input_")
     names = Names(input_names)
     arrays: dict[str, ArrayDeclaration] = {}
     stateful: dict[str, str] = {}
     holders: dict[str, Layer] = {}
+    told: list[str] = []
     operations: list[Operation] = []
     trainable: dict[int, bool] = {}
     for this in calls:
@@ -198,8 +213,7 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
                     "float64 to the model's floats, such as Normalization, come first. Likely fix: leave the dtype of "
                     "the input out, and floats follow the model"
                 )
-        for text in declare.warnings:
-            warnings.warn(f"{name}: {text}", MistakeWarning, stacklevel=_outside())
+        told += [f"{name}: {text}" for text in declare.warnings]
         if len(built) != len(this.outputs):
             raise GraphError(
                 f"{name}: build returned {counted(len(built), 'spec')}, {len(this.outputs)} when it was called"
@@ -257,23 +271,8 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         seed=seed,
         kind=kind,
         frozen_layers=frozenset(operation.prefix for operation in held if not operation.trainable),
+        warnings=tuple(told),
     )
-
-
-def _float(node: Node, calls: Sequence[Call], dtype: str) -> str:
-    """The dtype of an input of floats: the model's, or float64 where that is asked for or needed by all who take it."""
-    takers = [this.layer for this in calls if any(node is own for own in this.inputs)]
-    needed = bool(takers) and all(layer.needs_float64 for layer in takers)
-    return "float64" if needed or node.spec.dtype == "float64" else dtype
-
-
-def _outside() -> int:
-    """The ``stacklevel`` of who called the package, for a warning by the caller of this function."""
-    package, level = __name__.partition(".")[0], 1
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _reachable(inputs: Sequence[Node], outputs: Sequence[Node]) -> list[Call]:

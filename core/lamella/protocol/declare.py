@@ -78,7 +78,7 @@ class Declare:
         self._add(name, shape, initializer, None, None, None, trainable=False)
 
     def warn(self, text: str) -> None:
-        """Say that something is most probably a mistake: a `MistakeWarning` with the layer's name, once it has one."""
+        """Say that something is most probably a mistake: a `MistakeWarning` where a model is made of the layer."""
         self.warnings.append(words(text, "warn: text", "'softmax over one value'"))
 
     def _add(
