@@ -243,6 +243,10 @@ def test_a_model_that_is_not_finite_is_not_exported(path):
         lm.NonFiniteError, match=r"export: dense_2\.kernel has 1 of 320 values that are not finite; at \[5, 7\] stands"
     ):
         export(model, path)
+    model = NETS["convolution"]()
+    model.state["batch_normalization_1.variance"] = [1.0, np.nan, 1.0, 1.0]
+    with pytest.raises(lm.NonFiniteError, match=r"batch_normalization_1\.variance has 1 of 4 values"):
+        export(model, path)
     assert not path.exists()
 
 
