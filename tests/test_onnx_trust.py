@@ -243,6 +243,10 @@ def test_a_model_that_is_not_finite_is_not_exported(path):
         lm.NonFiniteError, match=r"export: dense_2\.kernel has 1 of 320 values that are not finite; at \[5, 7\] stands"
     ):
         export(model, path)
+    model = NETS["convolution"]()
+    model.state["batch_normalization_1.variance"] = [1.0, np.nan, 1.0, 1.0]
+    with pytest.raises(lm.NonFiniteError, match=r"batch_normalization_1\.variance has 1 of 4 values"):
+        export(model, path)
     assert not path.exists()
 
 
@@ -451,15 +455,23 @@ def test_files_of_strangers_end_in_words(kind, path):
 
 
 def test_what_names_tell_a_terminal_is_not_obeyed(path, capsys):
-    proto = stranger([helper.make_node("Sub", ["x", "x"], ["y"])])
-    path.write_bytes(proto.SerializeToString().replace(b"\x01y", b"\x01\x1b").replace(b'"y"', b'"\\u001b"'))
-    assert cli.main(["verify", str(path)]) in (1, 2)
+    name = "\x1b[2J"
+    output = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4])
+    proto = stranger([helper.make_node("Sub", ["x", "x"], [name])], output=output)
+    proto.metadata_props[0].value = proto.metadata_props[0].value.replace('"y"', json.dumps(name))
+    path.write_bytes(proto.SerializeToString())
+    assert cli.main(["verify", str(path)]) == 0
     proto.graph.node[0].op_type = "\x1b[2J\n"
     path.write_bytes(proto.SerializeToString())
     assert cli.main(["verify", str(path)]) in (1, 2)
     out, error = capsys.readouterr()
     assert "\x1b" not in out + error
-    assert error.count("\n") == 2
+    assert error.count("\n") == 1
+    proto.graph.output[0].name = "y" * 10**6
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(lm.DataError, match="the file's outputs are") as caught:
+        verify(path)
+    assert len(str(caught.value)) < 3000
 
 
 def test_loops_that_end_and_other_domains_agree(path):
@@ -700,6 +712,18 @@ def test_two_exports_to_one_path_leave_a_whole_file_at_any_moment(path):
     assert verify(path).agrees
     assert sorted(file.suffix for file in path.parent.iterdir()) == [".onnx", ".proof"]
     print(verified, "verified while", 30 * TIMES, "were written")
+
+
+def test_an_export_does_not_wait_for_ever(path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr("lamella_onnx.files.PATIENCE", 0.1)
+    handle = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        export(wide(), path)
+    finally:
+        os.close(handle)
+    assert verify(path).agrees
 
 
 INTERRUPTED = """

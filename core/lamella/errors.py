@@ -44,7 +44,7 @@ class LayerError(LamellaError, RuntimeError):
 
 
 class NonFiniteError(LamellaError, ArithmeticError):
-    """The loss became NaN or infinite; the message names the step and the first offending layer."""
+    """The loss became NaN or infinite, or a model to export is; the message names the first offending layer."""
 
 
 class BackendError(LamellaError, ImportError):

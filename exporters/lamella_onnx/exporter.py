@@ -17,7 +17,7 @@ from lamella.errors import shown
 from lamella.protocol.inputs import as_inputs, row_count
 from lamella_onnx.append import Appended, extended
 from lamella_onnx.files import as_path, write
-from lamella_onnx.finite import need_finite_parameters, need_finite_results
+from lamella_onnx.finite import need_finite_results, need_finite_values
 from lamella_onnx.models import Trace, trace_model
 from lamella_onnx.parity import (
     PLAUSIBLE,
@@ -62,9 +62,10 @@ def export(
     Where onnxruntime's operator for a normalization rounds too much, as for values far from 0, the file holds the
     formulas of its normalizations instead of the operators.
 
-    The file carries its proof, which `verify` replays; a proof of more than 64 kB stands beside the file, as
-    ``<file>.<digest>.proof``. The proof guards against damage and against runtimes that differ. It is no signature:
-    whoever changes the file on purpose can write a proof to go with it.
+    The file carries its proof, which `verify` replays, with a hash of graph and weights; a proof of more than 64 kB
+    stands beside the file, as ``<file>.<digest>.proof``. The proof guards against damage and against runtimes that
+    differ. It is no signature: whoever changes the file on purpose can write a proof to go with it. Both are replaced
+    together: whatever stops an export, and whoever else exports to the same path, a whole file with its proof is left.
 
     Arguments:
         path: where to write; an existing file and its proof are replaced whole, or stay.
@@ -110,7 +111,7 @@ def export(
             f"export: the model's arrays take {size:,} bytes; an ONNX file of one piece holds less than 2 GiB"
         )
     given = None if samples is None else as_inputs(model.input_names, model.input_specs, samples)
-    need_finite_parameters(model.parameters)
+    need_finite_values(model)
     if given is not None:
         row_count(given, "samples")
     with _nothing_written(path):

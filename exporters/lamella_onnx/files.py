@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ except ImportError:  # Windows
 __all__ = ["as_path", "digest", "proof_path", "read", "write"]
 
 LARGEST = 2**31 - 1  # bytes; protobuf takes no more
+PATIENCE = 10.0  # seconds to wait for others who write to a folder
 
 
 def as_path(path: Any, where: str) -> Path:
@@ -107,13 +109,31 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder, where the system has such locks; it leaves nothing behind."""
     handle = None
     try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # no such folder, which writing tells, or no locks on this file system
-                handle = os.open(folder, os.O_RDONLY)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # no such folder, which writing tells, or no locks on this file system
+            handle = os.open(folder, os.O_RDONLY)
+            _lock(handle)
         yield
     finally:
         if handle is not None:
             with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a process was forked meanwhile
+                _unlock(handle)
             os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Wait for a lock, but not for ever: who holds it may have been stopped."""
+    deadline = time.monotonic() + PATIENCE
+    while fcntl is not None:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.01)
+    return None
+
+
+def _unlock(handle: int) -> None:
+    """Give the lock back; closing is not enough where a process was forked meanwhile."""
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_UN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,15 @@ from lamella import Model, NonFiniteError
 from lamella_onnx.models import Trace, layer_outputs
 from lamella_onnx.parity import Evidence
 
-__all__ = ["need_finite_parameters", "need_finite_results"]
+__all__ = ["need_finite_results", "need_finite_values"]
 
 Array = np.ndarray[Any, Any]
 
 
-def need_finite_parameters(parameters: Mapping[str, Array]) -> None:
-    """Raise unless all parameters are finite."""
-    for name, array in parameters.items():
-        wrong = ~np.isfinite(array)
+def need_finite_values(model: Model) -> None:
+    """Raise unless all parameters are finite, and no state is NaN."""
+    for name, array in (*model.parameters.items(), *model.state.items()):
+        wrong = ~np.isfinite(array) if name in model.parameters else np.isnan(array)
         if wrong.any():
             place = [int(at[0]) for at in np.nonzero(wrong)]
             raise NonFiniteError(

@@ -192,9 +192,11 @@ def _verified(
 ) -> ParityReport:
     """Compare a file with its proof, and with a model."""
     try:
-        probes, recorded = _taken_apart(proof)
         sealed = proof.pop("seal", None)
-        differing = differences(proto, proof, sealed) if sealed is not None else []
+        if sealed is not None:
+            _need_unchanged(proto, proof, sealed)
+        probes, recorded = _taken_apart(proof)
+        inputs = probes.draw(proof["batch"], proof["seed"])
     except _WRONG as error:
         raise DataError(_damaged(error)) from error
     opset = next((imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")), None)
@@ -204,16 +206,6 @@ def _verified(
     names = _names(given for given in proto.graph.input if given.name not in arrays)
     _same_names("the file's inputs", names, [row.name for row in probes.inputs])
     _same_names("the file's outputs", _names(proto.graph.output), list(recorded))
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ParityError(
-            f"the file was changed after the export: {', '.join(differing[:3])}{more}. Only metadata may be added; "
-            "what a quantizer or an optimizer makes of a file is another model, which this proof is not for"
-        )
-    try:
-        inputs = probes.draw(proof["batch"], proof["seed"])
-    except _WRONG as error:
-        raise DataError(_damaged(error)) from error
     evidence = []
     if model is not None:
         own = [(name, spec.shape, spec.dtype) for name, spec in zip(model.input_names, model.input_specs, strict=True)]
@@ -234,6 +226,17 @@ def _verified(
             f"changed after the export, or onnxruntime {report.versions['onnxruntime']} computes something else"
         )
     return report
+
+
+def _need_unchanged(proto: onnx.ModelProto, proof: dict[str, Any], sealed: dict[str, Any]) -> None:
+    """Raise unless a file and its proof are what the seal says."""
+    _need(_is_text(sealed["sha256"]) and all(map(_is_text, sealed["parts"].values())), "seal")
+    if differing := differences(proto, proof, sealed):
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ParityError(
+            f"the file was changed after the export: {', '.join(differing[:3])}{more}. Only metadata may be added; "
+            "what a quantizer or an optimizer makes of a file is another model, which this proof is not for"
+        )
 
 
 def _with_proof(got: Sequence[Mapping[str, Array]], recorded: dict[str, _Recorded]) -> list[Agreement]:
@@ -279,7 +282,7 @@ def _names(values: Iterable[onnx.ValueInfoProto]) -> list[str]:
 
 def _taken_apart(proof: dict[str, Any]) -> tuple[Probes, dict[str, _Recorded]]:
     """What to draw, and what is recorded of outputs, by name."""
-    unknown = proof.keys() - {"seed", "batch", "inputs", "sizes", "outputs", "seal"}
+    unknown = proof.keys() - {"seed", "batch", "inputs", "sizes", "outputs"}
     _need(not unknown, f"unknown entries {', '.join(sorted(unknown))}; a newer lamella may have written them")
     probes = Probes(tuple(map(_range, proof["inputs"])), _sizes(proof.get("sizes", {})))
     batch, seed = proof["batch"], proof["seed"]
@@ -288,8 +291,6 @@ def _taken_apart(proof: dict[str, Any]) -> tuple[Probes, dict[str, _Recorded]]:
     _need(size <= _LARGEST_INPUTS, f"inputs of {size:,} bytes")
     recorded = dict(map(_recorded, proof["outputs"]))
     _need(recorded and len(recorded) == len(proof["outputs"]), "no outputs, or two of one name")
-    if "seal" in proof:
-        _need(_is_text(proof["seal"]["sha256"]) and all(map(_is_text, proof["seal"]["parts"].values())), "seal")
     return probes, recorded
 
 

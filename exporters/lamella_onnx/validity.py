@@ -10,6 +10,8 @@ from lamella.errors import did_you_mean
 
 __all__ = ["first_unknown", "in_one_line", "not_valid"]
 
+_LONGEST = 2000  # letters; names in files may be longer
+
 
 def not_valid(proto: onnx.ModelProto) -> str:
     """Return what is wrong with a graph, in one line; nothing if it is valid ONNX."""
@@ -60,4 +62,5 @@ def _unknown(node: onnx.NodeProto, opsets: dict[str, int]) -> str:
 def in_one_line(error: object) -> str:
     """Return what is said, without line breaks and what a terminal would obey."""
     said = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
+    said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said)
