@@ -9,6 +9,7 @@ with its error and stops only those who ask for a name that nobody else gives.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -176,6 +177,7 @@ def canonical(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
+@functools.lru_cache(maxsize=256)
 def snake_case(name: str) -> str:
     """Return the default registry name of a class.
 
