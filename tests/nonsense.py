@@ -169,6 +169,8 @@ def values_for(valid: Any, more: bool = False) -> Iterator[tuple[str, Any]]:
         yield "its base class", type(valid).__mro__[1]
 
 
+LARGEST = float(np.finfo("float32").max)
+
 # Calls
 
 
@@ -753,7 +755,8 @@ def fits(value: Any, hint: Any) -> bool | None:
         return isinstance(value, int | np.integer) and not isinstance(value, bool)
     if hint is float:
         real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        return bool(real and math.isfinite(value) and abs(float(value)) <= np.finfo("float32").max)
+        plain = value if isinstance(value, int) or not real else float(value)
+        return real and -LARGEST <= plain <= LARGEST
     if hint is str:
         return isinstance(value, str) and value != ""
     if origin is tuple and isinstance(value, tuple | list):

@@ -19,7 +19,8 @@ from lamella_layers import LSTM, Add, BatchNormalization, Conv2D, Dense, Embeddi
 
 TRIED = int(os.environ.get("LAMELLA_NONSENSE") or 60)
 SEED = int(os.environ.get("LAMELLA_SEED") or random.randrange(1 << 30))
-LAYERS = [one.subject for one in lm.registry.specimens() if isinstance(one.subject, lm.Layer)]
+SPECIMENS = [one for one in lm.registry.specimens() if isinstance(one.subject, lm.Layer)]
+LAYERS = [one.subject for one in SPECIMENS]
 
 bounded = settings(
     max_examples=TRIED, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True
@@ -66,6 +67,12 @@ def configurations():
 CONFIGURATIONS = configurations()
 
 
+def parts(config):
+    """All values within a configuration."""
+    inner = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    return [config, *(part for one in inner for part in parts(one))]
+
+
 @st.composite
 def damaged(draw):
     """A configuration with a few of its values changed, added or gone."""
@@ -80,7 +87,9 @@ def damaged(draw):
             if isinstance(at[key], dict | list) and at[key] and draw(st.integers(0, 4)):
                 at = at[key]
                 continue
-            match draw(st.sampled_from(["change", "change", "drop", "add"])):
+            match draw(st.sampled_from(["swap", "change", "drop", "add"])):
+                case "swap":  # for a value that stands elsewhere
+                    at[key] = copy.deepcopy(draw(st.sampled_from(parts(config))))
                 case "change":
                     at[key] = draw(plain)
                 case "drop":
@@ -117,14 +126,15 @@ def test_a_configuration_gives_a_model_or_says_what_is_wrong_with_it(config):
 
 @st.composite
 def graphs(draw):
-    """Inputs, and steps: which layer is called with which of the nodes that there are."""
-    inputs = draw(st.lists(st.tuples(shapes(), st.sampled_from([None, None, "int64", "bool"])), min_size=1, max_size=3))
-    pick = st.tuples(st.sampled_from(LAYERS), st.lists(st.integers(0, 50), min_size=1, max_size=3))
-    return inputs, draw(st.lists(pick, max_size=8))
-
-
-def shapes():
-    return st.lists(st.one_of(sizes, sizes, st.just("T")), max_size=4).map(tuple)
+    """The specs of a specimen's inputs, now and then of other sizes, its layer, and steps: which layers are tried next,
+    each with which of the nodes that there are, counted from the newest."""
+    specimen = draw(st.sampled_from(SPECIMENS))
+    other = st.sampled_from([False] * 11 + [True])
+    shapes = [tuple(draw(sizes) if draw(other) else n for n in spec.shape[1:]) for spec in specimen.inputs]
+    inputs = [(shape, spec.dtype, spec.low, spec.high) for shape, spec in zip(shapes, specimen.inputs, strict=True)]
+    places = st.one_of(st.just([0]), st.just([0]), st.lists(st.integers(0, 3), min_size=1, max_size=3))
+    tries = st.lists(st.tuples(st.sampled_from(LAYERS), places), min_size=4, max_size=8)
+    return inputs, specimen.subject, draw(st.lists(tries, min_size=1, max_size=6))
 
 
 @seed(SEED)
@@ -132,19 +142,27 @@ def shapes():
 @given(graphs())
 def test_layers_on_nodes_give_a_model_that_predicts_or_say_why_not(graph):
     """``LAMELLA_NONSENSE=10000 pytest`` tries more of them; ``LAMELLA_SEED`` repeats a run."""
-    given_inputs, steps = graph
-    inputs = [lm.Input(shape, dtype) for shape, dtype in given_inputs]
-    nodes = list(inputs)
+    inputs, first, steps = graph
+    nodes = [lm.Input(shape, dtype, low=low, high=high) for shape, dtype, low, high in inputs]
+    needs = {id(node): [node] for node in nodes}  # the inputs that each node depends on
     with in_time(), np.errstate(all="ignore"):
-        for layer, places in steps:
-            try:
-                made = layer(*(nodes[place % len(nodes)] for place in places))
-            except lm.GraphError as error:
-                check(error)
-                continue
-            nodes += made if isinstance(made, tuple) else (made,)
+        for tries in [[(first, range(len(nodes)))], *steps]:
+            for layer, places in tries:
+                chosen = [nodes[-1 - place % len(nodes)] for place in places]
+                if layer is first:
+                    chosen.reverse()
+                try:
+                    made = layer(*chosen)
+                except lm.GraphError as error:
+                    check(error)
+                    continue
+                made = made if isinstance(made, tuple) else (made,)
+                used = [one for node in chosen for one in needs[id(node)]]
+                needs |= {id(node): list(dict.fromkeys(used)) for node in made}
+                nodes += made
+                break
         try:
-            model = lm.Model(inputs, nodes[-1])
+            model = lm.Model(needs[id(nodes[-1])], nodes[-1])
         except lm.GraphError as error:
             check(error)
             return
@@ -159,5 +177,5 @@ def test_layers_on_nodes_give_a_model_that_predicts_or_say_why_not(graph):
             return
     (spec,) = model.output_specs
     assert predicted.dtype == spec.dtype
-    assert predicted.shape == tuple({"N": 2, "T": 3}.get(size, size) for size in spec.shape)
+    assert predicted.shape == tuple(2 if size == "N" else 3 if isinstance(size, str) else size for size in spec.shape)
     assert lm.from_config(model.config()).config() == model.config()

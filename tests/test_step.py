@@ -141,6 +141,7 @@ def test_a_constraint_that_fails_moves_nothing_and_keeps_the_learning_rate():
 
 
 @pytest.mark.smoke
+@pytest.mark.filterwarnings("ignore:.* starts anew:lamella.errors.MistakeWarning")
 @pytest.mark.parametrize("network", [small, large])
 def test_ctrl_c_while_parameters_move_comes_before_the_step_or_after_it(network):
     pressed = []
@@ -280,6 +281,7 @@ def coupled():
     return lm.Sequential(layers, input_shape=4, seed=3)
 
 
+@pytest.mark.filterwarnings("ignore:.* starts anew:lamella.errors.MistakeWarning")
 @pytest.mark.parametrize("seed", range(6))
 def test_spare_buffers_hold_what_a_step_does_not_write(seed):
     """A model that is trained, frozen and assigned to at random, beside one whose buffers are new before each step."""
@@ -354,6 +356,7 @@ def test_updates_in_place_have_the_bits_of_the_formula(rule):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:.* starts anew:lamella.errors.MistakeWarning")
 def test_a_state_that_is_kept_stays_as_it_was():
     model, rule = small(), Adam(0.1)
     step(model, rule)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -216,6 +217,7 @@ def canonical(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
+@functools.lru_cache(maxsize=256)
 def snake_case(name: str) -> str:
     """Return the default registry name of a class.
 

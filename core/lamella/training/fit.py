@@ -198,7 +198,8 @@ def fit(
         loss: a registered name or a `Loss`; a tuple, or a dict by name, for several outputs. Their losses are added up:
             ``lm.losses.Weighted`` makes one count more or less, and is reported as it counts.
         optimizer: a registered name or an `Optimizer`. A model goes on where steps with an equal one stopped, with its
-            slots and its place in the schedule; ``model.optimizer_state = None`` resets it.
+            slots and its place in the schedule; ``model.optimizer_state = None`` resets it, as other settings than the
+            learning rate do, with a `MistakeWarning`.
         epochs, batch_size: how often to pass over the data, and how many rows a step takes; iterables have batches
             of their own.
         validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these. After every epoch ``val_loss``, ...
