@@ -19,6 +19,7 @@ __all__ = [
     "VersionWarning",
     "counted",
     "did_you_mean",
+    "in_words",
 ]
 
 
@@ -90,6 +91,21 @@ def counted(number: int, noun: str) -> str:
     ('1 row', '2 rows')
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def in_words(error: BaseException) -> str:
+    """Return the class of an error and its message, also where the message can't be had.
+
+    >>> in_words(KeyError("x"))
+    "KeyError: 'x'"
+    """
+    try:
+        message = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as another:
+        message = f"(its message can't be had: {type(another).__name__} in __str__)"
+    return f"{type(error).__name__}: {message}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
