@@ -143,7 +143,7 @@ def test_json_holds_the_verdicts(module, capsys):
     [
         ("lamela", "'lamela': no installed distribution, package or module of that name; .* Did you mean 'lamella'"),
         ("lamella:Desne", r"'lamella' has no layer 'Desne'\. Did you mean 'dense'\? Expected one of accuracy, "),
-        ("lamella_onnx", "'lamella_onnx' gives no layers, losses, optimizers, ..., so there is nothing to examine"),
+        ("hollow", "'hollow' gives nothing by its hooks, so there is nothing to examine"),
         ("json", "'json' has no hooks, so there is nothing to examine.*, or name the module .* such as json.my_layer"),
         ("json:dumps", "'json' has no hooks, so there is nothing to examine"),
         ("lamella-new", r"'lamella-new' is not installed, .* Likely fix: python -m pip install -e \./lamella-new\n"),
@@ -160,6 +160,7 @@ def test_targets_that_are_not_there_are_one_message(target, words, tmp_path, mon
     monkeypatch.setattr(sys, "path", [*sys.path])
     Path("failing.py").write_text("1 / 0")
     Path("needing.py").write_text("import moon")
+    Path("hollow.py").write_text("import lamella as lm\n@lm.hookimpl\ndef lamella_layers():\n    return {}\n")
     Path("folder").mkdir()
     create("lamella-new")
     status, out, error = checked(target, capsys=capsys)
@@ -473,3 +474,14 @@ def test_pytest_tells_what_cannot_be_examined_and_nothing_twice(plugin):
     assert "module lost: lamella_specimens(): SystemExit: 0" in out
     assert "Mute.__repr__ failed: ValueError: no words" in out
     assert f"{1 + len(ALL)} failed" in out
+
+
+def test_what_has_no_laws_is_named(capsys):
+    assert checked("lamella_onnx", capsys=capsys)[:2] == (
+        0,
+        "not examined  commands demo, export, verify: there are no laws for commands\n"
+        "not examined  laws onnx: there are no laws for laws\nspecimens: 0, all laws hold\n",
+    )
+    status, out, _ = checked("lamella_onednn", capsys=capsys)
+    assert status == 0
+    assert "not examined  backends onednn: layers are examined on every backend that is installed" in out

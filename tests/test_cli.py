@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -287,3 +288,54 @@ def test_moved_copies_are_moved_by_a_pixel():
     moved, labels = demo.with_moved_copies(image, np.array([7]))
     assert [tuple(np.argwhere(one[0])[0]) for one in moved] == [(3, 4), (2, 4), (4, 4), (3, 3), (3, 5)]
     assert labels.tolist() == [7] * 5
+
+
+EVIL = {
+    "an error without words": "class E(Exception):\n    def __str__(self): raise RuntimeError('no')\nraise E()",
+    "no Exception": "raise BaseException('b')",
+    "a module that replaces itself": "import sys\nsys.modules[__name__] = 3",
+    "a module that is everything": "import sys\nfrom unittest.mock import MagicMock\n"
+    "sys.modules[__name__] = MagicMock()",
+    "odd hooks": "import lamella as lm\n@lm.hookimpl\ndef lamella_layers(): return {'Evil': 1, 'evil': object}\n"
+    "@lm.hookimpl\ndef lamella_commands(): return {'bad': lm.cli.Command(None, print, print)}",
+    "entry points that are no UTF-8": b"\xff[lamella]\nevil = evil_mod\n",
+    "entry points that are no lines": b"[lamella]\nevil_mod\n",
+}
+USES = """
+import sys, lamella as lm
+from lamella import cli
+from lamella_layers import Dense
+model = lm.Sequential([Dense(1)], input_shape=1)
+model.fit([[1.0], [2.0]], [[1.0], [2.0]], loss="huber", optimizer="sgd", progress=False)
+model.save("m")
+lm.load("m")
+for arguments in (["layers"], ["--version"], ["--help"]):
+    try:
+        print(arguments, cli.main(arguments))
+    except SystemExit as ended:
+        print(arguments, ended.code)
+print(lm.layers())
+"""
+
+
+@pytest.mark.parametrize("case", EVIL)
+def test_odd_plugins_break_nothing_and_are_named(case, tmp_path):
+    folder, given = tmp_path / "evil-1.dist-info", EVIL[case]
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
+    (tmp_path / "evil_mod.py").write_text(given if isinstance(given, str) else "")
+    points = b"[lamella]\nevil = evil_mod\n" if isinstance(given, str) else given
+    (folder / "entry_points.txt").write_bytes(points)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", USES],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for arguments in (["layers"], ["--version"], ["--help"]):
+        assert f"{arguments} 0" in done.stdout
+    assert done.stdout.count("evil 1") >= 2  # by `lamella layers` and `lm.layers()`
+    print(*[line for line in done.stdout.splitlines() if "evil 1" in line], sep="\n")

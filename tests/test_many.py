@@ -1,13 +1,16 @@
 """Long, large and many: what grows with layers, rows and steps, and models that several threads use."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -410,3 +413,49 @@ thread.join()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (done.stdout.strip(), done.stderr) == ("7", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell what a process holds")
+def test_training_predicting_saving_and_loading_again_and_again_takes_no_more_memory():
+    soak = Path(__file__).parents[1] / "benchmarks" / "soak.py"
+    done = subprocess.run([sys.executable, soak, "--steps", "200"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_children_train_while_and_after_their_parent_does(method, tmp_path):
+    model, twin = network(), network()
+    steps(model, 1)
+    steps(twin, 2)
+    expected = twin.predict(ROWS)
+
+    class Ask(lm.Callback):
+        def on_batch_end(self, model, rows, logs):
+            answers.append(in_a_child(method, model))
+
+    answers = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process that has threads
+        answers.append(in_a_child(method, model))
+        again = network()
+        again.fit(ROWS, LABELS, **TASK, batch_size=64, shuffle=False, callbacks=[Ask()], progress=False)
+    for predicted, count in answers:
+        assert count == 2
+        np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-6)
+
+
+def in_a_child(method, model):
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=step_and_predict, args=(model, theirs))
+    child.start()
+    assert ours.poll(60)
+    answer = ours.recv()
+    child.join(60)
+    assert child.exitcode == 0
+    return answer
+
+
+def step_and_predict(model, pipe):
+    steps(model, 1)
+    pipe.send((model.predict(ROWS), model.step))

@@ -1,9 +1,11 @@
 """The registry: plugins through entry points, imported when asked for, with errors that name both sides."""
 
 import importlib
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -38,6 +40,21 @@ def _plain(hook):
         return hook()
 
     return call
+
+
+class Dark:
+    def __repr__(self):
+        raise RuntimeError("dark")
+
+
+class NoItems(dict):
+    def items(self):
+        raise RuntimeError("no items")
+
+
+class Unspeakable(BaseException):
+    def __str__(self):
+        raise SystemExit
 
 
 class Mine(lm.Layer):
@@ -97,8 +114,10 @@ def test_a_broken_plugin_stops_only_those_who_need_it():
     ("given", "words"),
     [
         ({"layers": [Mine]}, "must return a dict of names to objects, got list"),
-        ({"layers": {"Bad Name": Mine}}, "gives the name 'Bad Name'; expected lower case"),
-        ({"layers": {"mine": 3}}, "gives 'mine' = 3; expected a subclass of lamella.Layer"),
+        ({"layers": {"Bad Name": Mine}}, "gives the name 'Bad Name', which is left out; expected lower case"),
+        ({"layers": {"mine": 3}}, "gives 'mine' = 3, which is left out; expected a subclass of lamella.Layer"),
+        ({"layers": {3: Mine, "dark": Dark()}}, r"gives the name 3, .*\n.* gives 'dark' = an object of Dark that cannot be shown, which is"),
+        ({"layers": NoItems()}, r"lamella_layers\(\) failed: RuntimeError: no items$"),
         ({"layers": None}, "must return a dict of names to objects, got NoneType"),
         ({"activations": {"a": len}}, "expected a lamella.ActivationFunction"),
         (
@@ -109,16 +128,64 @@ def test_a_broken_plugin_stops_only_those_who_need_it():
         ({"schedules": {"s": 0.1}}, "expected a subclass of lamella.schedules.Schedule"),
         ({"metrics": {"m": len}}, "expected a subclass of lamella.metrics.Metric"),
         ({"commands": {"c": len}}, "expected a lamella.cli.Command"),
-        ({"initializers": {"i": 1.0}}, "gives 'i' = 1.0; expected a function"),
+        ({"initializers": {"i": 1.0}}, "gives 'i' = 1.0, which is left out; expected a function"),
     ],
 )
-def test_wrong_hook_results_register_nothing(given, words):
-    known = Registry(
-        [EntryPoint("a", plugin(**{"layers": {"fine": Mine}, **given})), EntryPoint("b", plugin(layers={}))]
-    )
-    with pytest.raises(lm.RegistryError, match=f"plugin 'a' of acme 2.1 .*{words}"):
-        known.find("layers", "fine")
-    assert known.entries("layers") == []
+def test_what_is_wrong_in_a_hook_is_told_and_stops_nothing_else(given, words, monkeypatch):
+    (kind,) = given
+    sound = {"layers": {"fine": Mine}, "losses": {"fine": lm.losses.Huber}, "metrics": {"fine": lm.metrics.Accuracy}}
+    wrong = {**sound.get(kind, {}), **given[kind]} if type(given[kind]) is dict else given[kind]
+    known = Registry([EntryPoint("a", plugin(**{**sound, kind: wrong})), EntryPoint("b", plugin(layers={}))])
+    for name, things in sound.items():
+        if name != kind or type(wrong) is dict:
+            assert known.find(name, "fine") is things["fine"]
+    with pytest.raises(lm.RegistryError, match=f"(?s)unknown name.*plugin 'a' of acme 2.1 .*{words}"):
+        known.find(kind, "mine")
+    monkeypatch.setattr(registry, "plugins", known.plugins)
+    monkeypatch.setattr(registry, "entries", known.entries)
+    assert re.search(f"(?s)plugin 'a' of acme 2.1 .*{words}", "\n".join(registry.broken()))
+    assert re.search(f"(?s)plugin 'a' of acme 2.1 .*{words}", repr(lm.layers()))
+
+
+def test_a_name_that_several_give_is_told_once():
+    points = [EntryPoint(name, plugin(layers={"mine": Mine}), distribution=name) for name in ("acme", "zoo")]
+    with pytest.raises(lm.RegistryError, match="Expected one of mine\\.$"):
+        Registry(points).find("layers", "x")
+
+
+class Equal:
+    """Equal to everything."""
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+    @staticmethod
+    @lm.hookimpl
+    def lamella_layers():
+        return {"yours": Yours}
+
+
+class Raising:
+    """Of which nothing can be known."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError("no")
+
+
+def test_objects_in_the_place_of_modules_disturb_no_others(monkeypatch):
+    monkeypatch.setitem(sys.modules, "acme", Raising())
+    monkeypatch.setitem(sys.modules, "acme.b", mock.MagicMock())
+    points = [EntryPoint("a", Equal()), EntryPoint("b", plugin(layers={"mine": Mine})), EntryPoint("c", Raising())]
+    known = Registry([*points, EntryPoint("d", Unspeakable())])
+    assert (known.find("layers", "mine"), known.find("layers", "yours")) == (Mine, Yours)
+    assert [one.error for one in known.plugins()] == [
+        None,
+        None,
+        "RuntimeError: no",
+        "Unspeakable: (its message can't be had: SystemExit in __str__)",
+    ]
 
 
 def test_names_of_distributions_compare_as_package_indexes_do():

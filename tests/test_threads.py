@@ -463,3 +463,31 @@ def test_blas_is_held_to_one_thread_whatever_thread_trains():
     other.join()
     assert len(seen) >= 2
     assert set(seen) == {1}
+
+
+def test_threads_do_not_take_turns_where_blas_is_held():
+    """A thread that gets the interpreter there keeps it for milliseconds, and all others wait."""
+    usual, waits, count = sys.getswitchinterval(), threading.Lock(), 0
+
+    def busy():
+        nonlocal count
+        with waits:
+            while count < 10_000:
+                count += 1
+
+    with threads.blas_threads(1):  # which finds the libraries
+        waits.acquire()
+        worker = threading.Thread(target=busy)
+        worker.start()
+    sys.setswitchinterval(10)
+    try:
+        waits.release()
+        end = time.perf_counter() + 0.05  # until the worker is awake
+        while time.perf_counter() < end:
+            with threads.blas_threads(1):
+                pass
+        seen = count
+    finally:
+        sys.setswitchinterval(usual)
+    worker.join()
+    assert (seen, count) == (0, 10_000)

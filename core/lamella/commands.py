@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lamella import registry
+from lamella.errors import ArgumentError
 
 if TYPE_CHECKING:
     import argparse  # `import lamella` does without
@@ -22,6 +23,10 @@ class Command:
         configure: Callable[[argparse.ArgumentParser], None],
         run: Callable[[argparse.Namespace], int],
     ) -> None:
+        if not isinstance(help, str) or not callable(configure) or not callable(run):
+            raise ArgumentError(
+                f"Command: expected a line of help and two functions, got {help!r}, {configure!r}, {run!r}"
+            )
         self.help, self.configure, self.run = help, configure, run
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "VersionWarning",
     "counted",
     "did_you_mean",
+    "in_words",
     "shown",
 ]
 
@@ -95,6 +96,21 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def in_words(error: BaseException) -> str:
+    """Return the class of an error and its message, also where the message can't be had.
+
+    >>> in_words(KeyError("x"))
+    "KeyError: 'x'"
+    """
+    try:
+        message = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as another:
+        message = f"(its message can't be had: {type(another).__name__} in __str__)"
+    return f"{type(error).__name__}: {message}"
+
+
 def shown(value: object) -> str:
     """Return a value as an error message shows it: on one line, not too long, and whatever its own repr does.
 
@@ -103,7 +119,9 @@ def shown(value: object) -> str:
     """
     try:
         text = " ".join(repr(value).split()) if not isinstance(value, str) else repr(value)
-    except Exception:  # of somebody's class, or for an int of thousands of digits
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of somebody's class, or for an int of thousands of digits
         return f"an object of {type(value).__qualname__} that cannot be shown"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 

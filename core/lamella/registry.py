@@ -17,13 +17,15 @@ import itertools
 import re
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pluggy
 
 from lamella import hookspecs
-from lamella.errors import ArgumentError, RegistryError, did_you_mean, shown
+from lamella.errors import ArgumentError, RegistryError, did_you_mean, in_words, shown
 
 __all__ = [
     "FAILURES",
@@ -51,7 +53,7 @@ __all__ = [
 ]
 
 FAILURES = (Exception, SystemExit, GeneratorExit)
-"""What the code of others may raise at any time. An interruption is none: it is the user's."""
+"""What the code of others may raise while it runs. An interruption is none: it is the user's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,14 @@ class Plugin:
     distribution: str
     version: str
     source: _EntryPoint = dataclasses.field(repr=False)
-    error: str | None = None
+    error: str | None = None  # why nothing of it can be had
+    faults: list[str] = dataclasses.field(default_factory=list)  # why some of it can't
+
+    @property
+    def complaints(self) -> list[str]:
+        """A line for all that is wrong with it."""
+        lost = [f"{self} could not be loaded: {self.error}"] if self.error else []
+        return [*lost, *(f"{self}: {fault}" for fault in self.faults)]
 
     @property
     def key(self) -> str:
@@ -107,6 +116,8 @@ class Plugin:
     def __str__(self) -> str:
         if not self.is_known and self.name == self.module:
             return f"module {self.module}"
+        if not self.module:
+            return f"entry_points.txt of {self.origin}"
         return f"plugin {self.name!r} of {self.origin} ({self.module})"
 
 
@@ -238,6 +249,7 @@ class Registry:
         self._script: dict[str, dict[str, Entry]] = {}  # kind -> name -> what `register` made known
         self._lock = threading.RLock()
         self._found: dict[tuple[str, str], Entry] = {}  # what was looked up by kind and name
+        self._given: dict[str, Any] = {}  # plugin key -> what its entry point names
         self._under_way: set[str] = set()  # keys of plugins whose import has begun and not ended
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -245,15 +257,7 @@ class Registry:
     def plugins(self) -> list[Plugin]:
         """Every plugin, imported or not."""
         if self._plugins is None:
-            source = self._source
-            if source is None:
-                import importlib.metadata  # brings the email package; `import lamella` does without
-
-                source = importlib.metadata.entry_points(group=hookspecs.PROJECT)
-            found = [
-                Plugin(point.name, point.value.partition("[")[0].strip(), *_distribution(point), point)
-                for point in source
-            ]
+            found = _installed() if self._source is None else list(map(_plugin, self._source))
             self._plugins = sorted(found, key=lambda plugin: (plugin.distribution, plugin.name))
         return self._plugins
 
@@ -366,14 +370,14 @@ class Registry:
                 else:
                     fix = "that distribution must rename one of them"
                 raise RegistryError(f"{kind}: {name!r} is given by {given}; {fix}")
-        known = [entry.name for one in asked for entry in self._entry_list(one, kind)]
-        known += [] if distribution else self._script.get(kind, {})
+        known = {entry.name for one in asked for entry in self._entry_list(one, kind)}
+        known |= set() if distribution else self._script.get(kind, {}).keys()
         raise RegistryError(
             f"{kind}: unknown name {name!r}.{did_you_mean(plain, known)} Expected one of "
-            f"{', '.join(sorted(known)) or 'none'}.{''.join(self._silent(asked))}"
+            f"{', '.join(sorted(known)) or 'none'}.{''.join(self._silent(asked, kind))}"
         )
 
-    def _silent(self, plugins: Iterable[Plugin]) -> list[str]:
+    def _silent(self, plugins: Iterable[Plugin], kind: str) -> list[str]:
         """A line for each plugin that might give a name and could not be asked."""
         told = []
         for plugin in plugins:
@@ -384,6 +388,7 @@ class Registry:
                     f"\n  {plugin} is being imported just now, and may give it. Likely fix: look names up in "
                     "functions, not while a module is imported"
                 )
+            told += [f"\n  {plugin}: {fault}" for fault in plugin.faults if fault.startswith(f"lamella_{kind}()")]
         return told
 
     def name_of(self, kind: str, thing: Any) -> Entry | None:
@@ -419,15 +424,17 @@ class Registry:
             for one in given:
                 if kind.fault(one):
                     raise TypeError(f"must return a list of {kind.called}, got a list with {_described(one)}")
-        except FAILURES as error:
-            raise RegistryError(f"{plugin}: lamella_specimens(): {type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise RegistryError(f"{plugin}: lamella_specimens(): {in_words(error)}") from error
         return list(given)
 
     def _entry_list(self, plugin: Plugin, kind: str) -> list[Entry]:
         return list(self._entries.get(plugin.key, {}).get(kind, {}).values())
 
     def _import(self, plugins: Iterable[Plugin]) -> None:
-        """Import plugins and take what they give; each one whole or not at all.
+        """Import plugins and take what they give, all that is right.
 
         A plugin that looks up names while it is imported finds those of others: it is itself left out until later.
         """
@@ -449,19 +456,22 @@ class Registry:
             return  # by somebody who looks names up meanwhile, and is told so; it can be asked later
         try:
             given = plugin.source.load()
-            if not hooks(given):
+            if not (found := hooks(given)):
                 raise TypeError(
                     f"{plugin.module} has no hooks; is @lamella.hookimpl missing, or does the entry point name a class "
                     "where it should name the module?"
                 )
-            if other := self._manager.get_name(given):
+            if other := next((key for key, known in self._given.items() if known is given), None):
                 raise ValueError(f"entry point {other!r} names {plugin.module} already; remove one of the two")
-            self._manager.register(given, plugin.key)
-            self._entries[plugin.key] = {kind: self._collect(plugin, given, kind) for kind in hookspecs.KINDS}
-        except FAILURES as error:  # reported where it is needed
-            if self._manager.has_plugin(plugin.key):
-                self._manager.unregister(name=plugin.key)
-            plugin.error = f"{type(error).__name__}: {error}"
+            module = types.ModuleType(plugin.key)  # what was given may be any object, and equal any other
+            vars(module).update((name, getattr(given, name)) for name in found)
+            self._manager.register(module, plugin.key)
+            self._given[plugin.key] = given
+            self._entries[plugin.key] = {kind: self._collect(plugin, module, kind) for kind in hookspecs.KINDS}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # reported where it is needed
+            plugin.error = in_words(error)
             if not re.fullmatch(r"\w[\w.]*(\s*:\s*\w[\w.]*)?", plugin.module):  # Python's own words tell nothing
                 plugin.error = f"{plugin.module!r} is not the name of a module, such as 'my_package.my_layers'"
 
@@ -474,16 +484,54 @@ class Registry:
         return results[0] if results else default
 
     def _collect(self, plugin: Plugin, module: Any, kind: str) -> dict[str, Entry]:
-        hook = f"lamella_{kind}()"
-        given = self._call(module, f"lamella_{kind}", {})
-        if not isinstance(given, dict):
-            raise TypeError(f"{hook} must return a dict of names to objects, got {_described(given)}")
-        for name, thing in given.items():
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise ValueError(f"{hook} gives the name {name!r}; expected lower case, digits and '_'")
-            if expected := _kinds[kind].fault(thing):
-                raise TypeError(f"{hook} gives {name!r} = {thing!r}; expected {expected}")
-        return {name: Entry(name, thing, plugin) for name, thing in given.items()}
+        """What a plugin gives of one kind; what is wrong is left out, and noted."""
+        hook, found = f"lamella_{kind}()", {}
+        try:
+            given = self._call(module, f"lamella_{kind}", {})
+            if not isinstance(given, dict):
+                raise TypeError(f"must return a dict of names to objects, got {_described(given)}")
+            for name, thing in list(given.items()):
+                if not isinstance(name, str) or not _NAME.fullmatch(name):
+                    plugin.faults.append(
+                        f"{hook} gives the name {shown(name)}, which is left out; expected lower case, digits and '_'"
+                    )
+                elif expected := _kinds[kind].fault(thing):
+                    plugin.faults.append(
+                        f"{hook} gives {name!r} = {shown(thing)}, which is left out; expected {expected}"
+                    )
+                else:
+                    found[name] = Entry(name, thing, plugin)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            plugin.faults.append(f"{hook} failed: {in_words(error)}")
+        return found
+
+
+def _plugin(point: _EntryPoint) -> Plugin:
+    return Plugin(point.name, point.value.partition("[")[0].strip(), *_distribution(point), point)
+
+
+def _installed() -> list[Plugin]:
+    """The plugins of all installed distributions; a file of entry points that can't be read stands for its own."""
+    import importlib.metadata  # brings the email package; `import lamella` does without
+
+    try:
+        return list(map(_plugin, importlib.metadata.entry_points(group=hookspecs.PROJECT)))
+    except Exception:  # of one of them; look at each by itself
+        pass
+    found: dict[str, list[Plugin]] = {}  # of each distribution those that come first on the path
+    for place, distribution in enumerate(importlib.metadata.distributions()):
+        source = SimpleNamespace(name="", value="", dist=distribution)
+        name, version = _distribution(source)
+        if name in found:
+            continue
+        try:
+            some = list(map(_plugin, distribution.entry_points.select(group=hookspecs.PROJECT)))
+        except Exception as error:
+            some = [Plugin("", "", name, version, source, error=in_words(error))]
+        found[f"{name} {place}" if name == _UNKNOWN else name] = some
+    return [plugin for some in found.values() for plugin in some]
 
 
 class _NoEntryPoint:
@@ -506,9 +554,10 @@ def _distribution(point: _EntryPoint) -> tuple[str, str]:
 
 def _is_being_imported(module: str) -> bool:
     """Whether this thread is in the midst of importing a module, or a package around it."""
-    names = itertools.accumulate(module.split("."), "{}.{}".format)
-    specs = (getattr(sys.modules.get(name), "__spec__", None) for name in names)
-    return any(getattr(spec, "_initializing", False) for spec in specs)
+    modules = map(sys.modules.get, itertools.accumulate(module.split("."), "{}.{}".format))
+    plain = [one for one in modules if issubclass(type(one), types.ModuleType)]  # others took the place of a module
+    specs = [object.__getattribute__(one, "__dict__").get("__spec__") for one in plain]
+    return any(getattr(spec, "_initializing", False) is True for spec in specs)
 
 
 def hooks(module: Any) -> list[str]:
@@ -567,8 +616,8 @@ specimens = _INSTALLED.specimens
 
 
 def broken() -> list[str]:
-    """Return a line for every plugin that could not be loaded."""
-    return [f"{plugin} could not be loaded: {plugin.error}" for plugin in plugins() if plugin.error]
+    """Return a line for all that is wrong with plugins: what could not be loaded, and what they give in vain."""
+    return [line for plugin in plugins() for line in plugin.complaints]
 
 
 def layer(name: str, /, **arguments: Any) -> Any:
@@ -593,7 +642,7 @@ class LayerTable(dict[str, Any]):
         rows = [(name, entry.object.__name__, entry.plugin.origin) for name, entry in self.entries.items()]
         widths = [max((len(row[k]) for row in rows), default=0) for k in range(2)]
         lines = [f"{name:<{widths[0]}}  {cls:<{widths[1]}}  {origin}" for name, cls, origin in rows]
-        return "\n".join([*lines, *(f"{plugin} could not be loaded: {plugin.error}" for plugin in self.broken)])
+        return "\n".join([*lines, *(line for plugin in self.broken for line in plugin.complaints)])
 
 
 def layers() -> LayerTable:
@@ -606,4 +655,4 @@ def layers() -> LayerTable:
     'Flatten'
     """
     found = entries("layers")
-    return LayerTable(found, [plugin for plugin in plugins() if plugin.error])
+    return LayerTable(found, [plugin for plugin in plugins() if plugin.complaints])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lamella import errors, registry
 from lamella.cli.reference import markdown, operators
 from lamella.commands import Command
-from lamella.protocol.layer import LAYERS
+from lamella.protocol.layer import LAYERS, Layer
 from lamella.protocol.specimen import Specimen
 from lamella.registry import FAILURES, shortest_names
 from lamella.terminal import Column, Table, Terminal, aside, styled
@@ -40,11 +40,20 @@ def _rows(specimens: list[Specimen], only: Collection[type] | None) -> list[_Row
         family = plugin.module.partition(":")[0].rpartition(".")[2]
         try:
             known = operators([specimen for specimen in specimens if type(specimen.subject) is cls])
-        except FAILURES:  # `lamella check` tells what is wrong with it
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # `lamella check` tells what is wrong with it
             known = None
         nodes = "?" if known is None else ", ".join(known) or "nothing"
-        rows.append(_Row(name, cls.__name__, family, plugin.origin, str(cls._signature)[1:-1], nodes))
+        rows.append(_Row(name, cls.__name__, family, plugin.origin, _arguments(cls), nodes))
     return sorted(rows, key=lambda row: (not row.origin.startswith("lamella "), row.origin, row.family, row.layer))
+
+
+def _arguments(cls: type[Layer]) -> str:
+    try:
+        return str(cls._signature)[1:-1]
+    except FAILURES:  # a default whose __repr__ fails
+        return "?"
 
 
 def _specimens() -> tuple[list[Specimen], list[str]]:

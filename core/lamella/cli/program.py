@@ -66,7 +66,8 @@ def _run(arguments: list[str]) -> int:
     with aside():
         commands = _commands(asked)
     for name, command in sorted(commands.items()):
-        sub = choices.add_parser(name, help=command.help, description=f"{command.help[:1].upper()}{command.help[1:]}.")
+        words = command.help.replace("%", "%%")  # argparse fills in what stands after it
+        sub = choices.add_parser(name, help=words, description=f"{words[:1].upper()}{words[1:]}.")
         if name == asked:
             command.configure(sub)
             sub.set_defaults(run=command.run)

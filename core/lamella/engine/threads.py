@@ -178,10 +178,14 @@ class _Library:
     """A BLAS library, whose number of threads is one for the whole process."""
 
     def __init__(self, controller: Any) -> None:
+        import ctypes  # threadpoolctl has brought it
+
         self._get, self._set = controller.get_num_threads, controller.set_num_threads
-        # threadpoolctl lets one thread of the process change OpenBLAS, and takes a while: call the library itself
+        # threadpoolctl lets one thread of the process change OpenBLAS, and takes a while: call the library itself,
+        # without letting go of the interpreter, which threads would hand round here, each waiting for it again
+        library = ctypes.PyDLL(controller.filepath, handle=controller.dynlib._handle)
         for prefix, suffix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
-            own = [getattr(controller.dynlib, f"{prefix}openblas_{verb}_num_threads{suffix}", None) for verb in _VERBS]
+            own = [getattr(library, f"{prefix}openblas_{verb}_num_threads{suffix}", None) for verb in _VERBS]
             if all(own) and getattr(controller, "threading_layer", "") == "pthreads":
                 self._get, self._set = own
         self._before: int | None = None  # how many threads it had, where it is held to another number

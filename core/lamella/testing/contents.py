@@ -19,7 +19,10 @@ from lamella.testing.subjects import kind_of
 
 __all__ = ["KINDS", "ModuleEntryPoint", "Subject", "subjects_of"]
 
-KINDS = ("layers", "losses", "activations", "optimizers", "metrics", "schedules", "initializers", "others")
+KINDS = (
+    *("layers", "losses", "activations", "optimizers", "metrics", "schedules", "initializers"),
+    *("backends", "commands", "laws", "others"),
+)
 """What is examined, or named as not examined; others are what no hook gives."""
 
 
@@ -58,6 +61,8 @@ class Subject:
         """Why no law says anything of it, where that is no fault; else nothing."""
         if self.specimens or self.kind in OWED:
             return ""
+        if self.kind == "backends":
+            return "layers are examined on every backend that is installed"
         if not laws_of(self.kind):
             return f"there are no laws for {self.kind}"
         needs, specimen = SHOWN_BY[self.kind]
@@ -115,8 +120,7 @@ def subjects_of(source: Any, plugins: list[Plugin]) -> tuple[list[Subject], list
         except RegistryError as error:
             lost[plugin.key] = str(error)
             faults.append(str(error))
-        if plugin.error:
-            faults.append(f"{plugin} could not be loaded: {plugin.error}")
+        faults += plugin.complaints
         faults += _taken(source, plugin)
     subjects: list[Subject] = []
     known: list[Any] = []

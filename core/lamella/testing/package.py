@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from lamella import registry
-from lamella.errors import RegistryError, did_you_mean
+from lamella.errors import RegistryError, did_you_mean, in_words
 from lamella.protocol import Layer
 from lamella.protocol.specimen import Specimen
 from lamella.registry import FAILURES, Plugin, Registry, canonical
@@ -65,7 +65,7 @@ def find_package(target: str) -> Package:
         chosen = [subject for subject in subjects if layer in (subject.name, getattr(subject.cls, "__name__", ""))]
         subjects, faults = chosen or [_unregistered(name, layer, plugins, subjects, faults)], []
     if not subjects and not faults:
-        raise RegistryError(f"{name!r} gives no layers, losses, optimizers, ..., so there is nothing to examine")
+        raise RegistryError(f"{name!r} gives nothing by its hooks, so there is nothing to examine")
     return Package(target, tuple(subjects), tuple(faults))
 
 
@@ -79,7 +79,7 @@ def verdicts_of(specimen: Specimen) -> tuple[Verdict, ...]:
     except ConformanceError as error:
         return error.report.verdicts
     except FAILURES as error:  # already while it is built
-        return (Verdict("runs", "broken", f"{doing}{type(error).__name__}: {error}"),)
+        return (Verdict("runs", "broken", f"{doing}{in_words(error)}"),)
 
 
 def words_of(specimen: Specimen) -> str:
@@ -113,13 +113,15 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise RegistryError(f"{name!r} could not be imported: {error}") from error
-    except FAILURES as error:
-        raise RegistryError(f"{name!r} could not be imported: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise RegistryError(f"{name!r} could not be imported: {in_words(error)}") from error
     parent, _, last = name.rpartition(".")
     if parent and hasattr(sys.modules.get(parent), last):
         raise RegistryError(f"{name!r}: no module of that name. Did you mean '{parent}:{last}'?")
     known = {plugin.distribution for plugin in registry.plugins() if plugin.is_known}
-    known |= {plugin.module.partition(".")[0] for plugin in registry.plugins()}
+    known |= {plugin.module.partition(".")[0] for plugin in registry.plugins() if plugin.module}
     raise RegistryError(
         f"{name!r}: no installed distribution, package or module of that name; those with lamella plugins are "
         f"{', '.join(sorted(known))}.{did_you_mean(name, known)} Likely fix: python -m pip install -e {_place_of(name)}"
@@ -164,7 +166,7 @@ def _unregistered(name: str, layer: str, plugins: list[Plugin], subjects: list[S
             continue
         if cls:
             return Subject(layer, "layers", cls, module, ())
-    known = [subject.name for subject in subjects]
+    known = {subject.name for subject in subjects}
     expected = f"{did_you_mean(layer, known)} Expected one of {', '.join(sorted(known)) or 'none'}"
     raise RegistryError("\n".join([f"{name!r} has no layer {layer!r}.{expected}", *faults]))
 
