@@ -16,7 +16,7 @@ import lamella as lm
 import lamella_onnx
 from lamella import initializers
 from lamella.errors import shown
-from lamella_layers import Conv2D, Dense, MaxPooling1D
+from lamella_layers import Conv2D, Dense, MaxPooling1D, Rescaling
 
 CALLS = int(os.environ.get("LAMELLA_NONSENSE", "0"))
 PUBLIC = dict(public_calls())
@@ -292,7 +292,11 @@ TABLE = [
         lm.ArgumentError,
         "ActivationFunction: probabilities: expected True or False, got 'x'",
     ),
-    (lambda: lm.set_threads(10**30), lm.ArgumentError, "set_threads: count: expected an int of at most 2147483647"),
+    (
+        lambda: lm.set_threads(10**30),
+        lm.ArgumentError,
+        "set_threads: count: expected an int of at most 9223372036854775807",
+    ),
     (
         lambda: Dense(3, kernel_initializer=5),
         lm.ArgumentError,
@@ -345,6 +349,13 @@ def test_errors_say_what_was_expected_and_what_it_got(make, error, words):
 def test_dtype_none_follows_the_model_in_inputs_alone():
     assert lm.Sequential([Dense(1)], input_shape=1, input_dtype=None, dtype="float64").input_specs[0].dtype == "float64"
     assert lm.Sequential([Dense(1)], input_shape=1, dtype=np.float32).dtype == "float32"
+
+
+def test_limits_of_numpy_become_plain_numbers_that_fit_into_a_file():
+    ids = lm.Input(4, "int64", low=np.int64(0), high=np.int32(9))
+    lm.Model(ids, Rescaling(0.5)(ids)).save("m")
+    (spec,) = lm.load("m").input_specs
+    assert (type(spec.low), spec.low, spec.high) == (int, 0, 9)
 
 
 def test_values_that_cannot_be_shown_are_named_by_their_class():

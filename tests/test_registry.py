@@ -116,7 +116,10 @@ def test_a_broken_plugin_stops_only_those_who_need_it():
         ({"layers": [Mine]}, "must return a dict of names to objects, got list"),
         ({"layers": {"Bad Name": Mine}}, "gives the name 'Bad Name', which is left out; expected lower case"),
         ({"layers": {"mine": 3}}, "gives 'mine' = 3, which is left out; expected a subclass of lamella.Layer"),
-        ({"layers": {3: Mine, "dark": Dark()}}, r"gives the name 3, .*\n.* gives 'dark' = an object of Dark that cannot be shown, which is"),
+        (
+            {"layers": {3: Mine, "dark": Dark()}},
+            r"gives the name 3, .*\n.* gives 'dark' = an object of Dark that cannot be shown, which is",
+        ),
         ({"layers": NoItems()}, r"lamella_layers\(\) failed: RuntimeError: no items$"),
         ({"layers": None}, "must return a dict of names to objects, got NoneType"),
         ({"activations": {"a": len}}, "expected a lamella.ActivationFunction"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella.arguments import extent
+from lamella.arguments import positive
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +78,7 @@ def set_threads(count: int | None) -> None:
     """
     global _chosen, _pool
     if count is not None:
-        count = extent(count, "set_threads: count")
+        count = positive(count, "set_threads: count")
     with _lock:
         _chosen = count
         if _pool is not None:

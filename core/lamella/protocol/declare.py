@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lamella.arguments import dtype_name, positive
+from lamella.arguments import dtype_name, is_axis, positive
 from lamella.arguments import text as words
 from lamella.errors import GraphError, shown
 from lamella.protocol.spec import FLOATS, whole
@@ -121,7 +121,8 @@ class Declare:
                 positive(count, f"array {name!r}: {fan}", minimum=0)
         axes = tuple(range(len(shape)))
         memory = axes if memory is None else memory
-        if not isinstance(memory, tuple | list) or sorted(map(str, memory)) != sorted(map(str, axes)):
+        order = [whole(axis) for axis in memory] if isinstance(memory, tuple | list) else []
+        if not all(map(is_axis, order)) or sorted(order) != list(axes):
             raise GraphError(f"array {name!r}: memory={shown(memory)} is no permutation of its {len(shape)} axes")
-        memory = tuple(memory)
+        memory = tuple(order)
         self.arrays[name] = ArrayDeclaration(name, shape, initializer, fan_in, fan_out, memory, trainable)

@@ -145,6 +145,8 @@ def as_array(value: Any, where: str) -> np.ndarray[Any, Any]:
         )
     try:
         return np.asarray(value)
+    except MemoryError:
+        raise
     except Exception as error:  # ragged lists, and what somebody's own __array__ raises
         raise DataError(f"{where}, got something that is no rectangular array: {error}") from None
 

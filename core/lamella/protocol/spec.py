@@ -49,10 +49,11 @@ class ArraySpec:
                     f"whose size is not known, in shape {shown(shape)}"
                 )
         dtype = dtype_name(self.dtype, "ArraySpec: dtype", DTYPES)
-        limits = [limit for limit in (self.low, self.high) if limit is not None]
         for name, limit in (("low", self.low), ("high", self.high)):
             if limit is not None:
                 number(limit, f"ArraySpec: {name}")
+                object.__setattr__(self, name, limit.item() if isinstance(limit, np.generic) else limit)
+        limits = [limit for limit in (self.low, self.high) if limit is not None]
         if len(limits) == 2 and not limits[0] < limits[1]:
             raise ArgumentError(f"ArraySpec: expected low < high, got low={self.low!r} and high={self.high!r}")
         if np.dtype(dtype).kind in "iu" and limits:
