@@ -744,9 +744,10 @@ for _ in range(times):
     model.parameters["dense_1.bias"] = model.parameters["dense_1.bias"] + 1.0
     if kind == "SIGKILL":
         if not (child := os.fork()):
-            lamella_onnx.export(model, path)
-            os._exit(0)
-        time.sleep(rng.uniform(0, 1.5 * long))
+            while True:
+                model.parameters["dense_1.bias"] = model.parameters["dense_1.bias"] + 1.0
+                lamella_onnx.export(model, path)
+        time.sleep(rng.uniform(long, 4 * long))
         os.kill(child, signal.SIGKILL)
         stopped += os.waitpid(child, 0)[1] != 0
     else:
