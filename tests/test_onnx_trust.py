@@ -496,15 +496,15 @@ def test_ordinary_files_need_no_process(path, monkeypatch):
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "1", None, True])
 def test_a_timeout_is_a_number_of_seconds(timeout, path):
-    with pytest.raises(lm.ArgumentError, match="verify: timeout: expected seconds, above 0"):
+    with pytest.raises(lm.ArgumentError, match="verify: timeout: expected"):
         verify(path, timeout=timeout)
 
 
 @pytest.mark.parametrize("path", [None, 5, b"model.onnx", "a\0b"])
 def test_a_path_is_a_path(path):
-    with pytest.raises(lm.ArgumentError, match="verify: path: expected a path"):
+    with pytest.raises(lm.ArgumentError, match="verify: path: expected"):
         verify(path)
-    with pytest.raises(lm.ArgumentError, match="export: path: expected a path"):
+    with pytest.raises(lm.ArgumentError, match="export: path: expected"):
         export(dense(), path)
 
 
