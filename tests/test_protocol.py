@@ -155,7 +155,13 @@ def test_signatures_are_those_of_constructors():
     assert Shift(by=3.0) != Shift()
 
 
-@pytest.mark.parametrize("wrong", [{"unit_axis": 2}, {"unit_axis": -1}, {"unit_axis": 1, "groups": 3}])
+@pytest.mark.parametrize("wrong", [{"unit_axis": 2}, {"unit_axis": 1, "groups": 3}])
 def test_unit_axis_and_groups_must_fit_the_shape(wrong):
     with pytest.raises(lm.GraphError, match=r"shape \(4, 3\); expected unit_axis="):
+        lm.Declare().parameter("kernel", (4, 3), "zeros", **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"unit_axis": -1}, {"unit_axis": "x"}, {"groups": 0}, {"groups": "x"}])
+def test_unit_axis_and_groups_are_whole_numbers(wrong):
+    with pytest.raises(lm.ArgumentError, match=next(iter(wrong))):
         lm.Declare().parameter("kernel", (4, 3), "zeros", **wrong)

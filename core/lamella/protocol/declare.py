@@ -62,16 +62,18 @@ class Declare:
         weights that lead into each lie along all others. With ``groups``, axis 0 holds the inputs of one group of units
         after another. `lamella.regularization.MaxNorm` goes by both.
         """
+        groups = positive(groups, "groups")
+        axis = None if unit_axis is None else positive(unit_axis, "unit_axis", minimum=0)
         self._add(name, shape, initializer, fan_in, fan_out, memory, trainable=True)
-        if unit_axis is None:
+        if axis is None:
             return
         shape = self.arrays[name].shape
-        if not 0 <= unit_axis < len(shape) or shape[0] % groups:
+        if axis >= len(shape) or shape[0] % groups:
             raise GraphError(
-                f"array {name!r} has shape {shape!r}; expected unit_axis={unit_axis!r} to be one of its axes, and "
+                f"array {name!r} has shape {shape!r}; expected unit_axis={axis!r} to be one of its axes, and "
                 f"groups={groups!r} to divide axis 0"
             )
-        self.arrays[name] = dataclasses.replace(self.arrays[name], unit_axis=unit_axis, groups=groups)
+        self.arrays[name] = dataclasses.replace(self.arrays[name], unit_axis=axis, groups=groups)
 
     def state(self, name: str, shape: Sequence[int], initializer: Any) -> None:
         """Ask for an array that ``ctx.update`` changes, such as a running mean."""
