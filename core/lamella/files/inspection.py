@@ -81,8 +81,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """
     path = file_path(path, "inspect: path")
     where = f"inspect {path}"
+    header, shapes = archive.outline(where, path)
     with refusing(where, "what model.save() writes"):
-        header, shapes = archive.outline(where, path)
         model, held = header["model"], header.get("optimizer")
         versions = dict(_versions(header))
         place = header.get("training")
