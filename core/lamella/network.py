@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import os
 import warnings
@@ -105,10 +106,9 @@ class Network:
         """Copy layers, by their names here and there, where all arrays agree; return which these were."""
         own, theirs = self._layer_arrays(), other._layer_arrays()
         taken = frozenset(name for name, source in names.items() if own[name] == theirs.get(source))
-        self.assign(
-            {f"{name}.{one}": values.numpy(f"{names[name]}.{one}") for name in taken for one in own[name]},
-            step if taken or not own else None,
-        )
+        found = ((f"{name}.{one}", values.numpy(f"{names[name]}.{one}")) for name in taken for one in own[name])
+        with Change(self, "an assignment"):
+            assign(self, found, step if taken or not own else None)
         frozen = {name for name in taken if names[name] in other._frozen}
         self._frozen = frozenset(self._frozen - taken | frozen)
         return taken
@@ -150,7 +150,9 @@ class Network:
         if state is not None:
             state.is_shared = True
         with Change(self, "optimizer_state ="):
-            self.values.optimizer = state
+            values = copy.copy(self.values)  # others may hold these
+            values.optimizer = state
+            self.values = values
 
     @property
     def dtype(self) -> str:
@@ -285,7 +287,7 @@ class Network:
             BusyError: another thread is training the model.
         """
         with Change(self, "an assignment"):
-            assign(self, arrays, step)
+            assign(self, arrays.items(), step)
 
     def freeze(self, pattern: str = "*") -> Self:
         """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training."""
