@@ -491,3 +491,28 @@ def test_threads_do_not_take_turns_where_blas_is_held():
         sys.setswitchinterval(usual)
     worker.join()
     assert (seen, count) == (0, 10_000)
+
+
+def test_steps_with_several_threads_of_blas_take_turns():
+    inside, most, turns = 0, 0, []
+
+    def steps(name):
+        nonlocal inside, most
+        for _ in range(20):
+            with threads.blas_threads(2):
+                inside += 1
+                most = max(most, inside)
+                turns.append(name)
+                time.sleep(0.001)
+                inside -= 1
+
+    workers = [threading.Thread(target=steps, args=(name,)) for name in "abc"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert most == 1
+    ends = [max(k for k, name in enumerate(turns) if name == one) for one in "abc"]
+    assert min(ends) > 50  # nobody is kept waiting by one who comes again and again
+    assert not threads._holders
+    assert not threads._waiting

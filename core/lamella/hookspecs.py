@@ -9,8 +9,8 @@ point in the group ``lamella``::
 Each hook takes nothing and returns a dict from names to objects. Names are lower case with underscores; every name is
 also known as ``"distribution:name"``. A name that lamella itself gives means lamella's, whatever else is installed;
 what a plugin gives by that name is found by its full name only, and ``lamella check`` tells its author. A name that two
-other distributions give has to be said in full. Hooks are called when a model is assembled or exported, never while it
-trains.
+other distributions give has to be said in full. What is wrong in a result, or a hook that fails, is told and left out;
+the rest stays. Hooks are called when a model is assembled or exported, never while it trains.
 
 ``lamella new-plugin NAME`` writes a package with hooks; ``docs/write-a-layer.md`` tells how to write what they give.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import os
 import warnings
@@ -112,10 +113,9 @@ class Network:
         """Copy layers, by their names here and there, where all arrays agree; return which these were."""
         own, theirs = self._layer_arrays(), other._layer_arrays()
         taken = frozenset(name for name, source in names.items() if own[name] == theirs.get(source))
-        self.assign(
-            {f"{name}.{one}": values.numpy(f"{names[name]}.{one}") for name in taken for one in own[name]},
-            step if taken or not own else None,
-        )
+        found = ((f"{name}.{one}", values.numpy(f"{names[name]}.{one}")) for name in taken for one in own[name])
+        with Change(self, "an assignment"):
+            assign(self, found, step if taken or not own else None)
         frozen = {name for name in taken if names[name] in other._frozen}
         self._frozen = frozenset(self._frozen - taken | frozen)
         return taken
@@ -172,7 +172,9 @@ class Network:
                 )
             state.is_shared = True
         with Change(self, "optimizer_state ="):
-            self.values.optimizer = state
+            values = copy.copy(self.values)  # others may hold these
+            values.optimizer = state
+            self.values = values
 
     @property
     def dtype(self) -> str:
@@ -315,7 +317,7 @@ class Network:
                 raise ArgumentError(f"assign: arrays: the model has no {shown(name)}.{hint}")
         step = None if step is None else positive(step, "assign: step", minimum=0)
         with Change(self, "an assignment"):
-            assign(self, arrays, step)
+            assign(self, arrays.items(), step)
 
     def freeze(self, pattern: str = "*") -> Self:
         """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training."""

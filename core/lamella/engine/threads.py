@@ -31,11 +31,12 @@ class _Worker(threading.local):
 
 
 _lock = threading.Lock()
-_changed = threading.Condition(_lock)  # when nobody holds BLAS's number of threads any more
+_changed = threading.Condition(_lock)  # when nobody holds BLAS's number of threads any more, or one less waits
 _chosen: int | None = None
 _pool: ThreadPoolExecutor | None = None
 _holders = 0  # of BLAS's number of threads
 _held = 0  # that number
+_waiting: list[object] = []  # for it, in their order
 _blas: list[_Library] | None = None  # the BLAS libraries of this process, found once
 _worker = _Worker()
 _memory_is_kept = False
@@ -166,6 +167,7 @@ def _start_again() -> None:
     """In a forked child: the threads stayed behind, and locks may be held by them."""
     global _lock, _pool, _holders, _changed
     _lock, _pool, _holders = threading.Lock(), None, 0
+    _waiting.clear()
     _changed = threading.Condition(_lock)
     _worker.__dict__.clear()
 
@@ -211,8 +213,9 @@ _VERBS = ("get", "set")
 class _BlasThreads:
     """Holds BLAS to a number of threads in the whole process, until the last of those who asked for it is done.
 
-    Who asks for another number waits until then, so that no running step sees it change. Who works for one that holds
-    it, holds it already, or has waited for long (the other may wait for him), goes on with what there is.
+    Who asks for another number waits until then, so that no running step sees it change. So does who asks for several
+    threads, which are those of all cores: products of two steps at once wait for each other's. Who works for one that
+    holds it, holds it already, or has waited for long (the other may wait for him), goes on with what there is.
     """
 
     def __init__(self, count: int) -> None:
@@ -231,8 +234,8 @@ class _BlasThreads:
 
                     found = ThreadpoolController().select(user_api="blas").lib_controllers
                     _blas = [_Library(library) for library in found]
-                if _holders and _held != self.count:
-                    _changed.wait_for(lambda: not _holders or _held == self.count, PATIENCE)
+                if _waiting or not self._may_hold():
+                    self._wait()
                 _holders += 1
                 _worker.holds = 1
                 entered = True
@@ -244,6 +247,19 @@ class _BlasThreads:
             if entered:
                 self.__exit__()
             raise
+
+    def _may_hold(self) -> bool:
+        return not _holders or _held == self.count == 1
+
+    def _wait(self) -> None:
+        """Return when all who came before have had their turn, and it is possible to hold; or after a long time."""
+        turn = object()
+        _waiting.append(turn)
+        try:
+            _changed.wait_for(lambda: _waiting[0] is turn and self._may_hold(), PATIENCE)
+        finally:
+            _waiting.remove(turn)
+            _changed.notify_all()
 
     def __exit__(self, *error: object) -> None:
         global _holders

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -215,7 +215,7 @@ class _Owner(Protocol):
     values: Values
 
 
-def assign(owner: _Owner, arrays: Mapping[str, Any], step: int | None = None) -> None:
+def assign(owner: _Owner, arrays: Iterable[tuple[str, Any]], step: int | None = None) -> None:
     """Replace arrays by full name, all at once for others: those who hold the values keep them as they are."""
     with _lock:
         values = before = owner.values
@@ -225,7 +225,7 @@ def assign(owner: _Owner, arrays: Mapping[str, Any], step: int | None = None) ->
                 if before.optimizer is not None:
                     before.optimizer.is_shared = True
                 values = Values(before.parameters.copy(), before.state.copy(), before.optimizer, before.step)
-            for name, value in arrays.items():
+            for name, value in arrays:
                 values._storage_of(name).assign(name, value)
             if step is not None:
                 values.step = step

@@ -255,7 +255,7 @@ class TrainStep:
         runs, device = [(run, 0) for run in self._gradients.runs], self._device
         if any(counts):  # parameters that missed equally many steps go together
             pairs = list(zip(self._gradients, counts, strict=True))
-            alike = {count: [name for name, own in pairs if own == count] for count in counts}
+            alike = {count: {name for name, own in pairs if own == count} for count in set(counts)}
             runs = [(run, count) for count, names in alike.items() for run in parameters.layout.runs(names)]
         entries, passes = sum(run.stop - run.start for run, _ in runs), 2 + 5 * len(slots)
         by_itself = type(move.after.optimizer.optimizer).update in device.writers
