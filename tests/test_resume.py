@@ -10,6 +10,7 @@ import pytest
 
 import lamella as lm
 from lamella.callbacks import Checkpoint, CSVLogger, EarlyStopping, ReduceOnPlateau
+from lamella.cli.program import main
 from lamella.training import resumption
 from lamella_layers import LSTM, BatchNormalization, Dense, Dropout
 
@@ -278,3 +279,43 @@ def test_callbacks_that_are_missing_are_told(tmp_path):
     dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[EarlyStopping(), Stop(7)]))
     with pytest.warns(lm.MistakeWarning, match="callbacks that this one has not: EarlyStopping"):
         dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True))
+
+
+def test_a_training_that_says_something_else_is_told(tmp_path, capsys):
+    path = tmp_path / "run"
+    dense().fit(X, Y, **task(checkpoint=path, callbacks=[Stop(7)]))
+    with pytest.raises(lm.ArgumentError, match="run is there. Likely fix: resume=True to go on from it; remove it"):
+        dense().fit(X, Y, **task(checkpoint=path))
+    assert lm.load(path).step == 7
+    changes = {"batch_size": 5, "optimizer": lm.optimizers.SGD(0.1), "progress": True}
+    with pytest.warns(lm.MistakeWarning) as told:
+        dense().fit(X[:26], Y[:26], **task(checkpoint=path, resume=True, **changes))
+    words = str(told[0].message)
+    for part in (
+        "optimizer is SGD(learning_rate=0.1), was Adam(",
+        "batch_size is 5, was 6",
+        "number of rows is 26, was 27",
+    ):
+        assert part in words
+    assert f"resumed from {path}: epoch 2 after 2 batches" in capsys.readouterr().out
+
+
+def test_inspect_tells_where_a_training_goes_on(tmp_path, capsys):
+    path = str(tmp_path / "run")
+    dense().fit(X, Y, **task(checkpoint=path, callbacks=[Stop(6)]))
+    assert main(["inspect", path]) == 0
+    assert "goes on with epoch 2 after 1 batch\n" in capsys.readouterr().out
+    dense().fit(X, Y, **task(checkpoint=path, resume=True))
+    assert main(["inspect", path]) == 0
+    assert "goes on with epoch 4\n" in capsys.readouterr().out
+    stop = EarlyStopping("loss", patience=1, min_delta=9.0)
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "other", callbacks=[stop]))
+    assert main(["inspect", str(tmp_path / "other")]) == 0
+    assert "training was stopped: loss has not improved" in capsys.readouterr().out
+
+
+def test_names_of_other_formats_are_told(tmp_path):
+    with pytest.warns(
+        lm.MistakeWarning, match="gets lamella's own format, whatever its name says; lamella_onnx.export"
+    ):
+        dense().save(tmp_path / "model.onnx")

@@ -31,6 +31,7 @@ from lamella.protocol.spec import FLOATS, ArraySpec
 
 __all__ = ["Network"]
 
+_OTHERS = (".onnx", ".h5", ".hdf5", ".keras", ".pt", ".pth", ".pkl", ".pickle", ".npz")  # formats of others
 _KEPT = 4  # batch sizes for which prepared passes are kept
 
 
@@ -453,7 +454,14 @@ class Network:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, from which `lamella.load` makes it again and training goes on."""
         self._warn_of_outer_training()
-        self._save(file_path(path, "save: path"))
+        path = file_path(path, "save: path")
+        if path.lower().endswith(_OTHERS):
+            warnings.warn(
+                f"save: {path} gets lamella's own format, whatever its name says; lamella_onnx.export writes ONNX",
+                MistakeWarning,
+                stacklevel=2,
+            )
+        self._save(path)
 
     def _save(self, path: str | os.PathLike[str], **more: Any) -> None:
         """Write the model, and further entries of the header."""

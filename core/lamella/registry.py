@@ -338,7 +338,7 @@ class Registry:
                 return script[0]
             raise RegistryError(
                 f"{kind}: {name!r} was made known by a script, with @lm.register({plain!r}), which has not run in this "
-                f"process. Run it before, or hand it over: lm.load(path, layers={{{plain!r}: TheClass}})"
+                f"process. Run it before, or hand it over: lm.load(path, layers={{{plain!r}: it}})"
             )
         if not self.plugins():
             raise RegistryError(

@@ -8,6 +8,7 @@ import math
 from lamella.commands import Command
 from lamella.errors import counted
 from lamella.files.inspection import Inspection, inspect
+from lamella.registry import SCRIPT
 from lamella.terminal import Column, Table, Terminal, styled
 
 __all__ = ["COMMAND"]
@@ -37,11 +38,15 @@ def _notes(found: Inspection) -> list[str]:
     lines.append(f"\ntrained for {counted(found.step, 'step')}, {counted(found.epochs, 'finished epoch')}")
     if found.optimizer is not None:
         lines[-1] += f", by {found.optimizer}"
-    if found.training is not None:
-        epoch, batch = found.training
-        lines.append(f"\nfit(checkpoint=, resume=True) goes on in epoch {epoch + 1} after {counted(batch, 'batch')}")
-    packages = [f"{name} {version}".strip() for name, version in found.distributions.items()]
-    lines.append(f"\nneeds {', '.join(packages) or 'no package'}")
+    if found.stopped is not None:
+        lines.append(f"\ntraining was stopped: {found.stopped}")
+    elif found.training is not None:
+        epoch, batches = found.training
+        done = f" after {batches} batch{'es' * (batches != 1)}" if batches else ""
+        lines.append(f"\nfit(checkpoint=, resume=True) goes on with epoch {epoch + 1}{done}")
+    packages = [f"{name} {version}" for name, version in found.distributions.items() if name != SCRIPT]
+    script = ", and what a script made known by lm.register" if SCRIPT in found.distributions else ""
+    lines.append(f"\nneeds {', '.join(packages) or 'no package'}{script}")
     return lines
 
 

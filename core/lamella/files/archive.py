@@ -149,7 +149,10 @@ def _refuse(value: Any) -> Any:
             f"find it; give it a name, in a script by @lm.register({snake_case(value.__name__)!r}) above it, in a "
             "package by an entry point in the group 'lamella' (see lamella.hookspecs), or export the model to ONNX"
         )
-    raise DataError(f"save: argument {value!r}: in a file it must be plain data, or registered by an installed plugin")
+    raise DataError(
+        f"save: argument {value!r}: in a file it must be plain data, or have a name: in a script by lm.register('name')"
+        "(...), in a package by an entry point in the group 'lamella'"
+    )
 
 
 def read(

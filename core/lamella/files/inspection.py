@@ -36,7 +36,8 @@ class Inspection(NamedTuple):
         distributions: the versions of the distributions whose layers and words the file has.
         step, epochs: how far training has come.
         optimizer: as text, or None.
-        training: the epoch and batch at which ``fit(..., checkpoint=path)`` goes on, or None.
+        training: how many epochs ``fit(..., checkpoint=path)`` has done, and how many batches of the next; or None.
+        stopped: why that training ended before its last epoch, or None.
         bytes: the size of the file.
     """
 
@@ -53,6 +54,7 @@ class Inspection(NamedTuple):
     epochs: int
     optimizer: str | None
     training: tuple[int, int] | None
+    stopped: str | None
     bytes: int
 
     @property
@@ -103,6 +105,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
             training=None
             if place is None
             else (positive(place["epoch"], "epoch", minimum=0), positive(place["batch"], "batch", minimum=0)),
+            stopped=None if place is None or place["stopped"] is None else str(place["stopped"]),
             bytes=os.path.getsize(path),
         )
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lamella.activations import ACTIVATIONS
-from lamella.errors import ArgumentError, DataError, GraphError, RegistryError, VersionWarning
+from lamella.errors import DataError, GraphError, RegistryError, VersionWarning, shown
 from lamella.graph.operations import MOST, Graph, assemble
 from lamella.initializers import INITIALIZERS
 from lamella.losses import LOSSES
@@ -236,7 +236,7 @@ class Reader:
                 self.taken.add(key)
                 found = self._given[key]
                 if expected := kind.fault(found):
-                    raise ArgumentError(f"layers: {key!r}: expected {expected}, got {found!r}")
+                    raise DataError(f"layers: {key!r}: expected {expected}, got {shown(found)}")
                 return found
         return kind.find(name)
 

@@ -252,6 +252,10 @@ class ArrayBatches:
         """How many batches an epoch has."""
         return -(-self.data.rows // self.size)
 
+    def described(self) -> dict[str, str]:
+        """What decides which rows a step takes, in words."""
+        return {"batch_size": str(self.size), "shuffle": str(self.shuffle), "number of rows": str(self.data.rows)}
+
     def skip(self, count: int) -> None:
         """Nothing: every epoch begins with the first rows."""
 
@@ -321,6 +325,10 @@ class StreamBatches:
             self._running = None
         for _ in range(skip, self.steps or 0):
             yield self._rows(self._next())
+
+    def described(self) -> dict[str, str]:
+        """What decides which batches an epoch takes, in words."""
+        return {"steps_per_epoch": str(self.steps)}
 
     def skip(self, count: int) -> None:
         """Draw batches that were trained on before, where epochs begin where the last one stopped."""

@@ -220,7 +220,7 @@ def fit(
             ``{"*.kernel": lm.regularization.L2(1e-4)}``. ``val_loss`` and `evaluate` are of the data alone.
         constraints: bounds of parameters after each step, as in ``{"dense_*.kernel": lm.regularization.MaxNorm(3)}``.
         checkpoint: a file for the model and the place of the training: written after each epoch, within an epoch every
-            minute, and where training stops.
+            minute, and where training stops. One that is there is only replaced with ``resume=True``.
         resume: whether to go on from that file, if it is there. The script that began the training runs again as it
             was: weights, history and callbacks become bit by bit what they would be without an interruption.
         initial_epoch: the number of the first epoch; training ends with epoch ``epochs - 1`` as ever.
@@ -255,9 +255,15 @@ def fit(
     if validation_data is not None:
         checked = held_out(model, validation_data, losses, max(size, 256), steps=validation_steps)
     if checkpoint is not None:
-        check_place(checkpoint := file_path(checkpoint, "fit: checkpoint"))
-    resumed = take_up(checkpoint, model) if checkpoint is not None and resume else None
-    place = resumed or Place(epoch=first)
+        _, there = check_place(checkpoint := file_path(checkpoint, "fit: checkpoint"))
+        if there is not None and not resume:
+            raise ArgumentError(
+                f"fit: checkpoint: {checkpoint} is there. Likely fix: resume=True to go on from it; remove it, or give "
+                "another path, to begin anew"
+            )
+    task = {"optimizer": repr(optimizer), "loss": ", ".join(map(repr, losses)), **data.described()}
+    resumed = take_up(checkpoint, model, task) if checkpoint is not None and resume else None
+    place = resumed or Place(epoch=first, task=task)
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     refuse_beside_another(model, "fit")
     steps = _steps(model, losses, bounds)
@@ -311,6 +317,8 @@ def fit(
         try:
             listeners.begin(model, epochs, data.length)
             restore(place, listeners.callbacks)
+            if line is not None and resumed is not None and not resumed.stopped and resumed.epoch < epochs:
+                line.say(f"resumed from {checkpoint}: {resumed.told}")
             for epoch in range(place.epoch, epochs):
                 if not (listeners.stopped or history.stopped):
                     listeners.tell("on_epoch_begin", model, epoch)
@@ -332,7 +340,7 @@ def fit(
                     listeners.end_epoch(model, epoch, logs)
                 finally:
                     history.add(logs)
-                place = Place(epoch + 1, drawn=place.drawn)
+                place = Place(epoch + 1, drawn=place.drawn, task=task)
                 history.stopped = listeners.stopped
                 if writer is not None:
                     writer.write(place, history)
@@ -346,7 +354,7 @@ def fit(
             listeners.end(model)
     history.interrupted |= interruption.asked
     if line is not None and history.stopped:
-        line.say(history.stopped)
+        line.say(f"stopped: {history.stopped}")
     return history
 
 

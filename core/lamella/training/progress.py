@@ -102,9 +102,9 @@ class Progress(Callback):
     def on_train_end(self, model: Network) -> None:
         self.line.stop()
 
-    def say(self, reason: str) -> None:
-        """Print why training ended."""
-        self.terminal.print(f"stopped: {reason}")
+    def say(self, text: str) -> None:
+        """Print a line beside those of epochs."""
+        self.terminal.print(text)
 
     def _fitting(self, logs: Mapping[str, float], taken: int) -> str:
         """As many of the numbers as the terminal has room for beside so many characters; the loss comes first."""

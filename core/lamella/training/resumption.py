@@ -35,6 +35,13 @@ class Place(NamedTuple):
     history: dict[str, list[float]] = {}  # noqa: RUF012  # never changed
     callbacks: tuple[tuple[str, dict[str, Any]], ...] = ()
     stopped: str | None = None  # by a callback
+    task: dict[str, str] = {}  # noqa: RUF012  # what was said to `fit`, in words
+
+    @property
+    def told(self) -> str:
+        """Where it goes on, in words."""
+        batches = f" after {self.batch} batch{'es' * (self.batch != 1)}" if self.batch else ""
+        return f"epoch {self.epoch + 1}{batches}"
 
 
 class Writer:
@@ -62,8 +69,10 @@ class Writer:
         self._wrote = time.monotonic()
 
 
-def take_up(path: str | os.PathLike[str], model: Network) -> Place | None:
+def take_up(path: str | os.PathLike[str], model: Network, task: dict[str, str]) -> Place | None:
     """Fill a model with what a file has, and return where its training stood; None where there is no file.
+
+    A warning says what this training says otherwise than that one.
 
     Raises:
         DataError: the file is damaged, is of another model, or was not written by ``fit(..., checkpoint=path)``.
@@ -87,6 +96,16 @@ def take_up(path: str | os.PathLike[str], model: Network) -> Place | None:
         place = place._replace(callbacks=tuple((name, state) for name, state in place.callbacks))
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: its place of a training can't be read ({error})") from error
+    differing = [
+        f"{name} is {now}, was {then}" for name, now in task.items() if (then := place.task.get(name, now)) != now
+    ]
+    if differing and not place.stopped:
+        warnings.warn(
+            f"{where}: this training is another one than was interrupted: {'; '.join(differing)}. It goes on with what "
+            "is said now",
+            MistakeWarning,
+            stacklevel=4,
+        )
     model._frozen = found.graph.frozen_layers
     model._fill(found.arrays, found.step, found.optimizer)
     model._epochs = found.epochs
