@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import tracemalloc
 import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -773,3 +774,35 @@ def test_inspect_needs_no_plugin(distributions, tmp_path):
     lm.Sequential([Dense(2, activation="mish")], input_shape=4).save(tmp_path / "m")
     distributions.install()
     assert lm.inspect(tmp_path / "m").distributions == {"lamella": lm.__version__, "acme": "1.0"}
+
+
+def test_an_array_that_a_header_names_many_times_is_read_once(tmp_path):
+    path, times = tmp_path / "run", 3000
+    model = lm.Sequential([Dense(3)], input_shape=4)
+    model.fit(np.zeros((4, 4)), np.zeros((4, 3)), loss="mean_squared_error", optimizer="sgd", checkpoint=path)
+
+    def change(header, arrays):
+        arrays["more/0"] = np.zeros(250_000, "float32")
+        header["training"]["dict"].append(["many", [{"tensor": "more/0"}] * times])
+
+    edited(path, change)
+    tracemalloc.start()
+    lm.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize("held", [{"dict": [[1]]}, {"dict": [[["a"], 1]]}, {"float": "many"}])
+def test_a_best_value_that_cannot_be_read_is_told(tmp_path, held):
+    model = lm.Sequential([Dense(3)], input_shape=4)
+    model.save(tmp_path / "best")
+    edited(tmp_path / "best", lambda header, arrays: header.update(best=held))
+    with pytest.raises(lm.DataError, match="load .*best: this is no configuration"):
+        model.fit(
+            np.zeros((4, 4)),
+            np.zeros((4, 3)),
+            loss="mean_squared_error",
+            optimizer="sgd",
+            callbacks=[lm.callbacks.Checkpoint(tmp_path / "best", monitor="loss", save_best_only=True)],
+        )

@@ -278,3 +278,43 @@ def test_callbacks_that_are_missing_are_told(tmp_path):
     dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[EarlyStopping(), Stop(7)]))
     with pytest.warns(lm.MistakeWarning, match="callbacks that this one has not: EarlyStopping"):
         dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(10.0)[::2],
+        np.arange(6.0).reshape(2, 3).T,
+        np.arange(6)[::-1],
+        np.arange(4, dtype=">f8"),
+        np.array(3.0),
+        np.zeros((0, 3)),
+    ],
+    ids=["strided", "transposed", "reversed", "big-endian", "scalar", "empty"],
+)
+def test_arrays_of_callbacks_come_back_whatever_their_memory_is_like(tmp_path, array):
+    class Keeps(lm.Callback):
+        def state_dict(self):
+            return {np.int64(3): array}
+
+        def load_state_dict(self, state):
+            self.state = state
+
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[Keeps()]))
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[keeps := Keeps()]))
+    assert keeps.state.keys() == {3}
+    assert keeps.state[3].shape == array.shape
+    np.testing.assert_array_equal(keeps.state[3], array)
+
+
+@pytest.mark.parametrize("key", [(1, 2), float("nan"), b"x"])
+def test_states_that_could_not_be_read_are_not_written(tmp_path, key):
+    class Keeps(lm.Callback):
+        def state_dict(self):
+            return {"seen": {key: 1}}
+
+    dense().fit(X, Y, **task(epochs=1, checkpoint=tmp_path / "run"))
+    before = (tmp_path / "run").read_bytes()
+    with pytest.raises(lm.DataError, match="in a file it must be plain data"):
+        dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[Keeps()]))
+    assert (tmp_path / "run").read_bytes() == before

@@ -261,7 +261,7 @@ class Network:
 
     def infer(self, arrays: tuple[Any, ...], values: Values) -> tuple[Any, ...]:
         """Return all outputs for checked inputs, in one batch, with values that are held."""
-        rows = len(arrays[0])
+        rows = arrays[0].shape[0]
         if not rows:  # layers need not know of empty batches: a row stands in for them
             shapes = zip(arrays, self.input_specs, strict=True)
             stand_in = self.infer(
