@@ -1,6 +1,8 @@
 """Training that is interrupted and resumed ends with the bits of training that was not."""
 
+import copy
 import os
+import pickle
 import random
 import signal
 import time
@@ -318,3 +320,19 @@ def test_states_that_could_not_be_read_are_not_written(tmp_path, key):
     with pytest.raises(lm.DataError, match="in a file it must be plain data"):
         dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[Keeps()]))
     assert (tmp_path / "run").read_bytes() == before
+
+
+def test_a_log_that_is_gone_is_begun_anew(tmp_path):
+    log = tmp_path / "log.csv"
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[CSVLogger(log), Stop(12)]))
+    log.unlink()
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[CSVLogger(log)]))
+    lines = log.read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["epoch", "3"]
+
+
+def test_copies_count_epochs_as_the_model_does():
+    model = dense()
+    model.fit(X, Y, **task(epochs=2))
+    copies = model.copy(), copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert [one.epochs for one in copies] == [2, 2, 2]

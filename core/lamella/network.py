@@ -434,7 +434,7 @@ class Network:
         with self.reading() as values:
             state = None if values.optimizer is None else values.optimizer.as_numpy()
             arrays = {name: values.numpy(name) for name in self.graph.arrays}
-            return _restore, (self._plain(), self.config(), self.backend, arrays, values.step, state)
+            return _restore, (self._plain(), self.config(), self.backend, arrays, values.step, state, self.epochs)
 
     @classmethod
     def _plain(cls) -> type[Self]:
@@ -523,10 +523,18 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _restore(
-    cls: type[Network], config: dict[str, Any], backend: str, arrays: dict[str, Any], step: int, optimizer: Any
+    cls: type[Network],
+    config: dict[str, Any],
+    backend: str,
+    arrays: dict[str, Any],
+    step: int,
+    optimizer: Any,
+    epochs: int = 0,  # pickles of earlier versions have none
 ) -> Network:
     graph = structure.Reader(config, drawn=False).graph
-    return cls._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=False)._fill(arrays, step, optimizer)
+    made = cls._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=False)._fill(arrays, step, optimizer)
+    made._epochs = epochs
+    return made
 
 
 def _allowed(spec: ArraySpec) -> float:
