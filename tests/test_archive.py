@@ -610,6 +610,25 @@ def test_classes_of_a_script(distributions, tmp_path):
         lm.load(tmp_path / "m", layers={**given, "tripled": 3})
 
 
+def test_a_name_that_went_to_another_activation_since_is_not_written(distributions, tmp_path):
+    distributions.install()
+    triple = lm.register("times")(lm.ActivationFunction(lambda xp, x: 3.0 * x, lambda xp, x, y, dy: 3.0 * dy))
+    model = lm.Sequential([Dense(2, activation="times")], input_shape=2)
+    x = np.ones((1, 2))
+    expected = model.predict(x)
+    model.save(tmp_path / "m")
+    lm.register("times")(lm.ActivationFunction(lambda xp, x: 5.0 * x, lambda xp, x, y, dy: 5.0 * dy))
+    for twin in (model.copy(), copy.deepcopy(model)):
+        np.testing.assert_array_equal(twin.predict(x), expected)
+    before = (tmp_path / "m").read_bytes()
+    with pytest.raises(lm.DataError, match="registered by an installed plugin"):
+        model.save(tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == before
+    lm.register("three_times")(triple)
+    model.save(tmp_path / "m")
+    np.testing.assert_array_equal(lm.load(tmp_path / "m").predict(x), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "thing", "words"),
     [
