@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import tracemalloc
 import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -609,6 +610,25 @@ def test_classes_of_a_script(distributions, tmp_path):
         lm.load(tmp_path / "m", layers={**given, "tripled": 3})
 
 
+def test_a_name_that_went_to_another_activation_since_is_not_written(distributions, tmp_path):
+    distributions.install()
+    triple = lm.register("times")(lm.ActivationFunction(lambda xp, x: 3.0 * x, lambda xp, x, y, dy: 3.0 * dy))
+    model = lm.Sequential([Dense(2, activation="times")], input_shape=2)
+    x = np.ones((1, 2))
+    expected = model.predict(x)
+    model.save(tmp_path / "m")
+    lm.register("times")(lm.ActivationFunction(lambda xp, x: 5.0 * x, lambda xp, x, y, dy: 5.0 * dy))
+    for twin in (model.copy(), copy.deepcopy(model)):
+        np.testing.assert_array_equal(twin.predict(x), expected)
+    before = (tmp_path / "m").read_bytes()
+    with pytest.raises(lm.DataError, match="have a name: in a script by lm.register"):
+        model.save(tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == before
+    lm.register("three_times")(triple)
+    model.save(tmp_path / "m")
+    np.testing.assert_array_equal(lm.load(tmp_path / "m").predict(x), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "thing", "words"),
     [
@@ -773,3 +793,35 @@ def test_inspect_needs_no_plugin(distributions, tmp_path):
     lm.Sequential([Dense(2, activation="mish")], input_shape=4).save(tmp_path / "m")
     distributions.install()
     assert lm.inspect(tmp_path / "m").distributions == {"lamella": lm.__version__, "acme": "1.0"}
+
+
+def test_an_array_that_a_header_names_many_times_is_read_once(tmp_path):
+    path, times = tmp_path / "run", 3000
+    model = lm.Sequential([Dense(3)], input_shape=4)
+    model.fit(np.zeros((4, 4)), np.zeros((4, 3)), loss="mean_squared_error", optimizer="sgd", checkpoint=path)
+
+    def change(header, arrays):
+        arrays["more/0"] = np.zeros(250_000, "float32")
+        header["training"]["dict"].append(["many", [{"tensor": "more/0"}] * times])
+
+    edited(path, change)
+    tracemalloc.start()
+    lm.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+@pytest.mark.parametrize("held", [{"dict": [[1]]}, {"dict": [[["a"], 1]]}, {"float": "many"}])
+def test_a_best_value_that_cannot_be_read_is_told(tmp_path, held):
+    model = lm.Sequential([Dense(3)], input_shape=4)
+    model.save(tmp_path / "best")
+    edited(tmp_path / "best", lambda header, arrays: header.update(best=held))
+    with pytest.raises(lm.DataError, match="load .*best: this is no configuration"):
+        model.fit(
+            np.zeros((4, 4)),
+            np.zeros((4, 3)),
+            loss="mean_squared_error",
+            optimizer="sgd",
+            callbacks=[lm.callbacks.Checkpoint(tmp_path / "best", monitor="loss", save_best_only=True)],
+        )

@@ -261,3 +261,10 @@ def test_the_cupy_backend_trains_on_a_stand_in(monkeypatch):
         np.testing.assert_allclose(moved.to("numpy").predict(x), model.predict(x), rtol=1e-9)
     finally:
         backends._only.cache_clear()
+
+
+def test_evaluation_asks_arrays_for_nothing_but_the_array_api():
+    x, y = np.eye(4, dtype="float32"), np.arange(4) % 3
+    model = lm.Sequential([Dense(3)], input_shape=4)
+    expected = model.evaluate(x, y, loss="softmax_cross_entropy")["loss"]
+    assert model.to("strict").evaluate(x, y, loss="softmax_cross_entropy")["loss"] == pytest.approx(expected)

@@ -1,6 +1,8 @@
 """Training that is interrupted and resumed ends with the bits of training that was not."""
 
+import copy
 import os
+import pickle
 import random
 import signal
 import time
@@ -319,3 +321,59 @@ def test_names_of_other_formats_are_told(tmp_path):
         lm.MistakeWarning, match="gets lamella's own format, whatever its name says; lamella_onnx.export"
     ):
         dense().save(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(10.0)[::2],
+        np.arange(6.0).reshape(2, 3).T,
+        np.arange(6)[::-1],
+        np.arange(4, dtype=">f8"),
+        np.array(3.0),
+        np.zeros((0, 3)),
+    ],
+    ids=["strided", "transposed", "reversed", "big-endian", "scalar", "empty"],
+)
+def test_arrays_of_callbacks_come_back_whatever_their_memory_is_like(tmp_path, array):
+    class Keeps(lm.Callback):
+        def state_dict(self):
+            return {np.int64(3): array}
+
+        def load_state_dict(self, state):
+            self.state = state
+
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[Keeps()]))
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[keeps := Keeps()]))
+    assert keeps.state.keys() == {3}
+    assert keeps.state[3].shape == array.shape
+    np.testing.assert_array_equal(keeps.state[3], array)
+
+
+@pytest.mark.parametrize("key", [(1, 2), float("nan"), b"x"])
+def test_states_that_could_not_be_read_are_not_written(tmp_path, key):
+    class Keeps(lm.Callback):
+        def state_dict(self):
+            return {"seen": {key: 1}}
+
+    dense().fit(X, Y, **task(epochs=1, checkpoint=tmp_path / "run"))
+    before = (tmp_path / "run").read_bytes()
+    with pytest.raises(lm.DataError, match="in a file it must be plain data"):
+        dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[Keeps()]))
+    assert (tmp_path / "run").read_bytes() == before
+
+
+def test_a_log_that_is_gone_is_begun_anew(tmp_path):
+    log = tmp_path / "log.csv"
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[CSVLogger(log), Stop(12)]))
+    log.unlink()
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[CSVLogger(log)]))
+    lines = log.read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["epoch", "3"]
+
+
+def test_copies_count_epochs_as_the_model_does():
+    model = dense()
+    model.fit(X, Y, **task(epochs=2))
+    copies = model.copy(), copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert [one.epochs for one in copies] == [2, 2, 2]

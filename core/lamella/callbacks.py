@@ -382,7 +382,7 @@ class CSVLogger(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._file is not None and self.append and state["size"] is not None:
-            self._file.truncate(state["size"])
+            self._file.truncate(min(state["size"], self._file.seek(0, os.SEEK_END)))  # it may be gone meanwhile
 
     def on_train_end(self, model: Network) -> None:
         if self._file is not None:

@@ -262,7 +262,7 @@ class Network:
 
     def infer(self, arrays: tuple[Any, ...], values: Values) -> tuple[Any, ...]:
         """Return all outputs for checked inputs, in one batch, with values that are held."""
-        rows = len(arrays[0])
+        rows = arrays[0].shape[0]
         if not rows:  # layers need not know of empty batches: a row stands in for them
             shapes = zip(arrays, self.input_specs, strict=True)
             stand_in = self.infer(
@@ -435,7 +435,7 @@ class Network:
         with self.reading() as values:
             state = None if values.optimizer is None else values.optimizer.as_numpy()
             arrays = {name: values.numpy(name) for name in self.graph.arrays}
-            return _restore, (self._plain(), self.config(), self.backend, arrays, values.step, state)
+            return _restore, (self._plain(), self.config(), self.backend, arrays, values.step, state, self.epochs)
 
     @classmethod
     def _plain(cls) -> type[Self]:
@@ -531,10 +531,18 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _restore(
-    cls: type[Network], config: dict[str, Any], backend: str, arrays: dict[str, Any], step: int, optimizer: Any
+    cls: type[Network],
+    config: dict[str, Any],
+    backend: str,
+    arrays: dict[str, Any],
+    step: int,
+    optimizer: Any,
+    epochs: int = 0,  # pickles of earlier versions have none
 ) -> Network:
     graph = structure.Reader(config, drawn=False).graph
-    return cls._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=False)._fill(arrays, step, optimizer)
+    made = cls._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=False)._fill(arrays, step, optimizer)
+    made._epochs = epochs
+    return made
 
 
 def _allowed(spec: ArraySpec) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import json
 import math
@@ -93,17 +94,23 @@ def _packed(value: Any, tensors: dict[str, Any]) -> Any:
     """Plain data for JSON; arrays go among the tensors."""
     if isinstance(value, np.ndarray):
         name = f"more/{sum(one.startswith('more/') for one in tensors)}"
-        tensors[name] = value
+        tensors[name] = np.array(value, value.dtype.newbyteorder("="), order="C")  # safetensors takes memory as it is
         return {"tensor": name}
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Mapping):
-        return {"dict": [[key, _packed(item, tensors)] for key, item in value.items()]}
+        return {"dict": [[_packed_key(key), _packed(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return [_packed(item, tensors) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     return value
+
+
+def _packed_key(key: Any) -> Any:
+    """A key of a dict, if reading gives an equal one: a tuple would come back as a list."""
+    key = key.item() if isinstance(key, np.generic) else key
+    return key if isinstance(key, str | int | None) or (isinstance(key, float) and math.isfinite(key)) else _refuse(key)
 
 
 def _unpacked(value: Any, tensors: Callable[[str], Any]) -> Any:
@@ -198,9 +205,12 @@ def read(
         for name, tensor in tensors.items():
             _check_values(where, name, tensor)
         epochs = positive(header.get("epochs", 0), "epochs", minimum=0)
-        training = _unpacked(
-            header.get("training"), lambda name: _read(where, file, f"more/{name.removeprefix('more/')}")
-        )
+
+        @functools.cache  # a header may name one array many times
+        def more(name: str) -> Any:
+            return _read(where, file, f"more/{name.removeprefix('more/')}")
+
+        training = _unpacked(header.get("training"), more)
         if not isinstance(training, dict | None):
             raise DataError(f"{where}: training: expected a dict, got {training!r:.60}")
         _check_inner_models(where, reader.inner, sum(map(np.size, tensors.values())))
@@ -227,7 +237,7 @@ def best(path: str | os.PathLike[str]) -> dict[str, Any]:
         DataError: a file that is no model, or is damaged.
     """
     where = f"load {os.fsdecode(path)}"
-    with _opened(where, path) as file:
+    with _opened(where, path) as file, refusing(where, "what model.save() writes"):
         found = _unpacked(_header(where, file).get("best"), str)
     return found if isinstance(found, dict) else {}
 

@@ -123,7 +123,7 @@ class Writer:
         if isinstance(value, Configured):
             return self.configured(value)
         if isinstance(value, str):
-            return _word(words[value].kind, words[value].entry) if value in words else value
+            return _noted(words[value]) if value in words else value
         if isinstance(value, MissingWord):
             return value.described
         if isinstance(value, tuple):
@@ -138,6 +138,15 @@ class Writer:
                 if entry is not None:
                     return _word(kind.name, entry)
         return value
+
+
+def _noted(note: Note) -> Any:
+    """What was looked up: its word, or an activation itself if a script has given its name to another since."""
+    kind, _, entry = note
+    if kind == ACTIVATIONS.name and entry.plugin.distribution == SCRIPT:
+        current = ACTIVATIONS.entry_of(entry.object)
+        return entry.object if current is None else _word(kind, current)
+    return _word(kind, entry)
 
 
 def _word(kind: str, entry: Entry) -> dict[str, Any]:
