@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import lamella as lm
 from lamella import registry
 from lamella.cli.program import main
+from lamella.files import archive
 from lamella_layers import Conv2D, Dense, Flatten
 
 
@@ -697,7 +698,7 @@ def test_values_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
     model.save(tmp_path / "m")
     before = (tmp_path / "m").read_bytes()
     edited(tmp_path / "m", lambda h, a: a["slots/m"].__setitem__(3, np.nan))
-    with pytest.raises(lm.DataError, match="'slots/m': expected finite numbers, got 1 value of NaN or infinite"):
+    with pytest.raises(lm.DataError, match="'slots/m': expected finite numbers, got 1 value of NaN"):
         lm.load(tmp_path / "m")
     (tmp_path / "m").write_bytes(before)
     edited(tmp_path / "m", lambda h, a: a["parameters/dense_1.bias"].fill(np.inf))
@@ -825,3 +826,34 @@ def test_a_best_value_that_cannot_be_read_is_told(tmp_path, held):
             optimizer="sgd",
             callbacks=[lm.callbacks.Checkpoint(tmp_path / "best", monitor="loss", save_best_only=True)],
         )
+
+
+def test_slots_may_overflow(tmp_path):
+    """The step of a parameter is 0 then; a training that does so can be saved."""
+    model = lm.Sequential([Dense(1)], input_shape=2)
+    x = np.full((2, 2), 1e25, "float32")
+    model.train_on_batch(x, np.zeros((2, 1)), loss="mean_absolute_error", optimizer=lm.optimizers.RMSprop(0.01))
+    assert np.isinf(model.optimizer_state.slots["v"]).any()
+    model.save(tmp_path / "m")
+    assert np.isinf(lm.load(tmp_path / "m").optimizer_state.slots["v"]).any()
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_what_it_was(tmp_path, monkeypatch):
+    model, _, _ = trained()
+    model.save(tmp_path / "m")
+    real = archive._header
+
+    def cut(where, file):
+        os.truncate(tmp_path / "m", 10)
+        return real(where, file)
+
+    monkeypatch.setattr(archive, "_header", cut)
+    loaded = lm.load(tmp_path / "m")
+    for name, array in model.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name], array)
+
+
+def test_names_given_to_load_are_strings(tmp_path):
+    trained()[0].save(tmp_path / "m")
+    with pytest.raises(lm.ArgumentError, match="load: layers: expected names as keys, got 3"):
+        lm.load(tmp_path / "m", layers={3: Dense})

@@ -377,3 +377,175 @@ def test_copies_count_epochs_as_the_model_does():
     model.fit(X, Y, **task(epochs=2))
     copies = model.copy(), copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     assert [one.epochs for one in copies] == [2, 2, 2]
+
+
+class Pressing(lm.losses.MeanSquaredError):
+    """A loss in whose validation somebody presses Ctrl-C, once."""
+
+    pressed: list[bool] = []  # noqa: RUF012
+
+    def per_sample(self, prediction, target):
+        if self.pressed:
+            self.pressed.clear()
+            signal.raise_signal(signal.SIGINT)
+        return super().per_sample(prediction, target)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_ctrl_c_in_validation_is_written(tmp_path, epoch):
+    y = np.eye(3, dtype="float32")[Y]
+
+    class Arm(lm.Callback):
+        def on_batch_end(self, model, rows, logs):
+            if model.step == (epoch + 1) * BATCHES:
+                Pressing.pressed.append(True)
+
+    given = task(loss=Pressing(), metrics=[], validation_data=(X, y), epochs=4)
+    whole = dense()
+    expected = outcome(whole, whole.fit(X, y, **given))
+    stopped = dense()
+    assert stopped.fit(X, y, **given, checkpoint=tmp_path / "run", callbacks=[Arm()]).interrupted
+    assert lm.load(tmp_path / "run").step == stopped.step == (epoch + 1) * BATCHES
+    model = dense()
+    history = model.fit(X, y, **given, checkpoint=tmp_path / "run", resume=True)
+    assert_same(outcome(model, history), expected)
+
+
+class Enough(lm.Callback):
+    def on_batch_end(self, model, rows, logs):
+        if model.step == 7:
+            raise lm.StopTraining("enough")
+
+
+def test_a_stop_within_an_epoch_outlasts_an_interruption(tmp_path, monkeypatch):
+    whole = dense()
+    history = whole.fit(X, Y, **task(callbacks=[Enough()]))
+    expected = outcome(whole, history)
+    assert (history.stopped, history.epochs) == ("enough", 2)
+    monkeypatch.setattr(resumption, "SECONDS", 0.0)
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[Enough(), Stop(7)]))
+    model = dense()
+    history = model.fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[Enough()]))
+    assert_same(outcome(model, history), expected)
+    assert history.stopped == "enough"
+
+
+def test_epochs_that_are_resumed_count_once(tmp_path):
+    class Count(lm.Callback):
+        count = 0
+
+        def on_epoch_begin(self, model, epoch):
+            self.count += 1
+
+        def on_epoch_end(self, model, epoch, logs):
+            logs["count"] = self.count
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    for step in (5, 7):
+        path, monitor = tmp_path / str(step), lm.callbacks.LearningRateMonitor
+        whole = dense().fit(X, Y, **task(callbacks=[Count(), monitor()]))
+        dense().fit(X, Y, **task(checkpoint=path, callbacks=[Count(), monitor(), Stop(step)]))
+        history = dense().fit(X, Y, **task(checkpoint=path, resume=True, callbacks=[Count(), monitor()]))
+        assert history.history == whole.history
+        assert history["count"] == [1, 2, 3]
+
+
+def test_the_better_of_two_best_files_stays(tmp_path):
+    path, best = tmp_path / "run", [Checkpoint(tmp_path / "best", save_best_only=True)]
+    dense().fit(X, Y, **task(checkpoint=path, callbacks=[*best, Stop(7)]))
+    best = [Checkpoint(tmp_path / "best", save_best_only=True)]
+    dense().fit(X, Y, **task(epochs=40, optimizer=lm.optimizers.Adam(0.05), callbacks=best))
+    held = (tmp_path / "best").read_bytes()
+    best = [Checkpoint(tmp_path / "best", save_best_only=True)]
+    dense().fit(X, Y, **task(checkpoint=path, resume=True, callbacks=best))
+    assert (tmp_path / "best").read_bytes() == held
+
+
+def test_logs_keep_their_lines(tmp_path):
+    path, log = tmp_path / "run", tmp_path / "log.csv"
+
+    def run(append, **more):
+        callbacks = [CSVLogger(log, append=append), *more.pop("callbacks", [])]
+        return dense().fit(X, Y, **task(checkpoint=path, callbacks=callbacks, **more))
+
+    run(False, callbacks=[Stop(12)])
+    assert len(log.read_text().splitlines()) == 3
+    run(False, resume=True)
+    run(False, resume=True)  # nothing is left to do
+    assert [line.partition(",")[0] for line in log.read_text().splitlines()] == ["epoch", "1", "2", "3"]
+    log.unlink()
+    path.unlink()
+    run(True)
+    dense().fit(X, Y, **task(callbacks=[CSVLogger(log)]))  # another training
+    run(True, resume=True)
+    assert [line.partition(",")[0] for line in log.read_text().splitlines()] == ["epoch", *"123123"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"a": {1, 2}}, {"a": b"x"}, {"a": 1j}, {"a": np.array([object()])}, {"a": np.array(["x"])}, {"a": 10**5000}],
+)
+def test_what_callbacks_remember_is_looked_at_before_the_first_step(tmp_path, state):
+    class Odd(lm.Callback):
+        def state_dict(self):
+            return state
+
+    model = dense()
+    with pytest.raises(lm.DataError, match="what callbacks and metrics remember must be plain data"):
+        model.fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[Odd()]))
+    deep = state
+    for _ in range(100):
+        deep = [deep]
+    state = {"a": deep}
+    with pytest.raises(lm.DataError, match="nested deeper than"):
+        model.fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[Odd()]))
+    assert model.step == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_of_arguments_leave_the_model_as_it_was(tmp_path):
+    path = tmp_path / "run"
+    dense().fit(X, Y, **task(checkpoint=path, callbacks=[Stop(7)]))
+    for changes in ({"callbacks": [3]}, {"clip_norm": -1.0}, {"penalties": {"nope": lm.regularization.L2(0.1)}}):
+        model = dense()
+        with pytest.raises(lm.ArgumentError):
+            model.fit(X, Y, **task(checkpoint=path, resume=True, **changes))
+        assert (model.step, model.epochs, model.history) == (0, 0, None)
+    with pytest.raises(lm.ArgumentError, match="a Checkpoint among the callbacks writes .*run, too"):
+        dense().fit(X, Y, **task(checkpoint=path, resume=True, callbacks=[Checkpoint(path)]))
+
+
+PLACES = [
+    {"epoch": None}, {"epoch": -3}, {"epoch": 1.5}, {"batch": "x"}, {"batch": 10**29}, {"drawn": None}, {"began": "x"},
+    {"began": -1}, {"meter": 3}, {"meter": None}, {"history": [1]}, {"history": {"loss": 3}}, {"stopped": 3},
+    {"callbacks": [["EarlyStopping", None]]}, {"callbacks": [3]}, {"task": 3}, {"more": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", PLACES, ids=str)
+def test_places_that_make_no_sense_are_refused(tmp_path, change, monkeypatch):
+    real = resumption.Place._asdict
+    monkeypatch.setattr(resumption.Place, "_asdict", lambda self: real(self) | change)
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[Stop(7)]))
+    monkeypatch.undo()
+    model = dense()
+    with pytest.raises(lm.DataError, match="its place of a training can't be read"):
+        model.fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True))
+    assert model.step == 0
+
+
+def test_a_callback_of_another_class_of_the_same_name_is_told(tmp_path):
+    dense().fit(X, Y, **task(checkpoint=tmp_path / "run", callbacks=[EarlyStopping(), Stop(7)]))
+
+    class Other(lm.Callback):
+        def load_state_dict(self, state):
+            state["something"]
+
+    Other.__name__ = "EarlyStopping"
+    with pytest.raises(lm.DataError, match="EarlyStopping.load_state_dict can't take up what the file has"):
+        dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[Other()]))

@@ -86,7 +86,10 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned, with lists for tuples, after ``on_train_begin`` of a resumed training."""
+        """Take up what `state_dict` returned, with lists for tuples.
+
+        A resumed training calls it after ``on_train_begin`` and, where it goes on within an epoch, ``on_epoch_begin``.
+        """
 
 
 class EarlyStopping(Callback):
@@ -240,6 +243,12 @@ class LearningRateMonitor(Callback):
     def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         logs["learning_rate"] = self._rate
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"rate": getattr(self, "_rate", math.nan)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rate = state["rate"]
+
 
 class Checkpoint(Callback):
     """Saves the model after every epoch, whole or not at all: training goes on from the file after `load`.
@@ -302,7 +311,9 @@ class Checkpoint(Callback):
         return {"best": self._best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best = state["best"]
+        best = state["best"]
+        if best is not None and _is_better(best, self._best, self.larger, 0.0):  # than what the file there says
+            self._best = best
 
     def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         if self.save_best_only:
@@ -351,6 +362,7 @@ class CSVLogger(Callback):
     def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
         self._file = open(self.path, "a+" if self.append else "w+", newline="")  # noqa: SIM115  # until training ends
         self._columns: list[str] = []
+        self._last = 0  # epoch whose line was written
 
     def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         import csv  # `import lamella` does without
@@ -373,16 +385,33 @@ class CSVLogger(Callback):
                     f"CSVLogger: {self.path} has the columns {', '.join(there)}; this training has "
                     f"{', '.join(self._columns)}. Give another path, or append=False to truncate it"
                 )
+        self._file.seek(0, os.SEEK_END)
         numbers = {"epoch": model.epochs, **logs}
         writer.writerow([numbers.get(name, "") for name in self._columns])
         self._file.flush()
+        self._last = model.epochs
 
     def state_dict(self) -> dict[str, Any]:
-        return {"size": None if self._file is None else self._file.seek(0, os.SEEK_END)}
+        if self._file is None:
+            return {}
+        size, text = self._file.seek(0, os.SEEK_END), None
+        if not self.append:
+            self._file.seek(0)
+            text = self._file.read()
+        return {"size": size, "last": self._last, "text": text}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._file is not None and self.append and state["size"] is not None:
-            self._file.truncate(min(state["size"], self._file.seek(0, os.SEEK_END)))  # it may be gone meanwhile
+        if self._file is None or not state:
+            return
+        self._last = state["last"]
+        if state["text"] is not None and not self.append:  # which was lost when the file was opened
+            self._file.write(state["text"])
+            self._file.flush()
+        elif state["size"] <= self._file.seek(0, os.SEEK_END):  # else it is gone meanwhile, or another one
+            self._file.seek(state["size"])
+            if self._file.readline().startswith(f"{self._last + 1}{self.separator}"):  # this training takes it again
+                self._file.truncate(state["size"])
+            self._file.seek(0, os.SEEK_END)
 
     def on_train_end(self, model: Network) -> None:
         if self._file is not None:

@@ -222,6 +222,8 @@ def load(
     get_backend(backend)  # an unknown one is no fault of the file
     if layers is not None and not isinstance(layers, Mapping):
         raise ArgumentError(f"load: layers: expected a dict of names to classes, got {shown(layers)}")
+    if odd := [name for name in layers or {} if not isinstance(name, str)]:
+        raise ArgumentError(f"load: layers: expected names as keys, got {shown(odd[0])}")
     found = archive.read(path, layers or {}, with_optimizer=flag(optimizer, "load: optimizer"))
     with structure.refusing(f"load {path}", "what model.save() writes"):
         model = _made(found.graph, backend, drawn=False)

@@ -322,12 +322,14 @@ class Network:
 
     def freeze(self, pattern: str = "*") -> Self:
         """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training."""
-        self._frozen |= self._matching(pattern)
+        with Change(self, "freeze"):
+            self._frozen |= self._matching(pattern)
         return self
 
     def unfreeze(self, pattern: str = "*") -> Self:
         """Let layers whose names match learn again."""
-        self._frozen -= self._matching(pattern)
+        with Change(self, "unfreeze"):
+            self._frozen -= self._matching(pattern)
         return self
 
     def _matching(self, pattern: str) -> frozenset[str]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from lamella.arguments import number, positive
 from lamella.engine.values import Values
-from lamella.errors import ArgumentError, DataError, MistakeWarning, RegistryError, counted, did_you_mean
+from lamella.errors import ArgumentError, DataError, MistakeWarning, RegistryError, counted, did_you_mean, shown
 from lamella.files.structure import Reader, Writer, refusing
 from lamella.files.writing import kind_of, write_atomically
 from lamella.graph.operations import Graph
@@ -41,7 +41,12 @@ FORMAT = 2
 _READS = (1, 2)
 _CHECKSUM = "lamella.sha256"
 _FLOATS = {"float32": "F32", "float64": "F64"}  # as safetensors calls them
-_NUMBERS = {"F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"}
+_DTYPES = {
+    "F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "<u1",
+    "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?",
+}  # fmt: skip
+_NUMBERS = set(_DTYPES)
+_DEEPEST, _LONGEST = 50, 10_000  # lists in lists, and bits of an int, of what callbacks remember
 
 
 class Contents(NamedTuple):
@@ -75,7 +80,9 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], values: Value
         tensors |= {f"slots/{name}": slot for name, slot in slots.items()}
     for name, tensor in tensors.items():
         _check_values(f"save {os.fsdecode(path)}", name, tensor)
-    header |= {name: _packed(value, tensors) for name, value in more.items()}
+    packed, arrays = pack(more)
+    header |= packed
+    tensors |= arrays
     text = json.dumps(header, allow_nan=False, default=_refuse)
     metadata = {"lamella": text, _CHECKSUM: _checksum(text, sorted(tensors.items()))}
     write_atomically(path, to_bytes(tensors, metadata=metadata))
@@ -90,21 +97,41 @@ def check(config: Mapping[str, Any], optimizer: Optimizer) -> None:
     json.dumps({"model": config, "optimizer": Writer().configured(optimizer)}, allow_nan=False, default=_refuse)
 
 
-def _packed(value: Any, tensors: dict[str, Any]) -> Any:
-    """Plain data for JSON; arrays go among the tensors."""
-    if isinstance(value, np.ndarray):
-        name = f"more/{sum(one.startswith('more/') for one in tensors)}"
-        tensors[name] = np.array(value, value.dtype.newbyteorder("="), order="C")  # safetensors takes memory as it is
-        return {"tensor": name}
+def pack(more: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return further entries of a header as plain data for JSON, and the arrays in them as tensors by name.
+
+    Raises:
+        DataError: something that is neither plain data nor an array of numbers, or is nested too deep.
+    """
+    tensors: dict[str, Any] = {}
+    return {name: _packed(value, tensors) for name, value in more.items()}, tensors
+
+
+def _packed(value: Any, tensors: dict[str, Any], depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise DataError(f"save: what callbacks remember is nested deeper than {_DEEPEST} times; keep it flat")
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, Mapping):
-        return {"dict": [[_packed_key(key), _packed(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_packed(item, tensors) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    return value
+    match value:
+        case np.ndarray() if value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+            name = f"more/{len(tensors)}"
+            tensors[name] = np.array(value, value.dtype.newbyteorder("="), order="C")  # safetensors takes memory as is
+            return {"tensor": name}
+        case Mapping():
+            pairs = ((_packed_key(key), _packed(item, tensors, depth + 1)) for key, item in value.items())
+            return {"dict": [list(pair) for pair in pairs]}
+        case list() | tuple():
+            return [_packed(item, tensors, depth + 1) for item in value]
+        case float():
+            return value if math.isfinite(value) else {"float": str(value)}
+        case None | bool() | str():
+            return value
+        case int() if value.bit_length() <= _LONGEST:
+            return value
+    raise DataError(
+        f"save: {shown(value)}: what callbacks and metrics remember must be plain data: numbers, strings, None, lists, "
+        "dicts, and NumPy arrays of numbers"
+    )
 
 
 def _packed_key(key: Any) -> Any:
@@ -138,11 +165,11 @@ def _checksum(text: str, tensors: Iterable[tuple[str, np.ndarray[Any, Any]]]) ->
 
 
 def _check_values(where: str, name: str, tensor: Any) -> None:
-    """Refuse what no training leaves behind: parameters and slots are finite, and state is no NaN."""
-    is_state = name.startswith("state/")
-    wrong = np.isnan(tensor) if is_state else ~np.isfinite(tensor)
+    """Refuse what no training leaves behind: parameters are finite, and slots and state are no NaN."""
+    may_be_infinite = not name.startswith("parameters/")
+    wrong = np.isnan(tensor) if may_be_infinite else ~np.isfinite(tensor)
     if wrong.any():
-        kind = "NaN" if is_state else "NaN or infinite"
+        kind = "NaN" if may_be_infinite else "NaN or infinite"
         raise DataError(
             f"{where}: {name!r}: expected finite numbers, got {counted(int(wrong.sum()), 'value')} of {kind}"
         )
@@ -227,7 +254,7 @@ def outline(where: str, path: str | os.PathLike[str]) -> tuple[dict[str, Any], d
     """Return a file's header as it is, and the shapes of its tensors, once the checksum is known to be right."""
     with _opened(where, path) as file:
         header = _header(where, file)
-        return header, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return header, {name: file.shape(name) for name in file.keys()}  # noqa: SIM118
 
 
 def best(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -288,7 +315,7 @@ def read_weights(
         sources |= dict.fromkeys(named, source)
     found = {}
     with _opened(where, path) as file:
-        if (file.metadata() or {}).keys() & {"lamella", _CHECKSUM}:
+        if file.metadata.keys() & {"lamella", _CHECKSUM}:
             _header(where, file)
         own: dict[str, str] = {}
         for name in file.keys():  # noqa: SIM118
@@ -310,23 +337,51 @@ def read_weights(
 
 @contextlib.contextmanager
 def _opened(where: str, path: str | os.PathLike[str]) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     given = os.fsdecode(path)
     with open(given, "rb", opener=_without_waiting) as plain:  # says in Python's own words what is not there
         mode = os.fstat(plain.fileno()).st_mode
-    if not stat.S_ISREG(mode):
-        raise DataError(f"{where}: expected a file, got {kind_of(mode)}")
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{where}: expected a file, got {kind_of(mode)}")
+        content = plain.read()
     try:
-        file = safe_open(given, framework="numpy")
-    except (SafetensorError, OSError) as error:
+        file = _File(content)
+    except (SafetensorError, ValueError) as error:
         fix = "; an ONNX file runs in onnxruntime, and load reads what model.save wrote"
         onnx = given.lower().endswith(".onnx")
         raise DataError(
             f"{where}: this is no lamella model, or it is damaged ({error}){fix if onnx else ''}"
         ) from error
-    with file:
-        yield file
+    yield file
+
+
+class _File:
+    """A file of safetensors format, read once: what happens to it later makes no difference."""
+
+    def __init__(self, content: bytes) -> None:
+        from safetensors import deserialize
+
+        self._tensors: dict[str, dict[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]  # which checks every size
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        self.metadata: dict[str, str] = header.get("__metadata__") or {}
+
+    def keys(self) -> Iterable[str]:
+        """The names of all tensors."""
+        return self._tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return tuple(self._tensors[name]["shape"])
+
+    def dtype(self, name: str) -> str:
+        """The dtype of a tensor, as safetensors calls it."""
+        return str(self._tensors[name]["dtype"])
+
+    def tensor(self, name: str) -> Any:
+        """A tensor; `LookupError` if there is none of that name, or of a dtype that NumPy has."""
+        held = self._tensors[name]
+        return np.frombuffer(held["data"], _DTYPES[held["dtype"]]).reshape(held["shape"])
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -336,13 +391,13 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _header(where: str, file: Any) -> dict[str, Any]:
     """What a file says of its tensors, once the checksum is known to be right."""
-    metadata = file.metadata() or {}
+    metadata = file.metadata
     try:
         header = json.loads(metadata["lamella"])
         form = header["format"] if isinstance(header, dict) else None
     except (KeyError, ValueError, RecursionError):
         raise DataError(f"{where}: a safetensors file, but not one that lamella wrote") from None
-    if form not in _READS or isinstance(form, bool):
+    if form not in _READS or type(form) is not int:
         newer = isinstance(form, int) and form > FORMAT
         fix = "; a newer lamella wrote it: pip install --upgrade lamella" if newer else ""
         raise DataError(f"{where}: format {form!r}; this version reads formats 1 and 2{fix}")
@@ -357,8 +412,7 @@ def _header(where: str, file: Any) -> dict[str, Any]:
 
 def _array(where: str, file: Any, tensor: str, whom: str, shape: tuple[int, ...], dtypes: set[str]) -> Any:
     """One tensor of a file, read once its shape and dtype are known to be right."""
-    found = file.get_slice(tensor)
-    own, dtype = tuple(found.get_shape()), found.get_dtype()
+    own, dtype = file.shape(tensor), file.dtype(tensor)
     if own != shape:
         raise DataError(f"{where}: {tensor!r} has shape {own}; {whom} needs {shape}")
     if dtype not in dtypes:
@@ -368,6 +422,6 @@ def _array(where: str, file: Any, tensor: str, whom: str, shape: tuple[int, ...]
 
 def _read(where: str, file: Any, name: str) -> Any:
     try:
-        return file.get_tensor(name)
+        return file.tensor(name)
     except Exception as error:  # a dtype that NumPy has not
         raise DataError(f"{where}: {name!r} can't be read ({type(error).__name__}: {error})") from error

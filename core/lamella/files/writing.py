@@ -64,6 +64,8 @@ def check_place(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | Non
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", folder)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "this folder can't be written to", folder)
     try:
         there = os.stat(target)
     except FileNotFoundError:

@@ -261,33 +261,35 @@ def fit(
                 f"fit: checkpoint: {checkpoint} is there. Likely fix: resume=True to go on from it; remove it, or give "
                 "another path, to begin anew"
             )
-    task = {"optimizer": repr(optimizer), "loss": ", ".join(map(repr, losses)), **data.described()}
-    resumed = take_up(checkpoint, model, task) if checkpoint is not None and resume else None
-    place = resumed or Place(epoch=first, task=task)
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     refuse_beside_another(model, "fit")
     steps = _steps(model, losses, bounds)
     _check_learns(steps)
     line = _progress(progress)
     listeners = Listeners(callbacks, line)
-    if checkpoint is not None or any(isinstance(one, Checkpoint) for one in listeners.callbacks):
+    savers = [one for one in listeners.callbacks if isinstance(one, Checkpoint)]
+    if checkpoint is not None or savers:
         archive.check(model.config(), optimizer)  # now, and not when hours have passed
+    if checkpoint is not None and any(os.path.realpath(one.path) == os.path.realpath(checkpoint) for one in savers):
+        raise ArgumentError(f"fit: checkpoint: a Checkpoint among the callbacks writes {checkpoint}, too")
+    task = {"optimizer": repr(optimizer), "loss": ", ".join(map(repr, losses)), **data.described()}
+    task["metrics"] = ", ".join(label for label, _, _ in meter.metrics)
+    taken = take_up(checkpoint, model, task) if checkpoint is not None and resume else None
+    place = Place(epoch=first, task=task) if taken is None else taken.place._replace(task=task)
     writer = None if checkpoint is None else Writer(checkpoint, model, listeners.callbacks)
     history, begins = History(), True
     history.history = {name: list(values) for name, values in place.history.items()}
     history.stopped = place.stopped
-    model._history = history
-    if first and resumed is None:
-        model._epochs = first
-    data.skip(place.drawn)
     _warn_of_probabilities(model, losses)
-    if not resumed:
+    if taken is None:
         _warn_of_rate_zero(model, optimizer)
-    _warn_of_restart(model, optimizer)
+        _warn_of_restart(model, optimizer)
 
-    def epoch_of_steps(place: Place) -> Place:
-        """Go on with an epoch, and return how far it came."""
-        nonlocal begins
+    def epoch_of_steps() -> None:
+        """Go on with an epoch."""
+        nonlocal begins, place
+        if listeners.stopped:  # before the training was interrupted
+            return
         asnumpy = model.device.asnumpy
         for rows in data.epoch(place.batch, place.began):
             if steps.plan.frozen is not model.frozen_layers:  # by a callback
@@ -306,30 +308,47 @@ def fit(
                 place = place._replace(batch=place.batch + 1, drawn=place.drawn + 1)
             if listeners.of_batches:
                 listeners.end_batch(model, rows.size, meter.logs())
-            if writer is not None and (writer.is_due or interruption.asked):
-                writer.write(place, history, meter)
+            if listeners.stopped:
+                place = place._replace(ends=listeners.stopped)
+            if writer is not None and writer.is_due:
+                writer.write(place, meter)
             interruption.check()
             if listeners.stopped:
-                break
-        return place
+                return
+
+    def begin() -> None:
+        """Take up what was trained before, and tell everyone."""
+        model._history = history
+        if taken is not None:
+            taken.fill(model)
+        elif first:
+            model._epochs = first
+        listeners.begin(model, epochs, data.length)
+        if taken is not None and not (place.stopped or place.epoch >= epochs):
+            data.skip(place.drawn)
+            if line is not None:
+                line.say(f"resumed from {checkpoint}: {place.told}")
+        if place.began is None or place.epoch >= epochs:
+            restore(place, listeners.callbacks)
+        if writer is not None:
+            writer.check()
 
     with Interruption(between_steps=True) as interruption, Change(model, "fit"):
         try:
-            listeners.begin(model, epochs, data.length)
-            restore(place, listeners.callbacks)
-            if line is not None and resumed is not None and not resumed.stopped and resumed.epoch < epochs:
-                line.say(f"resumed from {checkpoint}: {resumed.told}")
+            begin()
             for epoch in range(place.epoch, epochs):
                 if not (listeners.stopped or history.stopped):
                     listeners.tell("on_epoch_begin", model, epoch)
                 if listeners.stopped or history.stopped:
                     break
                 meter.start()
-                if place.meter is not None:
+                if place.meter is not None:  # it was interrupted within this epoch
                     meter.load_state_dict(place.meter)
+                    restore(place, listeners.callbacks)
+                    listeners.stopped, place = place.ends, place._replace(meter=None)
                 else:
-                    place = place._replace(batch=0, began=model.step)
-                place = epoch_of_steps(place)
+                    place = place._replace(began=model.step)
+                epoch_of_steps()
                 logs = meter.logs()
                 try:
                     if checked is not None:
@@ -340,16 +359,19 @@ def fit(
                     listeners.end_epoch(model, epoch, logs)
                 finally:
                     history.add(logs)
-                place = Place(epoch + 1, drawn=place.drawn, task=task)
                 history.stopped = listeners.stopped
+                measured = {name: list(values) for name, values in history.history.items()}
+                place = Place(epoch + 1, drawn=place.drawn, history=measured, stopped=history.stopped, task=task)
                 if writer is not None:
-                    writer.write(place, history)
+                    writer.write(place, meter)
                 interruption.check()
             history.stopped = listeners.stopped or history.stopped
         except KeyboardInterrupt:
             if interruption.insisted:
                 raise
             history.stopped, history.interrupted = "interrupted", True
+            if writer is not None and writer.written != place:
+                writer.write(place, meter)
         finally:
             listeners.end(model)
     history.interrupted |= interruption.asked

@@ -60,7 +60,8 @@ class Meter:
         """Go on from there."""
         self.losses, self.weights = list(state["losses"]), list(state["weights"])
         self.penalty, self.rows = state["penalty"], state["rows"]
-        self.sums = {label: tuple(sums) for label, sums in state["sums"].items()}
+        known = {label for label, _, _ in self.metrics}
+        self.sums = {label: tuple(sums) for label, sums in state["sums"].items() if label in known}
 
     def add(self, losses: Sequence[float], penalty: float, predictions: tuple[Any, ...], rows: Rows) -> None:
         self.penalty += penalty * rows.size

@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lamella.arguments import positive
 from lamella.callbacks import Callback
-from lamella.errors import DataError, MistakeWarning
+from lamella.errors import ArgumentError, DataError, MistakeWarning
 from lamella.files import archive
 from lamella.network import Network
-from lamella.training.history import History
 from lamella.training.meter import Meter
 
-__all__ = ["Place", "Writer", "restore", "take_up"]
+__all__ = ["Place", "Taken", "Writer", "restore", "take_up"]
 
 SECONDS = 60.0  # between two writes within an epoch
 
@@ -35,6 +35,7 @@ class Place(NamedTuple):
     history: dict[str, list[float]] = {}  # noqa: RUF012  # never changed
     callbacks: tuple[tuple[str, dict[str, Any]], ...] = ()
     stopped: str | None = None  # by a callback
+    ends: str | None = None  # why the epoch in progress takes no more batches: a callback asked to stop
     task: dict[str, str] = {}  # noqa: RUF012  # what was said to `fit`, in words
 
     @property
@@ -50,27 +51,47 @@ class Writer:
     def __init__(self, path: str | os.PathLike[str], model: Network, callbacks: Sequence[Callback]) -> None:
         self.path, self._model, self._callbacks = path, model, callbacks
         self._wrote = time.monotonic()
+        self.written: Place | None = None  # the last place that was
 
     @property
     def is_due(self) -> bool:
         """Whether the last write is long ago."""
         return time.monotonic() - self._wrote >= SECONDS
 
-    def write(self, place: Place, history: History, meter: Meter | None = None) -> None:
+    def check(self) -> None:
+        """Refuse what callbacks remember now if it can't be written.
+
+        Raises:
+            DataError: it can't.
+        """
+        archive.pack({"callbacks": self._states()})
+
+    def write(self, place: Place, meter: Meter) -> None:
         """Write model and place; the meter's sums where an epoch is in progress."""
-        states = [[type(one).__name__, one.state_dict()] for one in self._callbacks]
-        where = place._replace(
-            meter=None if meter is None else meter.state_dict(),
-            history=history.history,
-            callbacks=tuple(states),  # type: ignore[arg-type]
-            stopped=None if history.interrupted else history.stopped,
-        )
+        sums = None if place.began is None else meter.state_dict()
+        where = place._replace(meter=sums, callbacks=self._states())
         self._model._save(self.path, training=where._asdict())
-        self._wrote = time.monotonic()
+        self._wrote, self.written = time.monotonic(), place
+
+    def _states(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        return tuple((type(one).__name__, one.state_dict()) for one in self._callbacks)
 
 
-def take_up(path: str | os.PathLike[str], model: Network, task: dict[str, str]) -> Place | None:
-    """Fill a model with what a file has, and return where its training stood; None where there is no file.
+class Taken(NamedTuple):
+    """What a file has of a training, checked."""
+
+    contents: archive.Contents
+    place: Place
+
+    def fill(self, model: Network) -> None:
+        """Give a model what the file has."""
+        model._frozen = self.contents.graph.frozen_layers
+        model._fill(self.contents.arrays, self.contents.step, self.contents.optimizer)
+        model._epochs = self.contents.epochs
+
+
+def take_up(path: str | os.PathLike[str], model: Network, task: dict[str, str]) -> Taken | None:
+    """Return what a file has of a training of this model; None where there is no file.
 
     A warning says what this training says otherwise than that one.
 
@@ -92,9 +113,8 @@ def take_up(path: str | os.PathLike[str], model: Network, task: dict[str, str]) 
             "did, or give fit another path"
         )
     try:
-        place = Place(**found.training)
-        place = place._replace(callbacks=tuple((name, state) for name, state in place.callbacks))
-    except (TypeError, ValueError) as error:
+        place = _checked(found.training)
+    except (ArgumentError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where}: its place of a training can't be read ({error})") from error
     differing = [
         f"{name} is {now}, was {then}" for name, now in task.items() if (then := place.task.get(name, now)) != now
@@ -106,10 +126,26 @@ def take_up(path: str | os.PathLike[str], model: Network, task: dict[str, str]) 
             MistakeWarning,
             stacklevel=4,
         )
-    model._frozen = found.graph.frozen_layers
-    model._fill(found.arrays, found.step, found.optimizer)
-    model._epochs = found.epochs
-    return place
+    return Taken(found, place)
+
+
+def _checked(held: dict[str, Any]) -> Place:
+    """A place as it was read, each part of it what it must be."""
+    place = Place(**held)
+    for name in ("epoch", "batch", "drawn"):
+        positive(getattr(place, name), name, minimum=0, maximum=2**53)
+    if place.began is not None:
+        positive(place.began, "began", minimum=0)
+    if (place.began is None) != (place.meter is None):
+        raise ValueError("an epoch in progress has a step with which it began, and sums")
+    for value, kinds in ((place.stopped, str | None), (place.ends, str | None), (place.meter, dict | None)):
+        if not isinstance(value, kinds):
+            raise TypeError(f"expected {kinds}, got {value!r:.60}")
+    for values in place.history.values():
+        if not all(isinstance(value, float | int) for value in values):
+            raise TypeError("history: expected lists of numbers")
+    callbacks = tuple((name, dict(state)) for name, state in place.callbacks)
+    return place._replace(callbacks=callbacks, task={str(name): str(said) for name, said in place.task.items()})
 
 
 def restore(place: Place, callbacks: Sequence[Callback]) -> None:
@@ -120,7 +156,13 @@ def restore(place: Place, callbacks: Sequence[Callback]) -> None:
         held = next((one for one in left if one[0] == name), None)
         if held is not None:
             left.remove(held)
-            callback.load_state_dict(held[1])
+            try:
+                callback.load_state_dict(held[1])
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise DataError(
+                    f"fit: resume: {name}.load_state_dict can't take up what the file has of a {name} ({error}); is it "
+                    "another class of the same name?"
+                ) from error
     missing = [name for name, state in left if state]
     if missing:
         warnings.warn(
