@@ -857,3 +857,21 @@ def test_names_given_to_load_are_strings(tmp_path):
     trained()[0].save(tmp_path / "m")
     with pytest.raises(lm.ArgumentError, match="load: layers: expected names as keys, got 3"):
         lm.load(tmp_path / "m", layers={3: Dense})
+
+
+def test_a_class_that_was_registered_again_is_told(distributions, tmp_path):
+    distributions.install()
+
+    def cell():
+        @lm.register("twice")
+        class Twice(lm.Layer):
+            def forward_pass(self, ctx, x):
+                return 2.0 * x
+
+        return Twice
+
+    model = lm.Sequential([cell()()], input_shape=2)
+    cell()
+    with pytest.raises(lm.DataError, match="Twice was registered, and another class of its name has been since"):
+        model.save(tmp_path / "m")
+    assert not list(tmp_path.iterdir())

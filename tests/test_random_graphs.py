@@ -6,7 +6,9 @@ import copy
 import json
 import os
 import random
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from nonsense import in_time, on_purpose, stored
 
 import lamella as lm
+import lamella_onnx
 from lamella_layers import LSTM, Add, BatchNormalization, Conv2D, Dense, Embedding, Flatten
 
 TRIED = int(os.environ.get("LAMELLA_NONSENSE") or 60)
@@ -137,6 +140,7 @@ def graphs(draw):
     return inputs, specimen.subject, draw(st.lists(tries, min_size=1, max_size=6))
 
 
+@pytest.mark.filterwarnings("ignore::lamella.MistakeWarning")  # such as a softmax over one value
 @seed(SEED)
 @bounded
 @given(graphs())
@@ -179,3 +183,69 @@ def test_layers_on_nodes_give_a_model_that_predicts_or_say_why_not(graph):
     assert predicted.dtype == spec.dtype
     assert predicted.shape == tuple(2 if size == "N" else 3 if isinstance(size, str) else size for size in spec.shape)
     assert lm.from_config(model.config()).config() == model.config()
+    comes_back(model, arrays)
+
+
+def comes_back(model, arrays):
+    """See that a model is the same from its file, and in onnxruntime where it can be exported."""
+    given = tuple(arrays) if len(arrays) > 1 else arrays[0]
+    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
+        model.save(f"{folder}/m")
+        loaded = lm.load(f"{folder}/m")
+        assert loaded.config() == model.config()
+        np.testing.assert_array_equal(loaded.predict(given), model.predict(given))
+        if random.Random(repr(model.config())).random() > 0.2:  # takes its time
+            return
+        try:
+            lamella_onnx.export(model, f"{folder}/m.onnx")
+        except lm.LamellaError as error:  # what float32 or the operators of ONNX can't hold
+            check(error)
+            return
+        assert lamella_onnx.verify(f"{folder}/m.onnx").agrees
+
+
+@st.composite
+def bytes_of_files(draw):
+    """A saved model with a few of its bytes changed, cut out, doubled or cut off."""
+    content = bytearray(draw(st.sampled_from(FILES)))
+    for _ in range(draw(st.integers(1, 3))):
+        at, size = draw(st.integers(0, max(0, len(content) - 1))), draw(st.integers(1, 40))
+        match draw(st.sampled_from(["flip", "write", "drop", "double", "end"])):
+            case "flip" if content:
+                content[at] ^= 1 << draw(st.integers(0, 7))
+            case "write":
+                content[at : at + size] = draw(st.binary(max_size=size))
+            case "drop":
+                del content[at : at + size]
+            case "double":
+                content[at:at] = content[at : at + size]
+            case "end":
+                del content[at:]
+    return bytes(content)
+
+
+def files():
+    """Models as files, of both formats."""
+    folder = Path(__file__).parent / "files"
+    return [(folder / f"format_{form}.lamella").read_bytes() for form in (1, 2)]
+
+
+FILES = files()
+
+
+@seed(SEED)
+@bounded
+@given(bytes_of_files())
+def test_a_damaged_file_gives_one_error(content):
+    """A file of format 1, which has no checksum, may give a model; ``LAMELLA_NONSENSE=10000`` tries more of them."""
+    with tempfile.TemporaryDirectory() as folder, in_time(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder, "m")
+        path.write_bytes(content)
+        for read in (lm.load, lm.inspect):
+            try:
+                read(path)
+            except (lm.DataError, lm.RegistryError) as error:
+                check(error, f"{'load' if read is lm.load else 'inspect'} {path}")
+            else:
+                assert content in FILES or b'\\"format\\": 1' in content

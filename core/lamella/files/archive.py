@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lamella import hookspecs, registry
 from lamella.arguments import number, positive
 from lamella.engine.values import Values
 from lamella.errors import ArgumentError, DataError, MistakeWarning, RegistryError, counted, did_you_mean, shown
@@ -178,6 +179,11 @@ def _check_values(where: str, name: str, tensor: Any) -> None:
 def _refuse(value: Any) -> Any:
     """Called for what JSON can't hold."""
     if isinstance(value, type):
+        if any(_stands_for(entry, value) for kind in hookspecs.KINDS for entry in registry.entries(kind)):
+            raise DataError(
+                f"save: class {value.__qualname__} was registered, and another class of its name has been since, as "
+                "where a cell of a notebook ran again; make the model again, of the class that is registered now"
+            )
         raise DataError(
             f"save: class {value.__qualname__} is not registered by an installed plugin, so no other program could "
             f"find it; give it a name, in a script by @lm.register({snake_case(value.__name__)!r}) above it, in a "
@@ -187,6 +193,12 @@ def _refuse(value: Any) -> Any:
         f"save: argument {value!r}: in a file it must be plain data, or have a name: in a script by lm.register('name')"
         "(...), in a package by an entry point in the group 'lamella'"
     )
+
+
+def _stands_for(entry: registry.Entry, value: type) -> bool:
+    """Whether a script has registered a class of the same name, and not this one."""
+    name = getattr(entry.object, "__qualname__", None)
+    return entry.plugin.distribution == registry.SCRIPT and name == value.__qualname__ and entry.object is not value
 
 
 def read(

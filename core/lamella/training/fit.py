@@ -321,7 +321,7 @@ def fit(
         model._history = history
         if taken is not None:
             taken.fill(model)
-        elif first:
+        elif first and first < epochs:
             model._epochs = first
         listeners.begin(model, epochs, data.length)
         if taken is not None and not (place.stopped or place.epoch >= epochs):
