@@ -549,3 +549,22 @@ def test_a_callback_of_another_class_of_the_same_name_is_told(tmp_path):
     Other.__name__ = "EarlyStopping"
     with pytest.raises(lm.DataError, match="EarlyStopping.load_state_dict can't take up what the file has"):
         dense().fit(X, Y, **task(checkpoint=tmp_path / "run", resume=True, callbacks=[Other()]))
+
+
+@pytest.mark.parametrize("step", [5, 7])
+@pytest.mark.parametrize("event", ["on_train_begin", "on_epoch_begin"])
+def test_a_training_that_is_not_taken_up_yet_stays_as_it_was_written(tmp_path, step, event):
+    """Ctrl-C before callbacks have heard what they remember, and before the epoch's sums are back."""
+    path = tmp_path / "run"
+    dense().fit(X, Y, **task(checkpoint=path, callbacks=[EarlyStopping(), Stop(step)]))
+    held = path.read_bytes()
+
+    class Early(lm.Callback):
+        pass
+
+    def press(*arguments):
+        raise KeyboardInterrupt
+
+    setattr(Early, event, lambda self, model, *rest: press())
+    assert dense().fit(X, Y, **task(checkpoint=path, resume=True, callbacks=[EarlyStopping(), Early()])).interrupted
+    assert path.read_bytes() == held

@@ -276,7 +276,7 @@ def fit(
     task["metrics"] = ", ".join(label for label, _, _ in meter.metrics)
     taken = take_up(checkpoint, model, task) if checkpoint is not None and resume else None
     place = Place(epoch=first, task=task) if taken is None else taken.place._replace(task=task)
-    writer = None if checkpoint is None else Writer(checkpoint, model, listeners.callbacks)
+    writer = None if checkpoint is None else Writer(checkpoint, model, listeners.callbacks, place)
     history, begins = History(), True
     history.history = {name: list(values) for name, values in place.history.items()}
     history.stopped = place.stopped
@@ -345,7 +345,7 @@ def fit(
                 if place.meter is not None:  # it was interrupted within this epoch
                     meter.load_state_dict(place.meter)
                     restore(place, listeners.callbacks)
-                    listeners.stopped, place = place.ends, place._replace(meter=None)
+                    listeners.stopped, place = place.ends, place._replace(meter=None, callbacks=())
                 else:
                     place = place._replace(began=model.step)
                 epoch_of_steps()
@@ -370,7 +370,7 @@ def fit(
             if interruption.insisted:
                 raise
             history.stopped, history.interrupted = "interrupted", True
-            if writer is not None and writer.written != place:
+            if writer is not None and writer.written is not place:
                 writer.write(place, meter)
         finally:
             listeners.end(model)

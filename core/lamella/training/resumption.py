@@ -48,10 +48,12 @@ class Place(NamedTuple):
 class Writer:
     """Writes a training to its file: after each epoch, and within one from time to time."""
 
-    def __init__(self, path: str | os.PathLike[str], model: Network, callbacks: Sequence[Callback]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], model: Network, callbacks: Sequence[Callback], place: Place
+    ) -> None:
         self.path, self._model, self._callbacks = path, model, callbacks
         self._wrote = time.monotonic()
-        self.written: Place | None = None  # the last place that was
+        self.written = place  # the last that was; of the one to begin with, the file has all there is to keep
 
     @property
     def is_due(self) -> bool:
