@@ -503,7 +503,7 @@ class Registry:
                     found[name] = Entry(name, thing, plugin)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:
+        except BaseException as error:  # of somebody's hook; the plugin's other hooks stay
             plugin.faults.append(f"{hook} failed: {in_words(error)}")
         return found
 

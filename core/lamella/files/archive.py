@@ -10,7 +10,6 @@ Format 2 has a checksum: SHA-256 of the header's text and, for each tensor in th
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import functools
 import hashlib
@@ -19,7 +18,7 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from lamella.files.structure import Reader, Writer, refusing
 from lamella.files.writing import kind_of, write_atomically
 from lamella.graph.operations import Graph
 from lamella.optimizers import Optimizer
+from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.inputs import cast
 from lamella.registry import snake_case
 
@@ -165,6 +165,11 @@ def _checksum(text: str, tensors: Iterable[tuple[str, np.ndarray[Any, Any]]]) ->
     return found.hexdigest()
 
 
+def _place(name: str, declared: ArrayDeclaration) -> str:
+    """What an array is called in a file."""
+    return f"{'parameters' if declared.trainable else 'state'}/{name}"
+
+
 def _check_values(where: str, name: str, tensor: Any) -> None:
     """Refuse what no training leaves behind: parameters are finite, and slots and state are no NaN."""
     may_be_infinite = not name.startswith("parameters/")
@@ -214,7 +219,8 @@ def read(
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
     """
     where = f"load {path}"
-    with _opened(where, path) as file, refusing(where, "what model.save() writes"):
+    file = _opened(where, path)
+    with refusing(where, "what model.save() writes"):
         header = _header(where, file)
         reader = Reader(header["model"], given, drawn=False)
         graph = reader.graph
@@ -230,11 +236,11 @@ def read(
             counters["missed"] = {name: positive(count, "missed") for name, count in held.get("missed", {}).items()}
             if any(name not in graph.arrays or n > counters["t"] for name, n in counters["missed"].items()):
                 raise DataError(f"{where}: a parameter missed more steps than there were, or the model has it not")
-        places = {name: f"{'parameters' if one.trainable else 'state'}/{name}" for name, one in graph.arrays.items()}
+        places = {name: _place(name, one) for name, one in graph.arrays.items()}
         wanted = {places[name]: one.shape for name, one in graph.arrays.items()}
         learned = sum(math.prod(one.shape) for one in graph.arrays.values() if one.trainable)
         wanted |= {f"slots/{name}": (learned,) for name in optimizer.slots} if optimizer else {}
-        there = {name for name in file.keys() if not name.startswith("more/")}  # noqa: SIM118
+        there = {name for name in file.names if not name.startswith("more/")}
         if optimizer is None and "optimizer" in header:
             there = {name for name in there if not name.startswith("slots/")}
         if odd := set(wanted) ^ there:
@@ -264,9 +270,8 @@ def read(
 
 def outline(where: str, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """Return a file's header as it is, and the shapes of its tensors, once the checksum is known to be right."""
-    with _opened(where, path) as file:
-        header = _header(where, file)
-        return header, {name: file.shape(name) for name in file.keys()}  # noqa: SIM118
+    file = _opened(where, path)
+    return _header(where, file), {name: file.shape(name) for name in file.names}
 
 
 def best(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -276,7 +281,8 @@ def best(path: str | os.PathLike[str]) -> dict[str, Any]:
         DataError: a file that is no model, or is damaged.
     """
     where = f"load {os.fsdecode(path)}"
-    with _opened(where, path) as file, refusing(where, "what model.save() writes"):
+    file = _opened(where, path)
+    with refusing(where, "what model.save() writes"):
         found = _unpacked(_header(where, file).get("best"), str)
     return found if isinstance(found, dict) else {}
 
@@ -326,29 +332,28 @@ def read_weights(
             )
         sources |= dict.fromkeys(named, source)
     found = {}
-    with _opened(where, path) as file:
-        if file.metadata.keys() & {"lamella", _CHECKSUM}:
-            _header(where, file)
-        own: dict[str, str] = {}
-        for name in file.keys():  # noqa: SIM118
-            plain = name.removeprefix("parameters/").removeprefix("state/")
-            if plain in own:
-                raise DataError(f"{where}: {own[plain]!r} and {name!r} are two arrays of one name")
-            own[plain] = name
-        for name, source in sources.items():
-            if source is None:
-                continue
-            if source not in own:
-                hint = did_you_mean(source, own) or f" mapping={{{name!r}: None}} leaves it as it is."
-                raise DataError(f"{where}: no array {source!r} for {name!r}.{hint}")
-            shape = arrays[name].shape
-            found[name] = cast(_array(where, file, own[source], repr(name), shape, _NUMBERS), graph.dtype, where)
-            _check_values(where, f"{'parameters' if arrays[name].trainable else 'state'}/{name}", found[name])
+    file = _opened(where, path)
+    if file.metadata.keys() & {"lamella", _CHECKSUM}:
+        _header(where, file)
+    own: dict[str, str] = {}
+    for name in file.names:
+        plain = name.removeprefix("parameters/").removeprefix("state/")
+        if plain in own:
+            raise DataError(f"{where}: {own[plain]!r} and {name!r} are two arrays of one name")
+        own[plain] = name
+    for name, source in sources.items():
+        if source is None:
+            continue
+        if source not in own:
+            hint = did_you_mean(source, own) or f" mapping={{{name!r}: None}} leaves it as it is."
+            raise DataError(f"{where}: no array {source!r} for {name!r}.{hint}")
+        shape = arrays[name].shape
+        found[name] = cast(_array(where, file, own[source], repr(name), shape, _NUMBERS), graph.dtype, where)
+        _check_values(where, _place(name, arrays[name]), found[name])
     return found
 
 
-@contextlib.contextmanager
-def _opened(where: str, path: str | os.PathLike[str]) -> Iterator[Any]:
+def _opened(where: str, path: str | os.PathLike[str]) -> _File:
     from safetensors import SafetensorError
 
     given = os.fsdecode(path)
@@ -358,14 +363,13 @@ def _opened(where: str, path: str | os.PathLike[str]) -> Iterator[Any]:
             raise DataError(f"{where}: expected a file, got {kind_of(mode)}")
         content = plain.read()
     try:
-        file = _File(content)
+        return _File(content)
     except (SafetensorError, ValueError) as error:
         fix = "; an ONNX file runs in onnxruntime, and load reads what model.save wrote"
         onnx = given.lower().endswith(".onnx")
         raise DataError(
             f"{where}: this is no lamella model, or it is damaged ({error}){fix if onnx else ''}"
         ) from error
-    yield file
 
 
 class _File:
@@ -377,10 +381,7 @@ class _File:
         self._tensors: dict[str, dict[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]  # which checks every size
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         self.metadata: dict[str, str] = header.get("__metadata__") or {}
-
-    def keys(self) -> Iterable[str]:
-        """The names of all tensors."""
-        return self._tensors.keys()
+        self.names = sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
@@ -401,7 +402,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _header(where: str, file: Any) -> dict[str, Any]:
+def _header(where: str, file: _File) -> dict[str, Any]:
     """What a file says of its tensors, once the checksum is known to be right."""
     metadata = file.metadata
     try:
@@ -414,7 +415,7 @@ def _header(where: str, file: Any) -> dict[str, Any]:
         fix = "; a newer lamella wrote it: pip install --upgrade lamella" if newer else ""
         raise DataError(f"{where}: format {form!r}; this version reads formats 1 and 2{fix}")
     if form != 1:
-        tensors = ((name, _read(where, file, name)) for name in sorted(file.keys()))
+        tensors = ((name, _read(where, file, name)) for name in file.names)
         if metadata.get(_CHECKSUM) != _checksum(metadata["lamella"], tensors):
             raise DataError(
                 f"{where}: the file is damaged: its checksum is not that of what it holds. Take another copy"
@@ -422,7 +423,7 @@ def _header(where: str, file: Any) -> dict[str, Any]:
     return dict(header)
 
 
-def _array(where: str, file: Any, tensor: str, whom: str, shape: tuple[int, ...], dtypes: set[str]) -> Any:
+def _array(where: str, file: _File, tensor: str, whom: str, shape: tuple[int, ...], dtypes: set[str]) -> Any:
     """One tensor of a file, read once its shape and dtype are known to be right."""
     own, dtype = file.shape(tensor), file.dtype(tensor)
     if own != shape:
@@ -432,8 +433,8 @@ def _array(where: str, file: Any, tensor: str, whom: str, shape: tuple[int, ...]
     return _read(where, file, tensor)
 
 
-def _read(where: str, file: Any, name: str) -> Any:
+def _read(where: str, file: _File, name: str) -> Any:
     try:
         return file.tensor(name)
-    except Exception as error:  # a dtype that NumPy has not
+    except KeyError as error:  # there is none, or of a dtype that NumPy has not
         raise DataError(f"{where}: {name!r} can't be read ({type(error).__name__}: {error})") from error

@@ -25,6 +25,7 @@ _INFERENCE, _TRAINING, _BACKWARD = 96, 64, 128
 _AHEAD, _BACK = 1, 2  # directions
 _X, _BEFORE, _Y, _AFTER, _KERNEL, _RECURRENT, _BIAS, _WORKSPACE = 1, (2, 3), 17, (18, 19), 33, 34, 41, 64
 _DIFF = 128  # in numbers of arrays: the gradient of
+_PLACES, _SLOPES = ("weights", "recurrent weights"), ("gradient of weights", "gradient of recurrent weights")
 _LAYOUT_OF_WEIGHTS, _LAYOUT_OF_THEIR_GRADIENT, _LAYOUT_OF_WORKSPACE = 131, 132, 135
 
 
@@ -116,9 +117,6 @@ class _Weights:
                 target.reshape(-1)[...] = one.view("float32")
             else:
                 reorder(one, target)
-
-
-_PLACES, _SLOPES = ("weights", "recurrent weights"), ("gradient of weights", "gradient of recurrent weights")
 
 
 class _Prepared:
