@@ -122,7 +122,7 @@ def loss_and_slope(
             f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
             f"{described(slope)}"
         )
-    return float(backend.asnumpy(each).astype(np.float64).dot(backend.asnumpy(weights))), slope
+    return backend.weighted_sum(each, weights), slope
 
 
 def as_predictions(where: str, prediction: Any) -> np.ndarray:

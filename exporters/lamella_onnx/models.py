@@ -19,7 +19,16 @@ from lamella.network import Network
 from lamella_onnx.runtime import DEFAULT_OPSET
 from lamella_onnx.tracer import Graph, Traced, TraceError, new_graph, same_shape, write
 
-__all__ = ["Trace", "layer_outputs", "trace_model", "trace_step"]
+__all__ = [
+    "Naming",
+    "Trace",
+    "TracerBackend",
+    "inputs_of",
+    "layer_outputs",
+    "trace_model",
+    "trace_step",
+    "whole_batch",
+]
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
@@ -63,12 +72,12 @@ def trace_model(
         stable: write primitives out where the operator that stands for them rounds worse.
     """
     graph = new_graph(opset, stable=stable)
-    inputs = _inputs(graph, model)
+    inputs = inputs_of(graph, model)
     arrays = {name: graph.initializer(name, array) for name, array in (*model.parameters.items(), *model.state.items())}
-    watcher = _Naming(graph, model)
-    one = Pass(_inference(model), _Tracer(graph), inputs[0].shape[0], arrays, watcher=watcher)
+    watcher = Naming(graph, model)
+    one = Pass(_inference(model), TracerBackend(graph), inputs[0].shape[0], arrays, watcher=watcher)
     with watcher.errors():
-        outputs = run_alone(one.forward(inputs), _whole_batch)
+        outputs = run_alone(one.forward(inputs), whole_batch)
     named = dict(zip(names or model.output_names, outputs, strict=True))
     return Trace(graph, named, watcher.layers, {one.name: one.label for one in model.graph.operations})
 
@@ -85,7 +94,7 @@ def layer_outputs(model: Network, inputs: Arrays) -> dict[str, Arrays]:
     watcher = _Keeping()
     one = Pass(_inference(model), get_backend("numpy"), len(given[0]), arrays, watcher=watcher)
     with np.errstate(all="ignore"):
-        run_alone(one.forward(given), _whole_batch)
+        run_alone(one.forward(given), whole_batch)
     return watcher.layers
 
 
@@ -115,7 +124,7 @@ def trace_step(
     ``<state>.new`` where a layer updates it.
     """
     graph = new_graph(opset, stable=stable)
-    inputs = _inputs(graph, model)
+    inputs = inputs_of(graph, model)
     gradients = {
         value: graph.input(f"{name}.incoming", spec.shape, spec.dtype)
         for value, name, spec in zip(model.graph.outputs, model.output_names, model.output_specs, strict=True)
@@ -128,12 +137,12 @@ def trace_step(
     seed: Any = graph.input("training.seed", (2,), "uint32")  # with a dot, unlike any input of a model
     key = (seed[0], seed[1], graph.input("training.step", (), "uint32"))
     plan = Plan(model.graph, model.frozen_layers, wants_dx=wants_dx, training=training)
-    watcher = _Naming(graph, model)
-    one = Pass(plan, _Tracer(graph), inputs[0].shape[0], arrays, recording=True, watcher=watcher)
+    watcher = Naming(graph, model)
+    one = Pass(plan, TracerBackend(graph), inputs[0].shape[0], arrays, recording=True, watcher=watcher)
     with watcher.errors():
-        outputs = run_alone(one.forward(inputs, key), _whole_batch)
+        outputs = run_alone(one.forward(inputs, key), whole_batch)
         updates = {f"{name}.new": array for name, array in one.updates().items()}
-        run_alone(one.backward(gradients), _whole_batch)
+        run_alone(one.backward(gradients), whole_batch)
     results = dict(zip(model.output_names, outputs, strict=True))
     for value, name in zip(model.graph.inputs, model.input_names, strict=True):
         if value in gradients:
@@ -142,18 +151,19 @@ def trace_step(
     return write(graph, results | updates)
 
 
-def _inputs(graph: Graph, model: Network) -> list[Traced]:
+def inputs_of(graph: Graph, model: Network) -> list[Traced]:
+    """Add the inputs of a model to a graph."""
     specs = zip(model.input_names, model.input_specs, strict=True)
     return [graph.input(name, spec.shape, spec.dtype) for name, spec in specs]
 
 
-class _Tracer(Backend):
+class TracerBackend(Backend):
     """The backend on which layers write down what they do."""
 
     name = "onnx"
     views_are_live = True
     writes_in_place = uses_threads = False
-    knows_shapes = False  # sizes have names; `_Naming` checks outputs itself
+    knows_shapes = False  # sizes have names; `Naming` checks outputs itself
 
     def __init__(self, graph: Graph) -> None:
         self.xp: Any = graph.xp
@@ -176,17 +186,26 @@ class _Tracer(Backend):
     def asarray(self, array: Any) -> Any:
         return self.xp.asarray(array)
 
+    def weighted_sum(self, values: Any, weights: Any) -> Any:
+        return self.xp.sum(values * weights)
+
     def asnumpy(self, array: Any) -> Any:
         raise TraceError(f"{array!r} has no value while a model is traced")
 
 
-class _Naming(Watcher):
-    """Names nodes and values after the layers that make them, and checks outputs against what ``build`` said."""
+class Naming(Watcher):
+    """Names nodes and values after the layers that make them, and checks outputs against what ``build`` said.
+
+    Attributes:
+        layers: what each layer gives, by its name.
+        drawn: what layers drew, in order.
+    """
 
     def __init__(self, graph: Graph, model: Network) -> None:
         self.graph = graph
         self.specs = model.graph.specs
         self.layers: dict[str, tuple[Traced, ...]] = {}
+        self.drawn: list[Traced] = []
         self._running: Operation | None = None
 
     @contextlib.contextmanager
@@ -204,6 +223,9 @@ class _Naming(Watcher):
     def before(self, operation: Operation, method: str) -> None:
         self.graph.current_layer, self._running = operation.name, operation
 
+    def drew(self, values: Any) -> None:
+        self.drawn.append(values)
+
     def after(self, operation: Operation, method: str, arrays: tuple[Any, ...]) -> None:
         self.graph.current_layer, self._running = "", None
         if method == "backward_pass":
@@ -219,6 +241,6 @@ class _Naming(Watcher):
         self.graph.entitle(operation.name, arrays)
 
 
-def _whole_batch(request: Request) -> Any:
+def whole_batch(request: Request) -> Any:
     """What a layer yields is the total: there is one slice, which is the whole batch."""
     return request.partial

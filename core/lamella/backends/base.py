@@ -69,6 +69,10 @@ class Backend(ABC):
         """Return the sum of two gradients of an array that two layers use."""
         return a + b
 
+    def weighted_sum(self, values: Any, weights: Any) -> Any:
+        """Return the sum of values times weights, both (N,), in float64 where the backend can."""
+        return float(self.asnumpy(values).astype("float64").dot(self.asnumpy(weights)))
+
     @abstractmethod
     def dtype(self, name: str) -> Any:
         """Return what the ``dtype`` of an array of this kind is."""

@@ -67,6 +67,9 @@ class Watcher:
     def after(self, operation: Operation, method: str, arrays: tuple[Any, ...]) -> None:
         """After it: what it returned, and for a backward pass the gradients of parameters too."""
 
+    def drew(self, values: Any) -> None:
+        """After the operation that is running drew random values."""
+
 
 class _Output(NamedTuple):
     """One output of an operation, and the shape and dtype that ``build`` said; None stands for any size."""
@@ -146,7 +149,7 @@ class Pass:
         self.collected: dict[str, Any] = {}
         self._gradients = gradients
         self._dtype = backend.dtype(graph.dtype)
-        self._phase = Phase()
+        self._phase = Phase(None if watcher is None else watcher.drew)
         self._shapes: dict[int, Any] = {}  # of values
         self._forward: list[_Forward] = []
         self._backward: list[_Backward] = []

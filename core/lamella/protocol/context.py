@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lamella.backends.counter import mix_keys, uniform
@@ -32,14 +32,16 @@ class Phase:
         key: low and high word of the seed, and the step, from which random numbers follow.
         run: how many runs of the pass have begun.
         is_forward: whether the forward pass is running.
+        drew: who is told what layers draw.
     """
 
-    __slots__ = ("is_forward", "key", "run")
+    __slots__ = ("drew", "is_forward", "key", "run")
 
-    def __init__(self) -> None:
+    def __init__(self, drew: Callable[[Any], None] | None = None) -> None:
         self.key: tuple[Any, ...] = ()
         self.run = 0
         self.is_forward = True
+        self.drew = drew
 
 
 class Context:
@@ -183,11 +185,19 @@ class Context:
         key = mix_keys(self.xp, (*self._phase.key, self._crc, self._draws))
         self._draws += 1
         if per == "step":
-            return uniform(self.xp, key, None, 0, shape)
+            values = uniform(self.xp, key, None, 0, shape)
+        else:
+            values = uniform(self.xp, key, shape[0], self._offset * self._repeats(shape), shape)
+        if self._phase.drew is not None:
+            self._phase.drew(values)
+        return values
+
+    def _repeats(self, shape: tuple[Any, ...]) -> Any:
+        """How many entries of axis 0 each row of the slice has."""
         repeats = shape[0] // self._rows
         if repeats * self._rows != shape[0]:
             raise LayerError(
                 f"{self.label}: ctx.uniform({shape!r}): axis 0 must be the {self._rows} rows of the slice, or a "
                 "multiple; for draws that do not depend on the batch say per='step'"
             )
-        return uniform(self.xp, key, shape[0], self._offset * repeats, shape)
+        return repeats

@@ -81,6 +81,34 @@ class Rules:
         if self.clip_norm is not None:
             _clip_by_norm(gradients, self.clip_norm)
 
+    def penalty_of(self, xp: Any, parameters: Mapping[str, Any]) -> Any:
+        """Return what parameters add to the loss, as an array without axes; None without penalties."""
+        values = [penalty.value(xp, parameters[name]) for name, penalty in self.penalties]
+        return sum(values[1:], values[0]) if values else None
+
+    def shaped(self, xp: Any, parameters: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `shape` makes of gradients, as new arrays; for arrays that nothing can be written into."""
+        new = dict(gradients)
+        for name, penalty in self.penalties:
+            if name in new:
+                new[name] = new[name] + penalty.gradient(xp, parameters[name])
+        if self.clip_value is not None:
+            new = {name: xp.clip(g, -self.clip_value, self.clip_value) for name, g in new.items()}
+        if self.clip_norm is not None:
+            wide = [xp.astype(g, xp.float64) for g in new.values()]
+            norm = xp.sqrt(sum(xp.sum(g * g) for g in wide))
+            factor = self.clip_norm / xp.maximum(norm, xp.full_like(norm, self.clip_norm))
+            new = {name: g * xp.astype(factor, g.dtype) for name, g in new.items()}
+        return new
+
+    def bounded(self, xp: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `constrain` makes of parameters, as new arrays."""
+        new = dict(parameters)
+        for name, constraint in self.constraints:
+            if name in new:
+                new[name] = self._bound(constraint, xp, name, new[name])
+        return new
+
     def _bound(self, constraint: Constraint, xp: Any, name: str, own: Any) -> Any:
         return constraint.bound(xp, own, self._declared[name])
 

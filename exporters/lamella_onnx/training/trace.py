@@ -1,0 +1,199 @@
+"""A whole training step as one graph: forward, loss, backward, optimizer, statistics and randomness.
+
+The engine's own code runs on traced arrays: `Pass.step`, the rules of training, and the optimizer's ``update``. What a
+step changes is an input of the graph and, under the same name with ``.new``, an output: parameters, the optimizer's
+slots, the state of layers, and two counters. What it does not change, such as the arrays of frozen layers, is constant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+
+from lamella.engine.passes import Batch, Pass
+from lamella.engine.rounds import run_alone
+from lamella.graph.plan import Plan
+from lamella.losses import Loss
+from lamella.network import Network
+from lamella.optimizers import Optimizer
+from lamella.protocol.spec import ArraySpec
+from lamella.training.rules import Rules
+from lamella_onnx.models import Naming, TracerBackend, whole_batch
+from lamella_onnx.runtime import DEFAULT_OPSET
+from lamella_onnx.tracer import Traced, new_graph, write
+
+__all__ = ["FINITE", "LEARNING_RATE", "LOSS", "PENALTY", "SEED", "STEP", "T", "Entry", "StepTrace", "trace_training"]
+
+# with a dot, unlike any input of a model
+SEED, STEP, T = "training.seed", "training.step", "training.t"
+LEARNING_RATE = "training.learning_rate"
+LOSS, PENALTY, FINITE = "training.loss", "training.penalty", "training.finite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An input or output of a graph.
+
+    Attributes:
+        name: its name.
+        role: what it is for: ``input``, ``target``, ``sample_weight``, ``learning_rate``, ``seed``, ``step``, ``t``,
+            ``parameter``, ``slot`` and ``state`` of inputs; ``loss``, ``penalty``, ``finite``, ``prediction`` and
+            ``new`` of outputs.
+        shape: sizes, and names of axes of any size.
+        dtype: the name of its dtype.
+        of: what it belongs to: the output of a target, weight or loss, the parameter of a slot, the input that takes
+            a new value in the next step.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    of: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTrace:
+    """A traced training step.
+
+    Attributes:
+        proto: the graph.
+        inputs, outputs: what they are for, in the order of the graph.
+    """
+
+    proto: onnx.ModelProto
+    inputs: tuple[Entry, ...]
+    outputs: tuple[Entry, ...]
+
+
+def trace_training(
+    model: Network,
+    losses: Sequence[Loss | None],
+    optimizer: Optimizer,
+    rules: Rules,
+    targets: Sequence[ArraySpec | None],
+    *,
+    missed: Mapping[str, int] | None = None,
+    opset: int = DEFAULT_OPSET,
+    stable: bool = False,
+    inspected: bool = False,
+) -> StepTrace:
+    """Run one training step of a model and write it down.
+
+    Arguments:
+        model: the model; what is frozen in it is constant in the graph.
+        losses: of each output; None where an output is not trained on.
+        optimizer: whose rule moves the parameters.
+        rules: penalties, clips and constraints.
+        targets: shape and dtype of the target of each output that has a loss.
+        missed: in how many steps of the optimizer some parameters took no part.
+        opset: the operator set to write.
+        stable: write primitives out where the operator that stands for them rounds worse.
+        inspected: also give each gradient, as ``<parameter>.gradient``, and what layers drew, as ``training.drawn.<k>``.
+    """
+    graph = new_graph(opset, stable=stable)
+    entries: list[Entry] = []
+
+    def given(name: str, role: str, shape: Sequence[int | str], dtype: str, of: str | None = None) -> Traced:
+        entries.append(Entry(name, role, tuple(shape), dtype, of))
+        return graph.input(name, shape, dtype)
+
+    inputs = [
+        given(name, "input", spec.shape, spec.dtype)
+        for name, spec in zip(model.input_names, model.input_specs, strict=True)
+    ]
+    rows, dtype = inputs[0].shape[0], model.dtype
+    wanted = [k for k, loss in enumerate(losses) if loss is not None]
+    names = model.output_names
+    of_targets: list[Any] = [None] * len(losses)
+    weights: list[Any] = [None] * len(losses)
+    for k in wanted:
+        spec = targets[k]
+        assert spec is not None
+        of_targets[k] = given(f"{names[k]}.target", "target", spec.shape, spec.dtype, names[k])
+    for k in wanted:
+        weights[k] = given(f"{names[k]}.weight", "sample_weight", ("N",), dtype, names[k])
+    rate = given(LEARNING_RATE, "learning_rate", (), dtype)
+    seed = given(SEED, "seed", (2,), "uint32")
+    step, t = given(STEP, "step", (), "uint32"), given(T, "t", (), "int32")
+
+    plan = Plan(model.graph, model.frozen_layers, wants_dx=False, training=True)
+    moving = _moving_state(model)
+    arrays: dict[str, Any] = {}
+    for kind, mapping in (("parameter", model.parameters), ("state", model.state)):
+        for name, array in mapping.items():
+            moves = name in (plan.parameters if kind == "parameter" else moving)
+            arrays[name] = given(name, kind, array.shape, dtype) if moves else graph.initializer(name, array)
+    learned = [name for name in model.parameters if name in plan.parameters]
+    slots = {
+        name: {slot: given(f"{name}.{slot}", "slot", arrays[name].shape, dtype, name) for slot in optimizer.slots}
+        for name in learned
+    }
+
+    xp, watcher = graph.xp, Naming(graph, model)
+    one = Pass(plan, TracerBackend(graph), rows, arrays, recording=True, watcher=watcher)
+    with watcher.errors():
+        shares = [None if own is None else _shares(xp, own) for own in weights]
+        batch = Batch(tuple(inputs), tuple(of_targets), tuple(shares))
+        result = run_alone(one.step(batch, losses, (seed[0], seed[1], step)), whole_batch)
+    gradients = {name: result.gradients[name] for name in learned}
+    shaped = rules.shaped(xp, arrays, gradients)
+    outputs: dict[str, tuple[Entry, Traced]] = {}
+
+    def gives(name: str, role: str, value: Any, of: str | None = None) -> None:
+        value = xp.asarray(value)
+        shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+        outputs[name] = Entry(name, role, shape, value.dtype.name, of), value
+
+    total: Any = 0.0
+    for k in wanted:
+        total = total + result.losses[k]
+    penalty = rules.penalty_of(xp, arrays)
+    gives(LOSS, "loss", total if penalty is None else total + penalty)
+    for k in wanted:
+        gives(f"{names[k]}.loss", "loss", result.losses[k], names[k])
+    if penalty is not None:
+        gives(PENALTY, "penalty", penalty)
+    gives(FINITE, "finite", _are_finite(xp, [total, *shaped.values(), *result.updates.values()]))
+    for name, prediction in zip(names, result.predictions, strict=True):
+        gives(name, "prediction", prediction)
+    new: dict[str, Any] = {}
+    for name in learned:
+        of_parameter = t + 1 - (missed or {}).get(name, 0)
+        after, after_slots = optimizer.update(xp, arrays[name], shaped[name], dict(slots[name]), rate, of_parameter)
+        new[name] = after
+        new |= {f"{name}.{slot}": array for slot, array in after_slots.items()}
+    new |= rules.bounded(xp, {name: new[name] for name in learned})
+    new |= {name: result.updates.get(name, arrays[name]) for name in moving}
+    new[STEP] = xp.astype(xp.astype(step, xp.int64) + 1, xp.uint32)
+    new[T] = t + 1
+    for entry in entries:
+        if entry.name in new:
+            gives(f"{entry.name}.new", "new", new[entry.name], entry.name)
+    if inspected:
+        for name, gradient in gradients.items():
+            gives(f"{name}.gradient", "gradient", gradient, name)
+        for k, values in enumerate(watcher.drawn):
+            gives(f"training.drawn.{k}", "drawn", values)
+    proto = write(graph, {name: value for name, (_, value) in outputs.items()}, name="training step")
+    return StepTrace(proto, tuple(entries), tuple(entry for entry, _ in outputs.values()))
+
+
+def _moving_state(model: Network) -> list[str]:
+    """The state that a step changes: that of layers that are not frozen."""
+    own = (operation for operation in model.graph.operations if operation.prefix not in model.frozen_layers)
+    return list(dict.fromkeys(full for operation in own for full in operation.state.values()))
+
+
+def _shares(xp: Any, weights: Any) -> Any:
+    """Each row's weight over that of all; all are 0 where the sum is."""
+    total = xp.sum(weights)
+    return weights / xp.where(total == 0.0, xp.ones_like(total), total)
+
+
+def _are_finite(xp: Any, arrays: Sequence[Any]) -> Any:
+    """Whether no array has a NaN or an infinity: the sum of absolute values tells, unless it overflows."""
+    return xp.isfinite(sum(xp.sum(xp.abs(array)) for array in arrays))
