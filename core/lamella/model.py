@@ -185,7 +185,7 @@ def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Mod
         raise DataError(f"from_config: config is no dict; expected what model.config() returns, got {shown(config)}")
     with structure.refusing("from_config", "what model.config() returns"):
         reader = structure.Reader(config)
-        model = _made(reader.graph, backend)
+        model = made_of(reader.graph, backend)
     reader.note_versions("from_config")
     return model
 
@@ -226,12 +226,13 @@ def load(
         raise ArgumentError(f"load: layers: expected names as keys, got {shown(odd[0])}")
     found = archive.read(path, layers or {}, with_optimizer=flag(optimizer, "load: optimizer"))
     with structure.refusing(f"load {path}", "what model.save() writes"):
-        model = _made(found.graph, backend, drawn=False)
+        model = made_of(found.graph, backend, drawn=False)
     model._epochs = found.epochs
     return model._fill(found.arrays, found.step, found.optimizer)
 
 
-def _made(graph: Graph, backend: str | None, *, drawn: bool = True) -> Model:
+def made_of(graph: Graph, backend: str | None, *, drawn: bool = True) -> Model:
+    """Return a model of the class that a graph was written as; ``drawn``: with initial values."""
     kinds: dict[str, type[Model]] = {"Model": Model, "Sequential": Sequential}
     return kinds[graph.kind]._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=drawn)
 

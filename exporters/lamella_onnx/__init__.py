@@ -19,14 +19,26 @@ if TYPE_CHECKING:
     from lamella_onnx.proof import verify
     from lamella_onnx.runtime import ParityError
     from lamella_onnx.tracer.dims import TraceError
+    from lamella_onnx.training.export import export_training_step
+    from lamella_onnx.training.session import TrainingSession
 
-__all__ = ["ParityError", "ParityReport", "TraceError", "export", "verify"]
+__all__ = [
+    "ParityError",
+    "ParityReport",
+    "TraceError",
+    "TrainingSession",
+    "export",
+    "export_training_step",
+    "verify",
+]
 
 _HOMES = {
     "ParityError": "runtime",
     "ParityReport": "parity",
     "TraceError": "tracer.dims",
+    "TrainingSession": "training.session",
     "export": "exporter",
+    "export_training_step": "training.export",
     "verify": "proof",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,12 @@ class Trace:
 
 
 def trace_model(
-    model: Network, opset: int = DEFAULT_OPSET, names: Sequence[str] | None = None, *, stable: bool = False
+    model: Network,
+    opset: int = DEFAULT_OPSET,
+    names: Sequence[str] | None = None,
+    *,
+    given: Collection[str] = (),
+    stable: bool = False,
 ) -> Trace:
     """Run a model's layers forward, in inference mode, and write down what they do.
 
@@ -69,11 +74,15 @@ def trace_model(
         model: the model.
         opset: the operator set to write.
         names: those of the outputs, if not the model's.
+        given: the arrays, by name, that are inputs of the graph; it carries the others.
         stable: write primitives out where the operator that stands for them rounds worse.
     """
     graph = new_graph(opset, stable=stable)
     inputs = inputs_of(graph, model)
-    arrays = {name: graph.initializer(name, array) for name, array in (*model.parameters.items(), *model.state.items())}
+    arrays = {
+        name: graph.input(name, array.shape, model.dtype) if name in given else graph.initializer(name, array)
+        for name, array in (*model.parameters.items(), *model.state.items())
+    }
     watcher = Naming(graph, model)
     one = Pass(_inference(model), TracerBackend(graph), inputs[0].shape[0], arrays, watcher=watcher)
     with watcher.errors():

@@ -158,6 +158,13 @@ class Values:
     def _storage_of(self, name: str) -> Storage:
         return self.parameters if name in self.parameters.layout.declarations else self.state
 
+    def going_on(self, optimizer: Optimizer) -> OptimizerState:
+        """Return the state from which steps of an optimizer go on: a new one unless it fits the one before."""
+        before = self.optimizer
+        if before is None or not before.fits(optimizer):
+            before = OptimizerState.start(optimizer, self.parameters)
+        return before.with_optimizer(optimizer)
+
     def move(self, optimizer: Optimizer, parameters: Collection[str], state: Collection[str]) -> Move:
         """Return what one step needs: from where it goes on, and the values after it, into which it writes.
 
@@ -171,10 +178,7 @@ class Values:
         Raises:
             ArgumentError: a schedule that gives no learning rate.
         """
-        before = self.optimizer
-        if before is None or not before.fits(optimizer):
-            before = OptimizerState.start(optimizer, self.parameters)
-        before = before.with_optimizer(optimizer)
+        before = self.going_on(optimizer)
         t, began, scale = before.t + 1, before.began, before.scale
         rate = before.learning_rate(t)
         spare, self._spare = self._spare, None  # if the step fails, nobody knows what was written

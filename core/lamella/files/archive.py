@@ -89,13 +89,13 @@ def write(path: str | os.PathLike[str], config: Mapping[str, Any], values: Value
     write_atomically(path, to_bytes(tensors, metadata=metadata))
 
 
-def check(config: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Refuse what `write` would refuse: a class, or an argument, that no file can hold.
+def check(config: Mapping[str, Any], *others: Any) -> None:
+    """Refuse what `write` would refuse: a class, or an argument, that no file can hold, of layers or ``others``.
 
     Raises:
         DataError: there is one.
     """
-    json.dumps({"model": config, "optimizer": Writer().configured(optimizer)}, allow_nan=False, default=_refuse)
+    json.dumps([config, *(Writer().configured(one) for one in others)], allow_nan=False, default=_refuse)
 
 
 def pack(more: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -219,7 +219,7 @@ def read(
         RegistryError: a layer that no installed plugin gives; the message says which distribution to install.
     """
     where = f"load {path}"
-    file = _opened(where, path)
+    file = opened(where, path)
     with refusing(where, "what model.save() writes"):
         header = _header(where, file)
         reader = Reader(header["model"], given, drawn=False)
@@ -270,7 +270,7 @@ def read(
 
 def outline(where: str, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """Return a file's header as it is, and the shapes of its tensors, once the checksum is known to be right."""
-    file = _opened(where, path)
+    file = opened(where, path)
     return _header(where, file), {name: file.shape(name) for name in file.names}
 
 
@@ -281,7 +281,7 @@ def best(path: str | os.PathLike[str]) -> dict[str, Any]:
         DataError: a file that is no model, or is damaged.
     """
     where = f"load {os.fsdecode(path)}"
-    file = _opened(where, path)
+    file = opened(where, path)
     with refusing(where, "what model.save() writes"):
         found = _unpacked(_header(where, file).get("best"), str)
     return found if isinstance(found, dict) else {}
@@ -332,7 +332,7 @@ def read_weights(
             )
         sources |= dict.fromkeys(named, source)
     found = {}
-    file = _opened(where, path)
+    file = opened(where, path)
     if file.metadata.keys() & {"lamella", _CHECKSUM}:
         _header(where, file)
     own: dict[str, str] = {}
@@ -353,7 +353,12 @@ def read_weights(
     return found
 
 
-def _opened(where: str, path: str | os.PathLike[str]) -> _File:
+def opened(where: str, path: str | os.PathLike[str]) -> File:
+    """Read a file of safetensors format.
+
+    Raises:
+        DataError: it is none.
+    """
     from safetensors import SafetensorError
 
     given = os.fsdecode(path)
@@ -363,7 +368,7 @@ def _opened(where: str, path: str | os.PathLike[str]) -> _File:
             raise DataError(f"{where}: expected a file, got {kind_of(mode)}")
         content = plain.read()
     try:
-        return _File(content)
+        return File(content)
     except (SafetensorError, ValueError) as error:
         fix = "; an ONNX file runs in onnxruntime, and load reads what model.save wrote"
         onnx = given.lower().endswith(".onnx")
@@ -372,7 +377,7 @@ def _opened(where: str, path: str | os.PathLike[str]) -> _File:
         ) from error
 
 
-class _File:
+class File:
     """A file of safetensors format, read once: what happens to it later makes no difference."""
 
     def __init__(self, content: bytes) -> None:
@@ -402,7 +407,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _header(where: str, file: _File) -> dict[str, Any]:
+def _header(where: str, file: File) -> dict[str, Any]:
     """What a file says of its tensors, once the checksum is known to be right."""
     metadata = file.metadata
     try:
@@ -423,7 +428,7 @@ def _header(where: str, file: _File) -> dict[str, Any]:
     return dict(header)
 
 
-def _array(where: str, file: _File, tensor: str, whom: str, shape: tuple[int, ...], dtypes: set[str]) -> Any:
+def _array(where: str, file: File, tensor: str, whom: str, shape: tuple[int, ...], dtypes: set[str]) -> Any:
     """One tensor of a file, read once its shape and dtype are known to be right."""
     own, dtype = file.shape(tensor), file.dtype(tensor)
     if own != shape:
@@ -433,7 +438,7 @@ def _array(where: str, file: _File, tensor: str, whom: str, shape: tuple[int, ..
     return _read(where, file, tensor)
 
 
-def _read(where: str, file: _File, name: str) -> Any:
+def _read(where: str, file: File, name: str) -> Any:
     try:
         return file.tensor(name)
     except KeyError as error:  # there is none, or of a dtype that NumPy has not

@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,15 +34,15 @@ from lamella.training.step import TrainSteps, prepared
 if TYPE_CHECKING:
     from lamella.training.progress import Progress
 
-__all__ = ["evaluate", "fit", "gradients", "train_on_batch"]
+__all__ = ["evaluate", "fit", "gradients", "losses_of", "measure", "train_on_batch"]
 
 Batches = ArrayBatches | StreamBatches
 
 EVALUATE_ROWS = 1024  # rows that evaluate takes at a time, unless told otherwise
 
 
-def _losses(model: Network, loss: Any) -> tuple[Loss | None, ...]:
-    """A loss for each output, None where an output is not trained on."""
+def losses_of(model: Network, loss: Any) -> tuple[Loss | None, ...]:
+    """Return a loss for each output, None where an output is not trained on."""
     if isinstance(loss, str | Loss | type):
         loss = (loss,) * len(model.output_names)
     given = for_each("loss", loss, model.output_names)
@@ -77,7 +78,7 @@ def train_on_batch(
 
     Whatever is raised, Ctrl-C included, the model is left as it was, or as it is after the whole step.
     """
-    losses = _losses(model, loss)
+    losses = losses_of(model, loss)
     optimizer = OPTIMIZERS.resolve(optimizer)
     rows = Data(model, x, y, losses, sample_weight, class_weight).whole()
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
@@ -100,7 +101,7 @@ def gradients(
     Changes nothing in the model. The gradient of an integer input is None.
     """
     training = flag(training, "training")
-    losses = _losses(model, loss)
+    losses = losses_of(model, loss)
     data = Data(model, x, y, losses, sample_weight)
     plan = Plan(model.graph, model.frozen_layers, wants_dx=True, training=training)
     slices = prepared(model, plan, data.rows, [])
@@ -125,31 +126,31 @@ def evaluate(
     batch_size: int = EVALUATE_ROWS,
 ) -> dict[str, float]:
     """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`."""
-    losses = _losses(model, loss)
+    losses = losses_of(model, loss)
     size = positive(batch_size, "batch_size")
     data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
     meter = Meter(model, metrics, losses)
-    _evaluate(model, losses, data, meter)
+    with model.reading() as values:
+        measure(partial(model.infer, values=values), losses, data, meter)
     return meter.logs()
 
 
-def _evaluate(
-    model: Network,
+def measure(
+    infer: Callable[[tuple[Any, ...]], tuple[Any, ...]],
     losses: tuple[Loss | None, ...],
     data: Batches,
     meter: Meter,
     between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Add up losses and metrics in inference mode; call ``between`` after each batch."""
-    with model.reading() as values:
-        for rows in data.epoch():
-            predictions = model.infer(rows.batch.inputs, values)
-            means = []
-            for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
-                each = np.zeros(1) if loss is None else _each(loss, prediction, target)
-                means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
-            meter.add(means, 0.0, predictions, rows)
-            between()
+    """Add up losses and metrics of what ``infer`` makes of inputs; call ``between`` after each batch."""
+    for rows in data.epoch():
+        predictions = infer(rows.batch.inputs)
+        means = []
+        for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
+            each = np.zeros(1) if loss is None else _each(loss, prediction, target)
+            means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
+        meter.add(means, 0.0, predictions, rows)
+        between()
 
 
 @knows(
@@ -242,7 +243,7 @@ def fit(
     first = positive(initial_epoch, "initial_epoch", minimum=0)
     if flag(resume, "resume") and checkpoint is None:
         raise ArgumentError("fit: resume=True: expected checkpoint=, the path of the file to go on from")
-    losses = _losses(model, loss)
+    losses = losses_of(model, loss)
     optimizer = OPTIMIZERS.resolve(optimizer)
     weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
     data = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
@@ -353,7 +354,9 @@ def fit(
                 try:
                     if checked is not None:
                         val_meter.start()
-                        _evaluate(model, losses, checked, val_meter, interruption.check)
+                        with model.reading() as values:
+                            infer = partial(model.infer, values=values)
+                            measure(infer, losses, checked, val_meter, interruption.check)
                         logs |= {f"val_{name}": value for name, value in val_meter.logs().items()}
                     model._epochs += 1
                     listeners.end_epoch(model, epoch, logs)

@@ -24,35 +24,14 @@ from lamella.training.rules import Rules
 from lamella_onnx.models import Naming, TracerBackend, whole_batch
 from lamella_onnx.runtime import DEFAULT_OPSET
 from lamella_onnx.tracer import Traced, new_graph, write
+from lamella_onnx.training.manifest import Entry
 
-__all__ = ["FINITE", "LEARNING_RATE", "LOSS", "PENALTY", "SEED", "STEP", "T", "Entry", "StepTrace", "trace_training"]
+__all__ = ["FINITE", "LEARNING_RATE", "LOSS", "PENALTY", "SEED", "STEP", "StepTrace", "T", "trace_training"]
 
 # with a dot, unlike any input of a model
 SEED, STEP, T = "training.seed", "training.step", "training.t"
 LEARNING_RATE = "training.learning_rate"
 LOSS, PENALTY, FINITE = "training.loss", "training.penalty", "training.finite"
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """An input or output of a graph.
-
-    Attributes:
-        name: its name.
-        role: what it is for: ``input``, ``target``, ``sample_weight``, ``learning_rate``, ``seed``, ``step``, ``t``,
-            ``parameter``, ``slot`` and ``state`` of inputs; ``loss``, ``penalty``, ``finite``, ``prediction`` and
-            ``new`` of outputs.
-        shape: sizes, and names of axes of any size.
-        dtype: the name of its dtype.
-        of: what it belongs to: the output of a target, weight or loss, the parameter of a slot, the input that takes
-            a new value in the next step.
-    """
-
-    name: str
-    role: str
-    shape: tuple[int | str, ...]
-    dtype: str
-    of: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +71,7 @@ def trace_training(
         missed: in how many steps of the optimizer some parameters took no part.
         opset: the operator set to write.
         stable: write primitives out where the operator that stands for them rounds worse.
-        inspected: also give each gradient, as ``<parameter>.gradient``, and what layers drew, as ``training.drawn.<k>``.
+        inspected: also give gradients, as ``<parameter>.gradient``, and what layers drew, as ``training.drawn.<k>``.
     """
     graph = new_graph(opset, stable=stable)
     entries: list[Entry] = []

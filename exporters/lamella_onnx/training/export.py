@@ -1,0 +1,344 @@
+"""Export of a training step: trace, check, take steps beside the engine, and only then write."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save as to_bytes
+
+from lamella import ArgumentError, ArraySpec, DataError, LamellaError, Model
+from lamella.errors import shown
+from lamella.files import archive
+from lamella.files.structure import Writer, described
+from lamella.graph.plan import Plan
+from lamella.optimizers import OPTIMIZERS
+from lamella.regularization import Constraint, Penalty
+from lamella.training.data import Data
+from lamella.training.fit import losses_of
+from lamella.training.rules import Rules
+from lamella_onnx.exporter import LARGEST
+from lamella_onnx.files import as_path
+from lamella_onnx.finite import need_finite_values
+from lamella_onnx.models import Trace, trace_model
+from lamella_onnx.parity import Agreement, ParityReport, examine, predicted, versions
+from lamella_onnx.probes import Probes, Range, candidates
+from lamella_onnx.proof import SEED as DRAWN_FROM
+from lamella_onnx.proof import need_model
+from lamella_onnx.runtime import ParityError, resolve, session
+from lamella_onnx.training.manifest import (
+    PREDICT,
+    STATE,
+    TRAIN,
+    Entry,
+    Manifest,
+    need_free,
+    write_folder,
+)
+from lamella_onnx.training.proof import Engine, Example, Task, prove
+from lamella_onnx.training.trace import SEED, STEP, StepTrace, T, trace_training
+from lamella_onnx.validity import not_valid
+
+__all__ = ["export_training_step"]
+
+WHERE = "export_training_step"
+ROWS = (7, 2, 7)  # of the batches of the steps that are compared
+
+Array = np.ndarray[Any, Any]
+
+
+def export_training_step(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    loss: Any,
+    optimizer: Any,
+    opset: int | None = None,
+    target: str | None = None,
+    samples: Any = None,
+    clip_value: float | None = None,
+    clip_norm: float | None = None,
+    penalties: Mapping[str, Penalty] | None = None,
+    constraints: Mapping[str, Constraint] | None = None,
+) -> ParityReport:
+    """Write a training step as a folder that stock onnxruntime trains from, once both took the same steps.
+
+    The folder holds ``train.onnx``, one whole step in standard operators: forward pass, loss, backward pass,
+    penalties, clipping, optimizer, constraints, running statistics and random numbers; ``predict.onnx``, the model in
+    inference with its weights as inputs; ``state.safetensors``, what the first step starts from: parameters, the
+    optimizer's slots, the state of layers, counters; and ``training.json``, which names every input and output of the
+    graphs with its role. `TrainingSession` runs it, and so can any program that reads JSON and calls onnxruntime.
+
+    Frozen layers are constants of the graphs: a file of a model whose features are frozen trains the head only. The
+    learning rate is an input; ``training.json`` has the first one. Training goes on from where the model is, with the
+    optimizer's slots if its last steps were of an equal optimizer.
+
+    Before anything is written, onnxruntime takes three steps, each compared with the engine in float64 from the same
+    values: `lamella_onnx.training.proof` states the rule.
+
+    Arguments:
+        model: the model; it is not changed.
+        path: the folder to write. A training step that stands there is replaced whole; nothing else is.
+        loss, optimizer, clip_value, clip_norm, penalties, constraints: as in ``model.fit``.
+        opset: the operator set, from 18; by default 21, or the newest that the target reads.
+        target: the oldest runtime that must read the files, such as ``"onnxruntime==1.20"``.
+        samples: ``(x, y)`` or ``(x, y, sample_weight)`` as for ``model.fit``, whose ranges the random batches of the
+            comparison then have, and whose targets say which form the graph takes. Without samples, targets are labels
+            where the loss takes them, else values like the predictions.
+
+    Raises:
+        ParityError: onnxruntime refuses the graph, or takes another step; names the arrays. Nothing is written.
+        TraceError: a layer, loss or optimizer does something that can't be written down.
+        ArgumentError: an argument of the wrong kind, a class that has no registered name, or nothing to train.
+        DataError: the path holds something else, or samples do not fit the model or the loss.
+        NonFiniteError: a parameter is NaN or infinite.
+
+    >>> import lamella as lm
+    >>> from lamella_layers import Dense
+    >>> model = lm.Sequential([Dense(8, activation="relu"), Dense(3)], input_shape=(4,))
+    >>> report = export_training_step(model, "step", loss="softmax_cross_entropy", optimizer="adam")
+    >>> report.agrees
+    True
+    """
+    need_model(model, WHERE)
+    path = as_path(path, WHERE)
+    need_free(path)
+    opset = resolve(opset, target)
+    task = _task(model, loss, optimizer, clip_value, clip_norm, penalties, constraints)
+    archive.check(model.config(), task.optimizer, *filter(None, task.losses))
+    need_finite_values(model)
+    if (size := sum(array.nbytes for array in (*model.parameters.values(), *model.state.values()))) > LARGEST // 2:
+        raise ArgumentError(f"{WHERE}: the model's arrays take {size:,} bytes; expected less than 1 GiB")
+    values, counters = _values(task)
+    drawing = _Drawing.of(task, samples, values)
+    step, predict, agreements = _agreed(task, drawing, values, counters["rate"], opset)
+    manifest = Manifest(
+        train_inputs=step.inputs,
+        train_outputs=step.outputs,
+        predict_inputs=_inputs(model, step),
+        predict_outputs=tuple(entry for entry in step.outputs if entry.role == "prediction"),
+        learning_rate=counters["rate"],
+        model=described(model),
+        losses=tuple(None if one is None else Writer().configured(one) for one in task.losses),
+        optimizer=Writer().configured(task.optimizer),
+        began=counters["began"],
+        scale=counters["scale"],
+        missed=dict(task.missed),
+        opset=opset,
+        versions=versions(),
+        report={"agreements": [dataclasses.asdict(row) for row in agreements]},
+    )
+    files = {
+        TRAIN: step.proto.SerializeToString(),
+        PREDICT: predict.proto.SerializeToString(),
+        STATE: to_bytes({entry.name: values[entry.name] for entry in manifest.kept}),
+    }
+    write_folder(path, manifest, files)
+    return ParityReport(str(path), opset, step.proto.ir_version, versions(), tuple(agreements))
+
+
+def _inputs(model: Model, step: StepTrace) -> tuple[Entry, ...]:
+    """The inputs of the graph of inference."""
+    return tuple(entry for entry in step.inputs if entry.role in ("input", "parameter", "state"))
+
+
+def _task(
+    model: Model, loss: Any, optimizer: Any, clip_value: Any, clip_norm: Any, penalties: Any, constraints: Any
+) -> Task:
+    losses = losses_of(model, loss)
+    optimizer = OPTIMIZERS.resolve(optimizer)
+    learned = Plan(model.graph, model.frozen_layers, wants_dx=False, training=True).parameters
+    if not learned:
+        raise ArgumentError(f"{WHERE}: no layer has parameters that are not frozen; unfreeze some")
+    rules = Rules(model, clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
+    state = model.values.optimizer
+    goes_on = state is not None and state.fits(optimizer)
+    missed = {name: count for name, count in state.missed.items() if name in learned} if state and goes_on else {}
+    return Task(model, losses, optimizer, rules, missed)
+
+
+def _values(task: Task) -> tuple[dict[str, Array], dict[str, Any]]:
+    """What the first step starts from, by name, and the learning rate with what it follows from."""
+    model = task.model
+    with model.reading() as held:
+        state = held.going_on(task.optimizer)
+        values = {name: held.numpy(name) for name in model.graph.arrays}
+        layout = held.parameters.layout
+        for slot, flat in state.as_numpy()[2].items():
+            for name in layout.declarations:
+                values[f"{name}.{slot}"] = np.array(layout.part(flat, name), order="C")
+        values[SEED] = np.array([model.seed & 0xFFFFFFFF, model.seed >> 32], "uint32")
+        values[STEP], values[T] = np.array(held.step & 0xFFFFFFFF, "uint32"), np.array(state.t, "int32")
+        rate = state.learning_rate(state.t + 1)
+    return values, {"rate": float(rate), "began": state.began, "scale": state.scale}
+
+
+def _agreed(
+    task: Task, drawing: _Drawing, values: dict[str, Array], rate: float, opset: int
+) -> tuple[StepTrace, Trace, list[Agreement]]:
+    """Trace the step and the model into graphs that agree with the engine; also return how they agree."""
+    told: list[Agreement] = []
+    for stable in (False, True):  # with the operators that stand for primitives, or where these round too much without
+        step, predict, told = _compared(task, drawing, values, rate, opset, stable=stable)
+        if all(row.agrees for row in told):
+            return step, predict, told
+    wrong = [row for row in told if not row.agrees]
+    rows = "; ".join(
+        f"{row.output!r} by {row.error:.3g} where {row.allowed:.3g} is allowed ({row.rule}), {row.data}"
+        for row in wrong[:3]
+    )
+    more = f"; and {len(wrong) - 3} more arrays" if len(wrong) > 3 else ""
+    raise ParityError(f"nothing is written: onnxruntime's step differs from the engine's: {rows}{more}")
+
+
+def _compared(
+    task: Task, drawing: _Drawing, values: dict[str, Array], rate: float, opset: int, *, stable: bool
+) -> tuple[StepTrace, Trace, list[Agreement]]:
+    def traced(*, inspected: bool) -> StepTrace:
+        found = trace_training(
+            task.model, task.losses, task.optimizer, task.rules, drawing.specs(),
+            missed=task.missed, opset=opset, stable=stable, inspected=inspected,
+        )  # fmt: skip
+        if what := not_valid(found.proto):
+            raise ParityError(f"nothing is written: the graph is not valid ONNX: {what}")
+        return found
+
+    step, inspected = traced(inspected=False), traced(inspected=True)
+    kept = [entry.name for entry in step.inputs if entry.role in ("parameter", "state")]
+    predict = trace_model(task.model, opset, given=kept, stable=stable)
+    if what := not_valid(predict.proto):
+        raise ParityError(f"nothing is written: the graph of inference is not valid ONNX: {what}")
+    pair = [session(one.proto.SerializeToString()) for one in (step, inspected)]
+    found, _ = prove(task, inspected, pair, values, rate, drawing.examples(), drawing.others())
+    return step, predict, found + _predictions(task, drawing, predict, [values[name] for name in kept])
+
+
+def _predictions(task: Task, drawing: _Drawing, predict: Trace, arrays: list[Array]) -> list[Agreement]:
+    """How onnxruntime agrees in inference, for the worst of the random batches."""
+    model, exact = task.model.copy(backend="numpy"), task.model.copy(dtype="float64", backend="numpy")
+    batches = {f"inference, {name}": inputs for name, inputs in drawing.inputs.batches(DRAWN_FROM).items()}
+    evidence = predicted(model, exact, batches)
+    evidence = [batch._replace(inputs=(*batch.inputs, *arrays)) for batch in evidence]
+    rows = examine(session(predict.proto.SerializeToString()), evidence, model.output_names)
+    worst: dict[str, Agreement] = {}
+    for row in sorted(rows, key=lambda row: row.error / row.allowed if row.allowed else np.inf * (row.error > 0)):
+        worst[row.output] = row
+    return list(worst.values())
+
+
+# What steps are tried on
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    """Where random batches come from: the ranges of inputs, and of the targets of outputs that have a loss."""
+
+    task: Task
+    inputs: Probes
+    targets: tuple[Range, ...]
+
+    @classmethod
+    def of(cls, task: Task, samples: Any, values: Mapping[str, Array]) -> _Drawing:
+        """Return the first whose batches the engine takes.
+
+        Raises:
+            ParityError: it takes none.
+        """
+        given = None if samples is None else _checked(task, samples)
+        targets = tuple(
+            _target(task, k, None if given is None else given.targets[k])
+            for k, loss in enumerate(task.losses)
+            if loss is not None
+        )
+        refusal: LamellaError | None = None
+        for inputs in candidates(task.model, None if given is None else given.inputs):
+            made, engine = cls(task, inputs, targets), Engine(task, "float64")
+            try:
+                for example in made.examples():
+                    engine.run(values, example)
+                return made
+            except LamellaError as error:  # what the engine refuses is nothing to compare on
+                refusal = refusal or error
+        raise ParityError(
+            f"nothing is written: the engine itself refuses all random batches. Likely fix: {WHERE}(..., samples=(x, "
+            f"y)) with data that model.fit takes, or low and high in lamella.Input. What it said first: {refusal}"
+        ) from refusal
+
+    def examples(self) -> list[Example]:
+        """Return the batches of the steps that are compared."""
+        return [self._drawn(rows, seed) for seed, rows in enumerate(ROWS)]
+
+    def others(self) -> Iterator[Example]:
+        """Return more of them, without end."""
+        return (self._drawn(ROWS[0], seed) for seed in itertools.count(len(ROWS)))
+
+    def specs(self) -> list[ArraySpec | None]:
+        """Return shape and dtype of the targets, as the losses prepare them."""
+        example = self._drawn(ROWS[0], 0)
+        specs = zip(self.task.model.output_specs, example.targets, strict=True)
+        return [None if y is None else ArraySpec(_named(spec, y.shape), y.dtype.name) for spec, y in specs]
+
+    def _drawn(self, rows: int, seed: int) -> Example:
+        """A batch; all rows of the first weigh 1, one of the second nothing."""
+        model, probes = self.task.model, dataclasses.replace(self.inputs, inputs=(*self.inputs.inputs, *self.targets))
+        arrays = iter(probes.draw(rows, seed))
+        inputs = tuple(itertools.islice(arrays, len(model.input_specs)))
+        sizes = {
+            name: n
+            for spec, x in zip(model.input_specs, inputs, strict=True)
+            for name, n in zip(spec.shape[1:], x.shape[1:], strict=True)
+        }
+        targets: list[Array | None] = []
+        for loss, spec in zip(self.task.losses, model.output_specs, strict=True):
+            sized = spec.replace(shape=(spec.shape[0], *(sizes.get(n, n) for n in spec.shape[1:])))
+            targets.append(None if loss is None else np.asarray(loss.prepare(sized, next(arrays))))
+        weights = np.ones(rows) if seed == 0 else np.arange(rows) / 2.0
+        weight = weights.astype(model.dtype)
+        return Example(inputs, tuple(targets), tuple(None if y is None else weight for y in targets))
+
+
+def _checked(task: Task, samples: Any) -> Example:
+    """Samples, with their targets as the user gave them."""
+    if not isinstance(samples, tuple | list) or len(samples) not in (2, 3):
+        raise ArgumentError(f"{WHERE}: samples: expected (x, y) or (x, y, sample_weight), got {shown(samples)}")
+    data = Data(task.model, samples[0], samples[1], task.losses, *samples[2:])
+    return Example(data.inputs, data.targets, ())
+
+
+def _target(task: Task, k: int, sample: Array | None) -> Range:
+    """The range of an output's targets: that of samples, else the first form that its loss takes."""
+    loss, name, spec = task.losses[k], task.model.output_names[k], task.model.output_specs[k]
+    assert loss is not None
+    title = f"{name}.target"
+    if sample is not None:
+        low, high = float(sample.min()), float(sample.max()) + (sample.dtype.kind != "f")
+        return Range(title, _named(spec, sample.shape), sample.dtype.name, low, high if low < high else low + 1.0)
+    forms = [Range(title, spec.shape, spec.dtype, low, 1.0) for low in (-1.0, 0.0)]
+    if len(spec.shape) > 1 and isinstance(spec.shape[-1], int):
+        forms.insert(0, Range(title, spec.shape[:-1], "int64", 0.0, float(spec.shape[-1])))
+    refusal: DataError | None = None
+    for form in forms:
+        sizes = {"N": ROWS[0]}
+        form.sized(sizes)
+        try:
+            loss.prepare(
+                spec.replace(shape=(spec.shape[0], *(sizes.get(str(n), n) for n in spec.shape[1:]))),
+                *Probes((form,)).draw(ROWS[0], 0),
+            )
+            return form
+        except DataError as error:
+            refusal = error
+    raise ArgumentError(
+        f"{WHERE}: no random target fits {loss!r} of output {name!r}: {refusal} Likely fix: samples=(x, y) with data "
+        "that model.fit takes"
+    )
+
+
+def _named(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int | str, ...]:
+    """The shape of a target, whose axes have the names of the prediction's where these have any size."""
+    names = (*spec.shape[1:], *shape)  # of as many axes as the target has, at least
+    return ("N", *(name if isinstance(name, str) else n for name, n in zip(names, shape[1:], strict=False)))

@@ -1,0 +1,290 @@
+"""Whether onnxruntime takes the same training steps as the engine.
+
+Some steps are taken in onnxruntime, one after another. Each is compared with the engine in float64, which starts from
+the very weights, slots and statistics that onnxruntime started from: whole trajectories would drift apart by rounding.
+
+- The **forward and backward passes** are compared by what they give: losses, predictions, gradients, statistics, and
+  what layers drew, which must be equal bit for bit.
+- The **update** is compared for the gradients that onnxruntime computed itself: Adam makes a whole step of a gradient
+  that is 0 but for rounding, as that of a bias before batch normalization is, and no two roundings are equal.
+
+An array agrees if it differs from the engine's in float64 by at most the largest of: 1e-5 of its own largest entry (for
+new values, of the largest change); 4 times what the engine's own float32 differs by; and 8 times what the engine's
+float32 changes by where inputs and parameters move by a unit in the last place. Arrays that differ are looked at again
+on other random batches, and refused if they differ there too: a wrong formula is wrong on each, while rounding rarely
+takes a value across a kink twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+from lamella import Model
+from lamella.backends import get_backend
+from lamella.backends.counter import mix_keys, uniform
+from lamella.engine.passes import Batch, Pass, Watcher
+from lamella.engine.rounds import run_alone
+from lamella.graph.plan import Plan
+from lamella.losses import Loss
+from lamella.optimizers import Optimizer
+from lamella.training.rules import Rules
+from lamella_onnx.models import whole_batch
+from lamella_onnx.parity import ROUNDING, TOLERANCE, Agreement
+from lamella_onnx.runtime import run
+from lamella_onnx.training.manifest import Entry
+from lamella_onnx.training.trace import FINITE, LEARNING_RATE, LOSS, PENALTY, SEED, STEP, StepTrace, T
+
+__all__ = ["Engine", "Example", "Task", "prove"]
+
+NOISE = 8.0  # times the change of the engine's result where its arguments move by a unit in the last place
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+
+
+class Example(NamedTuple):
+    """A batch to take a step on: inputs, prepared targets and weights of outputs, None where there is no loss."""
+
+    inputs: tuple[Array, ...]
+    targets: tuple[Array | None, ...]
+    weights: tuple[Array | None, ...]
+
+
+class Task(NamedTuple):
+    """What a training step does: the model, and what it is trained with."""
+
+    model: Model
+    losses: tuple[Loss | None, ...]
+    optimizer: Optimizer
+    rules: Rules
+    missed: Mapping[str, int]
+
+    def feeds(self, example: Example) -> dict[str, Array]:
+        """Return inputs, targets and weights by the names that they have in the graph."""
+        names = self.model.output_names
+        found = dict(zip(self.model.input_names, example.inputs, strict=True))
+        found |= {f"{name}.target": y for name, y in zip(names, example.targets, strict=True) if y is not None}
+        return found | {f"{name}.weight": w for name, w in zip(names, example.weights, strict=True) if w is not None}
+
+
+class Engine:
+    """The engine in one dtype: one slice, on NumPy."""
+
+    def __init__(self, task: Task, dtype: str) -> None:
+        self.task, self.dtype = task, dtype
+        self.model = task.model.copy(dtype=dtype, backend="numpy")
+        self.plan = Plan(self.model.graph, self.model.frozen_layers, wants_dx=False, training=True)
+        self.backend = get_backend("numpy")
+        self.constant = {**self.model.parameters, **self.model.state}
+
+    def _cast(self, array: Array) -> Array:
+        return array.astype(self.dtype) if array.dtype.kind == "f" else array
+
+    def run(self, values: Arrays, example: Example) -> tuple[dict[str, Array], list[Array]]:
+        """Return what forward and backward pass give, by the names of the graph, and what layers drew."""
+        task, model = self.task, self.model
+        arrays = self.constant | {name: self._cast(values[name]) for name in values if name in self.constant}
+        watcher = _Drawn()
+        inputs = [x.astype(spec.dtype) for x, spec in zip(example.inputs, model.input_specs, strict=True)]
+        one = Pass(self.plan, self.backend, len(inputs[0]), arrays, recording=True, watcher=watcher)
+        targets = tuple(None if y is None else self._cast(y) for y in example.targets)
+        shares = tuple(None if w is None else (w / (float(w.sum()) or 1.0)).astype(self.dtype) for w in example.weights)
+        low, high = map(int, values[SEED])
+        with np.errstate(all="ignore"):
+            batch = Batch(tuple(inputs), targets, shares)
+            result = run_alone(one.step(batch, task.losses, (low, high, int(values[STEP]))), whole_batch)
+            penalty = task.rules.penalty_of(self.backend.xp, arrays)
+        named = zip(model.output_names, task.losses, result.losses, result.predictions, strict=True)
+        found: dict[str, Any] = {LOSS: result.loss + (0.0 if penalty is None else penalty)}
+        if penalty is not None:
+            found[PENALTY] = penalty
+        for name, loss, value, prediction in named:
+            found[name] = prediction
+            if loss is not None:
+                found[f"{name}.loss"] = value
+        found |= {f"{name}.gradient": gradient for name, gradient in result.gradients.items()}
+        found |= {f"{name}.new": value for name, value in result.updates.items()}
+        return {name: np.array(value, "float64") for name, value in found.items()}, watcher.drawn
+
+    def update(self, values: Arrays, gradients: Arrays, rate: float) -> dict[str, Array]:
+        """Return what rules and optimizer make of gradients, by the names of the graph."""
+        task, xp, t = self.task, self.backend.xp, int(values[T]) + 1
+        parameters = self.constant | {name: self._cast(values[name]) for name in values if name in self.constant}
+        with np.errstate(all="ignore"):
+            shaped = task.rules.shaped(xp, parameters, {name: self._cast(g) for name, g in gradients.items()})
+            new: dict[str, Any] = {}
+            for name, g in shaped.items():
+                slots = {slot: self._cast(values[f"{name}.{slot}"]) for slot in task.optimizer.slots}
+                own_t = t - task.missed.get(name, 0)
+                new[name], after = task.optimizer.update(xp, parameters[name], g, slots, rate, own_t)
+                new |= {f"{name}.{slot}": value for slot, value in after.items()}
+            new |= task.rules.bounded(xp, {name: new[name] for name in shaped})
+        return {f"{name}.new": np.array(value, "float64") for name, value in new.items()}
+
+
+class _Drawn(Watcher):
+    """Keeps what layers draw."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Array] = []
+
+    def drew(self, values: Any) -> None:
+        self.drawn.append(values)
+
+
+def prove(
+    task: Task,
+    trace: StepTrace,
+    loaded: Sequence[onnxruntime.InferenceSession],
+    values: Arrays,
+    rate: float,
+    examples: Sequence[Example],
+    others: Iterator[Example],
+) -> tuple[list[Agreement], Arrays]:
+    """Take a step on each example, compare each with the engine, and return how arrays agree, and the last values.
+
+    Arguments:
+        task: what the step does.
+        trace: the graph, with gradients and draws among its outputs.
+        loaded: in onnxruntime, the graph that will be written, and the one with gradients and draws.
+        values: what stands in a state file, by name.
+        rate: the learning rate.
+        examples: the batches of the steps.
+        others: more of them, for arrays that differ.
+    """
+    engines = Engine(task, task.model.dtype), Engine(task, "float64")
+    worst: dict[str, Agreement] = {}
+    for number, example in enumerate(examples, start=1):
+        data = f"step {number}, batch of {len(example.inputs[0])}"
+        found, after = _compared(task, trace, loaded, engines, values, rate, example, data)
+        for row in found:
+            if not row.agrees:
+                row = _looked_at_again(row, task, trace, loaded, engines, values, rate, others)
+            known = worst.get(row.output)
+            if known is None or (row.agrees, -_share(row)) < (known.agrees, -_share(known)):
+                worst[row.output] = row
+        values = after
+    return list(worst.values()), values
+
+
+def _share(row: Agreement) -> float:
+    """How much of what is allowed an error takes."""
+    return row.error / row.allowed if row.allowed else float(row.error > 0)
+
+
+def _looked_at_again(
+    row: Agreement,
+    task: Task,
+    trace: StepTrace,
+    loaded: Sequence[onnxruntime.InferenceSession],
+    engines: tuple[Engine, Engine],
+    values: Arrays,
+    rate: float,
+    others: Iterator[Example],
+) -> Agreement:
+    """How an array that differs agrees on two other batches: the first agreement, if it agrees on both."""
+    again = row
+    for _ in range(2):
+        example = next(others)
+        found, _ = _compared(task, trace, loaded, engines, values, rate, example, row.data)
+        again = next(other for other in found if other.output == row.output)
+        if not again.agrees:
+            return row
+    return again
+
+
+def _compared(
+    task: Task,
+    trace: StepTrace,
+    loaded: Sequence[onnxruntime.InferenceSession],
+    engines: tuple[Engine, Engine],
+    values: Arrays,
+    rate: float,
+    example: Example,
+    data: str,
+) -> tuple[list[Agreement], dict[str, Array]]:
+    """Take one step, and compare every output of it; also return the values after it."""
+    own, exact = engines
+    feeds = {**values, **task.feeds(example), LEARNING_RATE: np.array(rate, task.model.dtype)}
+    plain, inspected = (run(one, feeds) for one in loaded)
+    got = inspected | plain
+    e32, drawn = own.run(values, example)
+    e64, _ = exact.run(values, example)
+    moved, _ = own.run(_moved(values, 1), example._replace(inputs=tuple(_moved_all(example.inputs, 2))))
+    gradients = {entry.of: got[entry.name] for entry in trace.outputs if entry.role == "gradient" and entry.of}
+    updates = [engine.update(values, gradients, rate) for engine in engines]
+    rows = []
+    for entry in trace.outputs:
+        value = got[entry.name]
+        if entry.name == FINITE:
+            rows.append(_equal(entry, data, value, np.array(_all_finite([*e64.values()]))))
+        elif entry.role == "drawn":
+            rows.append(_equal(entry, data, value, np.asarray(drawn[int(entry.name.rpartition(".")[2])])))
+        elif entry.of in (STEP, T):
+            rows.append(_equal(entry, data, value, np.asarray(values[entry.of] + 1)))
+        elif entry.name in e64:
+            before = values[str(entry.of)] if entry.role == "new" else None
+            rows.append(_close(entry, data, value, e32[entry.name], e64[entry.name], moved[entry.name], before))
+        elif entry.name in updates[1]:
+            own_new, exact_new = (update[entry.name] for update in updates)
+            rows.append(_close(entry, data, value, own_new, exact_new, None, values[str(entry.of)]))
+        else:  # state that this step leaves alone
+            rows.append(_equal(entry, data, value, values[str(entry.of)]))
+    after = {**values, **{str(entry.of): got[entry.name] for entry in trace.outputs if entry.role == "new"}}
+    return rows, after
+
+
+def _equal(entry: Entry, data: str, got: Array, expected: Array) -> Agreement:
+    same = got.shape == expected.shape and np.array_equal(got, expected)
+    return Agreement(entry.name, data, got.size, 0.0 if same else np.inf, 0.0, "equal")
+
+
+@np.errstate(all="ignore")
+def _close(
+    entry: Entry, data: str, got: Array, e32: Array, e64: Array, moved: Array | None, before: Array | None
+) -> Agreement:
+    """Compare an array with the engine's; new values by how they change from those ``before``."""
+    if got.shape != e64.shape:
+        return Agreement(entry.name, data, got.size, np.inf, 0.0, f"{got.shape} for {e64.shape}")
+    finite = np.isfinite(e32) & np.isfinite(e64)
+    if not np.array_equal(np.isfinite(got) | ~finite, np.ones_like(finite)):
+        return Agreement(entry.name, data, got.size, np.inf, 0.0, "NaN and infinity in the same places")
+
+    def largest(array: Array) -> float:
+        return float(np.max(np.abs(np.where(finite, array, 0.0)), initial=0.0))
+
+    error = largest(got.astype("float64") - e64)
+    limits = {
+        f"{TOLERANCE:g} of the largest": TOLERANCE * largest(e64 if before is None else e64 - before),
+        f"{ROUNDING:g} x float32 rounding": ROUNDING * largest(e32 - e64),
+    }
+    if moved is not None:
+        limits[f"{NOISE:g} x float32 rounding of arguments"] = NOISE * largest(moved - e32)
+    if before is not None:  # where new values are those of float32 exactly
+        limits["a unit in the last place"] = float(np.spacing(np.array(largest(before), got.dtype)))
+    rule = next((rule for rule, limit in limits.items() if error <= limit), max(limits, key=lambda r: limits[r]))
+    return Agreement(entry.name, data, got.size, error, limits[rule], rule)
+
+
+def _all_finite(arrays: Sequence[Array]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays)
+
+
+def _moved(values: Arrays, key: int) -> dict[str, Array]:
+    """Values whose floats are moved by a unit in the last place, up or down."""
+    return dict(zip(values, _moved_all(list(values.values()), key), strict=True))
+
+
+def _moved_all(arrays: Sequence[Array], key: int) -> list[Array]:
+    moved = []
+    for k, x in enumerate(arrays):
+        if x.dtype.kind == "f" and x.size:
+            flat = x.reshape(-1)
+            draw = uniform(get_backend("numpy").xp, mix_keys(None, (key, k)), flat.size, 0, flat.shape)
+            x = np.where(draw < 0.5, np.nextafter(flat, -np.inf), np.nextafter(flat, np.inf)).reshape(x.shape)
+        moved.append(x)
+    return moved
