@@ -101,6 +101,11 @@ class Rules:
             new = {name: g * xp.astype(factor, g.dtype) for name, g in new.items()}
         return new
 
+    def bounds(self, names: Iterable[str]) -> list[str]:
+        """Return those of some parameters that have constraints."""
+        own = {name for name, _ in self.constraints}
+        return [name for name in names if name in own]
+
     def bounded(self, xp: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return what `constrain` makes of parameters, as new arrays."""
         new = dict(parameters)

@@ -132,13 +132,14 @@ def export_training_step(
         versions=versions(),
         report={"agreements": [dataclasses.asdict(row) for row in agreements]},
     )
+    proto = step.proto()
     files = {
-        TRAIN: step.proto.SerializeToString(),
+        TRAIN: proto.SerializeToString(),
         PREDICT: predict.proto.SerializeToString(),
         STATE: to_bytes({entry.name: values[entry.name] for entry in manifest.kept}),
     }
     write_folder(path, manifest, files)
-    return ParityReport(str(path), opset, step.proto.ir_version, versions(), tuple(agreements))
+    return ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
 
 
 def _inputs(model: Model, step: StepTrace) -> tuple[Entry, ...]:
@@ -203,7 +204,7 @@ def _compared(
             task.model, task.losses, task.optimizer, task.rules, drawing.specs(),
             missed=task.missed, opset=opset, stable=stable, inspected=inspected,
         )  # fmt: skip
-        if what := not_valid(found.proto):
+        if what := not_valid(found.proto()):
             raise ParityError(f"nothing is written: the graph is not valid ONNX: {what}")
         return found
 
@@ -212,7 +213,7 @@ def _compared(
     predict = trace_model(task.model, opset, given=kept, stable=stable)
     if what := not_valid(predict.proto):
         raise ParityError(f"nothing is written: the graph of inference is not valid ONNX: {what}")
-    pair = [session(one.proto.SerializeToString()) for one in (step, inspected)]
+    pair = [session(one.proto().SerializeToString()) for one in (step, inspected)]
     found, _ = prove(task, inspected, pair, values, rate, drawing.examples(), drawing.others())
     return step, predict, found + _predictions(task, drawing, predict, [values[name] for name in kept])
 

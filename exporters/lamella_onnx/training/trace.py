@@ -8,7 +8,7 @@ slots, the state of layers, and two counters. What it does not change, such as t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -19,11 +19,12 @@ from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import Optimizer
+from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.spec import ArraySpec
 from lamella.training.rules import Rules
 from lamella_onnx.models import Naming, TracerBackend, whole_batch
 from lamella_onnx.runtime import DEFAULT_OPSET
-from lamella_onnx.tracer import Traced, new_graph, write
+from lamella_onnx.tracer import Graph, Traced, new_graph, write
 from lamella_onnx.training.manifest import Entry
 
 __all__ = ["FINITE", "LEARNING_RATE", "LOSS", "PENALTY", "SEED", "STEP", "StepTrace", "T", "trace_training"]
@@ -39,13 +40,20 @@ class StepTrace:
     """A traced training step.
 
     Attributes:
-        proto: the graph.
+        graph: its graph.
         inputs, outputs: what they are for, in the order of the graph.
+        values: the outputs by name.
     """
 
-    proto: onnx.ModelProto
+    graph: Graph
     inputs: tuple[Entry, ...]
     outputs: tuple[Entry, ...]
+    values: Mapping[str, Traced]
+
+    def proto(self, *, without: Collection[str] = ()) -> onnx.ModelProto:
+        """Return the graph as ONNX, without some outputs and what only they need."""
+        kept = {name: value for name, value in self.values.items() if name not in without}
+        return write(self.graph, kept, name="training step")
 
 
 def trace_training(
@@ -59,6 +67,7 @@ def trace_training(
     opset: int = DEFAULT_OPSET,
     stable: bool = False,
     inspected: bool = False,
+    as_stored: bool = False,
 ) -> StepTrace:
     """Run one training step of a model and write it down.
 
@@ -72,6 +81,8 @@ def trace_training(
         opset: the operator set to write.
         stable: write primitives out where the operator that stands for them rounds worse.
         inspected: also give gradients, as ``<parameter>.gradient``, and what layers drew, as ``training.drawn.<k>``.
+        as_stored: all arrays are inputs, of frozen layers too, and arrays come and go with their axes in the order that
+            they have in memory.
     """
     graph = new_graph(opset, stable=stable)
     entries: list[Entry] = []
@@ -100,15 +111,20 @@ def trace_training(
     step, t = given(STEP, "step", (), "uint32"), given(T, "t", (), "int32")
 
     plan = Plan(model.graph, model.frozen_layers, wants_dx=False, training=True)
-    moving = _moving_state(model)
-    arrays: dict[str, Any] = {}
+    moving = {*plan.parameters, *moving_state(model)}
+    stored = _Stored(graph.xp, model.graph.arrays if as_stored else {})
+    raw: dict[str, Any] = {}  # as they come
+    arrays: dict[str, Any] = {}  # as layers see them
     for kind, mapping in (("parameter", model.parameters), ("state", model.state)):
         for name, array in mapping.items():
-            moves = name in (plan.parameters if kind == "parameter" else moving)
-            arrays[name] = given(name, kind, array.shape, dtype) if moves else graph.initializer(name, array)
+            if name in moving or as_stored:
+                raw[name] = given(name, kind, stored.shape(name, array.shape), dtype)
+                arrays[name] = stored.seen(name, raw[name])
+            else:
+                arrays[name] = graph.initializer(name, array)
     learned = [name for name in model.parameters if name in plan.parameters]
     slots = {
-        name: {slot: given(f"{name}.{slot}", "slot", arrays[name].shape, dtype, name) for slot in optimizer.slots}
+        name: {slot: given(f"{name}.{slot}", "slot", raw[name].shape, dtype, name) for slot in optimizer.slots}
         for name in learned
     }
 
@@ -141,12 +157,16 @@ def trace_training(
         gives(name, "prediction", prediction)
     new: dict[str, Any] = {}
     for name in learned:
-        of_parameter = t + 1 - (missed or {}).get(name, 0)
-        after, after_slots = optimizer.update(xp, arrays[name], shaped[name], dict(slots[name]), rate, of_parameter)
-        new[name] = after
-        new |= {f"{name}.{slot}": array for slot, array in after_slots.items()}
-    new |= rules.bounded(xp, {name: new[name] for name in learned})
-    new |= {name: result.updates.get(name, arrays[name]) for name in moving}
+        own_t = t + 1 - (missed or {}).get(name, 0)
+        own = raw[name], stored.kept(name, shaped[name]), dict(slots[name])
+        new[name], after = optimizer.update(xp, *own, rate, own_t)
+        new |= {f"{name}.{slot}": array for slot, array in after.items()}
+    for name, array in rules.bounded(
+        xp, {name: stored.seen(name, new[name]) for name in rules.bounds(learned)}
+    ).items():
+        new[name] = stored.kept(name, array)
+    for name in moving_state(model):
+        new[name] = stored.kept(name, result.updates[name]) if name in result.updates else raw[name]
     new[STEP] = xp.astype(xp.astype(step, xp.int64) + 1, xp.uint32)
     new[T] = t + 1
     for entry in entries:
@@ -157,14 +177,39 @@ def trace_training(
             gives(f"{name}.gradient", "gradient", gradient, name)
         for k, values in enumerate(watcher.drawn):
             gives(f"training.drawn.{k}", "drawn", values)
-    proto = write(graph, {name: value for name, (_, value) in outputs.items()}, name="training step")
-    return StepTrace(proto, tuple(entries), tuple(entry for entry, _ in outputs.values()))
+    values = {name: value for name, (_, value) in outputs.items()}
+    return StepTrace(graph, tuple(entries), tuple(entry for entry, _ in outputs.values()), values)
 
 
-def _moving_state(model: Network) -> list[str]:
-    """The state that a step changes: that of layers that are not frozen."""
+def moving_state(model: Network) -> list[str]:
+    """Return the names of the state that a step changes: that of layers that are not frozen."""
     own = (operation for operation in model.graph.operations if operation.prefix not in model.frozen_layers)
     return list(dict.fromkeys(full for operation in own for full in operation.state.values()))
+
+
+class _Stored:
+    """Between the order of axes that layers see and the one in memory, for arrays whose declaration says so."""
+
+    def __init__(self, xp: Any, declarations: Mapping[str, ArrayDeclaration]) -> None:
+        self._xp = xp
+        self._memory = {
+            name: one.memory for name, one in declarations.items() if one.memory != tuple(range(len(one.shape)))
+        }
+
+    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in memory."""
+        return tuple(shape[axis] for axis in self._memory[name]) if name in self._memory else shape
+
+    def seen(self, name: str, array: Any) -> Any:
+        """An array from memory, as layers see it."""
+        if name not in self._memory:
+            return array
+        memory = self._memory[name]
+        return self._xp.permute_dims(array, tuple(map(memory.index, range(len(memory)))))
+
+    def kept(self, name: str, array: Any) -> Any:
+        """An array of a layer as it stands in memory."""
+        return self._xp.permute_dims(array, self._memory[name]) if name in self._memory else array
 
 
 def _shares(xp: Any, weights: Any) -> Any:
