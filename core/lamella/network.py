@@ -71,6 +71,7 @@ class Network:
             draw(self.values.state, self.seed)
             self._adopt_inner_models()
         self._frozen = self._frozen | graph.frozen_layers if frozen is None else frozen
+        self._whole = self.device.inference(self)
 
     def _adopt_inner_models(self) -> None:
         """Start with the values of models that were used as layers, those that hold others last."""
@@ -269,6 +270,9 @@ class Network:
                 tuple(np.full((1, *a.shape[1:]), _allowed(spec), a.dtype) for a, spec in shapes), values
             )
             return tuple(y[:0] for y in stand_in)
+        if self._whole is not None:
+            outputs: tuple[Any, ...] = self._whole.infer(values, arrays, self._bring)
+            return outputs
         key = rows, thread_count()
         ready = self._prepared.get(key)
         if ready is None:
@@ -359,7 +363,7 @@ class Network:
         text(backend, "to: backend", "'numpy' or 'cupy'")
         with Change(self, "to"):
             moved = self.copy(backend=backend)
-            self.device, self.values = moved.device, moved.values
+            self.device, self.values, self._whole = moved.device, moved.values, moved._whole
             self._prepared = {}
         return self
 

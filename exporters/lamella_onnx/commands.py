@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import lamella as lm
 from lamella.cli import Command
 from lamella.terminal import Terminal
+from lamella_onnx.backend import OnnxruntimeBackend
 from lamella_onnx.demo import DEMO
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def _law(case: Any) -> str:
     from lamella_onnx.law import same_in_onnx  # the registry asks for names; onnx loads when a law is run
 
     return same_in_onnx(case)
+
+
+@lm.hookimpl
+def lamella_backends() -> dict[str, Any]:
+    return {"onnxruntime": OnnxruntimeBackend}
 
 
 @lm.hookimpl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from lamella.engine.rounds import run_alone
 from lamella.graph.operations import Operation
 from lamella.graph.plan import Plan
 from lamella.network import Network
+from lamella.protocol.declare import ArrayDeclaration
 from lamella_onnx.runtime import DEFAULT_OPSET
 from lamella_onnx.tracer import Graph, Traced, TraceError, new_graph, same_shape, write
 
 __all__ = [
     "Naming",
+    "Stored",
     "Trace",
     "TracerBackend",
     "inputs_of",
@@ -66,6 +68,7 @@ def trace_model(
     names: Sequence[str] | None = None,
     *,
     given: Collection[str] = (),
+    as_stored: bool = False,
     stable: bool = False,
 ) -> Trace:
     """Run a model's layers forward, in inference mode, and write down what they do.
@@ -75,14 +78,18 @@ def trace_model(
         opset: the operator set to write.
         names: those of the outputs, if not the model's.
         given: the arrays, by name, that are inputs of the graph; it carries the others.
+        as_stored: arrays that are inputs come with their axes in the order that they have in memory.
         stable: write primitives out where the operator that stands for them rounds worse.
     """
     graph = new_graph(opset, stable=stable)
     inputs = inputs_of(graph, model)
-    arrays = {
-        name: graph.input(name, array.shape, model.dtype) if name in given else graph.initializer(name, array)
-        for name, array in (*model.parameters.items(), *model.state.items())
-    }
+    stored = Stored(graph.xp, model.graph.arrays if as_stored else {})
+    arrays = {}
+    for name, declared in model.graph.arrays.items():
+        if name in given:
+            arrays[name] = stored.seen(name, graph.input(name, stored.shape(name, declared.shape), model.dtype))
+        else:
+            arrays[name] = graph.initializer(name, model.values.numpy(name))
     watcher = Naming(graph, model)
     one = Pass(_inference(model), TracerBackend(graph), inputs[0].shape[0], arrays, watcher=watcher)
     with watcher.errors():
@@ -200,6 +207,31 @@ class TracerBackend(Backend):
 
     def asnumpy(self, array: Any) -> Any:
         raise TraceError(f"{array!r} has no value while a model is traced")
+
+
+class Stored:
+    """Between the order of axes that layers see and the one in memory, for arrays whose declaration says so."""
+
+    def __init__(self, xp: Any, declarations: Mapping[str, ArrayDeclaration]) -> None:
+        self._xp = xp
+        self._memory = {
+            name: one.memory for name, one in declarations.items() if one.memory != tuple(range(len(one.shape)))
+        }
+
+    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in memory."""
+        return tuple(shape[axis] for axis in self._memory[name]) if name in self._memory else shape
+
+    def seen(self, name: str, array: Any) -> Any:
+        """An array from memory, as layers see it."""
+        if name not in self._memory:
+            return array
+        memory = self._memory[name]
+        return self._xp.permute_dims(array, tuple(map(memory.index, range(len(memory)))))
+
+    def kept(self, name: str, array: Any) -> Any:
+        """An array of a layer as it stands in memory."""
+        return self._xp.permute_dims(array, self._memory[name]) if name in self._memory else array
 
 
 class Naming(Watcher):

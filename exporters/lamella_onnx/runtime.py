@@ -112,10 +112,10 @@ class ParityError(LamellaError, RuntimeError):
     """A graph that onnxruntime refuses, or whose results differ from the engine's, or that nothing can be tried on."""
 
 
-def session(model: bytes) -> onnxruntime.InferenceSession:
+def session(model: bytes, threads: int = 2) -> onnxruntime.InferenceSession:
     """Load a model as users of onnxruntime do by default, but for its log: our errors say what stands there."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -23,6 +23,7 @@ class Backend(ABC):
         uses_threads: whether its functions may run side by side, on slices of a batch and pieces of an update.
         knows_shapes: whether shapes are plain ints, which can be held against what ``build`` said.
         has_numpy_arrays: whether its arrays are those of NumPy.
+        runs_graphs: whether it runs whole graphs by itself, by `inference` and `training`, and layers are not called.
         writers: for the ``update`` of an optimizer, what writes its results in place, on all threads by itself, in
             place of what `lamella.optimizers` has for NumPy's arrays.
         advice: what to add to the error of a layer that fails.
@@ -53,6 +54,7 @@ class Backend(ABC):
     uses_threads: bool
     knows_shapes: bool
     has_numpy_arrays: bool = False
+    runs_graphs: bool = False
     writers: Mapping[Any, Callable[..., None]] = MappingProxyType({})
     advice: str = ""
 
@@ -64,6 +66,26 @@ class Backend(ABC):
     def sliced(self) -> Backend:
         """The backend whose functions run on slices side by side, where a batch is not one; it has the same arrays."""
         return self
+
+    def inference(self, network: Any) -> Any:
+        """Return what runs a network's inference by itself, called as `lamella.engine.rounds.Slices.infer` is.
+
+        None where the engine calls the layers. Asked for when a network is made for the backend, or moved to it.
+
+        Raises:
+            LayerError: a layer can't run here.
+        """
+        return None
+
+    def training(self, network: Any, plan: Any, losses: Any, rules: Any) -> Any:
+        """Return what takes training steps by itself, called as `lamella.training.step.TrainStep` is.
+
+        None where the engine calls the layers.
+
+        Raises:
+            LayerError: a layer or loss can't run here.
+        """
+        return None
 
     def added(self, a: Any, b: Any) -> Any:
         """Return the sum of two gradients of an array that two layers use."""

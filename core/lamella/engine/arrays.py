@@ -44,6 +44,12 @@ class Layout:
         segment = self._segments[name]
         return flat[segment.start : segment.stop].reshape(segment.stored).transpose(segment.logical)
 
+    def stored(self, flat: Any) -> dict[str, Any]:
+        """Return the pieces of a buffer by name, with their axes in the order that they have in memory."""
+        return {
+            name: flat[segment.start : segment.stop].reshape(segment.stored) for name, segment in self._segments.items()
+        }
+
     def runs(self, names: Collection[str]) -> list[slice]:
         """Return the pieces of a buffer that hold the named arrays, neighbours joined."""
         found: list[slice] = []
@@ -88,6 +94,10 @@ class Storage:
         if part is None:
             part = self._parts[name] = self.layout.part(self.flat, name)
         return part
+
+    def stored(self) -> dict[str, Any]:
+        """Return every array, to read and write, with its axes in the order that they have in memory."""
+        return self.layout.stored(self.flat)
 
     def views(self) -> dict[str, Any]:
         """Return every array as layers see it."""

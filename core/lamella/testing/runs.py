@@ -211,7 +211,7 @@ def is_coupled_forward_only(model: Model) -> bool:
 
 @functools.cache
 def installed_backends() -> dict[str, Backend]:
-    """The backends that work here, by name."""
+    """The backends that work here and on which layers are called, by name."""
     found = {}
     for entry in BACKENDS.entries():
         name = entry.name if entry.plugin.is_own else entry.qualified
@@ -220,5 +220,6 @@ def installed_backends() -> dict[str, Backend]:
             backend.asnumpy(backend.asarray(np.zeros(1)))
         except Exception:  # not installed; or installed without a device, for which each library has its own error
             continue
-        found[name] = backend
+        if not backend.runs_graphs:
+            found[name] = backend
     return found

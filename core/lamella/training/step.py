@@ -81,7 +81,7 @@ class TrainSteps:
         self._take_over(bounds)
         if bounds:
             self.rules = Rules(network, **self.bounds)
-        for step in list(self._steps.values()):
+        for step in [*self._steps.values(), *([] if self._whole is None else [self._whole])]:
             step.losses, step.rules = losses, self.rules
         return True
 
@@ -90,6 +90,7 @@ class TrainSteps:
         plan = Plan(self.network.graph, self.network.frozen_layers, wants_dx=False, training=True)
         rules = Rules(self.network, **self.bounds)
         self._steps: dict[tuple[int, int], TrainStep] = {}
+        self._whole = self.device.training(self.network, plan, self.losses, rules)
         self.rules = rules
         self.plan = plan  # last: whoever looks whether it is of today finds all of the rest so
 
@@ -100,7 +101,7 @@ class TrainSteps:
         already.
         """
         network, key = self.network, (rows, thread_count())
-        step = self._steps.pop(key, None)
+        step = self._whole or self._steps.pop(key, None)
         if step is None:
             while len(self._steps) >= _KEPT:
                 del self._steps[next(iter(self._steps))]
@@ -115,7 +116,8 @@ class TrainSteps:
                 "kept. Likely fix: change it, or train it further, in callbacks and not in a layer, loss or metric"
             )
         network.values = moved
-        self._steps[key] = step  # the one used last stands last
+        if step is not self._whole:
+            self._steps[key] = step  # the one used last stands last
         return result
 
 

@@ -40,7 +40,7 @@ from lamella_onnx.training.manifest import (
     write_folder,
 )
 from lamella_onnx.training.proof import Engine, Example, Task, prove
-from lamella_onnx.training.trace import SEED, STEP, StepTrace, T, trace_training
+from lamella_onnx.training.trace import SEED, STEP, StepTrace, T, axes_of, trace_training
 from lamella_onnx.validity import not_valid
 
 __all__ = ["export_training_step"]
@@ -281,7 +281,7 @@ class _Drawing:
         """Return shape and dtype of the targets, as the losses prepare them."""
         example = self._drawn(ROWS[0], 0)
         specs = zip(self.task.model.output_specs, example.targets, strict=True)
-        return [None if y is None else ArraySpec(_named(spec, y.shape), y.dtype.name) for spec, y in specs]
+        return [None if y is None else ArraySpec(axes_of(spec, y.shape), y.dtype.name) for spec, y in specs]
 
     def _drawn(self, rows: int, seed: int) -> Example:
         """A batch; all rows of the first weigh 1, one of the second nothing."""
@@ -317,7 +317,7 @@ def _target(task: Task, k: int, sample: Array | None) -> Range:
     title = f"{name}.target"
     if sample is not None:
         low, high = float(sample.min()), float(sample.max()) + (sample.dtype.kind != "f")
-        return Range(title, _named(spec, sample.shape), sample.dtype.name, low, high if low < high else low + 1.0)
+        return Range(title, axes_of(spec, sample.shape), sample.dtype.name, low, high if low < high else low + 1.0)
     forms = [Range(title, spec.shape, spec.dtype, low, 1.0) for low in (-1.0, 0.0)]
     if len(spec.shape) > 1 and isinstance(spec.shape[-1], int):
         forms.insert(0, Range(title, spec.shape[:-1], "int64", 0.0, float(spec.shape[-1])))
@@ -337,9 +337,3 @@ def _target(task: Task, k: int, sample: Array | None) -> Range:
         f"{WHERE}: no random target fits {loss!r} of output {name!r}: {refusal} Likely fix: samples=(x, y) with data "
         "that model.fit takes"
     )
-
-
-def _named(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int | str, ...]:
-    """The shape of a target, whose axes have the names of the prediction's where these have any size."""
-    names = (*spec.shape[1:], *shape)  # of as many axes as the target has, at least
-    return ("N", *(name if isinstance(name, str) else n for name, n in zip(names, shape[1:], strict=False)))

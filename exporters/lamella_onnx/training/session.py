@@ -34,7 +34,7 @@ from lamella_onnx.external import external_arrays
 from lamella_onnx.files import as_path
 from lamella_onnx.parity import ParityReport
 from lamella_onnx.proof import need_model
-from lamella_onnx.runtime import ParityError
+from lamella_onnx.runtime import ParityError, session
 from lamella_onnx.training.manifest import PREDICT, STATE, TRAIN, Entry, read_folder
 from lamella_onnx.training.trace import FINITE, LEARNING_RATE, LOSS, SEED, STEP, T
 from lamella_onnx.validity import in_one_line
@@ -377,13 +377,10 @@ def _loaded(where: str, content: bytes, threads: int) -> onnxruntime.InferenceSe
         raise DataError(f"{where}: this is no ONNX file ({in_one_line(error)})") from error
     for array in external_arrays(proto):
         raise DataError(f"{where}: array {array.name!r} stands in another file; export_training_step writes none")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise ParityError(f"{where}: onnxruntime {onnxruntime.__version__}: {in_one_line(error)}") from error
+        return session(content, threads)
+    except ParityError as error:
+        raise ParityError(f"{where}: {error}") from error
 
 
 @contextlib.contextmanager

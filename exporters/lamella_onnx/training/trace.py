@@ -19,10 +19,9 @@ from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import Optimizer
-from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.spec import ArraySpec
 from lamella.training.rules import Rules
-from lamella_onnx.models import Naming, TracerBackend, whole_batch
+from lamella_onnx.models import Naming, Stored, TracerBackend, whole_batch
 from lamella_onnx.runtime import DEFAULT_OPSET
 from lamella_onnx.tracer import Graph, Traced, new_graph, write
 from lamella_onnx.training.manifest import Entry
@@ -112,7 +111,7 @@ def trace_training(
 
     plan = Plan(model.graph, model.frozen_layers, wants_dx=False, training=True)
     moving = {*plan.parameters, *moving_state(model)}
-    stored = _Stored(graph.xp, model.graph.arrays if as_stored else {})
+    stored = Stored(graph.xp, model.graph.arrays if as_stored else {})
     raw: dict[str, Any] = {}  # as they come
     arrays: dict[str, Any] = {}  # as layers see them
     for kind, mapping in (("parameter", model.parameters), ("state", model.state)):
@@ -177,39 +176,14 @@ def trace_training(
             gives(f"{name}.gradient", "gradient", gradient, name)
         for k, values in enumerate(watcher.drawn):
             gives(f"training.drawn.{k}", "drawn", values)
-    values = {name: value for name, (_, value) in outputs.items()}
-    return StepTrace(graph, tuple(entries), tuple(entry for entry, _ in outputs.values()), values)
+    results = {name: value for name, (_, value) in outputs.items()}
+    return StepTrace(graph, tuple(entries), tuple(entry for entry, _ in outputs.values()), results)
 
 
 def moving_state(model: Network) -> list[str]:
     """Return the names of the state that a step changes: that of layers that are not frozen."""
     own = (operation for operation in model.graph.operations if operation.prefix not in model.frozen_layers)
     return list(dict.fromkeys(full for operation in own for full in operation.state.values()))
-
-
-class _Stored:
-    """Between the order of axes that layers see and the one in memory, for arrays whose declaration says so."""
-
-    def __init__(self, xp: Any, declarations: Mapping[str, ArrayDeclaration]) -> None:
-        self._xp = xp
-        self._memory = {
-            name: one.memory for name, one in declarations.items() if one.memory != tuple(range(len(one.shape)))
-        }
-
-    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in memory."""
-        return tuple(shape[axis] for axis in self._memory[name]) if name in self._memory else shape
-
-    def seen(self, name: str, array: Any) -> Any:
-        """An array from memory, as layers see it."""
-        if name not in self._memory:
-            return array
-        memory = self._memory[name]
-        return self._xp.permute_dims(array, tuple(map(memory.index, range(len(memory)))))
-
-    def kept(self, name: str, array: Any) -> Any:
-        """An array of a layer as it stands in memory."""
-        return self._xp.permute_dims(array, self._memory[name]) if name in self._memory else array
 
 
 def _shares(xp: Any, weights: Any) -> Any:
@@ -221,3 +195,9 @@ def _shares(xp: Any, weights: Any) -> Any:
 def _are_finite(xp: Any, arrays: Sequence[Any]) -> Any:
     """Whether no array has a NaN or an infinity: the sum of absolute values tells, unless it overflows."""
     return xp.isfinite(sum(xp.sum(xp.abs(array)) for array in arrays))
+
+
+def axes_of(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int | str, ...]:
+    """Return the shape of a target, whose axes have the names of the prediction's where these have any size."""
+    names = (*spec.shape[1:], *shape)  # of as many axes as the target has, at least
+    return ("N", *(name if isinstance(name, str) else n for name, n in zip(names, shape[1:], strict=False)))
