@@ -147,7 +147,7 @@ def test_unknown_names_give_hints(backend, name, hint):
 
 
 def test_unknown_backend():
-    with pytest.raises(RegistryError, match=r"unknown name 'nunpy'. Did you mean 'numpy'.*cupy, numpy, onednn, strict"):
+    with pytest.raises(RegistryError, match=r"'nunpy'. Did you mean 'numpy'.*cupy, numpy, onednn, onnxruntime, strict"):
         get_backend("nunpy")
 
 

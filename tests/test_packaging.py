@@ -124,7 +124,7 @@ def imports_of(package: str) -> Iterator[tuple[str, str]]:
         ("lamella_pytest", {"lamella"}),
         (
             "lamella_onnx",
-            {"lamella", "lamella_onnx", "numpy", "onnx", "onnxruntime", "threadpoolctl", "matplotlib"},
+            {"lamella", "lamella_onnx", "numpy", "onnx", "onnxruntime", "safetensors", "threadpoolctl", "matplotlib"},
         ),
     ],
 )

@@ -85,9 +85,10 @@ def trace_model(
     inputs = inputs_of(graph, model)
     stored = Stored(graph.xp, model.graph.arrays if as_stored else {})
     arrays = {}
-    for name, declared in model.graph.arrays.items():
+    for name in (*model.parameters, *model.state):
         if name in given:
-            arrays[name] = stored.seen(name, graph.input(name, stored.shape(name, declared.shape), model.dtype))
+            shape = stored.shape(name, model.graph.arrays[name].shape)
+            arrays[name] = stored.seen(name, graph.input(name, shape, model.dtype))
         else:
             arrays[name] = graph.initializer(name, model.values.numpy(name))
     watcher = Naming(graph, model)

@@ -62,7 +62,7 @@ class Subject:
         if self.specimens or self.kind in OWED:
             return ""
         if self.kind == "backends":
-            return "layers are examined on every backend that is installed"
+            return "layers are examined on every backend that calls them"
         if not laws_of(self.kind):
             return f"there are no laws for {self.kind}"
         needs, specimen = SHOWN_BY[self.kind]

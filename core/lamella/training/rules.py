@@ -47,8 +47,8 @@ class Rules:
         self.clip_norm = None if clip_norm is None else number(clip_norm, "clip_norm", above=0.0)
         self.penalties: list[tuple[str, Penalty]] = _matched(network, "penalties", penalties, Penalty)
         self.constraints: list[tuple[str, Constraint]] = _matched(network, "constraints", constraints, Constraint)
-        clips = self.clip_value is not None or self.clip_norm is not None
-        self.shapes_gradients = clips or bool(self.penalties)  # whether `shape` has anything to do
+        self.clips = self.clip_value is not None or self.clip_norm is not None
+        self.shapes_gradients = self.clips or bool(self.penalties)  # whether `shape` has anything to do
         self._declared = network.values.parameters.layout.declarations
         xp, views = network.device.xp, network.values.parameters.views()
         for name, penalty in self.penalties:

@@ -51,8 +51,20 @@ class _Traced(NamedTuple):
     optimizer: Optimizer
     missed: dict[str, int]
     targets: tuple[Any, ...]  # dtype and shape of a row
-    inputs: tuple[Entry, ...]
+    arrays: tuple[Entry, ...]  # inputs that are parameters, state and slots
     sessions: Sessions
+
+
+class _Bound(NamedTuple):
+    """A binding of one session to the buffers of a step and of the next.
+
+    What is bound stays bound: the small arrays are read and written where they are, and a step binds its batch only.
+    """
+
+    of: tuple[Any, ...]  # what it was made for
+    binding: Any
+    small: dict[str, Array]  # learning rate and counters, written before a step; losses, read after it
+    weights: dict[str, Array]  # what is bound as the rows' weights
 
 
 class GraphStep:
@@ -66,15 +78,11 @@ class GraphStep:
     def __init__(self, network: Network, plan: Plan, losses: Sequence[Loss | None], rules: Rules) -> None:
         self._network, self.plan, self.losses, self.rules = weakref.ref(network), plan, losses, rules
         self.blas = contextlib.nullcontext()
-        self._names = frozenset(plan.parameters)
-        self._state = tuple(moving_state(network))
-        self._asked = [FINITE, *(f"{name}.loss" for name, loss in self._each(network) if loss is not None)]
-        self._asked += network.output_names
+        self._names, self._state = frozenset(plan.parameters), tuple(moving_state(network))
+        self._runs = network.values.parameters.layout.runs(self._names)
+        self._trained = [name for name, loss in zip(network.output_names, losses, strict=True) if loss is not None]
         self._traced: list[_Traced] = []
-        self._bound: list[tuple[tuple[Any, ...], Any]] = []  # bindings, with the buffers that they are of
-
-    def _each(self, network: Network) -> zip[tuple[str, Loss | None]]:
-        return zip(network.output_names, self.losses, strict=True)
+        self._bound: list[_Bound] = []
 
     def __call__(
         self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False
@@ -85,35 +93,44 @@ class GraphStep:
         move = values.move(optimizer, self._names, self._state)
         traced = self._fitting(network, batch, move)
         session = traced.sessions.get()
-        binding = self._binding(session, traced, values, move)
-        for name, array in self._feeds(network, batch, values, move).items():
-            binding.bind_cpu_input(name, array)
-        for name in self._asked:  # anew, where it keeps those of the step before, of other sizes perhaps
-            binding.bind_output(name)
+        bound = self._binding(session, traced, network, values, move)
+        predictions = self._bind(network, batch, bound)
+        small = bound.small
+        small[LEARNING_RATE][...], small[STEP][...], small[T][...] = move.rate, values.step & 0xFFFFFFFF, move.before.t
         try:
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(bound.binding)
         except Exception as error:  # onnxruntime's own exceptions have no common base
             raise ParityError(
                 f"onnxruntime {onnxruntime.__version__} can't run the training step: {in_one_line(error)}"
             ) from error
-        finite, *rest = [value.numpy() for value in binding.get_outputs()[: len(self._asked)]]
-        given = iter(rest)
-        losses = tuple(0.0 if loss is None else float(next(given)) for loss in self.losses)
-        predictions = tuple(given)
-        if not finite or not math.isfinite(sum(losses)):
-            raise explain_non_finite(network, self.plan, values, self.losses, batch, sum(losses))
+        names = network.output_names
+        losses = tuple([float(small[f"{name}.loss"]) if name in self._trained else 0.0 for name in names])
+        loss = sum(losses)
+        if not (math.isfinite(loss) and small[FINITE] and self._are_finite(move.after)):
+            with np.errstate(all="ignore"):
+                raise explain_non_finite(network, self.plan, values, self.losses, batch, loss)
         if begins:
-            for (name, loss), prediction in zip(self._each(network), predictions, strict=True):
-                if loss is not None:
-                    with naming(name, network.output_names):
-                        loss.examine(prediction)
+            for name, own, prediction in zip(names, self.losses, predictions, strict=True):
+                if own is not None:
+                    with naming(name, names):
+                        own.examine(prediction)
         return StepResult(losses, predictions, {}, (), {}), move.after
+
+    def _are_finite(self, after: Values) -> bool:
+        """Whether all that is new is finite: the sum of squares tells, unless it overflows."""
+        parts = [after.parameters.flat[run] for run in self._runs]
+        if self._state:
+            parts.append(after.state.flat)
+        with np.errstate(all="ignore"):
+            if all(math.isfinite(part.dot(part)) for part in parts):
+                return True
+        return all(bool(np.isfinite(part).all()) for part in parts)
 
     def _fitting(self, network: Network, batch: Batch, move: Move) -> _Traced:
         """The step of these targets and this optimizer, traced if there is none yet."""
         before = move.before
+        targets = tuple([None if y is None else (y.dtype, y.shape[1:]) for y in batch.targets])
         missed = {name: count for name, count in before.missed.items() if name in self._names}
-        targets = tuple(None if y is None else (y.dtype.name, y.shape[1:]) for y in batch.targets)
         for known in self._traced:
             same = known.optimizer is before.optimizer or before.fits(known.optimizer)
             if same and known.missed == missed and known.targets == targets:
@@ -123,53 +140,75 @@ class GraphStep:
             for spec, y in zip(network.output_specs, batch.targets, strict=True)
         ]
         trace = trace_training(network, self.losses, before.optimizer, self.rules, specs, missed=missed, as_stored=True)
-        content = trace.proto(without=(LOSS, PENALTY, f"{STEP}.new", f"{T}.new")).SerializeToString()
-        found = _Traced(before.optimizer, missed, targets, trace.inputs, Sessions(content))
-        self._traced = [*self._traced[-1:], found]
-        self._bound = []
+        left_out = {LOSS, PENALTY, f"{STEP}.new", f"{T}.new"}
+        if not self.rules.clips:  # new parameters tell
+            left_out.add(FINITE)
+        found = _Traced(
+            before.optimizer,
+            missed,
+            targets,
+            tuple(entry for entry in trace.inputs if entry.role in ("parameter", "state", "slot")),
+            Sessions(trace.proto(without=left_out).SerializeToString()),
+        )
+        self._traced, self._bound = [*self._traced[-1:], found], []
         return found
 
-    def _feeds(self, network: Network, batch: Batch, values: Values, move: Move) -> dict[str, Array]:
-        """What changes from step to step: the batch, the learning rate and the counters."""
-        feeds = {name: np.ascontiguousarray(x) for name, x in zip(network.input_names, batch.inputs, strict=True)}
-        for (name, loss), target, weights in zip(self._each(network), batch.targets, batch.weights, strict=True):
-            if loss is not None:
-                feeds[f"{name}.target"] = np.ascontiguousarray(target).reshape(target.shape)
-                feeds[f"{name}.weight"] = weights
-        feeds[LEARNING_RATE] = np.array(move.rate, network.dtype)
-        feeds[SEED] = np.array([network.seed & 0xFFFFFFFF, network.seed >> 32], "uint32")
-        feeds[STEP] = np.array(values.step & 0xFFFFFFFF, "uint32")
-        feeds[T] = np.array(move.before.t, "int32")
-        return feeds
+    def _bind(self, network: Network, batch: Batch, bound: _Bound) -> tuple[Array, ...]:
+        """Bind a batch, and new arrays for the predictions."""
+        binding = bound.binding
+        sizes: dict[int | str, int] = {}
+        for name, spec, x in zip(network.input_names, network.input_specs, batch.inputs, strict=True):
+            binding.bind_cpu_input(name, np.ascontiguousarray(x))
+            sizes.update(zip(spec.shape, x.shape, strict=True))
+        predictions = []
+        for name, spec, target, weights in zip(
+            network.output_names, network.output_specs, batch.targets, batch.weights, strict=True
+        ):
+            if name in self._trained:
+                binding.bind_cpu_input(f"{name}.target", np.ascontiguousarray(target))
+                if bound.weights.get(name) is not weights:
+                    binding.bind_cpu_input(f"{name}.weight", weights)
+                    bound.weights[name] = weights
+            prediction = np.empty([size if isinstance(size, int) else sizes[size] for size in spec.shape], spec.dtype)
+            binding.bind_ortvalue_output(name, _wrapped(prediction))
+            predictions.append(prediction)
+        return tuple(predictions)
 
-    def _binding(self, session: onnxruntime.InferenceSession, traced: _Traced, values: Values, move: Move) -> Any:
+    def _binding(
+        self, session: onnxruntime.InferenceSession, traced: _Traced, network: Network, values: Values, move: Move
+    ) -> _Bound:
         """The binding that reads the arrays of some values and writes those of the next."""
-        slots, new_slots = move.before.slots, move.after.optimizer.slots if move.after.optimizer else {}
+        assert move.after.optimizer is not None
+        slots, new_slots = move.before.slots, move.after.optimizer.slots
         of = session, values.parameters, values.state, slots, move.after.parameters, move.after.state, new_slots
-        for known, binding in self._bound:
-            if all(map(operator.is_, known, of)):
-                return binding
-        binding = session.io_binding()
-        for name in self._asked:  # whose values stand first
-            binding.bind_output(name)
-        layout = values.parameters.layout
-        given = {**values.parameters.stored(), **values.state.stored()}
-        given |= {
-            f"{name}.{slot}": array for slot, flat in slots.items() for name, array in layout.stored(flat).items()
-        }
-        new = {**move.after.parameters.stored(), **move.after.state.stored()}
-        new |= {
-            f"{name}.{slot}": array for slot, flat in new_slots.items() for name, array in layout.stored(flat).items()
-        }
+        for known in self._bound:
+            if all(map(operator.is_, known.of, of)):
+                return known
+        binding, layout = session.io_binding(), values.parameters.layout
+        given = {**values.parameters.stored(), **values.state.stored(), **_slots(layout, slots)}
+        new = {**move.after.parameters.stored(), **move.after.state.stored(), **_slots(layout, new_slots)}
         moving = {*self._names, *self._state}
-        for entry in traced.inputs:
-            if entry.role not in ("parameter", "state", "slot"):
-                continue
+        for entry in traced.arrays:
             binding.bind_ortvalue_input(entry.name, _wrapped(given[entry.name]))
             if entry.role == "slot" or entry.name in moving:
                 binding.bind_ortvalue_output(f"{entry.name}.new", _wrapped(new[entry.name]))
-        self._bound = [*self._bound[-1:], (of, binding)]
-        return binding
+        small = {
+            LEARNING_RATE: np.zeros((), network.dtype),
+            SEED: np.array([network.seed & 0xFFFFFFFF, network.seed >> 32], "uint32"),
+            STEP: np.zeros((), "uint32"),
+            T: np.zeros((), "int32"),
+        }
+        for name, array in small.items():
+            binding.bind_ortvalue_input(name, _wrapped(array))
+        results = {f"{name}.loss": np.zeros((), network.dtype) for name in self._trained} | {
+            FINITE: np.ones((), "bool")
+        }
+        for name, array in results.items():
+            if name != FINITE or self.rules.clips:
+                binding.bind_ortvalue_output(name, _wrapped(array))
+        found = _Bound(of, binding, small | results, {})
+        self._bound = [*self._bound[-1:], found]
+        return found
 
 
 def _slots(layout: Layout, slots: Mapping[str, Array]) -> dict[str, Array]:

@@ -190,15 +190,23 @@ class Graph:
         key = (operator, *inputs, repr(sorted(kept.items())), None if is_size else layer)
         outputs = next((s.made[key] for s in self._scopes if key in s.made), None)
         if outputs is None:
-            outputs = tuple(self._value(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+            outputs = tuple(self.value(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
             scope.nodes.append(Node(operator, inputs, outputs, kept, layer, is_size))
             scope.made[key] = outputs
         return tuple(Traced(self, *row) for row in zip(outputs, shapes, dtypes, strict=True))
 
-    def _value(self, shape: Sequence[Size], dtype: Any) -> str:
+    def value(self, shape: Sequence[Size], dtype: Any) -> str:
+        """Return the name of a new value, which some node has to give."""
         name = f"%{len(self.kinds)}"
         self.kinds[name] = tuple(shape), np.dtype(dtype)
         return name
+
+    def kind(self, name: str) -> tuple[tuple[Size, ...], np.dtype[Any]]:
+        """Return shape and dtype of a value, an input or a constant."""
+        if name in self.kinds:
+            return self.kinds[name]
+        held = self.inputs[name] if name in self.inputs else self.arrays[name]
+        return held.shape, held.dtype
 
     def name_of(self, x: Traced, *, whole: bool = True) -> str:
         """Return the name of a value that holds an array, all of it or as small as it is held."""
@@ -289,7 +297,7 @@ class Graph:
         self._scopes.append(scope)
         try:
             kinds = [*((x.shape, x.dtype) for x in states), *((x.shape[1:], x.dtype) for x in xs)]
-            scope.inputs = [self._value(*kind) for kind in kinds]
+            scope.inputs = [self.value(*kind) for kind in kinds]
             given = [Traced(self, name, *kind) for name, kind in zip(scope.inputs, kinds, strict=True)]
             after, ys = body(tuple(given[: len(states)]), tuple(given[len(states) :]), *consts)
             if len(after) != len(states) or not all(map(_alike, after, states)):
@@ -315,7 +323,7 @@ class Graph:
         """A name for an output of the body: a value that one of its own nodes gives, and no other output has."""
         name = self.name_of(x)
         if name in scope.outputs or not any(name in node.outputs for node in scope.nodes):
-            name = self._value(x.shape, x.dtype)
+            name = self.value(x.shape, x.dtype)
             scope.nodes.append(Node("Identity", [self.name_of(x)], (name,), {}, x.layer))
         return name
 

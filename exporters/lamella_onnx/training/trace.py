@@ -24,6 +24,7 @@ from lamella.training.rules import Rules
 from lamella_onnx.models import Naming, Stored, TracerBackend, whole_batch
 from lamella_onnx.runtime import DEFAULT_OPSET
 from lamella_onnx.tracer import Graph, Traced, new_graph, write
+from lamella_onnx.training.folding import fold_updates
 from lamella_onnx.training.manifest import Entry
 
 __all__ = ["FINITE", "LEARNING_RATE", "LOSS", "PENALTY", "SEED", "STEP", "StepTrace", "T", "trace_training"]
@@ -151,7 +152,6 @@ def trace_training(
         gives(f"{names[k]}.loss", "loss", result.losses[k], names[k])
     if penalty is not None:
         gives(PENALTY, "penalty", penalty)
-    gives(FINITE, "finite", _are_finite(xp, [total, *shaped.values(), *result.updates.values()]))
     for name, prediction in zip(names, result.predictions, strict=True):
         gives(name, "prediction", prediction)
     new: dict[str, Any] = {}
@@ -166,6 +166,9 @@ def trace_training(
         new[name] = stored.kept(name, array)
     for name in moving_state(model):
         new[name] = stored.kept(name, result.updates[name]) if name in result.updates else raw[name]
+    changed = [new[name] for name in (*learned, *moving_state(model))]
+    raw_gradients = list(gradients.values()) if rules.clips else []  # which are not seen in new parameters then
+    gives(FINITE, "finite", _are_finite(xp, [total, *raw_gradients, *changed]))
     new[STEP] = xp.astype(xp.astype(step, xp.int64) + 1, xp.uint32)
     new[T] = t + 1
     for entry in entries:
@@ -177,6 +180,8 @@ def trace_training(
         for k, values in enumerate(watcher.drawn):
             gives(f"training.drawn.{k}", "drawn", values)
     results = {name: value for name, (_, value) in outputs.items()}
+    if not inspected:
+        fold_updates(graph, map(graph.name_of, results.values()))
     return StepTrace(graph, tuple(entries), tuple(entry for entry, _ in outputs.values()), results)
 
 
@@ -194,7 +199,8 @@ def _shares(xp: Any, weights: Any) -> Any:
 
 def _are_finite(xp: Any, arrays: Sequence[Any]) -> Any:
     """Whether no array has a NaN or an infinity: the sum of absolute values tells, unless it overflows."""
-    return xp.isfinite(sum(xp.sum(xp.abs(array)) for array in arrays))
+    sizes = [xp.node("ReduceL1", array, shape=(), dtype=array.dtype, keepdims=0) for array in arrays]
+    return xp.isfinite(sum(sizes[1:], sizes[0]))
 
 
 def axes_of(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int | str, ...]:
