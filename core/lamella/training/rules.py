@@ -111,7 +111,9 @@ class Rules:
         new = dict(parameters)
         for name, constraint in self.constraints:
             if name in new:
-                new[name] = self._bound(constraint, xp, name, new[name])
+                bound = self._bound(constraint, xp, name, new[name])
+                _check(f"constraints: {constraint!r}", name, bound, new[name])
+                new[name] = bound
         return new
 
     def _bound(self, constraint: Constraint, xp: Any, name: str, own: Any) -> Any:

@@ -31,7 +31,7 @@ from lamella.protocol.inputs import naming
 from lamella.training.diagnosis import are_finite, explain_non_finite, is_finite
 from lamella.training.rules import Rules
 
-__all__ = ["TrainStep", "TrainSteps", "prepared"]
+__all__ = ["TrainStep", "TrainSteps", "checked_update", "prepared"]
 
 PIECE = 1 << 15  # entries that a thread updates at a time, or up to 8 times as many: they stay in a shared cache
 THREADED = 1 << 21  # entries times passes over them from which on threads pay in an update
@@ -294,31 +294,34 @@ def _update(optimizer: Optimizer, device: Backend, piece: _Piece, rate: float, t
         writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
         return
     given = optimizer.update(device.xp, piece.p, piece.g, dict(piece.slots), rate, t)
-    new, slots = _checked(optimizer, piece, given)
+    new, slots = checked_update(optimizer, piece.p, piece.slots, given)
     piece.new_p[...] = device.storable(new)
     for name, value in slots.items():
         piece.new_slots[name][...] = device.storable(value)
 
 
-def _checked(optimizer: Optimizer, piece: _Piece, given: Any) -> tuple[Any, Mapping[str, Any]]:
-    """What an optimizer's update returned, if it is a new parameter and every slot, each like the old one."""
-    p = piece.p
+def checked_update(optimizer: Optimizer, p: Any, slots: Mapping[str, Any], given: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Return what an optimizer's update gave, if it is a new parameter and every slot, each like the old one.
+
+    Raises:
+        LayerError: it is something else.
+    """
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping):
-        new, slots = given
-        if slots.keys() == piece.slots.keys() and all(
-            getattr(value, "shape", None) == p.shape and value.dtype == p.dtype for value in (new, *slots.values())
+        new, own = given
+        if own.keys() == slots.keys() and all(
+            getattr(value, "shape", None) == p.shape and value.dtype == p.dtype for value in (new, *own.values())
         ):
-            return new, slots
-    raise _misfit(optimizer, piece, given)
+            return new, own
+    raise _misfit(optimizer, p, slots, given)
 
 
-def _misfit(optimizer: Optimizer, piece: _Piece, given: Any) -> LayerError:
-    where, p = f"{optimizer!r}.update", piece.p
+def _misfit(optimizer: Optimizer, p: Any, old: Mapping[str, Any], given: Any) -> LayerError:
+    where = f"{optimizer!r}.update"
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
         return LayerError(f"{where}: expected the new parameter and a dict of slots, got {type(given).__name__}")
     new, slots = given
-    if set(slots) != set(piece.slots):
-        names = [", ".join(map(str, some)) or "none" for some in (piece.slots, slots)]
+    if set(slots) != set(old):
+        names = [", ".join(map(str, some)) or "none" for some in (old, slots)]
         return LayerError(f"{where}: expected new values of its slots, {names[0]}; got {names[1]}")
     odd = {
         name: value

@@ -19,7 +19,7 @@ from lamella_onnx.runtime import run
 
 __all__ = ["Inference"]
 
-LARGEST = 1 << 28  # bytes of the largest activations that a run may have; longer batches run in parts
+LARGEST = 1 << 24  # bytes of what the largest layer takes and gives in a run; longer batches run in parts
 
 Array = np.ndarray[Any, Any]
 

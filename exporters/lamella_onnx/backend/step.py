@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-from lamella import ArraySpec
+from lamella import ArraySpec, NonFiniteError
 from lamella.engine.arrays import Layout
 from lamella.engine.passes import Batch, StepResult
 from lamella.engine.values import Move, Values
@@ -21,8 +21,8 @@ from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import Optimizer
 from lamella.protocol.inputs import naming
-from lamella.training.diagnosis import explain_non_finite
 from lamella.training.rules import Rules
+from lamella.training.step import TrainStep, prepared
 from lamella_onnx.backend.sessions import Sessions
 from lamella_onnx.runtime import ParityError
 from lamella_onnx.training.manifest import Entry
@@ -107,14 +107,27 @@ class GraphStep:
         losses = tuple([float(small[f"{name}.loss"]) if name in self._trained else 0.0 for name in names])
         loss = sum(losses)
         if not (math.isfinite(loss) and small[FINITE] and self._are_finite(move.after)):
-            with np.errstate(all="ignore"):
-                raise explain_non_finite(network, self.plan, values, self.losses, batch, loss)
+            raise self._explained(network, batch, values, optimizer)
         if begins:
             for name, own, prediction in zip(names, self.losses, predictions, strict=True):
                 if own is not None:
                     with naming(name, names):
                         own.examine(prediction)
         return StepResult(losses, predictions, {}, (), {}), move.after
+
+    def _explained(self, network: Network, batch: Batch, values: Values, optimizer: Optimizer) -> NonFiniteError:
+        """The error for a step that is not finite: the one that the engine raises for the same step."""
+        slices = prepared(network, self.plan, batch.inputs[0].shape[0], [])
+        step = TrainStep(network, self.plan, slices, self.losses, self.rules)
+        try:
+            with step.blas:
+                step(batch, values, optimizer)
+        except NonFiniteError as error:
+            return error
+        return NonFiniteError(
+            f"step {values.step}: what onnxruntime computes is not finite, where NumPy's results are; nothing of this "
+            "step was kept. Likely fix: a lower learning rate, or smaller values"
+        )
 
     def _are_finite(self, after: Values) -> bool:
         """Whether all that is new is finite: the sum of squares tells, unless it overflows."""

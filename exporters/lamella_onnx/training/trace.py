@@ -21,9 +21,10 @@ from lamella.network import Network
 from lamella.optimizers import Optimizer
 from lamella.protocol.spec import ArraySpec
 from lamella.training.rules import Rules
+from lamella.training.step import checked_update
 from lamella_onnx.models import Naming, Stored, TracerBackend, whole_batch
 from lamella_onnx.runtime import DEFAULT_OPSET
-from lamella_onnx.tracer import Graph, Traced, new_graph, write
+from lamella_onnx.tracer import Graph, Traced, TraceError, new_graph, write
 from lamella_onnx.training.folding import fold_updates
 from lamella_onnx.training.manifest import Entry
 
@@ -139,6 +140,8 @@ def trace_training(
     outputs: dict[str, tuple[Entry, Traced]] = {}
 
     def gives(name: str, role: str, value: Any, of: str | None = None) -> None:
+        if name in graph.inputs:
+            raise TraceError(f"an input and an output of the graph would be called {name!r}; rename the layer or slot")
         value = xp.asarray(value)
         shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
         outputs[name] = Entry(name, role, shape, value.dtype.name, of), value
@@ -158,7 +161,8 @@ def trace_training(
     for name in learned:
         own_t = t + 1 - (missed or {}).get(name, 0)
         own = raw[name], stored.kept(name, shaped[name]), dict(slots[name])
-        new[name], after = optimizer.update(xp, *own, rate, own_t)
+        moved = optimizer.update(xp, *own, rate, own_t)
+        new[name], after = checked_update(optimizer, raw[name], slots[name], moved)
         new |= {f"{name}.{slot}": array for slot, array in after.items()}
     for name, array in rules.bounded(
         xp, {name: stored.seen(name, new[name]) for name in rules.bounds(learned)}
