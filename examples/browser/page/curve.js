@@ -1,6 +1,7 @@
 /** A curve of losses, step by step, that draws itself in the colours of the page. */
 
 const SMOOTH = 0.1; // what a step counts for in the running mean
+const HIGHEST = 6; // larger losses stand at the upper edge
 const LEFT = 34; // space for the numbers
 const BOTTOM = 20;
 
@@ -19,10 +20,10 @@ export function curve(canvas) {
     context.scale(ratio, ratio);
     const style = getComputedStyle(canvas);
     const color = (name) => style.getPropertyValue(name);
-    const top = Math.max(0.5, ...columns(losses, 200).map(([, , high]) => high)) * 1.05;
+    const top = Math.min(HIGHEST, Math.max(0.5, ...columns(losses, 200).map(([, , high]) => high)) * 1.05);
     const count = Math.max(losses.length, 100);
     const x = (step) => LEFT + (step / (count - 1)) * (width - LEFT - 6);
-    const y = (loss) => height - BOTTOM - (loss / top) * (height - BOTTOM - 8);
+    const y = (loss) => height - BOTTOM - (Math.min(loss, top) / top) * (height - BOTTOM - 8);
 
     context.font = "12px system-ui, sans-serif";
     context.lineWidth = 1;
@@ -38,8 +39,9 @@ export function curve(canvas) {
       context.fillText(String(value), LEFT - 6, y(value));
     }
     for (const value of ticks(count, width < 400 ? 3 : 6)) {
-      context.textAlign = value ? "center" : "left";
-      context.fillText(value ? `${value}` : "0 steps", x(value), height - 7);
+      const edge = x(value) > width - 20;
+      context.textAlign = edge ? "right" : value ? "center" : "left";
+      context.fillText(value ? `${value}` : "0 steps", edge ? width : x(value), height - 7);
     }
 
     const across = Math.max(1, Math.round(width - LEFT));
@@ -57,7 +59,9 @@ export function curve(canvas) {
     for (const [step, low, high] of columns(means, across)) context.lineTo(x(step), y((low + high) / 2));
     context.stroke();
 
-    const told = losses.length ? `${losses.length} steps, from ${losses[0].toFixed(2)} to a mean of ${mean().toFixed(2)}` : "no steps yet";
+    const told = losses.length
+      ? `${losses.length} steps, from ${losses[0].toFixed(2)} to a mean of ${mean().toFixed(2)}`
+      : "no steps yet";
     canvas.setAttribute("aria-label", `Loss of each step: ${told}`);
   }
 
@@ -86,7 +90,6 @@ export function curve(canvas) {
       later();
     },
     mean,
-    draw,
   };
 }
 

@@ -103,14 +103,16 @@ export function drawingPad(canvas, changed) {
 export function showImage(canvas, image) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(CELLS, CELLS);
-  image.forEach((value, k) => pixels.data.set([255 - (value / 16) * 230, 255 - (value / 16) * 225, 255 - (value / 16) * 215, 255], 4 * k));
+  image.forEach((value, k) =>
+    pixels.data.set([255 - (value / 16) * 230, 255 - (value / 16) * 225, 255 - (value / 16) * 215, 255], 4 * k),
+  );
   context.putImageData(pixels, 0, 0);
 }
 
 /**
  * The image of strokes, made as those of the data set were: the digit fills a grid of 32 by 32 dots in height, stands
- * in its middle, and each of 8 by 8 numbers counts the inked dots of a block. The pen is as wide for small digits as for
- * large ones.
+ * in its middle, and each of 8 by 8 numbers counts the inked dots of a block. The pen is as wide for small digits as
+ * for large ones.
  */
 function imageOf(strokes) {
   const [xs, ys] = [0, 1].map((axis) => strokes.flatMap((points) => points.map((point) => point[axis])));

@@ -15,8 +15,10 @@ const PASSES = 20; // over all digits, until training pauses by itself
 const PIXELS = 64;
 const BURST = 12; // milliseconds of steps before the browser may draw
 const TEST_EVERY = 300; // milliseconds
+const TOO_HIGH = 3; // a loss above that of guessing, 2.3
 
 const at = (id) => document.getElementById(id);
+const shortly = (loss) => (loss < 1000 ? loss.toFixed(3) : loss.toExponential(0));
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 let session, images, labels, tests;
@@ -41,7 +43,9 @@ async function open() {
   try {
     ort = await import("./ort/ort.wasm.bundle.min.mjs");
   } catch {
-    throw new RunnerError("ort/ort.wasm.bundle.min.mjs is missing or damaged: onnxruntime-web can't start. Build the folder again.");
+    throw new RunnerError(
+      "ort/ort.wasm.bundle.min.mjs is missing or damaged: onnxruntime-web can't start. Build the folder again.",
+    );
   }
   ort.env.wasm.numThreads = 1; // steps this small gain nothing from more
   ort.env.logLevel = "error";
@@ -77,41 +81,42 @@ async function begin() {
 async function train() {
   running = true;
   at("start").textContent = "Pause";
+  at("answer").ariaLive = "off"; // it changes with each test
   say("Training …");
   hideError();
-  let burst = BURST;
+  const source = batches();
   let left = PASSES * Math.floor(labels.length / BATCH);
-  let [tested, shown, counted] = [performance.now(), performance.now(), 0];
+  let [tested, counted, burst] = [performance.now(), 0, performance.now()];
+  let end = "Stopped";
   try {
-    for (const batch of batches()) {
-      const start = performance.now();
-      if (left-- <= 0 || !running) break;
-      const loss = await session.step(batch.images, batch.labels, { learningRate: rate() });
-      losses.add(loss);
+    while (running && left > 0) {
+      const batch = source.next().value;
+      losses.add(await session.step(batch.images, batch.labels, { learningRate: rate() }));
+      left -= 1;
       counted += 1;
-      burst -= performance.now() - start;
-      if (burst > 0) continue;
-      burst = BURST;
-      at("loss").textContent = losses.mean().toFixed(3);
+      if (performance.now() - burst < BURST) continue;
+      at("loss").textContent = shortly(losses.mean());
       at("steps").textContent = session.steps;
       await nextTask();
-      const now = performance.now();
-      if (now - tested > TEST_EVERY) {
-        at("speed").textContent = Math.round((1000 * counted) / (now - shown));
+      const passed = performance.now() - tested;
+      if (passed > TEST_EVERY) {
+        at("speed").textContent = Math.round((1000 * counted) / passed);
         await test();
         await read();
-        [tested, shown, counted] = [performance.now(), performance.now(), 0];
+        [tested, counted] = [performance.now(), 0];
       }
+      burst = performance.now();
     }
+    end = left ? "Paused" : `${PASSES} passes over the digits are done`;
   } finally {
-    const paused = !running;
     running = false;
     at("start").textContent = "Start";
     at("steps").textContent = session.steps;
-    losses.draw();
     const now = await test();
     await read();
-    say(paused ? `Paused: ${now} right.` : `${PASSES} passes over the digits are done: ${now} right.`);
+    at("answer").ariaLive = "polite";
+    const hint = losses.mean() > TOO_HIGH ? " The loss has grown: lower the learning rate, and press Reset." : "";
+    say(`${end}: ${now} right.${hint}`);
   }
 }
 
@@ -163,7 +168,10 @@ function nextTask() {
 /** Test on the digits that it does not learn from; show and return the share that it reads right. */
 async function test() {
   const { data } = await session.predict(tests.images);
-  const right = tests.labels.reduce((sum, label, row) => sum + (best(data.subarray(10 * row, 10 * row + 10)) === label), 0);
+  const right = tests.labels.reduce(
+    (sum, label, row) => sum + (best(data.subarray(10 * row, 10 * row + 10)) === label),
+    0,
+  );
   return (at("now").textContent = percent(right / tests.labels.length));
 }
 
@@ -186,14 +194,16 @@ async function read() {
   const sum = powers.reduce((a, b) => a + b);
   const shares = powers.map((power) => power / sum);
   const digit = best(shares);
-  const text = `It reads ${digit}, at ${percent(shares[digit])}.`;
+  const text =
+    digit < 0 ? "Its weights are not finite; press Reset." : `It reads ${digit}, at ${percent(shares[digit])}.`;
   if (at("answer").textContent !== text) at("answer").textContent = text;
   showBars(shares, digit);
 }
 
 for (let digit = 0; digit < 10; digit++) {
   const row = document.createElement("li");
-  row.innerHTML = `<span>${digit}</span><span class="bar" aria-hidden="true"><span></span></span><span class="value"></span>`;
+  const bar = '<span class="bar" aria-hidden="true"><span></span></span>';
+  row.innerHTML = `<span>${digit}</span>${bar}<span class="value"></span>`;
   at("bars").append(row);
   at("label").append(new Option(digit, digit));
 }

@@ -1,23 +1,22 @@
 /**
  * Trains and runs a model in the browser, from a folder that `lamella_onnx.export_training_step` wrote.
  *
- * The folder holds `train.onnx`, one whole training step as a graph, `predict.onnx`, `state.safetensors`, what the first
- * step starts from, and `training.json`, the manifest that names every input and output with its role. Serve the folder,
- * serve this file and onnxruntime-web, and train:
+ * The folder holds `train.onnx`, one whole training step as a graph, `predict.onnx`, `state.safetensors`, what the
+ * first step starts from, and `training.json`, the manifest that names every input and output with its role. Serve it,
+ * this file and onnxruntime-web, and train:
  *
  *     import * as ort from "./ort/ort.wasm.bundle.min.mjs";
  *     import { TrainingSession, download } from "./runner.js";
  *
  *     ort.env.wasm.numThreads = 1; // more threads need two headers of the server
- *
  *     const session = await TrainingSession.open("./step/", ort);
  *     for (const [images, labels] of batches) console.log(await session.step(images, labels));
  *     const { data, dims } = await session.predict(images);
- *     download(session.save(), "weights.safetensors"); // for TrainingSession.load_state and model.load_weights in Python
+ *     download(session.save(), "weights.safetensors");
  *
- * The file has no dependency: onnxruntime-web is handed to `open`. It follows no schedule of learning rates: where the
- * optimizer has one, give each step its own `learningRate`. A step computes on the thread that calls it; let the browser
- * draw between steps, or run the session in a worker.
+ * In Python, `TrainingSession.load_state` and `model.load_weights` read what `save` gives. The file has no dependency:
+ * onnxruntime-web is handed to `open`. It follows no schedule of learning rates: where the optimizer has one, give each
+ * step its own `learningRate`. A step computes on the thread that calls it; let the browser draw between steps.
  */
 
 const MANIFEST = "training.json";
@@ -44,21 +43,29 @@ export class TrainingSession {
    * @throws {RunnerError} a file that is missing or damaged, or graphs that onnxruntime-web can't load.
    */
   static async open(folder, ort) {
-    const base = new URL(`${folder}`.replace(/\/?$/, "/"), document.baseURI);
+    const base = new URL(`${folder}`.replace(/\/?$/, "/"), globalThis.location.href);
     const manifest = readManifest(await fetched(new URL(MANIFEST, base)));
     const contents = await Promise.all(FILES.map((name) => fetched(new URL(name, base))));
     const files = Object.fromEntries(FILES.map((name, k) => [name, contents[k]]));
     for (const name of FILES) {
       if (globalThis.crypto.subtle && (await sha256(files[name])) !== manifest.files[name]) {
-        throw new RunnerError(`${name} is damaged, or of another training step: it has not the hash that ${MANIFEST} says.`);
+        throw new RunnerError(
+          `${name} is damaged, or of another training step: it has not the hash that ${MANIFEST} says.`,
+        );
       }
     }
-    const [train, predict] = [await load(ort, "train.onnx", files), await load(ort, "predict.onnx", files)];
-    for (const [name, graph, loaded] of [["train.onnx", manifest.train, train], ["predict.onnx", manifest.predict, predict]]) {
-      const [told, there] = [[...graph.inputs, ...graph.outputs].map((one) => one.name), [...loaded.inputNames, ...loaded.outputNames]];
-      if (`${told}` !== `${there}`) throw new RunnerError(`${name} has other inputs or outputs than ${MANIFEST} says.`);
+    const graphs = {};
+    for (const graph of ["train", "predict"]) {
+      const name = `${graph}.onnx`;
+      const { inputs, outputs } = manifest[graph];
+      const loaded = await loadGraph(ort, name, files[name]);
+      const names = [...loaded.inputNames, ...loaded.outputNames];
+      if (`${[...inputs, ...outputs].map((entry) => entry.name)}` !== `${names}`) {
+        throw new RunnerError(`${name} has other inputs or outputs than ${MANIFEST} says.`);
+      }
+      graphs[graph] = loaded;
     }
-    const session = new TrainingSession(manifest, ort, { train, predict }, files["state.safetensors"]);
+    const session = new TrainingSession(manifest, ort, graphs, files["state.safetensors"]);
     await session.reset();
     return session;
   }
@@ -83,22 +90,23 @@ export class TrainingSession {
   /**
    * Take one training step, and return the loss before it.
    *
-   * @param x the inputs, y the targets: a flat array of numbers for all rows of the batch, or an `ort.Tensor`; of several
-   *     inputs or outputs an object that holds one for each name.
-   * @param options `learningRate` of this step; `sampleWeight`, one number for each row, as `y` by outputs; ones if left out.
-   * @throws {RunnerError} arrays that do not fit, or a loss or gradient that is not finite; then nothing of the step is kept.
+   * @param x the inputs: a flat array of numbers for all rows of the batch, or an `ort.Tensor`; where there are several
+   *     inputs, an object that holds one for each name.
+   * @param y the targets, likewise, by the names of the outputs.
+   * @param options `learningRate`, of this step; `sampleWeight`, a number for each row, likewise; ones if left out.
+   * @throws {RunnerError} arrays that do not fit, or a loss or gradient that is not finite: nothing is kept.
    */
   step(x, y, { learningRate = this.learningRate, sampleWeight } = {}) {
     return this.#inTurn(async () => {
+      const { inputs, outputs } = this.manifest.train;
       const feeds = {};
-      const outputs = this.manifest.train.outputs;
-      for (const entry of this.manifest.train.inputs) {
-        if (entry.role === "input") feeds[entry.name] = this.#tensor(entry, x, entry.name);
-        else if (entry.role === "target") feeds[entry.name] = this.#tensor(entry, y, entry.of);
+      for (const entry of inputs) {
+        if (entry.role === "input") feeds[entry.name] = this.#tensor(entry, x);
+        else if (entry.role === "target") feeds[entry.name] = this.#tensor(entry, y);
         else if (entry.role === "sample_weight") {
           const rows = Object.values(feeds)[0].dims[0]; // inputs come first
-          feeds[entry.name] = this.#tensor(entry, sampleWeight ?? new Array(rows).fill(1), entry.of);
-        } else if (entry.role === "learning_rate") feeds[entry.name] = this.#tensor(entry, [learningRate], entry.name);
+          feeds[entry.name] = this.#tensor(entry, sampleWeight ?? { [entry.of]: new Array(rows).fill(1) });
+        } else if (entry.role === "learning_rate") feeds[entry.name] = this.#tensor(entry, [learningRate]);
         else feeds[entry.name] = this.#values[entry.name];
       }
       const loss = outputs.find((entry) => entry.role === "loss" && !entry.of).name;
@@ -108,8 +116,8 @@ export class TrainingSession {
       const told = Number(results[loss].data[0]);
       if (!results[finite].data[0]) {
         throw new RunnerError(
-          `Step ${this.steps}: the loss is ${told}, and it or a gradient is not finite. Nothing of this step was kept. ` +
-            "A lower learning rate may help.",
+          `Step ${this.steps}: the loss is ${told}, and it or a gradient is not finite. Nothing of this step was ` +
+            "kept. Likely fix: reset, and a lower learning rate.",
         );
       }
       for (const entry of renewed) this.#values[entry.of] = results[entry.name];
@@ -117,12 +125,12 @@ export class TrainingSession {
     });
   }
 
-  /** Return the output for inputs as of `step`, an `ort.Tensor`; of several outputs an object with one for each name. */
+  /** Return the output for inputs as `step` takes them, an `ort.Tensor`; of several outputs, an object by name. */
   predict(x) {
     return this.#inTurn(async () => {
       const feeds = {};
       for (const entry of this.manifest.predict.inputs) {
-        feeds[entry.name] = entry.role === "input" ? this.#tensor(entry, x, entry.name) : this.#values[entry.name];
+        feeds[entry.name] = entry.role === "input" ? this.#tensor(entry, x) : this.#values[entry.name];
       }
       const results = await this.#graphs.predict.run(feeds);
       const tensors = Object.values(results);
@@ -133,7 +141,9 @@ export class TrainingSession {
   /** Return what training goes on from as the bytes of a safetensors file, which lamella's `load_state` reads. */
   save() {
     const arrays = {};
-    for (const { name, dtype, shape } of kept(this.manifest)) arrays[name] = { dtype, shape, data: this.#values[name].data };
+    for (const { name, dtype, shape } of kept(this.manifest)) {
+      arrays[name] = { dtype, shape, data: this.#values[name].data };
+    }
     return writeSafetensors(arrays, { [OF_STEP]: this.manifest.files["train.onnx"] });
   }
 
@@ -147,17 +157,21 @@ export class TrainingSession {
       const { arrays, metadata } = readSafetensors(bytes);
       const other = "It is the state of another model.";
       if (OF_STEP in metadata && metadata[OF_STEP] !== this.manifest.files["train.onnx"]) {
-        throw new RunnerError("The file is the state of another training step: it was saved beside another train.onnx.");
+        throw new RunnerError("The file is the state of another training step: it was saved beside another graph.");
       }
       const entries = kept(this.manifest);
       const extra = Object.keys(arrays).find((name) => !entries.some((entry) => entry.name === name));
-      if (extra !== undefined) throw new RunnerError(`The file has an array "${extra}", which this model has not. ${other}`);
+      if (extra !== undefined) {
+        throw new RunnerError(`The file has an array "${extra}", which this model has not. ${other}`);
+      }
       const values = {};
       for (const { name, dtype, shape } of entries) {
         const array = arrays[name];
         if (!array) throw new RunnerError(`The file has no array "${name}". ${other}`);
         if (array.dtype !== dtype || `${array.shape}` !== `${shape}`) {
-          throw new RunnerError(`"${name}" is ${array.dtype} [${array.shape}] in the file; expected ${dtype} [${shape}]. ${other}`);
+          throw new RunnerError(
+            `"${name}" is ${array.dtype} [${array.shape}] in the file; expected ${dtype} [${shape}]. ${other}`,
+          );
         }
         if (dtype.startsWith("float") && !array.data.every(Number.isFinite)) {
           throw new RunnerError(`"${name}" has values in the file that are not finite.`);
@@ -189,20 +203,27 @@ export class TrainingSession {
     return result;
   }
 
-  /** The tensor for an input of a graph, from a tensor, an array, or an object with one of them under a name. */
-  #tensor(entry, given, name) {
-    const value = isArray(given) || given instanceof this.#ort.Tensor ? given : given?.[name];
+  /** The tensor for an input of a graph, from a tensor, an array, or an object with one of them under its name. */
+  #tensor(entry, given) {
+    const isValue = (one) => isArray(one) || one instanceof this.#ort.Tensor;
+    const alone = this.manifest.train.inputs.filter((one) => one.role === entry.role).length === 1;
+    const name = entry.of ?? entry.name;
+    const value = isValue(given) && alone ? given : given?.[name];
+    if (!isValue(value)) throw new RunnerError(`${entry.name}: expected an array, or an object with one as "${name}".`);
     if (value instanceof this.#ort.Tensor) return value;
-    if (!isArray(value)) throw new RunnerError(`${entry.name}: expected an array of numbers.`);
     const data = typed(value, entry.dtype);
     const unknown = entry.shape.filter((size) => typeof size === "string").length;
     const known = entry.shape.reduce((product, size) => (typeof size === "string" ? product : product * size), 1);
     const size = data.length / known;
-    if (unknown > 1) throw new RunnerError(`${entry.name}: the sizes of [${entry.shape}] do not follow from an array; give a tensor.`);
+    if (unknown > 1) throw new RunnerError(`${entry.name}: an array does not tell its shape; give an ort.Tensor.`);
     if (!Number.isInteger(size) || size < 1 || (unknown === 0 && size !== 1)) {
       throw new RunnerError(`${entry.name}: ${data.length} values do not fill the shape [${entry.shape}].`);
     }
-    return new this.#ort.Tensor(entry.dtype, data, entry.shape.map((one) => (typeof one === "string" ? size : one)));
+    return new this.#ort.Tensor(
+      entry.dtype,
+      data,
+      entry.shape.map((one) => (typeof one === "string" ? size : one)),
+    );
   }
 }
 
@@ -245,7 +266,7 @@ function readManifest(bytes) {
     throw new RunnerError(`${MANIFEST} is damaged: its lists of inputs, outputs or files are not whole.`);
   }
   for (const entry of sides.flat()) {
-    if (!(entry.dtype in ARRAYS)) throw new RunnerError(`${entry.name} is ${entry.dtype}, which this page can't compute with.`);
+    if (!(entry.dtype in DTYPES)) throw new RunnerError(`${entry.name} is ${entry.dtype}; this page can't compute it.`);
   }
   return held;
 }
@@ -254,12 +275,14 @@ function kept(manifest) {
   return manifest.train.inputs.filter((entry) => KEPT.includes(entry.role));
 }
 
-async function load(ort, name, files) {
+async function loadGraph(ort, name, content) {
   try {
-    return await ort.InferenceSession.create(files[name], { executionProviders: ["wasm"] });
+    return await ort.InferenceSession.create(content, { executionProviders: ["wasm"] });
   } catch (error) {
-    const why = `${error.message}`.includes("no available backend") ? "can't start in this browser" : `can't load ${name}`;
-    throw new RunnerError(`onnxruntime-web ${why}: ${error.message}`);
+    const starts = !`${error.message}`.includes("no available backend");
+    throw new RunnerError(
+      `onnxruntime-web can't ${starts ? `load ${name}` : "start in this browser"}: ${error.message}`,
+    );
   }
 }
 
@@ -270,15 +293,19 @@ async function sha256(bytes) {
 
 // Arrays and safetensors files
 
-const ARRAYS = {
-  float32: Float32Array, float64: Float64Array, bool: Uint8Array,
-  int8: Int8Array, int16: Int16Array, int32: Int32Array, int64: BigInt64Array,
-  uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, uint64: BigUint64Array,
-};
-const CODES = {
-  float32: "F32", float64: "F64", bool: "BOOL",
-  int8: "I8", int16: "I16", int32: "I32", int64: "I64",
-  uint8: "U8", uint16: "U16", uint32: "U32", uint64: "U64",
+// the code of each dtype in safetensors files, and its kind of array
+const DTYPES = {
+  float32: ["F32", Float32Array],
+  float64: ["F64", Float64Array],
+  bool: ["BOOL", Uint8Array],
+  int8: ["I8", Int8Array],
+  int16: ["I16", Int16Array],
+  int32: ["I32", Int32Array],
+  int64: ["I64", BigInt64Array],
+  uint8: ["U8", Uint8Array],
+  uint16: ["U16", Uint16Array],
+  uint32: ["U32", Uint32Array],
+  uint64: ["U64", BigUint64Array],
 };
 
 function isArray(value) {
@@ -286,7 +313,7 @@ function isArray(value) {
 }
 
 function typed(values, dtype) {
-  const kind = ARRAYS[dtype];
+  const [, kind] = DTYPES[dtype];
   if (values instanceof kind) return values;
   return dtype.endsWith("int64") ? kind.from(values, BigInt) : kind.from(values, Number);
 }
@@ -297,7 +324,7 @@ function typed(values, dtype) {
  * @throws {RunnerError} the bytes are no such file, or a damaged one.
  */
 export function readSafetensors(bytes) {
-  const names = Object.fromEntries(Object.entries(CODES).map(([dtype, code]) => [code, dtype]));
+  const names = Object.fromEntries(Object.entries(DTYPES).map(([dtype, [code]]) => [code, dtype]));
   let header, start;
   try {
     start = 8 + Number(new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength).getBigUint64(0, true));
@@ -313,11 +340,12 @@ export function readSafetensors(bytes) {
     if (!dtype) throw new RunnerError(`"${name}" is ${entry?.dtype}, which this page can't read.`);
     const [from, to] = entry.data_offsets ?? [];
     const count = entry.shape?.reduce((product, size) => product * size, 1);
+    const [, kind] = DTYPES[dtype];
     const part = bytes.slice(start + from, start + to); // a copy begins where typed arrays may begin
-    if (part.length !== to - from || part.length !== count * ARRAYS[dtype].BYTES_PER_ELEMENT) {
+    if (part.length !== to - from || part.length !== count * kind.BYTES_PER_ELEMENT) {
       throw new RunnerError(`The safetensors file is damaged: "${name}" is not as long as its shape says.`);
     }
-    arrays[name] = { dtype, shape: entry.shape, data: new ARRAYS[dtype](part.buffer) };
+    arrays[name] = { dtype, shape: entry.shape, data: new kind(part.buffer) };
   }
   return { arrays, metadata };
 }
@@ -329,7 +357,7 @@ export function writeSafetensors(arrays, metadata = {}) {
   const size = ([, array]) => array.data.BYTES_PER_ELEMENT;
   const sorted = Object.entries(arrays).sort((a, b) => size(b) - size(a)); // the widest first: each begins aligned
   for (const [name, { dtype, shape, data }] of sorted) {
-    header[name] = { dtype: CODES[dtype], shape, data_offsets: [end, (end += data.byteLength)] };
+    header[name] = { dtype: DTYPES[dtype][0], shape, data_offsets: [end, (end += data.byteLength)] };
   }
   const text = new TextEncoder().encode(JSON.stringify(header));
   const start = 8 + Math.ceil(text.length / 8) * 8;
