@@ -94,7 +94,7 @@ export class TrainingSession {
    *     inputs, an object that holds one for each name.
    * @param y the targets, likewise, by the names of the outputs.
    * @param options `learningRate`, of this step; `sampleWeight`, a number for each row, likewise; ones if left out.
-   * @throws {RunnerError} arrays that do not fit, or a loss or gradient that is not finite: nothing is kept.
+   * @throws {RunnerError} arrays that do not fit, or results that are not finite: nothing is kept.
    */
   step(x, y, { learningRate = this.learningRate, sampleWeight } = {}) {
     return this.#inTurn(async () => {
@@ -116,8 +116,8 @@ export class TrainingSession {
       const told = Number(results[loss].data[0]);
       if (!results[finite].data[0]) {
         throw new RunnerError(
-          `Step ${this.steps}: the loss is ${told}, and it or a gradient is not finite. Nothing of this step was ` +
-            "kept. Likely fix: reset, and a lower learning rate.",
+          `Step ${this.steps}: the loss is ${told}, and it, a gradient or a new value is not finite. Nothing of this ` +
+            "step was kept. Likely fix: reset, and a lower learning rate.",
         );
       }
       for (const entry of renewed) this.#values[entry.of] = results[entry.name];
