@@ -41,6 +41,7 @@ from lamella_onnx.validity import in_one_line
 
 __all__ = ["TrainingSession"]
 
+_MOST_STEPS = 2**30  # of an optimizer, whose count is an int32
 _OF_STEP = "lamella.training"  # in the metadata of a state file: the hash of the graph that it belongs to
 
 Array = np.ndarray[Any, Any]
@@ -102,6 +103,8 @@ class TrainingSession:
             self._model = made_of(reader.graph, "numpy", drawn=False)
             self._losses = tuple(None if one is None else reader.configured(one, Loss) for one in manifest.losses)
             self._optimizer: Optimizer = reader.configured(manifest.optimizer, Optimizer)
+            if len(self._losses) != len(self._model.output_names):
+                raise DataError(f"losses: expected one for each of {', '.join(self._model.output_names)}")
         reader.note_versions(self._where)
         self._hash = hashlib.sha256(files[TRAIN]).hexdigest()
         self._train = _loaded(f"{self._where}: {TRAIN}", files[TRAIN], count)
@@ -114,7 +117,8 @@ class TrainingSession:
         self._moving = [entry for entry in manifest.kept if entry.role not in ("seed", "step", "t")]
         self._front, self._back = (self._buffers() for _ in range(2))
         self._bindings: list[Any] = []
-        self._take(f"{self._where}: {STATE}", archive.opened(f"{self._where}: {STATE}", folder / STATE))
+        where = f"{self._where}: {STATE}"
+        self._take(where, archive.parsed(where, files[STATE]))
 
     # Training
 
@@ -302,8 +306,8 @@ class TrainingSession:
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise DataError(f"{where}: {name!r} has values that are not finite")
             values[name] = value
-        if int(values[T]) < 0:
-            raise DataError(f"{where}: {T!r} is {int(values[T])}; expected a number of steps")
+        if not 0 <= int(values[T]) < _MOST_STEPS:
+            raise DataError(f"{where}: {T!r} is {int(values[T])}; expected a number of steps below 2**30")
         for entry in self._moving:
             self._front[entry.name].update_inplace(np.array(values[entry.name], order="C"))
         self._seed, self._steps, self._t = np.array(values[SEED]), int(values[STEP]), int(values[T])
