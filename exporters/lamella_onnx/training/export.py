@@ -192,12 +192,13 @@ def _agreed(
         step, predict, told = _compared(task, drawing, values, rate, opset, stable=stable)
         if all(row.agrees for row in told):
             return step, predict, told
-    wrong = [row for row in told if not row.agrees]
+    wrong = sorted((row for row in told if not row.agrees), key=need, reverse=True)
     rows = "; ".join(
         f"{row.output!r} by {row.error:.3g} where {row.allowed:.3g} is allowed ({row.rule}), {row.data}"
         for row in wrong[:3]
     )
-    more = f"; and {len(wrong) - 3} more arrays" if len(wrong) > 3 else ""
+    others = [repr(row.output) for row in wrong[3:]]
+    more = f"; and {', '.join(others[:20])}{' and others' if len(others) > 20 else ''}" if others else ""
     raise ParityError(f"nothing is written: onnxruntime's step differs from the engine's: {rows}{more}")
 
 
@@ -262,7 +263,7 @@ class _Drawing:
         )
         refusal: LamellaError | None = None
         for inputs in candidates(task.model, None if given is None else given.inputs):
-            made, engine = cls(task, inputs, targets), Engine(task, "float64")
+            made, engine = cls(task, inputs, targets), Engine(task, task.model.dtype)
             try:
                 results = [engine.run(values, example)[0] for example in made.examples()]
             except LamellaError as error:  # what the engine refuses is nothing to compare on

@@ -26,6 +26,7 @@ from lamella.losses import Loss
 from lamella.model import made_of
 from lamella.optimizers import Optimizer
 from lamella.protocol.inputs import as_inputs, unwritable
+from lamella.protocol.spec import shape_in_words
 from lamella.training.data import Data, batches_of
 from lamella.training.fit import EVALUATE_ROWS, measure
 from lamella.training.meter import Meter
@@ -103,8 +104,9 @@ class TrainingSession:
             self._model = made_of(reader.graph, "numpy", drawn=False)
             self._losses = tuple(None if one is None else reader.configured(one, Loss) for one in manifest.losses)
             self._optimizer: Optimizer = reader.configured(manifest.optimizer, Optimizer)
-            if len(self._losses) != len(self._model.output_names):
-                raise DataError(f"losses: expected one for each of {', '.join(self._model.output_names)}")
+            trained = [n for n, one in zip(self._model.output_names, self._losses, strict=True) if one is not None]
+            if [entry.of for entry in manifest.train_inputs if entry.role == "target"] != trained:
+                raise DataError(f"losses: they are not those of the targets of {TRAIN}")
         reader.note_versions(self._where)
         self._hash = hashlib.sha256(files[TRAIN]).hexdigest()
         self._train = _loaded(f"{self._where}: {TRAIN}", files[TRAIN], count)
@@ -135,8 +137,22 @@ class TrainingSession:
         """
         rate = None if learning_rate is None else number(learning_rate, "learning_rate", minimum=0.0)
         batch = Data(self._model, x, y, self._losses, sample_weight).whole().batch
+        self._check_form(batch.targets)
         with self._lock:
             return self._step(batch, self.learning_rate if rate is None else rate)
+
+    def _check_form(self, targets: Any) -> None:
+        """Raise unless targets have the form of those that the graph was traced with: labels, or one-hot rows."""
+        given = dict(zip(self._model.output_names, targets, strict=True))
+        for entry in self._manifest.train_inputs:
+            if entry.role == "target":
+                y = given[entry.of]
+                if y.ndim != len(entry.shape) or y.dtype != entry.dtype:
+                    raise DataError(
+                        f"y of {entry.of!r}: the step was exported for targets of {entry.dtype} "
+                        f"{shape_in_words(entry.shape)}, got {y.dtype} {y.shape}. Likely fix: targets of that form, or "
+                        "export_training_step(..., samples=(x, y)) with such as these"
+                    )
 
     def _step(self, batch: Any, rate: float) -> float:
         names, dtype = self._model.output_names, self._model.dtype
