@@ -252,8 +252,8 @@ def _put(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
     elif not _exchanged(temporary, path):
         old = path.with_name(f"{_BEGIN}{secrets.token_hex(8)}{_END}")
-        os.rename(path, old)
         try:
+            os.rename(path, old)
             os.rename(temporary, path)
         except BaseException:
             if not path.exists():

@@ -98,6 +98,8 @@ class TrainingSession:
             manifest, files = read_folder(folder)
         except DataError as error:
             raise DataError(f"{where} {folder}: {in_one_line(error)}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{where}: {error}") from None
         self._where, self._manifest, self._lock = f"{where} {folder}", manifest, threading.Lock()
         with refusing(self._where, "what export_training_step writes"):
             reader = Reader(manifest.model, layers or {}, drawn=False)
@@ -146,7 +148,7 @@ class TrainingSession:
         given = dict(zip(self._model.output_names, targets, strict=True))
         for entry in self._manifest.train_inputs:
             if entry.role == "target":
-                y = given[entry.of]
+                y = given[str(entry.of)]
                 if y.ndim != len(entry.shape) or y.dtype != entry.dtype:
                     raise DataError(
                         f"y of {entry.of!r}: the step was exported for targets of {entry.dtype} "
