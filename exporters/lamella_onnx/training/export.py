@@ -124,7 +124,7 @@ def export_training_step(
     manifest = Manifest(
         train_inputs=step.inputs,
         train_outputs=step.outputs,
-        predict_inputs=_inputs(model, step),
+        predict_inputs=_inputs(predict, step),
         predict_outputs=tuple(entry for entry in step.outputs if entry.role == "prediction"),
         learning_rate=counters["rate"],
         model=described(model),
@@ -147,9 +147,10 @@ def export_training_step(
     return ParityReport(str(path), opset, proto.ir_version, versions(), tuple(found))
 
 
-def _inputs(model: Model, step: StepTrace) -> tuple[Entry, ...]:
-    """The inputs of the graph of inference."""
-    return tuple(entry for entry in step.inputs if entry.role in ("input", "parameter", "state"))
+def _inputs(predict: Trace, step: StepTrace) -> tuple[Entry, ...]:
+    """The inputs of the graph of inference, each of which the step has too."""
+    known = {entry.name: entry for entry in step.inputs}
+    return tuple(known[value.name] for value in predict.proto.graph.input)
 
 
 def _task(
