@@ -218,9 +218,9 @@ class TrainingSession:
         """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs."""
         arrays = as_inputs(self._model.input_names, self._model.input_specs, x)
         rows = len(arrays[0])
+        size = max(rows, 1) if batch_size is None else positive(batch_size, "batch_size")
         if not rows:
             return self._model.predict(x)
-        size = rows if batch_size is None else positive(batch_size, "batch_size")
         with self._lock:
             parts = [
                 self._infer(tuple(array[start : start + size] for array in arrays)) for start in range(0, rows, size)
