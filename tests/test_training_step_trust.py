@@ -267,7 +267,7 @@ REFUSED = {
     "optimizer reduces": (
         lambda: squared(optimizer=Rule("reduces")),
         lm.LayerError,
-        r"expected the parameter like .*\(4, 5",
+        r"expected the parameter as float32 \(4, 5",
     ),
     "optimizer widens": (
         lambda: squared(optimizer=Rule("widens")),
