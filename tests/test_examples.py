@@ -9,7 +9,7 @@ from wheels import ROOT, Environment
 
 import lamella as lm
 import lamella_onnx
-from lamella_layers import Activation, Dense, Flatten
+from lamella_layers import Activation, Dense, Dropout, Flatten
 
 EXAMPLES = ROOT / "examples"
 
@@ -48,3 +48,35 @@ def test_serve_needs_no_lamella(tmp_path):
     first, second = text.splitlines()
     assert first.startswith("5 rows in ")
     assert [int(row.split()[0]) for row in second.split(", ")] == model.predict(batch).argmax(axis=1).tolist()
+
+
+def test_training_needs_no_lamella(tmp_path):
+    layers = [Flatten(), Dense(8, activation="relu"), Dropout(0.1), Dense(4)]
+    model = lm.Sequential(layers, input_shape=(1, 3, 3), seed=1)
+    loss, optimizer = "softmax_cross_entropy", lm.optimizers.Adam(0.05)
+    lamella_onnx.export_training_step(model, tmp_path / "step", loss=loss, optimizer=optimizer)
+    x = np.random.default_rng(0).normal(size=(70, 1, 3, 3)).astype("float32")
+    y = x.reshape(70, 9)[:, :4].argmax(axis=1)
+    np.savez(tmp_path / "data.npz", **{"input_1": x, "dense_2.target": y})
+    environment = Environment(tmp_path, installed=tmp_path / "nothing")
+    with pytest.raises(AssertionError, match="No module named 'lamella'"):
+        environment.run("-c", "import lamella")
+    text = environment.run(str(EXAMPLES / "train_without_lamella.py"), "step", "data.npz", "trained")
+    told = [float(line.rpartition(" ")[2]) for line in text.splitlines()]
+    assert len(told) == 5
+    assert told[-1] < 0.7 * told[0]
+    session = lamella_onnx.TrainingSession(tmp_path / "step")
+    session.load_state(tmp_path / "trained")
+    assert session.steps == 15
+    generator = np.random.default_rng(0)
+    for line in told:  # the engine takes the same steps
+        losses, order = [], generator.permutation(70)
+        for start in range(0, 70, 32):
+            rows = order[start : start + 32]
+            losses += [model.train_on_batch(x[rows], y[rows], loss=loss, optimizer=optimizer)] * len(rows)
+        assert line == pytest.approx(np.mean(losses), abs=2e-4)
+    for name, array in session.parameters.items():
+        np.testing.assert_allclose(array, model.parameters[name], atol=1e-4)
+    trained = model.copy()
+    trained.load_weights(tmp_path / "trained")
+    assert trained.evaluate(x, y, loss=loss) == pytest.approx(session.evaluate(x, y))

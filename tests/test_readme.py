@@ -23,7 +23,7 @@ def test_it_runs_from_top_to_bottom(request, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     accuracy = float(re.search(r"'accuracy': ([\d.]+)", printed)[1])  # type: ignore[index]
     assert accuracy > 0.85
-    assert {path.name for path in tmp_path.iterdir()} == {"digits.lamella", "digits.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.lamella", "digits.onnx", "digits-step"}
     assert cli.main(["verify", "digits.onnx"]) == 0
 
     (report,) = [block for language, block in blocks(README) if language == "text"]

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["as_path", "digest", "proof_path", "read", "write"]
+__all__ = ["alone_in", "as_path", "digest", "proof_path", "read", "write"]
 
 LARGEST = 2**31 - 1  # bytes; protobuf takes no more
 PATIENCE = 10.0  # seconds to wait for others who write to a folder
@@ -82,7 +82,7 @@ def write(path: Path, content: bytes, proof: bytes | None) -> None:
     """
     path = Path(os.path.realpath(path))
     beside = None if proof is None else proof_path(path, digest(proof))
-    with _alone_in(path.parent):
+    with alone_in(path.parent):
         known = beside is not None and beside.exists()
         try:
             if beside is not None and proof is not None:
@@ -105,14 +105,17 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, where the system has such locks; it leaves nothing behind."""
-    handle = None
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Hold a lock on a folder, where the system has such locks, and tell whether it is held.
+
+    It leaves nothing behind.
+    """
+    handle, held = None, False
     try:
         with contextlib.suppress(OSError):  # no such folder, which writing tells, or no locks on this file system
             handle = os.open(folder, os.O_RDONLY)
-            _lock(handle)
-        yield
+            held = _lock(handle)
+        yield held
     finally:
         if handle is not None:
             with contextlib.suppress(OSError):
@@ -120,17 +123,18 @@ def _alone_in(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock(handle: int) -> None:
-    """Wait for a lock, but not for ever: who holds it may have been stopped."""
+def _lock(handle: int) -> bool:
+    """Wait for a lock, but not for ever: who holds it may have been stopped. Tell whether it was given."""
     deadline = time.monotonic() + PATIENCE
     while fcntl is not None:
         try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             if time.monotonic() > deadline:
-                return None
+                return False
             time.sleep(0.01)
-    return None
+    return False
 
 
 def _unlock(handle: int) -> None:

@@ -22,6 +22,7 @@ from onnx import helper
 from lamella import ArgumentError, DataError, Layer, Model
 from lamella.arguments import flag, number
 from lamella.backends.namespace import DTYPE_NAMES
+from lamella.errors import shown
 from lamella_onnx.external import external_arrays, fetch
 from lamella_onnx.files import as_path, digest, proof_path, read
 from lamella_onnx.isolation import outputs
@@ -53,7 +54,7 @@ def need_model(model: Any, where: str) -> None:
     """Raise unless this is a model."""
     if not isinstance(model, Model):
         fix = "; put it into lamella.Sequential([...], input_shape=...)" if isinstance(model, Layer) else ""
-        raise ArgumentError(f"{where}: model: expected a lamella.Model, got {model!r}{fix}")
+        raise ArgumentError(f"{where}: model: expected a lamella.Model, got {shown(model)}{fix}")
 
 
 def make_proof(

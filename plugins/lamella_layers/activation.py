@@ -192,19 +192,19 @@ def _normal(xp: Any, x: Any) -> Any:
     return 0.5 + 0.5 * erf(xp, x * math.sqrt(0.5))
 
 
-def _native(primitive: Primitive, operator: str, *, since: int = 1, **attributes: Any) -> None:
-    """One ONNX operator; the formula in older opsets and in float64, for which onnxruntime has none."""
+def _native(primitive: Primitive, operator: str, *, since: int = 1, is_stable: bool = True, **attributes: Any) -> None:
+    """One ONNX operator; the formula in older opsets, in float64, for which onnxruntime has none, and for accuracy."""
 
     @primitive.kernel("onnx")
     def _(xp: Any, x: Any) -> Any:
-        if xp.opset < since or x.dtype != xp.float32:
+        if xp.opset < since or x.dtype != xp.float32 or (xp.stable and not is_stable):
             return primitive.reference(xp, x)
         return xp.node(operator, x, shape=x.shape, dtype=x.dtype, **attributes)
 
 
 _native(leaky_relu, "LeakyRelu", alpha=_SLOPE)
-_native(elu, "Elu", alpha=1.0)
-_native(selu, "Selu", alpha=_ALPHA, gamma=_SCALE)
+_native(elu, "Elu", is_stable=False, alpha=1.0)  # exp(x) - 1, of which little is left near 0
+_native(selu, "Selu", is_stable=False, alpha=_ALPHA, gamma=_SCALE)
 _native(gelu, "Gelu", since=20, approximate="none")
 
 

@@ -359,22 +359,29 @@ def opened(where: str, path: str | os.PathLike[str]) -> File:
     Raises:
         DataError: it is none.
     """
-    from safetensors import SafetensorError
-
     given = os.fsdecode(path)
     with open(given, "rb", opener=_without_waiting) as plain:  # says in Python's own words what is not there
         mode = os.fstat(plain.fileno()).st_mode
         if not stat.S_ISREG(mode):
             raise DataError(f"{where}: expected a file, got {kind_of(mode)}")
         content = plain.read()
+    onnx = given.lower().endswith(".onnx")
+    fix = "; an ONNX file runs in onnxruntime, and load reads what model.save wrote"
+    return parsed(where, content, fix if onnx else "")
+
+
+def parsed(where: str, content: bytes, fix: str = "") -> File:
+    """Take what stands in a file of safetensors format; ``fix`` ends the error.
+
+    Raises:
+        DataError: it is none.
+    """
+    from safetensors import SafetensorError
+
     try:
         return File(content)
     except (SafetensorError, ValueError) as error:
-        fix = "; an ONNX file runs in onnxruntime, and load reads what model.save wrote"
-        onnx = given.lower().endswith(".onnx")
-        raise DataError(
-            f"{where}: this is no lamella model, or it is damaged ({error}){fix if onnx else ''}"
-        ) from error
+        raise DataError(f"{where}: this is no lamella model, or it is damaged ({error}){fix}") from error
 
 
 class File:

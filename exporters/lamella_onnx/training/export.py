@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as to_bytes
 
-from lamella import ArgumentError, ArraySpec, DataError, LamellaError, Model
+from lamella import ArgumentError, ArraySpec, DataError, LamellaError, Model, NonFiniteError
 from lamella.errors import shown
 from lamella.files import archive
 from lamella.files.structure import Writer, described
@@ -25,11 +25,11 @@ from lamella_onnx.exporter import LARGEST
 from lamella_onnx.files import as_path
 from lamella_onnx.finite import need_finite_values
 from lamella_onnx.models import Trace, trace_model
-from lamella_onnx.parity import Agreement, ParityReport, examine, predicted, versions
+from lamella_onnx.parity import Agreement, ParityReport, agreements, predicted, versions
 from lamella_onnx.probes import Probes, Range, candidates
 from lamella_onnx.proof import SEED as DRAWN_FROM
 from lamella_onnx.proof import need_model
-from lamella_onnx.runtime import ParityError, resolve, session
+from lamella_onnx.runtime import ParityError, resolve, run, session
 from lamella_onnx.training.manifest import (
     PREDICT,
     STATE,
@@ -39,7 +39,7 @@ from lamella_onnx.training.manifest import (
     need_free,
     write_folder,
 )
-from lamella_onnx.training.proof import Engine, Example, Task, prove
+from lamella_onnx.training.proof import Engine, Example, Task, grouped, need, prove
 from lamella_onnx.training.trace import SEED, STEP, StepTrace, T, axes_of, trace_training
 from lamella_onnx.validity import not_valid
 
@@ -93,8 +93,10 @@ def export_training_step(
     Raises:
         ParityError: onnxruntime refuses the graph, or takes another step; names the arrays. Nothing is written.
         TraceError: a layer, loss or optimizer does something that can't be written down.
-        ArgumentError: an argument of the wrong kind, a class that has no registered name, or nothing to train.
-        DataError: the path holds something else, or samples do not fit the model or the loss.
+        LayerError: a layer without a backward pass, or an optimizer that gives arrays of another shape.
+        ArgumentError: an argument of the wrong kind, or nothing to train.
+        DataError: the path holds something else, samples do not fit the model or the loss, or a class has no registered
+            name, by which `TrainingSession` could find it.
         NonFiniteError: a parameter is NaN or infinite.
 
     >>> import lamella as lm
@@ -109,17 +111,20 @@ def export_training_step(
     need_free(path)
     opset = resolve(opset, target)
     task = _task(model, loss, optimizer, clip_value, clip_norm, penalties, constraints)
-    archive.check(model.config(), task.optimizer, *filter(None, task.losses))
+    try:
+        archive.check(model.config(), task.optimizer, *filter(None, task.losses))
+    except DataError as error:
+        raise DataError(f"{WHERE}: {str(error).removeprefix('save: ')}") from None
     need_finite_values(model)
     if (size := sum(array.nbytes for array in (*model.parameters.values(), *model.state.values()))) > LARGEST // 2:
         raise ArgumentError(f"{WHERE}: the model's arrays take {size:,} bytes; expected less than 1 GiB")
     values, counters = _values(task)
     drawing = _Drawing.of(task, samples, values)
-    step, predict, agreements = _agreed(task, drawing, values, counters["rate"], opset)
+    step, predict, found = _agreed(task, drawing, values, counters["rate"], opset)
     manifest = Manifest(
         train_inputs=step.inputs,
         train_outputs=step.outputs,
-        predict_inputs=_inputs(model, step),
+        predict_inputs=_inputs(predict, step),
         predict_outputs=tuple(entry for entry in step.outputs if entry.role == "prediction"),
         learning_rate=counters["rate"],
         model=described(model),
@@ -130,7 +135,7 @@ def export_training_step(
         missed=dict(task.missed),
         opset=opset,
         versions=versions(),
-        report={"agreements": [dataclasses.asdict(row) for row in agreements]},
+        report={"agreements": [dataclasses.asdict(row) for row in found]},
     )
     proto = step.proto()
     files = {
@@ -139,12 +144,13 @@ def export_training_step(
         STATE: to_bytes({entry.name: values[entry.name] for entry in manifest.kept}),
     }
     write_folder(path, manifest, files)
-    return ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
+    return ParityReport(str(path), opset, proto.ir_version, versions(), tuple(found))
 
 
-def _inputs(model: Model, step: StepTrace) -> tuple[Entry, ...]:
-    """The inputs of the graph of inference."""
-    return tuple(entry for entry in step.inputs if entry.role in ("input", "parameter", "state"))
+def _inputs(predict: Trace, step: StepTrace) -> tuple[Entry, ...]:
+    """The inputs of the graph of inference, each of which the step has too."""
+    known = {entry.name: entry for entry in step.inputs}
+    return tuple(known[value.name] for value in predict.proto.graph.input)
 
 
 def _task(
@@ -187,12 +193,13 @@ def _agreed(
         step, predict, told = _compared(task, drawing, values, rate, opset, stable=stable)
         if all(row.agrees for row in told):
             return step, predict, told
-    wrong = [row for row in told if not row.agrees]
+    wrong = sorted((row for row in told if not row.agrees), key=need, reverse=True)
     rows = "; ".join(
         f"{row.output!r} by {row.error:.3g} where {row.allowed:.3g} is allowed ({row.rule}), {row.data}"
         for row in wrong[:3]
     )
-    more = f"; and {len(wrong) - 3} more arrays" if len(wrong) > 3 else ""
+    others = [repr(row.output) for row in wrong[3:]]
+    more = f"; and {', '.join(others[:20])}{' and others' if len(others) > 20 else ''}" if others else ""
     raise ParityError(f"nothing is written: onnxruntime's step differs from the engine's: {rows}{more}")
 
 
@@ -215,20 +222,20 @@ def _compared(
         raise ParityError(f"nothing is written: the graph of inference is not valid ONNX: {what}")
     pair = [session(one.proto().SerializeToString()) for one in (step, inspected)]
     found, _ = prove(task, inspected, pair, values, rate, drawing.examples(), drawing.others())
-    return step, predict, found + _predictions(task, drawing, predict, [values[name] for name in kept])
+    if all(row.agrees for row in found):
+        found = grouped(found, inspected)
+    return step, predict, found + _predictions(task.model, drawing, predict, values)
 
 
-def _predictions(task: Task, drawing: _Drawing, predict: Trace, arrays: list[Array]) -> list[Agreement]:
-    """How onnxruntime agrees in inference, for the worst of the random batches."""
-    model, exact = task.model.copy(backend="numpy"), task.model.copy(dtype="float64", backend="numpy")
+def _predictions(model: Model, drawing: _Drawing, predict: Trace, values: Mapping[str, Array]) -> list[Agreement]:
+    """How each output agrees in inference, on the random batch where it needs most."""
+    twins = model.copy(backend="numpy"), model.copy(dtype="float64", backend="numpy")
     batches = {f"inference, {name}": inputs for name, inputs in drawing.inputs.batches(DRAWN_FROM).items()}
-    evidence = predicted(model, exact, batches)
-    evidence = [batch._replace(inputs=(*batch.inputs, *arrays)) for batch in evidence]
-    rows = examine(session(predict.proto.SerializeToString()), evidence, model.output_names)
-    worst: dict[str, Agreement] = {}
-    for row in sorted(rows, key=lambda row: row.error / row.allowed if row.allowed else np.inf * (row.error > 0)):
-        worst[row.output] = row
-    return list(worst.values())
+    loaded, rows = session(predict.proto.SerializeToString()), []
+    for batch in predicted(*twins, batches):
+        feeds = {**values, **dict(zip(model.input_names, batch.inputs, strict=True))}
+        rows += agreements(batch, run(loaded, feeds), model.output_names)
+    return [max((row for row in rows if row.output == name), key=need) for name in model.output_names]
 
 
 # What steps are tried on
@@ -257,13 +264,15 @@ class _Drawing:
         )
         refusal: LamellaError | None = None
         for inputs in candidates(task.model, None if given is None else given.inputs):
-            made, engine = cls(task, inputs, targets), Engine(task, "float64")
+            made, engine = cls(task, inputs, targets), Engine(task, task.model.dtype)
             try:
-                for example in made.examples():
-                    engine.run(values, example)
-                return made
+                results = [engine.run(values, example)[0] for example in made.examples()]
             except LamellaError as error:  # what the engine refuses is nothing to compare on
                 refusal = refusal or error
+                continue
+            if any(all(np.isfinite(array).all() for array in found.values()) for found in results):
+                return made
+            refusal = refusal or NonFiniteError("losses, gradients or predictions are finite on none of them")
         raise ParityError(
             f"nothing is written: the engine itself refuses all random batches. Likely fix: {WHERE}(..., samples=(x, "
             f"y)) with data that model.fit takes, or low and high in lamella.Input. What it said first: {refusal}"
@@ -307,6 +316,14 @@ def _checked(task: Task, samples: Any) -> Example:
     if not isinstance(samples, tuple | list) or len(samples) not in (2, 3):
         raise ArgumentError(f"{WHERE}: samples: expected (x, y) or (x, y, sample_weight), got {shown(samples)}")
     data = Data(task.model, samples[0], samples[1], task.losses, *samples[2:])
+    for what, array in zip(
+        (*task.model.input_names, *task.model.output_names), (*data.inputs, *data.prepared), strict=True
+    ):
+        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DataError(
+                f"{WHERE}: samples: of {what!r} some are NaN or infinite, and random batches are drawn from the range "
+                "of all; leave these rows out"
+            )
     return Example(data.inputs, data.targets, ())
 
 

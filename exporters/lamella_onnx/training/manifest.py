@@ -6,6 +6,7 @@ every input and output of both graphs with its role, shape and dtype: see `Entry
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,7 @@ from typing import Any
 from lamella import DataError
 from lamella.backends.namespace import DTYPE_NAMES
 from lamella.errors import shown
-from lamella_onnx.files import read
+from lamella_onnx.files import alone_in, read
 
 __all__ = ["MANIFEST", "PREDICT", "STATE", "TRAIN", "Entry", "Manifest", "read_folder", "write_folder"]
 
@@ -31,6 +32,7 @@ _INPUTS = (
 )
 _OUTPUTS = ("loss", "penalty", "finite", "prediction", "new", "gradient", "drawn")
 KEPT = ("seed", "step", "t", "parameter", "slot", "state")  # roles of what stands in a state file
+_BEGIN, _END = ".lamella-", ".part"  # of the name of a folder that is being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,8 @@ class Manifest:
             graph: {side: [_plain(entry) for entry in plain.pop(f"{graph}_{side}")] for side in ("inputs", "outputs")}
             for graph in ("train", "predict")
         }
-        return json.dumps({"format": _FORMAT, "version": _VERSION, **graphs, **plain}, indent=1, allow_nan=False)
+        held = {"format": _FORMAT, "version": _VERSION, **graphs, **plain}
+        return json.dumps({**held, "checksum": _checksum(held)}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
@@ -121,13 +124,15 @@ class Manifest:
             raise DataError(f"{MANIFEST} is no JSON: {error}") from None
         if not isinstance(held, dict) or held.get("format") != _FORMAT:
             raise DataError(f"{MANIFEST}: expected the manifest of a training step, format {_FORMAT!r}")
-        version = held.pop("version", None)
+        version = held.get("version")
         if version != _VERSION or type(version) is not int:
             newer = isinstance(version, int) and version > _VERSION
             fix = "; a newer lamella wrote it: pip install --upgrade lamella" if newer else ""
             raise DataError(f"{MANIFEST}: version {shown(version)}; this version of lamella reads version 1{fix}")
         try:
-            del held["format"]
+            if held.pop("checksum", None) != _checksum(held):
+                raise DataError("the file is damaged: its checksum is not that of what it says. Take another copy")
+            del held["format"], held["version"]
             graphs: dict[str, Any] = {
                 f"{graph}_{side}": tuple(_entry(one, roles) for one in held[graph][side])
                 for graph in ("train", "predict")
@@ -142,6 +147,11 @@ class Manifest:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataError(f"{MANIFEST} is damaged: {type(error).__name__}: {error}") from None
         return made
+
+
+def _checksum(held: Mapping[str, Any]) -> str:
+    """The sha256 of what a manifest says, however it is laid out."""
+    return hashlib.sha256(json.dumps(held, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -181,6 +191,8 @@ def _check(made: Manifest) -> None:
     for name, kind in (kinds | mappings).items():
         if not isinstance(getattr(made, name), kind) or isinstance(getattr(made, name), bool):
             raise DataError(f"{name}: got {shown(getattr(made, name))}")
+    if not all(type(count) is int for count in made.missed.values()):
+        raise DataError(f"missed: expected numbers of steps, got {shown(made.missed)}")
     for name in (TRAIN, PREDICT, STATE):
         if not isinstance(made.files.get(name), str):
             raise DataError(f"files: no hash of {name}")
@@ -192,26 +204,31 @@ def _check(made: Manifest) -> None:
 def write_folder(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
     """Write a folder whole or not at all; one that holds a training step is replaced.
 
+    Who writes to the folder's own folder meanwhile waits. What killed processes left there goes.
+
     Raises:
         DataError: something else stands there.
         OSError: it can't be written.
     """
     path = Path(os.path.realpath(path))
-    need_free(path)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     text = dataclasses.replace(manifest, files=hashes).to_json().encode()
-    temporary = path.with_name(f".lamella-{secrets.token_hex(8)}.part")
-    temporary.mkdir()
-    try:
-        for name, content in {**files, MANIFEST: text}.items():
-            with open(temporary / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _put(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with alone_in(path.parent) as alone:
+        need_free(path)
+        for left in path.parent.glob(f"{_BEGIN}*{_END}") if alone else ():
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+        temporary = path.with_name(f"{_BEGIN}{secrets.token_hex(8)}{_END}")
+        temporary.mkdir()
+        try:
+            for name, content in {**files, MANIFEST: text}.items():
+                with open(temporary / name, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            _put(temporary, path)
+        finally:  # what stands there now is what was replaced, or what was not finished
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def need_free(path: Path) -> None:
@@ -230,19 +247,29 @@ def _holds_step(path: Path) -> bool:
 
 
 def _put(temporary: Path, path: Path) -> None:
-    """Let a folder take the place of another."""
+    """Let a folder take the place of another, in one moment where the system can, else in two."""
     if not path.exists():
         os.rename(temporary, path)
-        return
-    old = temporary.with_name(f"{temporary.name}.old")
-    os.rename(path, old)
+    elif not _exchanged(temporary, path):
+        old = path.with_name(f"{_BEGIN}{secrets.token_hex(8)}{_END}")
+        try:
+            os.rename(path, old)
+            os.rename(temporary, path)
+        except BaseException:
+            if not path.exists():
+                os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two folders change places in one moment; tell whether the system can do that, as Linux can."""
     try:
-        os.rename(temporary, path)
-    except BaseException:
-        if not path.exists():
-            os.rename(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        exchange = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return bool(exchange(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
 
 
 def read_folder(path: Path) -> tuple[Manifest, dict[str, bytes]]:
@@ -256,8 +283,12 @@ def read_folder(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         raise FileNotFoundError(f"there is no folder {path}")
     if not path.is_dir():
         raise DataError("expected the folder that export_training_step writes, this is a file")
-    manifest = Manifest.from_json(_content(path, MANIFEST))
-    files = {name: _content(path, name) for name in (TRAIN, PREDICT, STATE)}
+    while True:
+        text = _content(path, MANIFEST)
+        manifest = Manifest.from_json(text)
+        files = {name: _content(path, name) for name in (TRAIN, PREDICT, STATE)}
+        if _content(path, MANIFEST) == text:  # else an export replaced the folder meanwhile
+            break
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != manifest.files[name]:
             raise DataError(f"{name} is damaged, or of another training step: it has not the hash that {MANIFEST} says")

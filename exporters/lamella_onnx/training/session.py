@@ -26,6 +26,7 @@ from lamella.losses import Loss
 from lamella.model import made_of
 from lamella.optimizers import Optimizer
 from lamella.protocol.inputs import as_inputs, unwritable
+from lamella.protocol.spec import shape_in_words
 from lamella.training.data import Data, batches_of
 from lamella.training.fit import EVALUATE_ROWS, measure
 from lamella.training.meter import Meter
@@ -41,6 +42,7 @@ from lamella_onnx.validity import in_one_line
 
 __all__ = ["TrainingSession"]
 
+_MOST_STEPS = 2**30  # of an optimizer, whose count is an int32
 _OF_STEP = "lamella.training"  # in the metadata of a state file: the hash of the graph that it belongs to
 
 Array = np.ndarray[Any, Any]
@@ -96,12 +98,17 @@ class TrainingSession:
             manifest, files = read_folder(folder)
         except DataError as error:
             raise DataError(f"{where} {folder}: {in_one_line(error)}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{where}: {error}") from None
         self._where, self._manifest, self._lock = f"{where} {folder}", manifest, threading.Lock()
         with refusing(self._where, "what export_training_step writes"):
             reader = Reader(manifest.model, layers or {}, drawn=False)
             self._model = made_of(reader.graph, "numpy", drawn=False)
             self._losses = tuple(None if one is None else reader.configured(one, Loss) for one in manifest.losses)
             self._optimizer: Optimizer = reader.configured(manifest.optimizer, Optimizer)
+            trained = [n for n, one in zip(self._model.output_names, self._losses, strict=True) if one is not None]
+            if [entry.of for entry in manifest.train_inputs if entry.role == "target"] != trained:
+                raise DataError(f"losses: they are not those of the targets of {TRAIN}")
         reader.note_versions(self._where)
         self._hash = hashlib.sha256(files[TRAIN]).hexdigest()
         self._train = _loaded(f"{self._where}: {TRAIN}", files[TRAIN], count)
@@ -114,7 +121,8 @@ class TrainingSession:
         self._moving = [entry for entry in manifest.kept if entry.role not in ("seed", "step", "t")]
         self._front, self._back = (self._buffers() for _ in range(2))
         self._bindings: list[Any] = []
-        self._take(f"{self._where}: {STATE}", archive.opened(f"{self._where}: {STATE}", folder / STATE))
+        where = f"{self._where}: {STATE}"
+        self._take(where, archive.parsed(where, files[STATE]))
 
     # Training
 
@@ -131,8 +139,22 @@ class TrainingSession:
         """
         rate = None if learning_rate is None else number(learning_rate, "learning_rate", minimum=0.0)
         batch = Data(self._model, x, y, self._losses, sample_weight).whole().batch
+        self._check_form(batch.targets)
         with self._lock:
             return self._step(batch, self.learning_rate if rate is None else rate)
+
+    def _check_form(self, targets: Any) -> None:
+        """Raise unless targets have the form of those that the graph was traced with: labels, or one-hot rows."""
+        given = dict(zip(self._model.output_names, targets, strict=True))
+        for entry in self._manifest.train_inputs:
+            if entry.role == "target":
+                y = given[str(entry.of)]
+                if y.ndim != len(entry.shape) or y.dtype != entry.dtype:
+                    raise DataError(
+                        f"y of {entry.of!r}: the step was exported for targets of {entry.dtype} "
+                        f"{shape_in_words(entry.shape)}, got {y.dtype} {y.shape}. Likely fix: targets of that form, or "
+                        "export_training_step(..., samples=(x, y)) with such as these"
+                    )
 
     def _step(self, batch: Any, rate: float) -> float:
         names, dtype = self._model.output_names, self._model.dtype
@@ -196,9 +218,9 @@ class TrainingSession:
         """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs."""
         arrays = as_inputs(self._model.input_names, self._model.input_specs, x)
         rows = len(arrays[0])
+        size = max(rows, 1) if batch_size is None else positive(batch_size, "batch_size")
         if not rows:
             return self._model.predict(x)
-        size = rows if batch_size is None else positive(batch_size, "batch_size")
         with self._lock:
             parts = [
                 self._infer(tuple(array[start : start + size] for array in arrays)) for start in range(0, rows, size)
@@ -302,8 +324,8 @@ class TrainingSession:
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise DataError(f"{where}: {name!r} has values that are not finite")
             values[name] = value
-        if int(values[T]) < 0:
-            raise DataError(f"{where}: {T!r} is {int(values[T])}; expected a number of steps")
+        if not 0 <= int(values[T]) < _MOST_STEPS:
+            raise DataError(f"{where}: {T!r} is {int(values[T])}; expected a number of steps below 2**30")
         for entry in self._moving:
             self._front[entry.name].update_inplace(np.array(values[entry.name], order="C"))
         self._seed, self._steps, self._t = np.array(values[SEED]), int(values[STEP]), int(values[T])

@@ -7,14 +7,16 @@ slots, the state of layers, and two counters. What it does not change, such as t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
 
 from lamella.engine.passes import Batch, Pass
 from lamella.engine.rounds import run_alone
+from lamella.errors import LayerError
 from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.network import Network
@@ -84,6 +86,10 @@ def trace_training(
         inspected: also give gradients, as ``<parameter>.gradient``, and what layers drew, as ``training.drawn.<k>``.
         as_stored: all arrays are inputs, of frozen layers too, and arrays come and go with their axes in the order that
             they have in memory.
+
+    Raises:
+        TraceError: a layer, the loss, a rule or the optimizer does something that can't be written down; says which.
+        LayerError: one of them gives arrays of another shape or dtype.
     """
     graph = new_graph(opset, stable=stable)
     entries: list[Entry] = []
@@ -131,12 +137,13 @@ def trace_training(
 
     xp, watcher = graph.xp, Naming(graph, model)
     one = Pass(plan, TracerBackend(graph), rows, arrays, recording=True, watcher=watcher)
-    with watcher.errors():
+    with _in_loss(), watcher.errors():
         shares = [None if own is None else _shares(xp, own) for own in weights]
         batch = Batch(tuple(inputs), tuple(of_targets), tuple(shares))
         result = run_alone(one.step(batch, losses, (seed[0], seed[1], step)), whole_batch)
     gradients = {name: result.gradients[name] for name in learned}
-    shaped = rules.shaped(xp, arrays, gradients)
+    with _saying("penalties, clipping"):
+        shaped = rules.shaped(xp, arrays, gradients)
     outputs: dict[str, tuple[Entry, Traced]] = {}
 
     def gives(name: str, role: str, value: Any, of: str | None = None) -> None:
@@ -149,8 +156,10 @@ def trace_training(
     total: Any = 0.0
     for k in wanted:
         total = total + result.losses[k]
-    penalty = rules.penalty_of(xp, arrays)
-    gives(LOSS, "loss", total if penalty is None else total + penalty)
+    with _saying("penalties"):
+        penalty = rules.penalty_of(xp, arrays)
+    whole = total if penalty is None else total + penalty
+    gives(LOSS, "loss", whole)
     for k in wanted:
         gives(f"{names[k]}.loss", "loss", result.losses[k], names[k])
     if penalty is not None:
@@ -161,18 +170,19 @@ def trace_training(
     for name in learned:
         own_t = t + 1 - (missed or {}).get(name, 0)
         own = raw[name], stored.kept(name, shaped[name]), dict(slots[name])
-        moved = optimizer.update(xp, *own, rate, own_t)
+        with _saying(f"{optimizer!r}.update"):
+            moved = optimizer.update(xp, *own, rate, own_t)
         new[name], after = checked_update(optimizer, raw[name], slots[name], moved)
         new |= {f"{name}.{slot}": array for slot, array in after.items()}
-    for name, array in rules.bounded(
-        xp, {name: stored.seen(name, new[name]) for name in rules.bounds(learned)}
-    ).items():
+    with _saying("constraints"):
+        bounded = rules.bounded(xp, {name: stored.seen(name, new[name]) for name in rules.bounds(learned)})
+    for name, array in bounded.items():
         new[name] = stored.kept(name, array)
     for name in moving_state(model):
         new[name] = stored.kept(name, result.updates[name]) if name in result.updates else raw[name]
     changed = [new[name] for name in (*learned, *moving_state(model))]
     raw_gradients = list(gradients.values()) if rules.clips else []  # which are not seen in new parameters then
-    gives(FINITE, "finite", _are_finite(xp, [total, *raw_gradients, *changed]))
+    gives(FINITE, "finite", _are_finite(xp, [whole, *raw_gradients, *changed]))
     new[STEP] = xp.astype(xp.astype(step, xp.int64) + 1, xp.uint32)
     new[T] = t + 1
     for entry in entries:
@@ -187,6 +197,28 @@ def trace_training(
     if not inspected:
         fold_updates(graph, map(graph.name_of, results.values()))
     return StepTrace(graph, tuple(entries), tuple(entry for entry, _ in outputs.values()), results)
+
+
+@contextlib.contextmanager
+def _saying(who: str) -> Iterator[None]:
+    """Say whose code can't be traced."""
+    try:
+        yield
+    except TraceError as error:
+        raise TraceError(f"{who}: {error}") from error
+    except Exception as error:  # code of plugins, on arrays without values
+        raise TraceError(f"{who} can't be traced: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _in_loss() -> Iterator[None]:
+    """Tell a loss that can't be traced, of which the engine only says that it failed, from one that is wrong."""
+    try:
+        yield
+    except LayerError as error:
+        if isinstance(error.__cause__, TraceError):
+            raise TraceError(str(error).replace("TraceError: ", "", 1)) from error
+        raise
 
 
 def moving_state(model: Network) -> list[str]:
