@@ -11,9 +11,12 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
+
 import lamella as lm
 from lamella_layers.pooling.large_windows import cut, end_to_end, joined, steps
 from lamella_layers.pooling.window_pooling import WindowPooling
+from lamella_layers.reshaping import upsample
 from lamella_layers.windows import Windows, fold, unfold
 
 __all__ = ["AveragePooling1D", "AveragePooling2D", "average_pool", "average_pool_dx"]
@@ -115,11 +118,48 @@ def average_pool_dx(xp: Any, dy: Any, windows: Windows) -> Any:
     for step in reversed(steps(windows)):
         axis = end_to_end(step)
         if axis is None:
-            share = fold(xp, [share] * math.prod(step.size), step)
+            share = spread_evenly(xp, share, step)
         else:
             shape = (*share.shape[: axis + 1], step.size[axis - 2], *share.shape[axis + 1 :])
             share = joined(xp, xp.broadcast_to(xp.expand_dims(share, axis=axis + 1), shape), axis, step)
     return share
+
+
+@lm.primitive
+def spread_evenly(xp: Any, share: Any, windows: Windows) -> Any:
+    """Add the share of each window to all of its cells: (N, C, h, w) -> (N, C, H, W)."""
+    return fold(xp, [share] * math.prod(windows.size), windows)
+
+
+@spread_evenly.kernel("onnx")
+def _(xp: Any, share: Any, windows: Windows) -> Any:
+    """Resize where windows tile; else the sum of the windows that see a pixel, which AveragePool gives.
+
+    Strides are zeros between what ``share`` holds.
+    """
+    if share.dtype != xp.float32 or len(windows.image) == 1:  # Resize is of images
+        return spread_evenly.reference(xp, share, windows)
+    enlarged = upsample(xp, share, windows.strides, "nearest")
+    if windows.tiles:
+        return enlarged
+    if set(windows.strides) != {1}:
+        lattice = np.zeros(enlarged.shape[2:], "float32")
+        lattice[tuple(slice(None, None, stride) for stride in windows.strides)] = 1.0
+        enlarged = enlarged * xp.constant(lattice)
+    before = [extent - 1 - pads[0] for extent, pads in zip(windows.extent, windows.pads, strict=True)]
+    after = [n + k - 1 - m - b for n, k, m, b in zip(windows.image, windows.size, enlarged.shape[2:], before, strict=True)]
+    seen = enlarged[:, :, *(slice(m + min(0, more)) for m, more in zip(enlarged.shape[2:], after, strict=True))]
+    # each pixel's own windows, as many as a window has cells, most of them padding at a border
+    mean = xp.node(
+        "AveragePool",
+        seen,
+        shape=(*share.shape[:2], *windows.image),
+        dtype=share.dtype,
+        kernel_shape=list(windows.size),
+        pads=[*before, *(max(0, more) for more in after)],
+        count_include_pad=1,
+    )
+    return mean * float(math.prod(windows.size))
 
 
 def _counts(xp: Any, windows: Windows, dtype: Any) -> Any:
