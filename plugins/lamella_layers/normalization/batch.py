@@ -145,10 +145,12 @@ def _(xp: Any, x: Any, gamma: Any, beta: Any, *, epsilon: float) -> tuple[Any, A
     if x.dtype != xp.float32 or xp.stable:  # it subtracts the mean once it is multiplied
         return None, None, None
     rows = _rows(xp, x)
-    unused = xp.zeros_like(gamma)  # running statistics, of which momentum 0 keeps nothing
+    # Momentum 0 keeps nothing of the running statistics. Onnxruntime writes the new ones over those that come in, be
+    # they constants or the caller's: these are made anew in each run.
+    unused = gamma * 0.0, beta * 0.0
     y, mean, variance = xp.node(
         "BatchNormalization",
-        *(rows, gamma, beta, unused, unused),
+        *(rows, gamma, beta, *unused),
         shape=[rows.shape, gamma.shape, gamma.shape],
         dtype=[x.dtype] * 3,
         epsilon=epsilon,

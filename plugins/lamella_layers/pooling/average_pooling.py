@@ -142,13 +142,15 @@ def _(xp: Any, share: Any, windows: Windows) -> Any:
     enlarged = upsample(xp, share, windows.strides, "nearest")
     if windows.tiles:
         return enlarged
+    size = enlarged.shape[2:]
     if set(windows.strides) != {1}:
-        lattice = np.zeros(enlarged.shape[2:], "float32")
+        lattice = np.zeros(size, "float32")
         lattice[tuple(slice(None, None, stride) for stride in windows.strides)] = 1.0
         enlarged = enlarged * xp.constant(lattice)
-    before = [extent - 1 - pads[0] for extent, pads in zip(windows.extent, windows.pads, strict=True)]
-    after = [n + k - 1 - m - b for n, k, m, b in zip(windows.image, windows.size, enlarged.shape[2:], before, strict=True)]
-    seen = enlarged[:, :, *(slice(m + min(0, more)) for m, more in zip(enlarged.shape[2:], after, strict=True))]
+    # an output of the image's size; what no window of it sees is cut off
+    before = [k - 1 - pads[0] for k, pads in zip(windows.size, windows.pads, strict=True)]
+    after = [n + k - 1 - m - b for n, k, m, b in zip(windows.image, windows.size, size, before, strict=True)]
+    seen = enlarged[:, :, *(slice(m + min(0, more)) for m, more in zip(size, after, strict=True))]
     # each pixel's own windows, as many as a window has cells, most of them padding at a border
     mean = xp.node(
         "AveragePool",
