@@ -6,9 +6,11 @@ by image, in the layout that is there, and their sum. Letters are those of `conv
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
+from lamella.primitives import pad
 from lamella_layers.convolution.convolution import conv, conv_dw, conv_dx, conv_transpose
 from lamella_layers.windows import Windows, unfold
 
@@ -60,19 +62,45 @@ def _(xp: Any, dy: Any, kernel: Any, windows: Windows, *, groups: int = 1) -> An
 
 @conv_dw.kernel("onnx")
 def _(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) -> Any:
-    """For each cell of the window ``sum over N of dy x^T``."""
+    """For each cell of the window ``sum over N of dy x^T``, with x as the cell sees it.
+
+    Where windows are neighbours and dy is no deeper than x, both are moved instead: x along all axes but the last, dy
+    along the last, which takes fewer copies.
+    """
     if groups > 1:
         return _dw_of_groups(xp, x, dy, windows, groups)
-    (n, c), filters, pixels = x.shape[:2], dy.shape[1], math.prod(windows.grid)
-    # (N, F, h, w) -> (N, F, h*w); k times (N, C, h, w) -> (N, C, h*w)
-    d = xp.reshape(dy, (n, filters, pixels))
-    cells = [xp.reshape(cell, (n, c, pixels)) for cell in unfold(xp, x, windows)]
+    c, filters = x.shape[1], dy.shape[1]
     if c < _FEW_CHANNELS:
-        cells = [xp.concat(cells, axis=1)]
-    parts = [xp.sum(d @ xp.permute_dims(cell, (0, 2, 1)), axis=0) for cell in cells]
+        pairs = [(dy, xp.concat(unfold(xp, x, windows), axis=1))]
+    elif set(windows.strides) == {1} and filters <= c:
+        pairs = _moved(xp, x, dy, windows)
+    else:
+        pairs = [(dy, cell) for cell in unfold(xp, x, windows)]
+    parts = [xp.sum(_rows(xp, d) @ xp.permute_dims(_rows(xp, cell), (0, 2, 1)), axis=0) for d, cell in pairs]
     # (F, k*C) -> (F, kh, kw, C) -> (F, C, kh, kw)
     dw = xp.reshape(xp.concat(parts, axis=1), (filters, *windows.size, c))
     return xp.permute_dims(dw, (0, dw.ndim - 1, *range(1, dw.ndim - 1)))
+
+
+def _rows(xp: Any, x: Any) -> Any:
+    """(N, C, h, w) -> (N, C, h*w)."""
+    return xp.reshape(x, (*x.shape[:2], math.prod(x.shape[2:])))
+
+
+def _moved(xp: Any, x: Any, dy: Any, windows: Windows) -> list[tuple[Any, Any]]:
+    """For each cell dy and x, moved so that equal places meet: (N, F, h, W) and (N, C, h, W), 0 where nothing is."""
+    steps = [  # along each axis, for each cell of the window: where the first window has it on the image
+        [cell * d - before for cell in range(k)]
+        for k, d, (before, _) in zip(windows.size, windows.dilations, windows.pads, strict=True)
+    ]
+    (*grid, w), (*image, width) = windows.grid, windows.image
+    seen = [
+        pad(xp, x, ((0, 0), (0, 0), *((-a, m - n + a) for a, m, n in zip(starts, grid, image, strict=True)), (0, 0)))
+        for starts in itertools.product(*steps[:-1])
+    ]
+    still = ((0, 0),) * (dy.ndim - 1)
+    spread = [pad(xp, dy, (*still, (start, width - w - start))) for start in steps[-1]]
+    return [(d, cell) for cell in seen for d in spread]
 
 
 def _dw_of_groups(xp: Any, x: Any, dy: Any, windows: Windows, groups: int) -> Any:
