@@ -60,6 +60,7 @@ def agrees(got, expected):
         (9, 8, 1, (1, 2), {"size": (3, 5), "padding": "same"}, ("Conv", "MatMul")),  # cells that see nothing but zeros
         (8, 8, 1, (2, 1), {"size": (5, 5), "padding": ((4, 1), (4, 0))}, ("Conv", "MatMul")),
         (8, 8, 1, (2, 1), {"size": (3, 4), "padding": ((5, 4), (5, 0))}, ("ConvTranspose", "MatMul")),
+        (9, 8, 1, (8, 9), {"size": (3, 3), "strides": (2, 3)}, ("ConvTranspose", "MatMul")),
         (4, 6, 2, (7, 6), {"size": (3, 3), "padding": ((1, 1), (1, 1))}, ("Conv", "Conv")),
         (4, 8, 4, (8, 7), {"size": (3, 2), "strides": (2, 3)}, ("ConvTranspose", "Conv")),  # with a rest, which is cut
         (3, 9, 3, (8, 7), {"size": (2, 2), "strides": (3, 2), "padding": ((0, 2), (1, 2))}, ("ConvTranspose", "Conv")),
