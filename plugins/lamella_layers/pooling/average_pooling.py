@@ -137,8 +137,12 @@ def _(xp: Any, share: Any, windows: Windows) -> Any:
 
     Strides are zeros between what ``share`` holds.
     """
-    if share.dtype != xp.float32 or len(windows.image) == 1:  # Resize is of images
+    if share.dtype != xp.float32:  # onnxruntime has neither in float64
         return spread_evenly.reference(xp, share, windows)
+    if len(windows.image) == 1:  # Resize is of images: a series is one of a single row
+        w = windows
+        row = Windows((1, *w.image), (1, *w.size), (1, *w.strides), (1, *w.dilations), ((0, 0), *w.pads))
+        return xp.squeeze(spread_evenly(xp, xp.expand_dims(share, axis=2), row), axis=2)
     enlarged = upsample(xp, share, windows.strides, "nearest")
     if windows.tiles:
         return enlarged
