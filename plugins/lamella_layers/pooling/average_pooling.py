@@ -143,18 +143,17 @@ def _(xp: Any, share: Any, windows: Windows) -> Any:
         w = windows
         row = Windows((1, *w.image), (1, *w.size), (1, *w.strides), (1, *w.dilations), ((0, 0), *w.pads))
         return xp.squeeze(spread_evenly(xp, xp.expand_dims(share, axis=2), row), axis=2)
-    enlarged = upsample(xp, share, windows.strides, "nearest")
     if windows.tiles:
-        return enlarged
-    size = enlarged.shape[2:]
+        return upsample(xp, share, windows.size, "nearest")
     if set(windows.strides) != {1}:
-        lattice = np.zeros(size, "float32")
+        share = upsample(xp, share, windows.strides, "nearest")
+        lattice = np.zeros(share.shape[2:], "float32")
         lattice[tuple(slice(None, None, stride) for stride in windows.strides)] = 1.0
-        enlarged = enlarged * xp.constant(lattice)
+        share = share * xp.constant(lattice)
     # an output of the image's size; what no window of it sees is cut off
     before = [k - 1 - pads[0] for k, pads in zip(windows.size, windows.pads, strict=True)]
-    after = [n + k - 1 - m - b for n, k, m, b in zip(windows.image, windows.size, size, before, strict=True)]
-    seen = enlarged[:, :, *(slice(m + min(0, more)) for m, more in zip(size, after, strict=True))]
+    after = [n + k - 1 - m - b for n, k, m, b in zip(windows.image, windows.size, share.shape[2:], before, strict=True)]
+    seen = share[:, :, *(slice(m + min(0, more)) for m, more in zip(share.shape[2:], after, strict=True))]
     # each pixel's own windows, as many as a window has cells, most of them padding at a border
     mean = xp.node(
         "AveragePool",
