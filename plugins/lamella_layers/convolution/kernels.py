@@ -129,13 +129,6 @@ def _gathers(y: Any, kernel: Any, windows: Windows) -> bool:
     )
 
 
-def _turned(windows: Windows) -> Windows:
-    """The windows on the grid of ``windows`` that see what ``windows`` hand to each pixel, for strides of 1."""
-    pads = zip(windows.pads, windows.extent, strict=True)
-    padding = tuple((extent - 1 - before, extent - 1 - after) for (before, after), extent in pads)
-    return Windows.over(windows.grid, size=windows.size, dilations=windows.dilations, padding=padding)
-
-
 @conv_transpose.kernel("numpy")
 def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int = 1) -> Any:
     if kernel.shape[1] == 1 < groups:
@@ -143,7 +136,7 @@ def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int 
         return _first(_add(x, bias))
     if groups == 1 and _gathers(y, kernel, windows):
         turned = np.flip(kernel.swapaxes(0, 1), tuple(range(2, kernel.ndim)))
-        return conv(xp, y, turned, bias, _turned(windows))
+        return conv(xp, y, turned, bias, windows.turned)
     n, depth, k, (_, *rest) = y.shape[0], kernel.shape[1], math.prod(windows.size), windows.grid
     # (G, k*C/G, F/G) -> (G, k, C/G, F/G) -> (k, G, F/G, C/G)
     matrix = kernel_matrix(xp, kernel, groups).reshape(groups, k, depth, -1).transpose(1, 0, 3, 2)
