@@ -179,9 +179,25 @@ def relu(xp: Any, x: Any) -> Any:
     return xp.maximum(x, xp.zeros_like(x))
 
 
+_ROW = 8192  # values of a row from which NumPy's loops over rows run at full speed
+
+
+@functools.lru_cache(maxsize=8)
+def _zeros(dtype: Any) -> Any:
+    return np.zeros(_ROW, dtype)
+
+
 @relu.kernel("numpy")
 def _(xp: Any, x: Any) -> Any:
-    return np.maximum(x, x.dtype.type(0))
+    """Rows of values against one of zeros, which takes a third of the time that a number takes in its place."""
+    if x.size < _ROW:
+        return np.maximum(x, x.dtype.type(0))
+    y, zeros = np.empty_like(x), _zeros(x.dtype)
+    values, results = x.ravel("K"), y.ravel("K")  # as they lie in memory
+    whole = x.size - x.size % _ROW
+    np.maximum(values[:whole].reshape(-1, _ROW), zeros, out=results[:whole].reshape(-1, _ROW))
+    np.maximum(values[whole:], zeros[: x.size - whole], out=results[whole:])
+    return y
 
 
 @primitive
@@ -214,13 +230,15 @@ def _(xp: Any, x: Any, *, axis: int = -1) -> Any:
 
 @primitive
 def relu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
-    """The gradient of `relu`, whose result is ``y``: dy where that is positive."""
+    """The gradient of `relu`, whose result is ``y``: dy where that is positive. ``x`` may be None."""
     return dy * xp.astype(y > 0.0, y.dtype)
 
 
 @relu_dx.kernel("numpy")
 def _(xp: Any, x: Any, y: Any, dy: Any) -> Any:
-    return dy * (y > 0.0).astype(y.dtype)
+    dx = (y > 0.0).astype(y.dtype)
+    dx *= dy
+    return dx
 
 
 @primitive

@@ -1,7 +1,7 @@
 """The NumPy kernels of normalization.
 
 They see an image as rows of W*C values, since channels are last in memory, and hold some rows at a time, few enough for
-the cache. Vectors (C,) are repeated W times: long loops are faster than short ones.
+the cache. Vectors (C,) are repeated for several rows: long loops are faster than short ones.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__: list[str] = []
 
 _TILE_BYTES = 1 << 19
 _TILE_ROWS = 1024  # at most: so many values are added up in float32, tiles in float64
+_RUN = 8192  # values from which NumPy's loops run at full speed
 
 
 def _rows(x: Any) -> Any:
@@ -44,8 +45,20 @@ def _tiles(rows: Any) -> Iterator[slice]:
 
 
 def _repeat(rows: Any, *vectors: Any) -> Iterator[Any]:
-    times = rows.shape[1] // len(vectors[0])
-    return (vector if times == 1 else np.tile(vector, times) for vector in vectors)
+    """Each vector (C,), or (W*C,), repeated for as many rows as make a run, if there are so many."""
+    count, width = rows.shape
+    run = width * min(count, -(-_RUN // max(1, width)))
+    return (np.tile(vector, run // len(vector)) for vector in vectors)
+
+
+def _apply(function: Any, rows: Any, run: Any, out: Any) -> Any:
+    """A function of each row and a vector that `_repeat` gave, written to ``out``, which may be the rows themselves."""
+    values, results, size = rows.reshape(-1), out.reshape(-1), max(1, len(run))
+    whole = len(values) - len(values) % size
+    function(values[:whole].reshape(-1, size), run, out=results[:whole].reshape(-1, size))
+    if whole < len(values):
+        function(values[whole:], run[: len(values) - whole], out=results[whole:])
+    return out
 
 
 def _sum(rows: Any) -> Any:
@@ -65,12 +78,12 @@ def _(xp: Any, x: Any) -> tuple[Any, Any]:
     for k, tile in enumerate(rows[some] for some in _tiles(rows)):
         n = len(tile)
         center = _sum(tile) / x.dtype.type(n)
-        d = tile - center
+        d = _apply(np.subtract, tile, *_repeat(tile, center), np.empty(tile.shape, tile.dtype))
         rest = _sum(d).astype("float64")
         d *= d
         if k == 0:
             near = center[:channels].astype("float64")
-        mean = center - next(_repeat(rows, near)) + rest / n
+        mean = center - np.tile(near, len(center) // channels) + rest / n
         sums += n * mean, _sum(d) - rest * rest / n, n * mean * mean
     total, squares, apart = sums.reshape(3, -1, channels).sum(axis=1)
     mean = total / values_per_channel(x)
@@ -86,7 +99,7 @@ def _(xp: Any, x: Any, scale: Any, offset: Any = None, *, center: Any = None) ->
     for some in _tiles(rows):
         there, here = rows[some], y[some]
         for function, vector in steps:
-            there = function(there, vector, out=here)
+            there = _apply(function, there, vector, here)
     return _like(y, x)
 
 
@@ -99,7 +112,7 @@ def _(xp: Any, dy: Any, x: Any, center: Any = None) -> tuple[Any, Any]:
         if centers is None:
             d = rows[some] * gradients[some]
         else:
-            d = rows[some] - centers
+            d = _apply(np.subtract, rows[some], centers, np.empty(rows[some].shape, rows.dtype))
             d *= gradients[some]
         product += _sum(d)
         total += _sum(gradients[some])
@@ -112,11 +125,11 @@ def _(xp: Any, dy: Any, x: Any, center: Any, shift: Any, slope: Any, scale: Any)
     centers, shifts, slopes, scales = _repeat(rows, center, shift, slope, scale)
     dx = np.empty(rows.shape, rows.dtype)
     for some in _tiles(rows):
-        d = rows[some] - centers
-        d *= slopes
-        here = np.subtract(gradients[some], shifts, out=dx[some])
+        d = _apply(np.subtract, rows[some], centers, np.empty(rows[some].shape, rows.dtype))
+        _apply(np.multiply, d, slopes, d)
+        here = _apply(np.subtract, gradients[some], shifts, dx[some])
         here -= d
-        here *= scales
+        _apply(np.multiply, here, scales, here)
     return _like(dx, x)
 
 
