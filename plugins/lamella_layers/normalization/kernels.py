@@ -15,13 +15,13 @@ import numpy as np
 from lamella_layers.normalization.batch import batch_normalization_dx, channel_moments
 from lamella_layers.normalization.channels import channel_affine, channel_axis, channel_products, values_per_channel
 from lamella_layers.normalization.samples import standardize, standardize_dx
+from lamella_layers.runs import apply, repeated
 from lamella_layers.sums import row_sums
 
 __all__: list[str] = []
 
 _TILE_BYTES = 1 << 19
 _TILE_ROWS = 1024  # at most: so many values are added up in float32, tiles in float64
-_RUN = 8192  # values from which NumPy's loops run at full speed
 
 
 def _rows(x: Any) -> Any:
@@ -44,23 +44,6 @@ def _tiles(rows: Any) -> Iterator[slice]:
     return (slice(first, first + length) for first in range(0, rows.shape[0], length))
 
 
-def _repeat(rows: Any, *vectors: Any) -> Iterator[Any]:
-    """Each vector (C,), or (W*C,), repeated for as many rows as make a run, if there are so many."""
-    count, width = rows.shape
-    run = width * min(count, -(-_RUN // max(1, width)))
-    return (np.tile(vector, run // len(vector)) for vector in vectors)
-
-
-def _apply(function: Any, rows: Any, run: Any, out: Any) -> Any:
-    """A function of each row and a vector that `_repeat` gave, written to ``out``, which may be the rows themselves."""
-    values, results, size = rows.reshape(-1), out.reshape(-1), max(1, len(run))
-    whole = len(values) - len(values) % size
-    function(values[:whole].reshape(-1, size), run, out=results[:whole].reshape(-1, size))
-    if whole < len(values):
-        function(values[whole:], run[: len(values) - whole], out=results[whole:])
-    return out
-
-
 def _sum(rows: Any) -> Any:
     return np.ones(len(rows), rows.dtype) @ rows
 
@@ -78,7 +61,7 @@ def _(xp: Any, x: Any) -> tuple[Any, Any]:
     for k, tile in enumerate(rows[some] for some in _tiles(rows)):
         n = len(tile)
         center = _sum(tile) / x.dtype.type(n)
-        d = _apply(np.subtract, tile, *_repeat(tile, center), np.empty(tile.shape, tile.dtype))
+        d = apply(np.subtract, tile, repeated(center, tile.size), np.empty(tile.shape, tile.dtype))
         rest = _sum(d).astype("float64")
         d *= d
         if k == 0:
@@ -95,24 +78,24 @@ def _(xp: Any, x: Any, scale: Any, offset: Any = None, *, center: Any = None) ->
     rows = _rows(x)
     y = np.empty(rows.shape, rows.dtype)
     steps = [(np.subtract, center), (np.multiply, scale), (np.add, offset)]
-    steps = [(function, next(_repeat(rows, vector))) for function, vector in steps if vector is not None]
+    steps = [(function, repeated(vector, rows.size)) for function, vector in steps if vector is not None]
     for some in _tiles(rows):
         there, here = rows[some], y[some]
         for function, vector in steps:
-            there = _apply(function, there, vector, here)
+            there = apply(function, there, vector, here)
     return _like(y, x)
 
 
 @channel_products.kernel("numpy")
 def _(xp: Any, dy: Any, x: Any, center: Any = None) -> tuple[Any, Any]:
     gradients, rows, channels = _rows(dy), _rows(x), x.shape[channel_axis(x.ndim)]
-    centers = None if center is None else next(_repeat(rows, center))
+    centers = None if center is None else repeated(center, rows.size)
     total, product = np.zeros((2, rows.shape[1]))
     for some in _tiles(rows):
         if centers is None:
             d = rows[some] * gradients[some]
         else:
-            d = _apply(np.subtract, rows[some], centers, np.empty(rows[some].shape, rows.dtype))
+            d = apply(np.subtract, rows[some], centers, np.empty(rows[some].shape, rows.dtype))
             d *= gradients[some]
         product += _sum(d)
         total += _sum(gradients[some])
@@ -122,14 +105,14 @@ def _(xp: Any, dy: Any, x: Any, center: Any = None) -> tuple[Any, Any]:
 @batch_normalization_dx.kernel("numpy")
 def _(xp: Any, dy: Any, x: Any, center: Any, shift: Any, slope: Any, scale: Any) -> Any:
     gradients, rows = _rows(dy), _rows(x)
-    centers, shifts, slopes, scales = _repeat(rows, center, shift, slope, scale)
+    centers, shifts, slopes, scales = (repeated(vector, rows.size) for vector in (center, shift, slope, scale))
     dx = np.empty(rows.shape, rows.dtype)
     for some in _tiles(rows):
-        d = _apply(np.subtract, rows[some], centers, np.empty(rows[some].shape, rows.dtype))
-        _apply(np.multiply, d, slopes, d)
-        here = _apply(np.subtract, gradients[some], shifts, dx[some])
+        d = apply(np.subtract, rows[some], centers, np.empty(rows[some].shape, rows.dtype))
+        apply(np.multiply, d, slopes, d)
+        here = apply(np.subtract, gradients[some], shifts, dx[some])
         here -= d
-        _apply(np.multiply, here, scales, here)
+        apply(np.multiply, here, scales, here)
     return _like(dx, x)
 
 
