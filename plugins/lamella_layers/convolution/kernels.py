@@ -20,6 +20,7 @@ from lamella_layers.convolution.convolution import conv, conv_dw, conv_transpose
 from lamella_layers.convolution.depthwise import depthwise, depthwise_dw, depthwise_transpose
 from lamella_layers.convolution.im2col import kernel_matrix, matrix_kernel
 from lamella_layers.convolution.workspace import workspace
+from lamella_layers.runs import apply, repeated
 from lamella_layers.windows import Windows
 
 __all__: list[str] = []
@@ -90,11 +91,10 @@ def _by_group(y: Any, groups: int) -> Any:
 
 
 def _add(y: Any, bias: Any) -> Any:
-    """Add the bias to (N, h, w, F) in place, a row of pixels at a time."""
-    if bias is not None:
-        rows = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
-        rows += np.tile(bias, y.shape[-2])
-    return y
+    """Add the bias to (N, h, w, F) in place."""
+    if bias is None:
+        return y
+    return apply(np.add, y, repeated(bias, y.size), y) if y.flags.c_contiguous else np.add(y, bias, out=y)
 
 
 @conv.kernel("numpy")
