@@ -21,6 +21,8 @@ __all__ = ["Inference"]
 
 LARGEST = 1 << 24  # bytes of what the largest layer takes and gives in a run; longer batches run in parts
 
+HELD = 1 << 28  # bytes of arrays that a graph holds at most: it is copied while it loads
+
 Array = np.ndarray[Any, Any]
 
 
@@ -75,8 +77,9 @@ class Inference:
             if self._of and self._of[0] is values and self._of[1:] == now[1:]:
                 self._served += 1
             else:
-                holds = not self._of or self._served > 1
                 stored = {**values.parameters.stored(), **values.state.stored()}
+                size = sum(array.nbytes for array in stored.values())
+                holds = size <= HELD and (not self._of or self._served > 1)
                 self._held = Sessions(self._holding(stored)) if holds else None
                 self._arrays = {} if holds else stored
                 self._of, self._served = now, 1
