@@ -221,6 +221,7 @@ def _compared(
     if what := not_valid(predict.proto):
         raise ParityError(f"nothing is written: the graph of inference is not valid ONNX: {what}")
     pair = [session(one.proto().SerializeToString()) for one in (step, inspected)]
+    rate = rate or 0.01  # a schedule may begin with 0, which would move nothing
     found, _ = prove(task, inspected, pair, values, rate, drawing.examples(), drawing.others())
     if all(row.agrees for row in found):
         found = grouped(found, inspected)
