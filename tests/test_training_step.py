@@ -185,7 +185,7 @@ def test_random_numbers_are_bit_equal_at_any_seed_and_step(layer, tmp_path):
     """With inputs and weights of 1 the gradients of the last layer are what dropout leaves, exactly."""
     model = lm.Sequential([layer, Dense(1, kernel_initializer="ones")], input_shape=(64,), seed=2**63 + 12345)
     model.step = 2**32 - 2
-    x, y = np.ones((3, 64)), np.zeros((3, 1))
+    x, y = np.ones((4, 64)), np.zeros((4, 1))  # powers of 2: all sums are exact
     optimizer = optimizers.SGD(2.0**-10)
     export_training_step(model, tmp_path / "step", loss="mean_absolute_error", optimizer=optimizer)
     session = TrainingSession(tmp_path / "step")
