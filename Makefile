@@ -5,7 +5,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples bench smoke test lint format clean
+.PHONY: help demo examples browser bench smoke test lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,13 +27,16 @@ examples: $(VENV)/installed-examples  ## run the examples on real data; results 
 	done
 	$(BIN)/python examples/serve.py runs/mnist_cnn/mnist_cnn.onnx runs/mnist_cnn/images.npy
 
+browser: $(VENV)/installed-plot  ## build a page that trains a model in the browser, in runs/browser; needs npm
+	$(BIN)/python examples/browser/build.py $(ARGS)
+
 bench: $(VENV)/installed-plot $(BENCH)/torch/installed $(BENCH)/jax/installed  ## time steps next to PyTorch and JAX; results in runs/bench (about 15 minutes)
 	$(BIN)/python benchmarks/suite --torch $(BENCH)/torch/bin/python --jax $(BENCH)/jax/bin/python $(ARGS)
 
 smoke: $(VENV)/installed-test  ## run the ten most telling tests (under ten seconds)
 	$(BIN)/python -m pytest -q -m smoke $$(grep -l '^@pytest.mark.smoke' tests/test_*.py) $(ARGS)
 
-test: $(VENV)/installed-test  ## run all tests
+test: $(VENV)/installed-test $(VENV)/installed-browser  ## run all tests; those in a browser need chromium and npm
 	$(BIN)/python -m pytest $(if $(JOBS),-n $(JOBS) --dist worksteal) $(ARGS)
 
 lint: $(VENV)/installed-dev  ## check style and types

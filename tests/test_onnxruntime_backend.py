@@ -48,7 +48,6 @@ def assert_same(a, b, tolerance=2e-5):
     assert a.step == b.step
 
 
-@pytest.mark.smoke
 def test_training_is_that_of_numpy():
     """History with metrics and validation, weights of rows, penalties, clips, constraints, statistics, dropout."""
     given = {

@@ -15,7 +15,17 @@ from onnx import TensorProto, helper
 from lamella.errors import ArgumentError, LamellaError, shown
 from lamella_onnx.validity import in_one_line
 
-__all__ = ["DEFAULT_OPSET", "OLDEST_OPSET", "ParityError", "Target", "installed", "resolve", "run", "session"]
+__all__ = [
+    "DEFAULT_OPSET",
+    "OLDEST_OPSET",
+    "ParityError",
+    "Target",
+    "explained",
+    "installed",
+    "resolve",
+    "run",
+    "session",
+]
 
 OLDEST_OPSET = 18  # from here on, the axes of every reduction are an input
 DEFAULT_OPSET = 21  # read by every onnxruntime since 1.18
@@ -123,6 +133,24 @@ def session(model: bytes, threads: int = 2) -> onnxruntime.InferenceSession:
         raise ParityError(
             f"onnxruntime {onnxruntime.__version__} can't load the graph: {in_one_line(error)}"
         ) from error
+
+
+class explained:  # a context
+    """A context in which errors of onnxruntime are `ParityError`, and say what it was running."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        if isinstance(error, Exception):  # onnxruntime's own have no common base
+            raise ParityError(
+                f"onnxruntime {onnxruntime.__version__} can't run {self._what}: {in_one_line(error)}"
+            ) from error
 
 
 def run(loaded: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:

@@ -15,7 +15,7 @@ from lamella.graph.slicing import cost_of
 from lamella.network import Network
 from lamella_onnx.backend.sessions import Sessions
 from lamella_onnx.models import trace_model
-from lamella_onnx.runtime import run
+from lamella_onnx.runtime import explained
 
 __all__ = ["Inference"]
 
@@ -62,13 +62,13 @@ class Inference:
         for start in range(0, rows, self._rows):
             some = bring(inputs if rows <= self._rows else [x[start : start + self._rows] for x in inputs])
             feeds = dict(zip(self._names, map(np.ascontiguousarray, some), strict=True))
-            got = run(loaded, {**feeds, **arrays})
-            parts.append([got[name] for name in self._outputs])
+            with explained("the graph of inference"):
+                parts.append(loaded.run(self._outputs, feeds | arrays))
         if len(parts) == 1:
             return tuple(parts[0])
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
-    def _serving(self, values: Values) -> tuple[Sessions, Mapping[str, Array]]:
+    def _serving(self, values: Values) -> tuple[Sessions, dict[str, Array]]:
         """The graph to run, and the arrays that it takes."""
         now = values, values.parameters.version, values.state.version
         with self._lock:

@@ -24,7 +24,7 @@ from lamella.protocol.inputs import naming
 from lamella.training.rules import Rules
 from lamella.training.step import TrainStep, prepared
 from lamella_onnx.backend.sessions import Sessions
-from lamella_onnx.runtime import ParityError
+from lamella_onnx.runtime import explained
 from lamella_onnx.training.manifest import Entry
 from lamella_onnx.training.trace import (
     FINITE,
@@ -38,7 +38,6 @@ from lamella_onnx.training.trace import (
     moving_state,
     trace_training,
 )
-from lamella_onnx.validity import in_one_line
 
 __all__ = ["GraphStep"]
 
@@ -97,12 +96,8 @@ class GraphStep:
         predictions = self._bind(network, batch, bound)
         small = bound.small
         small[LEARNING_RATE][...], small[STEP][...], small[T][...] = move.rate, values.step & 0xFFFFFFFF, move.before.t
-        try:
+        with explained("the training step"):
             session.run_with_iobinding(bound.binding)
-        except Exception as error:  # onnxruntime's own exceptions have no common base
-            raise ParityError(
-                f"onnxruntime {onnxruntime.__version__} can't run the training step: {in_one_line(error)}"
-            ) from error
         names = network.output_names
         losses = tuple([float(small[f"{name}.loss"]) if name in self._trained else 0.0 for name in names])
         loss = sum(losses)
