@@ -179,6 +179,21 @@ def test_an_activation_function_of_ones_own():
     assert run(Dense(1, use_bias=False, activation=square), np.array([[3.0]]), kernel=[[2.0]]).item() == 36.0
 
 
+@pytest.mark.parametrize("uses_x", [True, False])
+def test_an_activation_is_given_x_only_where_it_says_that_it_uses_it(uses_x):
+    given = []
+
+    def backward(xp, x, y, dy):
+        given.append(x)
+        return dy * 0.5 / y
+
+    root = lm.ActivationFunction(lambda xp, x: xp.sqrt(x), backward, uses_x=uses_x)
+    model = lm.Sequential([Activation(root)], input_shape=(1,), dtype="float64")
+    _, _, dx = model.gradients([[4.0]], [[0.0]], loss="mean_squared_error")  # of y^2 = x
+    assert dx.item() == 1.0
+    np.testing.assert_equal(given, [np.array([[4.0]]) if uses_x else None])
+
+
 @pytest.mark.parametrize(
     ("shared_axes", "shape"), [(None, (3, 4, 5)), (3, (3, 4, 1)), ((2, 3), (3, 1, 1)), ((1, 2, 3), (1, 1, 1))]
 )

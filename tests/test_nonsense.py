@@ -293,6 +293,11 @@ TABLE = [
         "ActivationFunction: probabilities: expected True or False, got 'x'",
     ),
     (
+        lambda: lm.ActivationFunction(abs, abs, uses_x=1),
+        lm.ArgumentError,
+        "ActivationFunction: uses_x: expected True or False, got 1",
+    ),
+    (
         lambda: lm.set_threads(10**30),
         lm.ArgumentError,
         "set_threads: count: expected an int of at most 9223372036854775807",

@@ -239,6 +239,7 @@ def test_kernels_agree_with_their_references_in_any_memory_order(monkeypatch):
     for _ in range(60):
         monkeypatch.setattr("lamella_layers.normalization.kernels._TILE_BYTES", int(rng.choice([1, 300, 1 << 19])))
         monkeypatch.setattr("lamella_layers.normalization.kernels._TILE_ROWS", int(rng.choice([1, 7, 1024])))
+        monkeypatch.setattr("lamella_layers.runs._RUN", int(rng.choice([1, 20, 8192])))
         shape = tuple(map(int, rng.integers(1, 7, rng.integers(2, 5))))
         x, dy = any_order(5.0 + rng.normal(size=shape)), any_order(rng.normal(size=shape))
         kept = x.copy(), dy.copy()

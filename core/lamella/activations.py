@@ -28,10 +28,14 @@ class ActivationFunction:
     probabilities: bool = False
     """Whether it makes probabilities of anything, so that losses on logits are the wrong ones after it."""
 
+    uses_x: bool = True
+    """Whether ``backward`` uses ``x``. Where it does not, it gets None, and ``x`` need not be kept for it."""
+
     def __post_init__(self) -> None:
         function(self.forward, "ActivationFunction: forward", "(xp, x) -> y")
         function(self.backward, "ActivationFunction: backward", "(xp, x, y, dy) -> dx")
         flag(self.probabilities, "ActivationFunction: probabilities")
+        flag(self.uses_x, "ActivationFunction: uses_x")
 
 
 ACTIVATIONS = registry.Kind("activations", "lamella.ActivationFunction", of=ActivationFunction)

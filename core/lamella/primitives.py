@@ -179,9 +179,31 @@ def relu(xp: Any, x: Any) -> Any:
     return xp.maximum(x, xp.zeros_like(x))
 
 
+_ROW = 8192  # values of a row from which NumPy's loops over rows run at full speed
+
+
+@functools.lru_cache(maxsize=8)
+def _zeros(size: int, dtype: Any) -> Any:
+    return np.zeros(size, dtype)
+
+
 @relu.kernel("numpy")
 def _(xp: Any, x: Any) -> Any:
-    return np.maximum(x, x.dtype.type(0))
+    """Rows of values against one of zeros, which takes less than half the time of a number in its place."""
+    if x.size < _ROW:
+        return np.maximum(x, x.dtype.type(0))
+    values, shaped = _as_they_lie(x)
+    y, zeros, whole = np.empty_like(values), _zeros(_ROW, x.dtype), x.size - x.size % _ROW
+    np.maximum(values[:whole].reshape(-1, _ROW), zeros, out=y[:whole].reshape(-1, _ROW))
+    np.maximum(values[whole:], zeros[: x.size - whole], out=y[whole:])
+    return shaped(y)
+
+
+def _as_they_lie(x: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The values of an array in their order in memory, and what gives others in that order its shape."""
+    order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    turned = x.transpose(order)
+    return turned.reshape(-1), lambda values: values.reshape(turned.shape).transpose(np.argsort(order))
 
 
 @primitive
@@ -214,13 +236,15 @@ def _(xp: Any, x: Any, *, axis: int = -1) -> Any:
 
 @primitive
 def relu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
-    """The gradient of `relu`, whose result is ``y``: dy where that is positive."""
+    """The gradient of `relu`, whose result is ``y``: dy where that is positive. ``x`` may be None."""
     return dy * xp.astype(y > 0.0, y.dtype)
 
 
 @relu_dx.kernel("numpy")
 def _(xp: Any, x: Any, y: Any, dy: Any) -> Any:
-    return dy * (y > 0.0).astype(y.dtype)
+    dx = (y > 0.0).astype(y.dtype)
+    dx *= dy
+    return dx
 
 
 @primitive
@@ -398,14 +422,12 @@ _BLOCK = 1 << 14  # numbers that a core's cache holds several times
 def _(xp: Any, x: Any) -> Any:
     if x.dtype != np.float32:
         return erf.reference(xp, x)
-    order = np.argsort([-abs(stride) for stride in x.strides], kind="stable")  # of axes, as they lie in memory
-    turned = x.transpose(order)
-    flat = turned.reshape(-1)
-    y = np.empty_like(flat)
-    for start in range(0, flat.size, _BLOCK):
+    values, shaped = _as_they_lie(x)
+    y = np.empty_like(values)
+    for start in range(0, values.size, _BLOCK):
         some = slice(start, start + _BLOCK)
-        _erf_float32(flat[some], y[some])
-    return y.reshape(turned.shape).transpose(np.argsort(order))
+        _erf_float32(values[some], y[some])
+    return shaped(y)
 
 
 def _erf_float32(x: Any, y: Any) -> None:

@@ -31,6 +31,7 @@ BATCHES = (  # rows, and how large random floats are; without a size, multiples 
     (5, None),
     (3, 300.0),
 )
+_ROUNDS_WORSE = 0.1  # of the largest value: an operator that is further away is wrong, whatever the stable graph gives
 FORMS = (("float32", OLDEST_OPSET), ("float64", DEFAULT_OPSET))  # besides float32 in the default opset
 
 
@@ -217,7 +218,7 @@ def _explained(case: Case, training: bool | None, results: _Results, name: str) 
 
     The allowed difference is the sum of 4 times the engine's own error, 16 times the change of the result where inputs
     move by one unit in the last place, and for gradients 4 units in the last place of the incoming gradient times the
-    input.
+    input. The stable graph explains differences that may be rounding, not those that can't.
     """
     inputs, got, e32, e64 = results
     cotangents = case.cotangents(inputs)
@@ -226,7 +227,10 @@ def _explained(case: Case, training: bool | None, results: _Results, name: str) 
     if not name.startswith("output"):
         reach = max([1.0, *(largest(x) for x in inputs if x.dtype.kind == "f")])
         allowed += 4 * float(np.finfo("float32").eps) * max(map(largest, cotangents)) * reach
-    return difference(got[name], e64[name]) <= allowed < np.inf or _stable_agrees(case, training, results, name)
+    found = difference(got[name], e64[name])
+    if found <= allowed < np.inf:
+        return True
+    return found <= _ROUNDS_WORSE * max(1.0, largest(e64[name])) and _stable_agrees(case, training, results, name)
 
 
 def _stable_agrees(case: Case, training: bool | None, results: _Results, name: str) -> bool:

@@ -80,7 +80,7 @@ class Activation(lm.Layer):
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
         y = self.function.forward(ctx.xp, x, **self.options)
-        ctx.save(x, y)
+        ctx.save(x if self.function.uses_x else None, y)
         return y
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
@@ -245,14 +245,14 @@ def lamella_activations() -> dict[str, lm.ActivationFunction]:
         "elu": f(elu, lambda xp, x, y, dy: dy * xp.exp(xp.minimum(x, 0.0))),  # exp(0) = 1 where x is positive
         "gelu": f(gelu, _gelu_dx),
         "leaky_relu": f(leaky_relu, lambda xp, x, y, dy: dy * xp.maximum(_positive(xp, x), _SLOPE)),
-        "linear": f(lambda xp, x: x, lambda xp, x, y, dy: dy),
-        "relu": f(relu, relu_dx),
+        "linear": f(lambda xp, x: x, lambda xp, x, y, dy: dy, uses_x=False),
+        "relu": f(relu, relu_dx, uses_x=False),
         "selu": f(selu, _selu_dx),
-        "sigmoid": f(sigmoid, lambda xp, x, y, dy: dy * (y * (1.0 - y)), probabilities=True),
+        "sigmoid": f(sigmoid, lambda xp, x, y, dy: dy * (y * (1.0 - y)), probabilities=True, uses_x=False),
         "silu": f(lambda xp, x: x * sigmoid(xp, x), _silu_dx),
-        "softmax": f(softmax, _softmax_dx, probabilities=True),
+        "softmax": f(softmax, _softmax_dx, probabilities=True, uses_x=False),
         "softplus": f(softplus, lambda xp, x, y, dy: dy * sigmoid(xp, x)),
-        "tanh": f(lambda xp, x: xp.tanh(x), lambda xp, x, y, dy: dy * (1.0 - y * y)),
+        "tanh": f(lambda xp, x: xp.tanh(x), lambda xp, x, y, dy: dy * (1.0 - y * y), uses_x=False),
     }
 
 

@@ -169,6 +169,17 @@ class Windows:
         covered = tuple(n * k for n, k in zip(self.grid, self.size, strict=True))
         return self.size == self.strides and set(self.dilations) == {1} and covered == self.image == self.padded
 
+    @functools.cached_property
+    def turned(self) -> Windows:
+        """The windows on the grid that see what these hand to each pixel, where strides are 1.
+
+        Along each axis, windows of the kernel turned around see the pixel's own windows. Padding must be smaller than a
+        window.
+        """
+        pads = zip(self.pads, self.extent, strict=True)
+        padding = tuple((extent - 1 - before, extent - 1 - after) for (before, after), extent in pads)
+        return Windows.over(self.grid, size=self.size, dilations=self.dilations, padding=padding)
+
     def cells(self, first: int = 0, last: int | None = None) -> list[tuple[slice, ...]]:
         """For each cell of the window, row by row, where it lies on the padded image in all windows.
 

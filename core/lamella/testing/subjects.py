@@ -42,7 +42,7 @@ class ActivationLayer(Layer):
 
     def forward_pass(self, ctx: Any, x: Any) -> Any:
         y = self.function.forward(ctx.xp, x)
-        ctx.save(x, y)
+        ctx.save(x if self.function.uses_x else None, y)
         return y
 
     def backward_pass(self, ctx: Any, dy: Any) -> Any:

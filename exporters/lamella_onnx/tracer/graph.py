@@ -187,7 +187,7 @@ class Graph:
         """Add a node, or find the layer's equal one; that of a size is put where every layer and body can see it."""
         kept = {name: value for name, value in attributes.items() if value is not None}
         layer, scope = self.current_layer, self._scopes[0 if is_size else -1]
-        key = (operator, *inputs, repr(sorted(kept.items())), None if is_size else layer)
+        key = (operator, *inputs, len(shapes), repr(sorted(kept.items())), None if is_size else layer)
         outputs = next((s.made[key] for s in self._scopes if key in s.made), None)
         if outputs is None:
             outputs = tuple(self.value(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))

@@ -6,8 +6,8 @@ from typing import Any
 
 import lamella as lm
 from lamella.testing import Specimen
-from lamella_layers.convolution import kernels  # noqa: F401  registers them
-from lamella_layers.convolution.convolution import Conv1D, Conv2D, conv, conv_dw, conv_transpose, sum_pixels
+from lamella_layers.convolution import kernels, onnx_operators  # noqa: F401  registers them
+from lamella_layers.convolution.convolution import Conv1D, Conv2D, conv, conv_dw, conv_dx, conv_transpose, sum_pixels
 from lamella_layers.convolution.separable import DepthwiseConv2D, SeparableConv2D
 from lamella_layers.convolution.transpose import Conv2DTranspose
 
@@ -19,6 +19,7 @@ __all__ = [
     "SeparableConv2D",
     "conv",
     "conv_dw",
+    "conv_dx",
     "conv_transpose",
     "sum_pixels",
 ]

@@ -6,7 +6,8 @@ For series read L in place of H W, and so on. With W for the kernel as a matrix,
     y = im2col(x) W + b                                   (N, C, H, W) -> (N, F, h, w)
     dW = im2col(x)^T dy;   db = sum of dy over N, h, w;   dx = col2im(dy W^T)
 
-`im2col` has these matrices; `kernels` never holds the columns of a whole batch.
+`im2col` has these matrices; `kernels` never holds the columns of a whole batch, and `onnx_operators` leaves them to
+ONNX's operators.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "Function",
     "conv",
     "conv_dw",
+    "conv_dx",
     "conv_transpose",
     "elementwise",
     "sum_pixels",
@@ -93,7 +95,7 @@ class Convolution(lm.Layer):
             ctx.grad(kernel=conv_dw(ctx, x, dy, windows, groups=groups))
             if self.use_bias:
                 ctx.grad(bias=sum_pixels(ctx, dy))
-        return conv_transpose(ctx, dy, ctx.params.kernel, None, windows, groups=groups) if ctx.wants_dx[0] else None
+        return conv_dx(ctx, dy, ctx.params.kernel, windows, groups=groups) if ctx.wants_dx[0] else None
 
     def _split(self, channels: int) -> tuple[int, int]:
         """Return how many filters and how many groups there are."""
@@ -241,6 +243,12 @@ def conv_transpose(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *,
 
 
 @lm.primitive
+def conv_dx(xp: Any, dy: Any, kernel: Any, windows: Windows, *, groups: int = 1) -> Any:
+    """``dx = col2im(dy W^T)``: the gradient of `conv` for the images."""
+    return conv_transpose(xp, dy, kernel, None, windows, groups=groups)
+
+
+@lm.primitive
 def conv_dw(xp: Any, x: Any, dy: Any, windows: Windows, *, groups: int = 1) -> Any:
     """``dW = im2col(x)^T dy``: the gradient of `conv` for the kernel, a sum over all windows."""
     columns = xp.permute_dims(im2col(xp, x, windows, groups), (0, 2, 1))
@@ -255,24 +263,3 @@ def sum_pixels(xp: Any, dy: Any) -> Any:
 
 def _plus(xp: Any, y: Any, bias: Any) -> Any:
     return y if bias is None else y + xp.reshape(bias, (1, -1, *(1,) * (y.ndim - 2)))
-
-
-@conv.kernel("onnx")
-def _(xp: Any, x: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int = 1) -> Any:
-    if x.dtype != xp.float32:  # onnxruntime has neither Conv nor ConvTranspose in float64
-        return conv.reference(xp, x, kernel, bias, windows, groups=groups)
-    shape = (x.shape[0], kernel.shape[0], *windows.grid)
-    inputs = (x, kernel) if bias is None else (x, kernel, bias)
-    return xp.node("Conv", *inputs, shape=shape, dtype=x.dtype, group=groups, **windows.onnx)
-
-
-@conv_transpose.kernel("onnx")
-def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int = 1) -> Any:
-    if y.dtype != xp.float32:
-        return conv_transpose.reference(xp, y, kernel, bias, windows, groups=groups)
-    shape = (y.shape[0], kernel.shape[1] * groups, *windows.image)
-    # rows and columns at the end that no window reached
-    left_over = [(n - k) % s for n, k, s in zip(windows.padded, windows.extent, windows.strides, strict=True)]
-    inputs = (y, kernel) if bias is None else (y, kernel, bias)
-    attributes = {"group": groups, "output_padding": left_over, **windows.onnx}
-    return xp.node("ConvTranspose", *inputs, shape=shape, dtype=y.dtype, **attributes)

@@ -20,6 +20,7 @@ from lamella_layers.convolution.convolution import conv, conv_dw, conv_transpose
 from lamella_layers.convolution.depthwise import depthwise, depthwise_dw, depthwise_transpose
 from lamella_layers.convolution.im2col import kernel_matrix, matrix_kernel
 from lamella_layers.convolution.workspace import workspace
+from lamella_layers.runs import apply, repeated
 from lamella_layers.windows import Windows
 
 __all__: list[str] = []
@@ -90,11 +91,10 @@ def _by_group(y: Any, groups: int) -> Any:
 
 
 def _add(y: Any, bias: Any) -> Any:
-    """Add the bias to (N, h, w, F) in place, a row of pixels at a time."""
-    if bias is not None:
-        rows = y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
-        rows += np.tile(bias, y.shape[-2])
-    return y
+    """Add the bias to (N, h, w, F) in place."""
+    if bias is None:
+        return y
+    return apply(np.add, y, repeated(bias, y.size), y) if y.flags.c_contiguous else np.add(y, bias, out=y)
 
 
 @conv.kernel("numpy")
@@ -129,13 +129,6 @@ def _gathers(y: Any, kernel: Any, windows: Windows) -> bool:
     )
 
 
-def _turned(windows: Windows) -> Windows:
-    """The windows on the grid of ``windows`` that see what ``windows`` hand to each pixel, for strides of 1."""
-    pads = zip(windows.pads, windows.extent, strict=True)
-    padding = tuple((extent - 1 - before, extent - 1 - after) for (before, after), extent in pads)
-    return Windows.over(windows.grid, size=windows.size, dilations=windows.dilations, padding=padding)
-
-
 @conv_transpose.kernel("numpy")
 def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int = 1) -> Any:
     if kernel.shape[1] == 1 < groups:
@@ -143,7 +136,7 @@ def _(xp: Any, y: Any, kernel: Any, bias: Any, windows: Windows, *, groups: int 
         return _first(_add(x, bias))
     if groups == 1 and _gathers(y, kernel, windows):
         turned = np.flip(kernel.swapaxes(0, 1), tuple(range(2, kernel.ndim)))
-        return conv(xp, y, turned, bias, _turned(windows))
+        return conv(xp, y, turned, bias, windows.turned)
     n, depth, k, (_, *rest) = y.shape[0], kernel.shape[1], math.prod(windows.size), windows.grid
     # (G, k*C/G, F/G) -> (G, k, C/G, F/G) -> (k, G, F/G, C/G)
     matrix = kernel_matrix(xp, kernel, groups).reshape(groups, k, depth, -1).transpose(1, 0, 3, 2)

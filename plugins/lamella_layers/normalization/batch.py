@@ -83,14 +83,16 @@ class BatchNormalization(lm.Layer):
             ctx.save(x)
             y = batch_normalization(ctx, x, gamma, beta, running.mean, running.variance, epsilon=self.epsilon)
             return from_image(xp, y, shape)
-        # sums in float64; of squares only once the mean is known, since sum(x^2) - n mean^2 would cancel far from 0
-        count = values_per_channel(x)
-        own, squares = channel_moments(ctx, x)
-        n, total = yield count, count * own
-        mean = total / n
-        apart = own - mean
-        (squares,) = yield (squares + count * apart * apart,)
-        variance = squares / n
+        n, (y, mean, variance) = values_per_channel(x), whole_batch(ctx, x, gamma, beta, epsilon=self.epsilon)
+        if y is None:
+            # sums in float64; of squares only once the mean is known, since sum(x^2) - n mean^2 would cancel far from 0
+            count = n
+            own, squares = channel_moments(ctx, x)
+            n, total = yield count, count * own
+            mean = total / n
+            apart = own - mean
+            (squares,) = yield (squares + count * apart * apart,)
+            variance = squares / n
         keep, follow = self.momentum, 1.0 - self.momentum
         ctx.update(
             mean=xp.astype(keep * running.mean + follow * mean, ctx.dtype),
@@ -100,9 +102,10 @@ class BatchNormalization(lm.Layer):
         center = xp.astype(mean, ctx.dtype)
         rest = mean - center  # what rounding took from the mean; it goes into the offset
         ctx.save(x, center, rest, inverse, n)
-        scale = gamma * inverse
-        offset = beta - rest * scale
-        y = channel_affine(ctx, x, xp.astype(scale, ctx.dtype), xp.astype(offset, ctx.dtype), center=center)
+        if y is None:
+            scale = gamma * inverse
+            offset = beta - rest * scale
+            y = channel_affine(ctx, x, xp.astype(scale, ctx.dtype), xp.astype(offset, ctx.dtype), center=center)
         return from_image(xp, y, shape)
 
     def backward_pass(self, ctx: lm.Context, dy: Any) -> Any:
@@ -132,6 +135,37 @@ class BatchNormalization(lm.Layer):
 
 
 @lm.primitive
+def whole_batch(xp: Any, x: Any, gamma: Any, beta: Any, *, epsilon: float) -> tuple[Any, Any, Any]:
+    """y, mean and variance where one operator has them all, which has to see the whole batch; else None three times."""
+    return None, None, None
+
+
+@whole_batch.kernel("onnx")
+def _(xp: Any, x: Any, gamma: Any, beta: Any, *, epsilon: float) -> tuple[Any, Any, Any]:
+    if x.dtype != xp.float32 or xp.stable:  # it subtracts the mean once it is multiplied
+        return None, None, None
+    rows = _rows(xp, x)
+    # Momentum 0 keeps nothing of the running statistics. Onnxruntime writes the new ones over those that come in, be
+    # they constants or the caller's: these are made anew in each run.
+    unused = gamma * 0.0, beta * 0.0
+    y, mean, variance = xp.node(
+        "BatchNormalization",
+        *(rows, gamma, beta, *unused),
+        shape=[rows.shape, gamma.shape, gamma.shape],
+        dtype=[x.dtype] * 3,
+        epsilon=epsilon,
+        momentum=0.0,
+        training_mode=1,
+    )
+    return xp.reshape(y, x.shape), mean, variance
+
+
+def _rows(xp: Any, x: Any) -> Any:
+    """BatchNormalization has channels on axis 1: (N, T, C) -> (N*T, C)."""
+    return xp.reshape(x, (-1, x.shape[2])) if x.ndim == 3 else x
+
+
+@lm.primitive
 def channel_moments(xp: Any, x: Any) -> tuple[Any, Any]:
     """For each channel the mean and the sum of squared deviations from it, in float64."""
     center = xp.mean(x, axis=other_axes(x))
@@ -152,8 +186,7 @@ def batch_normalization(xp: Any, x: Any, gamma: Any, beta: Any, mean: Any, varia
 def _(xp: Any, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float) -> Any:
     if x.dtype != xp.float32 or xp.stable:  # the attribute epsilon is float32
         return batch_normalization.reference(xp, x, gamma, beta, mean, variance, epsilon=epsilon)
-    # the node has channels on axis 1: (N, T, C) -> (N*T, C)
-    rows = xp.reshape(x, (-1, x.shape[2])) if x.ndim == 3 else x
+    rows = _rows(xp, x)
     inputs = (rows, gamma, beta, mean, variance)
     y = xp.node("BatchNormalization", *inputs, shape=rows.shape, dtype=x.dtype, epsilon=epsilon)
     return xp.reshape(y, x.shape)

@@ -1,7 +1,7 @@
 """The NumPy kernels of normalization.
 
 They see an image as rows of W*C values, since channels are last in memory, and hold some rows at a time, few enough for
-the cache. Vectors (C,) are repeated W times: long loops are faster than short ones.
+the cache. Vectors (C,) are repeated for several rows: long loops are faster than short ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from lamella_layers.normalization.batch import batch_normalization_dx, channel_moments
 from lamella_layers.normalization.channels import channel_affine, channel_axis, channel_products, values_per_channel
 from lamella_layers.normalization.samples import standardize, standardize_dx
+from lamella_layers.runs import apply, repeated
 from lamella_layers.sums import row_sums
 
 __all__: list[str] = []
@@ -43,11 +44,6 @@ def _tiles(rows: Any) -> Iterator[slice]:
     return (slice(first, first + length) for first in range(0, rows.shape[0], length))
 
 
-def _repeat(rows: Any, *vectors: Any) -> Iterator[Any]:
-    times = rows.shape[1] // len(vectors[0])
-    return (vector if times == 1 else np.tile(vector, times) for vector in vectors)
-
-
 def _sum(rows: Any) -> Any:
     return np.ones(len(rows), rows.dtype) @ rows
 
@@ -65,12 +61,12 @@ def _(xp: Any, x: Any) -> tuple[Any, Any]:
     for k, tile in enumerate(rows[some] for some in _tiles(rows)):
         n = len(tile)
         center = _sum(tile) / x.dtype.type(n)
-        d = tile - center
+        d = apply(np.subtract, tile, repeated(center, tile.size), np.empty(tile.shape, tile.dtype))
         rest = _sum(d).astype("float64")
         d *= d
         if k == 0:
             near = center[:channels].astype("float64")
-        mean = center - next(_repeat(rows, near)) + rest / n
+        mean = center - np.tile(near, len(center) // channels) + rest / n
         sums += n * mean, _sum(d) - rest * rest / n, n * mean * mean
     total, squares, apart = sums.reshape(3, -1, channels).sum(axis=1)
     mean = total / values_per_channel(x)
@@ -82,24 +78,24 @@ def _(xp: Any, x: Any, scale: Any, offset: Any = None, *, center: Any = None) ->
     rows = _rows(x)
     y = np.empty(rows.shape, rows.dtype)
     steps = [(np.subtract, center), (np.multiply, scale), (np.add, offset)]
-    steps = [(function, next(_repeat(rows, vector))) for function, vector in steps if vector is not None]
+    steps = [(function, repeated(vector, rows.size)) for function, vector in steps if vector is not None]
     for some in _tiles(rows):
         there, here = rows[some], y[some]
         for function, vector in steps:
-            there = function(there, vector, out=here)
+            there = apply(function, there, vector, here)
     return _like(y, x)
 
 
 @channel_products.kernel("numpy")
 def _(xp: Any, dy: Any, x: Any, center: Any = None) -> tuple[Any, Any]:
     gradients, rows, channels = _rows(dy), _rows(x), x.shape[channel_axis(x.ndim)]
-    centers = None if center is None else next(_repeat(rows, center))
+    centers = None if center is None else repeated(center, rows.size)
     total, product = np.zeros((2, rows.shape[1]))
     for some in _tiles(rows):
         if centers is None:
             d = rows[some] * gradients[some]
         else:
-            d = rows[some] - centers
+            d = apply(np.subtract, rows[some], centers, np.empty(rows[some].shape, rows.dtype))
             d *= gradients[some]
         product += _sum(d)
         total += _sum(gradients[some])
@@ -109,14 +105,14 @@ def _(xp: Any, dy: Any, x: Any, center: Any = None) -> tuple[Any, Any]:
 @batch_normalization_dx.kernel("numpy")
 def _(xp: Any, dy: Any, x: Any, center: Any, shift: Any, slope: Any, scale: Any) -> Any:
     gradients, rows = _rows(dy), _rows(x)
-    centers, shifts, slopes, scales = _repeat(rows, center, shift, slope, scale)
+    centers, shifts, slopes, scales = (repeated(vector, rows.size) for vector in (center, shift, slope, scale))
     dx = np.empty(rows.shape, rows.dtype)
     for some in _tiles(rows):
-        d = rows[some] - centers
-        d *= slopes
-        here = np.subtract(gradients[some], shifts, out=dx[some])
+        d = apply(np.subtract, rows[some], centers, np.empty(rows[some].shape, rows.dtype))
+        apply(np.multiply, d, slopes, d)
+        here = apply(np.subtract, gradients[some], shifts, dx[some])
         here -= d
-        here *= scales
+        apply(np.multiply, here, scales, here)
     return _like(dx, x)
 
 

@@ -11,9 +11,12 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
+
 import lamella as lm
 from lamella_layers.pooling.large_windows import cut, end_to_end, joined, steps
 from lamella_layers.pooling.window_pooling import WindowPooling
+from lamella_layers.reshaping import upsample
 from lamella_layers.windows import Windows, fold, unfold
 
 __all__ = ["AveragePooling1D", "AveragePooling2D", "average_pool", "average_pool_dx"]
@@ -115,11 +118,53 @@ def average_pool_dx(xp: Any, dy: Any, windows: Windows) -> Any:
     for step in reversed(steps(windows)):
         axis = end_to_end(step)
         if axis is None:
-            share = fold(xp, [share] * math.prod(step.size), step)
+            share = spread_evenly(xp, share, step)
         else:
             shape = (*share.shape[: axis + 1], step.size[axis - 2], *share.shape[axis + 1 :])
             share = joined(xp, xp.broadcast_to(xp.expand_dims(share, axis=axis + 1), shape), axis, step)
     return share
+
+
+@lm.primitive
+def spread_evenly(xp: Any, share: Any, windows: Windows) -> Any:
+    """Add the share of each window to all of its cells: (N, C, h, w) -> (N, C, H, W)."""
+    return fold(xp, [share] * math.prod(windows.size), windows)
+
+
+@spread_evenly.kernel("onnx")
+def _(xp: Any, share: Any, windows: Windows) -> Any:
+    """Resize where windows tile; else the sum of the windows that see a pixel, which AveragePool gives.
+
+    Strides are zeros between what ``share`` holds.
+    """
+    if share.dtype != xp.float32:  # onnxruntime has neither in float64
+        return spread_evenly.reference(xp, share, windows)
+    if len(windows.image) == 1:  # Resize is of images: a series is one of a single row
+        w = windows
+        row = Windows((1, *w.image), (1, *w.size), (1, *w.strides), (1, *w.dilations), ((0, 0), *w.pads))
+        return xp.squeeze(spread_evenly(xp, xp.expand_dims(share, axis=2), row), axis=2)
+    if windows.tiles:
+        return upsample(xp, share, windows.size, "nearest")
+    if set(windows.strides) != {1}:
+        share = upsample(xp, share, windows.strides, "nearest")
+        lattice = np.zeros(share.shape[2:], "float32")
+        lattice[tuple(slice(None, None, stride) for stride in windows.strides)] = 1.0
+        share = share * xp.constant(lattice)
+    # an output of the image's size; what no window of it sees is cut off
+    before = [k - 1 - pads[0] for k, pads in zip(windows.size, windows.pads, strict=True)]
+    after = [n + k - 1 - m - b for n, k, m, b in zip(windows.image, windows.size, share.shape[2:], before, strict=True)]
+    seen = share[:, :, *(slice(m + min(0, more)) for m, more in zip(share.shape[2:], after, strict=True))]
+    # each pixel's own windows, as many as a window has cells, most of them padding at a border
+    mean = xp.node(
+        "AveragePool",
+        seen,
+        shape=(*share.shape[:2], *windows.image),
+        dtype=share.dtype,
+        kernel_shape=list(windows.size),
+        pads=[*before, *(max(0, more) for more in after)],
+        count_include_pad=1,
+    )
+    return mean * float(math.prod(windows.size))
 
 
 def _counts(xp: Any, windows: Windows, dtype: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import lamella as lm
 from lamella.testing import Specimen
-from lamella_layers.recurrent import kernels, onnx_operator  # noqa: F401  registers them
+from lamella_layers.recurrent import kernels, onnx_operator, onnx_training  # noqa: F401  registers them
 from lamella_layers.recurrent.bidirectional import Bidirectional
 from lamella_layers.recurrent.gru import GRU
 from lamella_layers.recurrent.lstm import LSTM

@@ -21,7 +21,7 @@ def _to_sigmoid(x: Any) -> None:
     with np.errstate(over="ignore"):  # 1 / (1 + inf) is right
         np.exp(x, out=x)
     x += 1.0
-    np.reciprocal(x, out=x)
+    np.divide(1.0, x, out=x)
 
 
 @lstm_step.kernel("numpy")
