@@ -32,7 +32,7 @@ def read_state(path):
 
 def write_state(path, state):
     """Write such a file."""
-    dtypes = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64", "uint32": "U32"}
+    dtypes = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}
     header, parts, offset = {}, [], 0
     for name, array in state.items():
         parts.append(np.ascontiguousarray(array).tobytes())

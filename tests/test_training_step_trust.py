@@ -510,12 +510,12 @@ STATES = {
         "'dense_1.bias' has values that are not",
     ),
     "negative t": (
-        lambda: changed("state", **{"training.t": np.array(-1, "int32")}),
+        lambda: changed("state", **{"training.t": np.array(-1, "int64")}),
         r"'training.t' is -1; expected a number of steps",
     ),
     "large t": (
-        lambda: changed("state", **{"training.t": np.array(2**31 - 1, "int32")}),
-        "'training.t' is 2147483647; expected a number",
+        lambda: changed("state", **{"training.t": np.array(2**63 - 1, "int64")}),
+        "'training.t' is 9223372036854775807; expected a number",
     ),
 }
 

@@ -95,7 +95,7 @@ class GraphStep:
         bound = self._binding(session, traced, network, values, move)
         predictions = self._bind(network, batch, bound)
         small = bound.small
-        small[LEARNING_RATE][...], small[STEP][...], small[T][...] = move.rate, values.step & 0xFFFFFFFF, move.before.t
+        small[LEARNING_RATE][...], small[STEP][...], small[T][...] = move.rate, values.step, move.before.t
         with explained("the training step"):
             session.run_with_iobinding(bound.binding)
         names = network.output_names
@@ -202,14 +202,14 @@ class GraphStep:
                 binding.bind_ortvalue_output(f"{entry.name}.new", _wrapped(new[entry.name]))
         small = {
             LEARNING_RATE: np.zeros((), network.dtype),
-            SEED: np.array([network.seed & 0xFFFFFFFF, network.seed >> 32], "uint32"),
-            STEP: np.zeros((), "uint32"),
-            T: np.zeros((), "int32"),
+            SEED: np.array([network.seed & 0xFFFFFFFF, network.seed >> 32], "int64"),
+            STEP: np.zeros((), "int64"),
+            T: np.zeros((), "int64"),
         }
         for name, array in small.items():
             binding.bind_ortvalue_input(name, _wrapped(array))
         results = {f"{name}.loss": np.zeros((), network.dtype) for name in self._trained} | {
-            FINITE: np.ones((), "bool")
+            FINITE: np.ones((), "uint8")
         }
         for name, array in results.items():
             if name != FINITE or self.rules.clips:

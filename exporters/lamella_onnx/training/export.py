@@ -178,8 +178,8 @@ def _values(task: Task) -> tuple[dict[str, Array], dict[str, Any]]:
         for slot, flat in state.as_numpy()[2].items():
             for name in layout.declarations:
                 values[f"{name}.{slot}"] = np.array(layout.part(flat, name), order="C")
-        values[SEED] = np.array([model.seed & 0xFFFFFFFF, model.seed >> 32], "uint32")
-        values[STEP], values[T] = np.array(held.step & 0xFFFFFFFF, "uint32"), np.array(state.t, "int32")
+        values[SEED] = np.array([model.seed & 0xFFFFFFFF, model.seed >> 32], "int64")
+        values[STEP], values[T] = np.array(held.step, "int64"), np.array(state.t, "int64")
         rate = state.learning_rate(state.t + 1)
     return values, {"rate": float(rate), "began": state.began, "scale": state.scale}
 

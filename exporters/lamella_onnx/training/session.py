@@ -42,7 +42,7 @@ from lamella_onnx.validity import in_one_line
 
 __all__ = ["TrainingSession"]
 
-_MOST_STEPS = 2**30  # of an optimizer, whose count is an int32
+_MOST_STEPS = 2**62  # their count is an int64
 _OF_STEP = "lamella.training"  # in the metadata of a state file: the hash of the graph that it belongs to
 
 Array = np.ndarray[Any, Any]
@@ -116,7 +116,7 @@ class TrainingSession:
         _check_graph(f"{self._where}: {TRAIN}", self._train, manifest.train_inputs, manifest.train_outputs)
         _check_graph(f"{self._where}: {PREDICT}", self._predict, manifest.predict_inputs, manifest.predict_outputs)
         self._fill_constants(files[PREDICT])
-        self._seed = np.zeros(2, "uint32")
+        self._seed = np.zeros(2, "int64")
         self._steps, self._t = 0, 0
         self._moving = [entry for entry in manifest.kept if entry.role not in ("seed", "step", "t")]
         self._front, self._back = (self._buffers() for _ in range(2))
@@ -182,8 +182,7 @@ class TrainingSession:
         return loss
 
     def _counters(self) -> dict[str, Array]:
-        step, t = np.array(self._steps & 0xFFFFFFFF, "uint32"), np.array(self._t, "int32")
-        return {SEED: self._seed, STEP: step, T: t}
+        return {SEED: self._seed, STEP: np.array(self._steps, "int64"), T: np.array(self._t, "int64")}
 
     def _bound(self) -> Any:
         """The binding that reads the front buffers and writes the back ones."""
@@ -279,11 +278,7 @@ class TrainingSession:
         path = file_path(path, "save_state: path")
         with self._lock:
             held = {entry.name: np.array(self._front[entry.name].numpy()) for entry in self._moving}
-            held |= {
-                SEED: self._seed,
-                STEP: np.array(self._steps & 0xFFFFFFFF, "uint32"),
-                T: np.array(self._t, "int32"),
-            }
+            held |= self._counters()
         write_atomically(path, to_bytes(held, metadata={_OF_STEP: self._hash}))
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
@@ -324,8 +319,11 @@ class TrainingSession:
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise DataError(f"{where}: {name!r} has values that are not finite")
             values[name] = value
-        if not 0 <= int(values[T]) < _MOST_STEPS:
-            raise DataError(f"{where}: {T!r} is {int(values[T])}; expected a number of steps below 2**30")
+        for name in (STEP, T):
+            if not 0 <= int(values[name]) < _MOST_STEPS:
+                raise DataError(f"{where}: {name!r} is {int(values[name])}; expected a number of steps below 2**62")
+        if not all(0 <= int(word) < 2**32 for word in values[SEED]):
+            raise DataError(f"{where}: {SEED!r} is {values[SEED].tolist()}; expected two words of 32 bits")
         for entry in self._moving:
             self._front[entry.name].update_inplace(np.array(values[entry.name], order="C"))
         self._seed, self._steps, self._t = np.array(values[SEED]), int(values[STEP]), int(values[T])

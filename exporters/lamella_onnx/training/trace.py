@@ -114,8 +114,7 @@ def trace_training(
     for k in wanted:
         weights[k] = given(f"{names[k]}.weight", "sample_weight", ("N",), dtype, names[k])
     rate = given(LEARNING_RATE, "learning_rate", (), dtype)
-    seed = given(SEED, "seed", (2,), "uint32")
-    step, t = given(STEP, "step", (), "uint32"), given(T, "t", (), "int32")
+    seed, step, t = given(SEED, "seed", (2,), "int64"), given(STEP, "step", (), "int64"), given(T, "t", (), "int64")
 
     plan = Plan(model.graph, model.frozen_layers, wants_dx=False, training=True)
     moving = {*plan.parameters, *moving_state(model)}
@@ -137,10 +136,11 @@ def trace_training(
 
     xp, watcher = graph.xp, Naming(graph, model)
     one = Pass(plan, TracerBackend(graph), rows, arrays, recording=True, watcher=watcher)
+    key = tuple(xp.astype(word, xp.uint32) for word in (seed[0], seed[1], step))
     with _in_loss(), watcher.errors():
         shares = [None if own is None else _shares(xp, own) for own in weights]
         batch = Batch(tuple(inputs), tuple(of_targets), tuple(shares))
-        result = run_alone(one.step(batch, losses, (seed[0], seed[1], step)), whole_batch)
+        result = run_alone(one.step(batch, losses, key), whole_batch)
     gradients = {name: result.gradients[name] for name in learned}
     with _saying("penalties, clipping"):
         shaped = rules.shaped(xp, arrays, gradients)
@@ -182,8 +182,9 @@ def trace_training(
         new[name] = stored.kept(name, result.updates[name]) if name in result.updates else raw[name]
     changed = [new[name] for name in (*learned, *moving_state(model))]
     raw_gradients = list(gradients.values()) if rules.clips else []  # which are not seen in new parameters then
-    gives(FINITE, "finite", _are_finite(xp, [whole, *raw_gradients, *changed]))
-    new[STEP] = xp.astype(xp.astype(step, xp.int64) + 1, xp.uint32)
+    finite = _are_finite(xp, [whole, *raw_gradients, *changed])
+    gives(FINITE, "finite", xp.astype(finite, xp.uint8))
+    new[STEP] = step + 1
     new[T] = t + 1
     for entry in entries:
         if entry.name in new:
