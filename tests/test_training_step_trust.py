@@ -517,6 +517,10 @@ STATES = {
         lambda: changed("state", **{"training.t": np.array(2**63 - 1, "int64")}),
         "'training.t' is 9223372036854775807; expected a number",
     ),
+    "odd seed": (
+        lambda: changed("state", **{"training.seed": np.array([-1, 2**32], "int64")}),
+        "'training.seed' is .*; expected two words of 32 bits",
+    ),
 }
 
 
