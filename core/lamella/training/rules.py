@@ -94,7 +94,7 @@ class Rules:
                 new[name] = new[name] + penalty.gradient(xp, parameters[name])
         if self.clip_value is not None:
             new = {name: xp.clip(g, -self.clip_value, self.clip_value) for name, g in new.items()}
-        if self.clip_norm is not None:
+        if self.clip_norm is not None and new:
             wide = [xp.astype(g, xp.float64) for g in new.values()]
             norm = xp.sqrt(sum(xp.sum(g * g) for g in wide))
             factor = self.clip_norm / xp.maximum(norm, xp.full_like(norm, self.clip_norm))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-from lamella import ArraySpec, NonFiniteError
+from lamella import ArraySpec
 from lamella.engine.arrays import Layout
 from lamella.engine.passes import Batch, StepResult
 from lamella.engine.values import Move, Values
@@ -36,6 +36,7 @@ from lamella_onnx.training.trace import (
     T,
     axes_of,
     moving_state,
+    shows_gradients,
     trace_training,
 )
 
@@ -52,6 +53,7 @@ class _Traced(NamedTuple):
     targets: tuple[Any, ...]  # dtype and shape of a row
     arrays: tuple[Entry, ...]  # inputs that are parameters, state and slots
     sessions: Sessions
+    tells_finite: bool
 
 
 class _Bound(NamedTuple):
@@ -100,9 +102,8 @@ class GraphStep:
             session.run_with_iobinding(bound.binding)
         names = network.output_names
         losses = tuple([float(small[f"{name}.loss"]) if name in self._trained else 0.0 for name in names])
-        loss = sum(losses)
-        if not (math.isfinite(loss) and small[FINITE] and self._are_finite(move.after)):
-            raise self._explained(network, batch, values, optimizer)
+        if not (math.isfinite(sum(losses)) and small[FINITE] and self._are_finite(batch, move.after)):
+            return self._by_engine(network, batch, values, optimizer, begins)
         if begins:
             for name, own, prediction in zip(names, self.losses, predictions, strict=True):
                 if own is not None:
@@ -110,29 +111,23 @@ class GraphStep:
                         own.examine(prediction)
         return StepResult(losses, predictions, {}, (), {}), move.after
 
-    def _explained(self, network: Network, batch: Batch, values: Values, optimizer: Optimizer) -> NonFiniteError:
-        """The error for a step that is not finite: the one that the engine raises for the same step."""
+    def _by_engine(
+        self, network: Network, batch: Batch, values: Values, optimizer: Optimizer, begins: bool
+    ) -> tuple[StepResult, Values]:
+        """The same step by the engine, where something is not finite: it says what, or finds that sums overflowed."""
         slices = prepared(network, self.plan, batch.inputs[0].shape[0], [])
         step = TrainStep(network, self.plan, slices, self.losses, self.rules)
-        try:
-            with step.blas:
-                step(batch, values, optimizer)
-        except NonFiniteError as error:
-            return error
-        return NonFiniteError(
-            f"step {values.step}: what onnxruntime computes is not finite, where NumPy's results are; nothing of this "
-            "step was kept. Likely fix: a lower learning rate, or smaller values"
-        )
+        with step.blas:
+            return step(batch, values, optimizer, begins=begins)
 
-    def _are_finite(self, after: Values) -> bool:
-        """Whether all that is new is finite: the sum of squares tells, unless it overflows."""
+    def _are_finite(self, batch: Batch, after: Values) -> bool:
+        """Whether inputs, and all that is new, are finite by the sum of squares; onnxruntime's MaxPool drops a NaN."""
         parts = [after.parameters.flat[run] for run in self._runs]
         if self._state:
             parts.append(after.state.flat)
+        parts += [x.reshape(-1) for x in batch.inputs if x.dtype.kind == "f"]
         with np.errstate(all="ignore"):
-            if all(math.isfinite(part.dot(part)) for part in parts):
-                return True
-        return all(bool(np.isfinite(part).all()) for part in parts)
+            return all(math.isfinite(part.dot(part)) for part in parts)
 
     def _fitting(self, network: Network, batch: Batch, move: Move) -> _Traced:
         """The step of these targets and this optimizer, traced if there is none yet."""
@@ -149,7 +144,7 @@ class GraphStep:
         ]
         trace = trace_training(network, self.losses, before.optimizer, self.rules, specs, missed=missed, as_stored=True)
         left_out = {LOSS, PENALTY, f"{STEP}.new", f"{T}.new"}
-        if not self.rules.clips:  # new parameters tell
+        if shows_gradients(before.optimizer, self.rules):  # by its new parameters
             left_out.add(FINITE)
         found = _Traced(
             before.optimizer,
@@ -157,6 +152,7 @@ class GraphStep:
             targets,
             tuple(entry for entry in trace.inputs if entry.role in ("parameter", "state", "slot")),
             Sessions(trace.proto(without=left_out).SerializeToString()),
+            FINITE not in left_out,
         )
         self._traced, self._bound = [*self._traced[-1:], found], []
         return found
@@ -212,7 +208,7 @@ class GraphStep:
             FINITE: np.ones((), "uint8")
         }
         for name, array in results.items():
-            if name != FINITE or self.rules.clips:
+            if name != FINITE or traced.tells_finite:
                 binding.bind_ortvalue_output(name, _wrapped(array))
         found = _Bound(of, binding, small | results, {})
         self._bound = [*self._bound[-1:], found]

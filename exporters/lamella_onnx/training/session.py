@@ -316,7 +316,7 @@ class TrainingSession:
                     f"{where}: {name!r} is {value.dtype} {value.shape}; expected {entry.dtype} {entry.shape}: the "
                     "state of another model"
                 )
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
+            if entry.role != "slot" and value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise DataError(f"{where}: {name!r} has values that are not finite")
             values[name] = value
         for name in (STEP, T):

@@ -20,7 +20,7 @@ from lamella.errors import LayerError
 from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.network import Network
-from lamella.optimizers import Optimizer
+from lamella.optimizers import SGD, Optimizer
 from lamella.protocol.spec import ArraySpec
 from lamella.training.rules import Rules
 from lamella.training.step import checked_update
@@ -181,8 +181,8 @@ def trace_training(
     for name in moving_state(model):
         new[name] = stored.kept(name, result.updates[name]) if name in result.updates else raw[name]
     changed = [new[name] for name in (*learned, *moving_state(model))]
-    raw_gradients = list(gradients.values()) if rules.clips else []  # which are not seen in new parameters then
-    finite = _are_finite(xp, [whole, *raw_gradients, *changed])
+    looked_at = [] if shows_gradients(optimizer, rules) else list(gradients.values())
+    finite = _are_finite(xp, [whole, *looked_at, *changed])
     gives(FINITE, "finite", xp.astype(finite, xp.uint8))
     new[STEP] = step + 1
     new[T] = t + 1
@@ -220,6 +220,11 @@ def _in_loss() -> Iterator[None]:
         if isinstance(error.__cause__, TraceError):
             raise TraceError(str(error).replace("TraceError: ", "", 1)) from error
         raise
+
+
+def shows_gradients(optimizer: Optimizer, rules: Rules) -> bool:
+    """Return whether a gradient that is not finite makes its parameter so, and need not be looked at itself."""
+    return type(optimizer).update is SGD.update and not rules.clips and not rules.constraints
 
 
 def moving_state(model: Network) -> list[str]:

@@ -108,13 +108,14 @@ def _dw_of_groups(xp: Any, x: Any, dy: Any, windows: Windows, groups: int) -> An
 
     Of each group, a channel is a sample, and the samples are its channels.
     """
-    if x.dtype != xp.float32:
+    # what no window reaches is less padding at the end, or is cut off
+    ends = [after - left for (_, after), left in zip(windows.pads, _left_over(windows), strict=True)]
+    sizes = [size + min(0, end) for size, end in zip(windows.image, ends, strict=True)]
+    if x.dtype != xp.float32 or min(sizes) < 1:
         return conv_dw.reference(xp, x, dy, windows, groups=groups)
     (n, c), filters = x.shape[:2], dy.shape[1]
     depth, space = c // groups, range(2, x.ndim)
-    # what no window reaches is less padding at the end, or is cut off
-    ends = [after - left for (_, after), left in zip(windows.pads, _left_over(windows), strict=True)]
-    seen = x[:, :, *(slice(size + min(0, end)) for size, end in zip(windows.image, ends, strict=True))]
+    seen = x[:, :, *map(slice, sizes)]
     # (N, C, H, W) -> (N, G, C/G, H, W) -> (C/G, G, N, H, W) -> (C/G, G*N, H, W)
     images = xp.reshape(seen, (n, groups, depth, *seen.shape[2:]))
     images = xp.permute_dims(images, (2, 1, 0, *range(3, images.ndim)))
