@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lamella as lm
-from lamella_layers import GRU, LSTM, BatchNormalization
+from lamella_layers import GRU, LSTM, BatchNormalization, Conv1D, Dense, DepthwiseConv2D, Flatten
 from lamella_layers.convolution import conv_dw, conv_dx
 from lamella_layers.pooling import average_pool_dx, max_pool, max_pool_dx
 from lamella_layers.windows import Windows
@@ -174,3 +174,22 @@ def test_steps_of_layers(layer, shape, operators, dtype, opset):
     model.train_on_batch(x, target, loss="mean_squared_error", optimizer="sgd")
     for name, expected in model.state.items():
         agrees(got[f"{name}.new"], expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Conv1D(2, 2, strides=4, padding=(4, 0), groups=2, use_bias=False), (2, 1)),
+        (DepthwiseConv2D((1, 2), strides=(1, 11), padding=((0, 0), (4, 0))), (2, 3, 8)),
+        (Conv1D(2, 2, strides=11, padding=(4, 0), groups=2), (2, 8)),
+    ],
+)
+def test_windows_that_end_before_the_image(layer, shape):
+    models = [
+        lm.Sequential([layer, Flatten(), Dense(2)], input_shape=shape, backend=b) for b in ("numpy", "onnxruntime")
+    ]
+    x, y = np.random.default_rng(0).standard_normal((3, *shape)), [0, 1, 1]
+    losses = [[m.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer="sgd") for _ in range(3)] for m in models]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for name, array in models[0].parameters.items():
+        np.testing.assert_allclose(models[1].parameters[name], array, rtol=1e-5, atol=1e-6)

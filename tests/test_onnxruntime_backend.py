@@ -97,7 +97,13 @@ def test_training_resumes_with_equal_bits(tmp_path):
             if model.step == 11:
                 raise KeyboardInterrupt
 
-    given = {"optimizer": "adam", "epochs": 3, "batch_size": 16, **OTHERS}
+    given = {
+        "optimizer": "adam",
+        "epochs": 3,
+        "batch_size": 16,
+        "validation_data": (IMAGES[:33], LABELS[:33]),
+        **OTHERS,
+    }
     whole, cut = images(), images()
     history = whole.fit(IMAGES, LABELS, **given).history
     cut.fit(IMAGES, LABELS, callbacks=[Stop()], checkpoint=tmp_path / "a.lamella", **given)
@@ -320,3 +326,72 @@ def test_gradients_and_recurrent_layers():
     assert_same(*models)
     losses = [one.gradients(x, y, loss="softmax_cross_entropy")[0] for one in models]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+class NonNegative(lm.regularization.Constraint):
+    def apply(self, xp, p):
+        return xp.clip(p, 0.0, None)
+
+
+class Sign(lm.optimizers.Optimizer):
+    def __init__(self, learning_rate=0.1):
+        self.learning_rate = learning_rate
+
+    def update(self, xp, p, g, slots, lr, t):
+        return p - lr * xp.astype(g > 0.0, p.dtype) + lr * xp.astype(g < 0.0, p.dtype), {}
+
+
+@pytest.mark.parametrize(
+    "hiding",
+    [
+        {"optimizer": lm.optimizers.SGD(0.1, 0.9), "constraints": {"*": NonNegative()}},
+        {"optimizer": Sign()},
+        {"optimizer": "sgd", "clip_value": 1.0},
+    ],
+)
+def test_an_infinite_gradient_is_told_though_the_update_hides_it(hiding):
+    model = lm.Sequential([Dense(1, use_bias=False)], input_shape=2, backend="onnxruntime")
+    model.parameters["dense_1.kernel"] = np.zeros((2, 1))
+    x, y = np.full((4, 2), 3e38, "float32"), np.full((4, 1), -1e18, "float32")
+    with pytest.raises(lm.NonFiniteError, match="a gradient is not finite"):
+        model.train_on_batch(x, y, loss="mean_squared_error", **hiding)
+    assert model.step == 0
+
+
+def test_large_gradients_are_clipped_as_on_numpy():
+    """Their sum overflows, and they do not."""
+    models = [lm.Sequential([Dense(1)], input_shape=8, backend=backend) for backend in ("numpy", "onnxruntime")]
+    for model in models:
+        model.parameters["dense_1.kernel"] = np.zeros((8, 1))
+        x = np.full((1, 8), 5e37)
+        model.train_on_batch(x, [[-1.0]], loss="mean_squared_error", optimizer="sgd", clip_norm=1.0)
+    assert_same(*models)
+
+
+def test_nothing_to_train_and_nothing_to_clip():
+    model = dense()
+    model.freeze()
+    x, y = rows()
+    loss = model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer="sgd", clip_norm=1.0)
+    assert loss == pytest.approx(model.evaluate(x, y, loss="softmax_cross_entropy")["loss"], rel=1e-5)
+
+
+def test_a_nan_that_max_pooling_drops_is_told():
+    model = lm.Sequential([MaxPooling2D(2), Flatten(), Dense(1)], input_shape=(1, 2, 2), backend="onnxruntime")
+    x = np.array([[[[np.nan, 1.0], [2.0, 3.0]]]])
+    with pytest.raises(lm.NonFiniteError, match="Input 'input_1' holds values that are not finite"):
+        model.train_on_batch(x, [[1.0]], loss="mean_squared_error", optimizer="sgd")
+
+
+def test_equal_weights_predict_equal_bits_whatever_came_before(tmp_path):
+    """A copy, a file and a resumed training predict as the model does that trained and predicted in turns."""
+    x, y = rows(64)
+    model = dense(units=200)
+    for _ in range(3):
+        model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer="adam")
+        expected = model.predict(x[:33])
+    model.save(tmp_path / "a.lamella")
+    again = lm.load(tmp_path / "a.lamella", backend="onnxruntime")
+    for other in (model, model.copy(), again):
+        other.predict(x)
+        assert other.predict(x[:33]).tobytes() == expected.tobytes()

@@ -659,6 +659,23 @@ FORGED = {
     "a model": (put("model", {}), "this is no configuration of a model"),
     "a rate": (put("learning_rate", "x"), "learning_rate: got 'x'"),
     "missed": (put("missed", {"dense_1.bias": "x"}), "missed: expected numbers of steps"),
+    "swapped values": (
+        lambda held: entry(held, "dense_2.bias.new", "outputs").update(name="dense_1.bias.next"),
+        "'dense_1.bias.next': expected 'dense_2.bias.new' as the new value of 'dense_2.bias'",
+    ),
+    "a scale": (put("scale", -1.0), "learning_rate, scale and began: expected numbers of at least 0"),
+    "missed steps": (put("missed", {"dense_1.bias": -7}), "missed: expected numbers of steps"),
+    "a loss with axes": (
+        lambda held: entry(held, "training.loss", "outputs").update(shape=[3]),
+        "'training.loss': expected no axes",
+    ),
+    "a shape beyond all memory": (
+        lambda held: (
+            entry(held, "dense_1.bias").update(shape=[2**40]),
+            entry(held, "dense_1.bias.new", "outputs").update(shape=[2**40]),
+        ),
+        r"'dense_1.bias' is float32 \(\d+,\); expected float32 \(1099511627776,\)",
+    ),
     "hashes": (put("files", {}), "files: no hash of train.onnx"),
 }
 

@@ -177,9 +177,15 @@ def _check(made: Manifest) -> None:
     """Raise unless types are right, and every new value has an input that takes it."""
     inputs = {entry.name: entry for entry in made.train_inputs}
     for entry in made.train_outputs:
-        taker = inputs.get(entry.of or "") if entry.role == "new" else None
-        if entry.role == "new" and (taker is None or (taker.shape, taker.dtype) != (entry.shape, entry.dtype)):
+        if entry.role in ("loss", "penalty", "finite") and entry.shape:
+            raise DataError(f"{entry.name!r}: expected no axes, got {shown(entry.shape)}")
+        if entry.role != "new":
+            continue
+        taker = inputs.get(entry.of or "")
+        if taker is None or (taker.shape, taker.dtype) != (entry.shape, entry.dtype):
             raise DataError(f"{entry.name!r}: no input of its shape and dtype takes it")
+        if entry.name != f"{entry.of}.new":
+            raise DataError(f"{entry.name!r}: expected {f'{entry.of}.new'!r} as the new value of {entry.of!r}")
     for entry in made.predict_inputs:
         if entry.role != "input" and entry.name not in inputs:
             raise DataError(f"{entry.name!r} of {PREDICT} is no input of {TRAIN}")
@@ -191,7 +197,9 @@ def _check(made: Manifest) -> None:
     for name, kind in (kinds | mappings).items():
         if not isinstance(getattr(made, name), kind) or isinstance(getattr(made, name), bool):
             raise DataError(f"{name}: got {shown(getattr(made, name))}")
-    if not all(type(count) is int for count in made.missed.values()):
+    if made.scale < 0 or made.learning_rate < 0 or made.began < 0:
+        raise DataError("learning_rate, scale and began: expected numbers of at least 0")
+    if not all(type(count) is int and count >= 0 for count in made.missed.values()):
         raise DataError(f"missed: expected numbers of steps, got {shown(made.missed)}")
     for name in (TRAIN, PREDICT, STATE):
         if not isinstance(made.files.get(name), str):

@@ -119,10 +119,11 @@ class TrainingSession:
         self._seed = np.zeros(2, "int64")
         self._steps, self._t = 0, 0
         self._moving = [entry for entry in manifest.kept if entry.role not in ("seed", "step", "t")]
+        where = f"{self._where}: {STATE}"
+        values = self._checked(where, archive.parsed(where, files[STATE]))  # before anything is allocated
         self._front, self._back = (self._buffers() for _ in range(2))
         self._bindings: list[Any] = []
-        where = f"{self._where}: {STATE}"
-        self._take(where, archive.parsed(where, files[STATE]))
+        self._take(values)
 
     # Training
 
@@ -290,11 +291,12 @@ class TrainingSession:
         path = file_path(path, "load_state: path")
         where = f"load_state {path}"
         held = archive.opened(where, path)
+        values = self._checked(where, held)
         with self._lock:
-            self._take(where, held)
+            self._take(values)
 
-    def _take(self, where: str, held: archive.File) -> None:
-        """Take all values that a state file must have, or none."""
+    def _checked(self, where: str, held: archive.File) -> dict[str, Array]:
+        """All values that a state file must have."""
         if held.metadata.get(_OF_STEP, self._hash) != self._hash:
             raise DataError(f"{where}: the state of another training step: it was saved beside another {TRAIN}")
         kept = {entry.name: entry for entry in self._manifest.kept}
@@ -324,6 +326,10 @@ class TrainingSession:
                 raise DataError(f"{where}: {name!r} is {int(values[name])}; expected a number of steps below 2**62")
         if not all(0 <= int(word) < 2**32 for word in values[SEED]):
             raise DataError(f"{where}: {SEED!r} is {values[SEED].tolist()}; expected two words of 32 bits")
+        return values
+
+    def _take(self, values: Mapping[str, Array]) -> None:
+        """Go on from the values of a state file."""
         for entry in self._moving:
             self._front[entry.name].update_inplace(np.array(values[entry.name], order="C"))
         self._seed, self._steps, self._t = np.array(values[SEED]), int(values[STEP]), int(values[T])
