@@ -443,3 +443,20 @@ def test_a_folder_is_replaced_whole_and_graphs_use_standard_operators(tmp_path):
     for words in ("losses: training.loss", "gradients: ", "new parameters: ", "new slots: ", "predictions: dense_2"):
         assert words in table
     assert len(report.agreements) <= 10
+
+
+@pytest.mark.parametrize(("offset", "native"), [(0.0, True), (1e4, False)])
+def test_values_far_from_0_get_the_graph_with_most_digits(offset, native, tmp_path):
+    model = lm.Sequential([BatchNormalization(), Flatten(), Dense(2)], input_shape=(3, 4, 4))
+    x = (offset + np.random.default_rng(0).standard_normal((64, 3, 4, 4))).astype("float32")
+    y = np.random.default_rng(1).integers(0, 2, 64)
+    task = {"loss": "softmax_cross_entropy", "optimizer": optimizers.SGD(0.1)}
+    export_training_step(model, tmp_path / "step", samples=(x, y), **task)
+    graph = onnx.load(tmp_path / "step" / "train.onnx").graph
+    assert ("BatchNormalization" in {node.op_type for node in graph.node}) == native
+    session, before = TrainingSession(tmp_path / "step"), dict(model.parameters)
+    session.step(x, y)
+    model.train_on_batch(x, y, **task)
+    for name, array in model.parameters.items():
+        change = np.abs(array - before[name]).max()
+        assert np.abs(session.parameters[name] - array).max() <= 1e-4 * change + 1e-7, name
