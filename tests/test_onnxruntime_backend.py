@@ -19,6 +19,7 @@ from lamella_layers import (
     Embedding,
     Flatten,
     MaxPooling2D,
+    PositionEmbedding,
 )
 
 RNG = np.random.default_rng(0)
@@ -395,3 +396,14 @@ def test_equal_weights_predict_equal_bits_whatever_came_before(tmp_path):
     for other in (model, model.copy(), again):
         other.predict(x)
         assert other.predict(x[:33]).tobytes() == expected.tobytes()
+
+
+def test_data_that_onnxruntime_refuses_get_the_error_of_the_layer():
+    layers = [PositionEmbedding(3), Dense(2)]
+    model = lm.Sequential(layers, input_shape=("T", 4), backend="onnxruntime")
+    x, words = np.ones((2, 5, 4)), r"position_embedding_1 \(PositionEmbedding\)"
+    with pytest.raises(lm.LayerError, match=words):
+        model.predict(x)
+    with pytest.raises(lm.LayerError, match=words):
+        model.train_on_batch(x, np.zeros((2, 5)), loss="softmax_cross_entropy", optimizer="sgd")
+    assert model.step == 0

@@ -29,7 +29,7 @@ from lamella.protocol.layer import call
 from lamella.protocol.node import Node, valid_name
 from lamella.protocol.spec import FLOATS, ArraySpec
 
-__all__ = ["Network"]
+__all__ = ["Network", "inference_of"]
 
 _OTHERS = (".onnx", ".h5", ".hdf5", ".keras", ".pt", ".pth", ".pkl", ".pickle", ".npz")  # formats of others
 _KEPT = 4  # batch sizes for which prepared passes are kept
@@ -282,7 +282,7 @@ class Network:
         try:  # another thread may predict at the same time
             slices = ready.pop()
         except IndexError:
-            slices = self._prepare(*key)
+            slices = inference_of(self.graph, self.device, *key)
         outputs = slices.infer(values, arrays, self._bring)
         ready.append(slices)  # not if it failed
         return tuple([self.device.asnumpy(output) for output in outputs])
@@ -294,12 +294,6 @@ class Network:
             bring(converted(array, dtype) if type(array) is np.ndarray else array)
             for array, dtype in zip(arrays, dtypes, strict=True)
         ]
-
-    def _prepare(self, rows: int, threads: int) -> Slices:
-        every = frozenset(operation.prefix for operation in self.graph.operations)
-        plan = Plan(self.graph, every, wants_dx=False, training=False)
-        rows_of, backend, blas = cut(self.graph, rows, self.device, threads, training=False)
-        return Slices(plan, backend, rows_of, threads=threads, blas=blas)
 
     # What can be changed
 
@@ -520,6 +514,14 @@ def _comparable(config: Any) -> Any:
 def _need_network(other: Any, where: str) -> None:
     if not isinstance(other, Network):
         raise ArgumentError(f"{where}: other: expected a model, got {shown(other)}")
+
+
+def inference_of(graph: Graph, device: Backend, rows: int, threads: int) -> Slices:
+    """Return prepared passes of a graph in inference, for so many rows."""
+    every = frozenset(operation.prefix for operation in graph.operations)
+    plan = Plan(graph, every, wants_dx=False, training=False)
+    rows_of, backend, blas = cut(graph, rows, device, threads, training=False)
+    return Slices(plan, backend, rows_of, threads=threads, blas=blas)
 
 
 def _depth(model: Any) -> int:

@@ -20,8 +20,8 @@ __all__ = [
     "OLDEST_OPSET",
     "ParityError",
     "Target",
-    "explained",
     "installed",
+    "refusal",
     "resolve",
     "run",
     "session",
@@ -135,22 +135,9 @@ def session(model: bytes, threads: int = 2) -> onnxruntime.InferenceSession:
         ) from error
 
 
-class explained:  # a context
-    """A context in which errors of onnxruntime are `ParityError`, and say what it was running."""
-
-    __slots__ = ("_what",)
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
-        if isinstance(error, Exception):  # onnxruntime's own have no common base
-            raise ParityError(
-                f"onnxruntime {onnxruntime.__version__} can't run {self._what}: {in_one_line(error)}"
-            ) from error
+def refusal(what: str, error: Exception) -> ParityError:
+    """Return the error for a graph that onnxruntime can't run."""
+    return ParityError(f"onnxruntime {onnxruntime.__version__} can't run {what}: {in_one_line(error)}")
 
 
 def run(loaded: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -160,5 +147,4 @@ def run(loaded: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[
         return dict(zip([value.name for value in loaded.get_outputs()], loaded.run(None, given), strict=True))
     except Exception as error:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
-        said = in_one_line(error)
-        raise ParityError(f"onnxruntime {onnxruntime.__version__} can't run the graph on {shapes}: {said}") from error
+        raise refusal(f"the graph on {shapes}", error) from error

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from lamella.engine.threads import thread_count
 from lamella.engine.values import Values
 from lamella.graph.slicing import cost_of
-from lamella.network import Network
+from lamella.network import Network, inference_of
 from lamella_onnx.backend.sessions import Sessions
 from lamella_onnx.models import trace_model
-from lamella_onnx.runtime import explained
+from lamella_onnx.runtime import refusal
 
 __all__ = ["Inference"]
 
@@ -40,7 +41,8 @@ class Inference:
     """
 
     def __init__(self, network: Network) -> None:
-        graph = network.graph
+        graph, self._device = network.graph, network.device
+        self._graph = graph
         itemsize = np.dtype(graph.dtype).itemsize
         self._holds = itemsize * sum(math.prod(one.shape) for one in graph.arrays.values()) <= HELD
         self._names, self._outputs = network.input_names, list(network.output_names)
@@ -62,8 +64,12 @@ class Inference:
         for start in range(0, rows, self._rows):
             some = bring(inputs if rows <= self._rows else [x[start : start + self._rows] for x in inputs])
             feeds = dict(zip(self._names, map(np.ascontiguousarray, some), strict=True))
-            with explained("the graph of inference"):
+            try:
                 parts.append(loaded.run(self._outputs, feeds | arrays))
+            except Exception as error:  # onnxruntime's own have no common base
+                # the engine says what is wrong with the data
+                inference_of(self._graph, self._device, rows, thread_count()).infer(values, inputs, bring)
+                raise refusal("the graph of inference", error) from error
         if len(parts) == 1:
             return tuple(parts[0])
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))

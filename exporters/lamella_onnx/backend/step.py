@@ -24,7 +24,7 @@ from lamella.protocol.inputs import naming
 from lamella.training.rules import Rules
 from lamella.training.step import TrainStep, prepared
 from lamella_onnx.backend.sessions import Sessions
-from lamella_onnx.runtime import explained
+from lamella_onnx.runtime import refusal
 from lamella_onnx.training.manifest import Entry
 from lamella_onnx.training.trace import (
     FINITE,
@@ -98,8 +98,11 @@ class GraphStep:
         predictions = self._bind(network, batch, bound)
         small = bound.small
         small[LEARNING_RATE][...], small[STEP][...], small[T][...] = move.rate, values.step, move.before.t
-        with explained("the training step"):
+        try:
             session.run_with_iobinding(bound.binding)
+        except Exception as error:  # onnxruntime's own have no common base
+            self._by_engine(network, batch, values, optimizer, begins)  # which says what is wrong with the data
+            raise refusal("the training step", error) from error
         names = network.output_names
         losses = tuple([float(small[f"{name}.loss"]) if name in self._trained else 0.0 for name in names])
         if not (math.isfinite(sum(losses)) and small[FINITE] and self._are_finite(batch, move.after)):
@@ -114,7 +117,7 @@ class GraphStep:
     def _by_engine(
         self, network: Network, batch: Batch, values: Values, optimizer: Optimizer, begins: bool
     ) -> tuple[StepResult, Values]:
-        """The same step by the engine, where something is not finite: it says what, or finds that sums overflowed."""
+        """The same step by the engine, where onnxruntime's fails: it says why, or finds that only sums overflowed."""
         slices = prepared(network, self.plan, batch.inputs[0].shape[0], [])
         step = TrainStep(network, self.plan, slices, self.losses, self.rules)
         with step.blas:
