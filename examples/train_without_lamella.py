@@ -3,8 +3,9 @@
 python examples/train_without_lamella.py FOLDER DATA.npz [STATE]
 
 DATA.npz has an array for each input of the model, by its name, and for each output that is trained on, as
-``<output>.target``. Prints the loss of each epoch, and writes STATE, in safetensors format: what a further training,
-TrainingSession.load_state or model.load_weights goes on from.
+``<output>.target``. Prints the loss of each epoch, and writes STATE, in safetensors format: what a further training and
+TrainingSession.load_state go on from. model.load_weights(STATE) takes its weights; with a frozen body, whose arrays are
+not in the file, model.load_weights(STATE, {"body.*": None}).
 """
 
 import json
@@ -49,6 +50,9 @@ def main(folder, data, state_file="trained.safetensors"):
     session = onnxruntime.InferenceSession(folder / "train.onnx", providers=["CPUExecutionProvider"])
     state = read_state(folder / "state.safetensors")  # seed, step, t, parameters, slots and state of layers
     inputs, outputs = manifest["train"]["inputs"], manifest["train"]["outputs"]
+    given = [one["name"] for one in inputs if one["role"] in ("input", "target")]
+    if missing := [name for name in given if name not in arrays]:
+        sys.exit(f"{data}: there is no array {missing[0]!r}; expected {', '.join(given)}")
     data = {
         one["name"]: arrays[one["name"]].astype(one["dtype"]) for one in inputs if one["role"] in ("input", "target")
     }

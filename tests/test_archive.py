@@ -268,7 +268,7 @@ def test_loading_weights_with_a_mapping(tmp_path):
     fresh = lm.from_config(model.config())
     fresh.load_weights(tmp_path / "m")
     np.testing.assert_array_equal(fresh.parameters["dense_1.kernel"], model.parameters["dense_1.kernel"])
-    with pytest.raises(lm.DataError, match=r"no array 'dense_1.kernel'.* mapping=\{'dense_1.kernel': None\} leaves"):
+    with pytest.raises(lm.DataError, match=r"no array 'dense_1.kernel'.* mapping=\{'dense_1.\*': None\} leaves"):
         head.load_weights(tmp_path / "w")
     head.load_weights(tmp_path / "w", {"dense_1.*": None, "dense_1.bias": "b"})
     assert head.predict([[1, 1, 1, 1]]).tolist() == [[7.0, 7.0]]
@@ -875,3 +875,20 @@ def test_a_class_that_was_registered_again_is_told(distributions, tmp_path):
     with pytest.raises(lm.DataError, match="Twice was registered, and another class of its name has been since"):
         model.save(tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_array_tells_the_mapping_that_leaves_out_all_that_are_missing(tmp_path):
+    layers = [Dense(4).named("body"), Dense(3).named("neck"), Dense(3).named("head")]
+    model = lm.Sequential(layers, input_shape=4)
+    held = {"head.kernel": np.ones((3, 3), "float32"), "head.bias": np.ones(3, "float32")}
+    save_file({**held, "neck.bias": held["head.bias"]}, tmp_path / "w")
+    with pytest.raises(lm.DataError, match="no array 'body.kernel'") as told:
+        model.load_weights(tmp_path / "w")
+    assert "Did you mean" not in str(told.value)  # the head's arrays have their places, and other shapes
+    mapping = {"body.*": None, "neck.kernel": None}
+    assert f"Likely fix: mapping={mapping} leaves these as they are" in str(told.value)
+    model.load_weights(tmp_path / "w", mapping)
+    assert model.parameters["head.bias"].tolist() == [1.0, 1.0, 1.0]
+    save_file({**held, "bodykernel": np.ones((4, 4), "float32")}, tmp_path / "w")
+    with pytest.raises(lm.DataError, match="Did you mean 'bodykernel'"):
+        model.load_weights(tmp_path / "w")

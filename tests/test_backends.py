@@ -149,6 +149,8 @@ def test_unknown_names_give_hints(backend, name, hint):
 def test_unknown_backend():
     with pytest.raises(RegistryError, match=r"'nunpy'. Did you mean 'numpy'.*cupy, numpy, onednn, onnxruntime, strict"):
         get_backend("nunpy")
+    with pytest.raises(RegistryError, match="Did you mean 'onnxruntime'"):
+        get_backend("onnx")
 
 
 def test_a_variable_names_the_backend_of_models_for_which_none_is_named(monkeypatch, tmp_path):

@@ -61,6 +61,9 @@ def test_training_needs_no_lamella(tmp_path):
     environment = Environment(tmp_path, installed=tmp_path / "nothing")
     with pytest.raises(AssertionError, match="No module named 'lamella'"):
         environment.run("-c", "import lamella")
+    np.savez(tmp_path / "other.npz", input_1=x)
+    with pytest.raises(AssertionError, match="no array 'dense_2.target'; expected input_1, dense_2.target"):
+        environment.run(str(EXAMPLES / "train_without_lamella.py"), "step", "other.npz")
     text = environment.run(str(EXAMPLES / "train_without_lamella.py"), "step", "data.npz", "trained")
     told = [float(line.rpartition(" ")[2]) for line in text.splitlines()]
     assert len(told) == 5

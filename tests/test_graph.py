@@ -176,6 +176,12 @@ def test_freezing_by_pattern():
     assert not model.unfreeze().frozen_layers
     with pytest.raises(lm.ArgumentError, match=r"no layer is called 'conv_\*'; there are conv2d_1"):
         model.freeze("conv_*")
+    for names in ((["conv2d_1", "dense_1"],), ("conv2d_1", "dense_1")):
+        with pytest.raises(lm.ArgumentError, match=r"one: model.freeze\('conv2d_1'\).freeze\('dense_1'\)$"):
+            model.freeze(*names)
+    with pytest.raises(lm.ArgumentError, match=r"unfreeze: pattern: expected a name such as 'conv2d_\*', got 5$"):
+        model.unfreeze(5)
+    assert not model.frozen_layers
 
 
 def test_summary_shows_groups_shared_and_frozen_marks_and_totals(capsys):

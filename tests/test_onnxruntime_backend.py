@@ -405,5 +405,5 @@ def test_data_that_onnxruntime_refuses_get_the_error_of_the_layer():
     with pytest.raises(lm.LayerError, match=words):
         model.predict(x)
     with pytest.raises(lm.LayerError, match=words):
-        model.train_on_batch(x, np.zeros((2, 5)), loss="softmax_cross_entropy", optimizer="sgd")
+        model.train_on_batch(x, np.zeros((2, 5), int), loss="softmax_cross_entropy", optimizer="sgd")
     assert model.step == 0

@@ -13,6 +13,7 @@ import lamella as lm
 from lamella import registry
 from lamella.testing import ConformanceError, Specimen, check_activation, check_metric, check_optimizer, check_specimen
 from lamella.testing.laws import laws_of
+from lamella_layers import Dense
 
 ROW, LABEL = lm.ArraySpec(("N", 4)), lm.ArraySpec(("N",), "int64", low=0, high=4)
 KEPT = []  # what faulty ones keep where they should not
@@ -274,6 +275,24 @@ def test_sound_activations_pass_along_an_axis_too():
     assert "round trip" not in [verdict.law for verdict in report.verdicts]
     softmax = registry.find("activations", "softmax")
     assert check_activation(softmax, lm.ArraySpec(("N", 2, 3))).subject == "activation 'softmax' on (N, 2, 3) float32"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda self: {"m": 0.0}, "got a method"),
+        (("m",), r"got \('m',\)"),
+        ({"m": None}, "'m': expected a finite number, got None"),
+        ({1: 0.0}, "expected names as keys, got 1"),
+    ],
+)
+def test_slots_that_are_no_dict_of_numbers_are_told_when_an_optimizer_is_made(given, words):
+    kind = type("Momentum", (lm.optimizers.SGD,), {"__init__": lambda self: None, "slots": given, "learning_rate": 0.1})
+    model = lm.Sequential([Dense(1)], input_shape=1)
+    with pytest.raises(lm.ArgumentError, match=f"^Momentum: slots: .*{words}"):
+        model.train_on_batch([[1.0]], [[1.0]], loss="mean_squared_error", optimizer=kind)
+    with pytest.raises(lm.ArgumentError, match="Momentum: slots: "):
+        check_optimizer(kind())
 
 
 def test_only_what_has_laws_is_examined():

@@ -29,7 +29,7 @@ from lamella.protocol import context
 from lamella_layers import BatchNormalization, Conv2D, Dense, Dropout, Flatten, MaxPooling2D
 from lamella_layers.convolution import convolution
 from lamella_layers.normalization import batch
-from lamella_onnx import ParityError, TraceError, TrainingSession, export_training_step
+from lamella_onnx import ParityError, TraceError, TrainingSession, export_training_step, verify
 from lamella_onnx.training import manifest as folders
 
 NETS = int(os.environ.get("LAMELLA_NETS", "24"))
@@ -398,7 +398,7 @@ UNFIT = {
     "weights": ((X, [0, 1, 1], [1, 2]), lm.DataError, "sample_weight of 'dense_2': expected shape"),
     "weights of 0": ((X, [0, 1, 1], [0, 0, 0]), lm.DataError, "every row weighs 0"),
     "negative weights": ((X, [0, 1, 1], [0, 1, -1]), lm.DataError, "expected finite numbers of at least 0"),
-    "NaN": ((X * np.nan, [0, 1, 1]), lm.NonFiniteError, "the loss is nan, and it or a gradient is not finite"),
+    "NaN": ((X * np.nan, [0, 1, 1]), lm.NonFiniteError, "kept. Input 'input_1' holds values that are not finite"),
 }
 
 
@@ -446,8 +446,8 @@ def test_data_that_do_not_fit_are_told_and_change_nothing(what, session):
         (lambda s: s.export("m.onnx", opset=2), lm.ArgumentError, "opset: expected 18 or newer"),
         (lambda s: s.save_state("no/state"), FileNotFoundError, "no such folder"),
         (lambda s: s.save_state(5), lm.ArgumentError, "save_state: path: expected the path of a file"),
-        (lambda s: s.load_state("nothing"), FileNotFoundError, "nothing"),
-        (lambda s: s.load_state("step"), IsADirectoryError, "step"),
+        (lambda s: s.load_state("nothing"), FileNotFoundError, "load_state: there is no file nothing"),
+        (lambda s: s.load_state("step"), IsADirectoryError, "load_state step: this is the folder of a training step"),
         (lambda s: TrainingSession("nothing"), FileNotFoundError, "TrainingSession: there is no folder nothing"),
         (
             lambda s: TrainingSession("step/train.onnx"),
@@ -468,6 +468,62 @@ def test_arguments_of_a_session_are_checked(call, error, words, session):
         call(session)
     assert type(told.value) is error
     assert session.step(X, [0, 1, 1]) > 0.0
+
+
+def test_targets_that_are_not_finite_are_named():
+    squared()
+    with pytest.raises(lm.NonFiniteError, match="The target of 'dense_2' holds values that are not finite"):
+        TrainingSession("step").step(X, X[:, :2] * np.inf)
+
+
+def test_what_is_frozen_in_a_folder_and_differs_in_a_model_is_told():
+    model = dense(seed=1).freeze("dense_1")
+    exported(model)
+    session = TrainingSession("step")
+    session.step(X, [0, 1, 1])
+    with pytest.warns(lm.MistakeWarning, match="'dense_1.kernel', which is frozen .* not be those of the session"):
+        session.into(dense(seed=2))
+    session.into(model)
+    np.testing.assert_allclose(model.predict(X), session.predict(X), atol=1e-6)
+
+
+def test_a_schedule_at_its_end_is_told():
+    task = {**TASK, "optimizer": lm.optimizers.SGD(lm.schedules.Cosine(0.1, steps=3))}
+    model = dense()
+    for _ in range(2):
+        model.train_on_batch(X, [0, 1, 1], **task)
+    exported(model, **task)  # the step that is left has a rate above 0
+    session = TrainingSession("step")
+    session.step(X, [0, 1, 1])
+    session.into(model)
+    model.train_on_batch(X, [0, 1, 1], **task)
+    with pytest.warns(lm.MistakeWarning, match=r"export_training_step: the learning rate is 0 from step 4 on"):
+        exported(model, **task)
+    with pytest.warns(lm.MistakeWarning, match=r"TrainingSession step: the learning rate is 0 from step 4 on"):
+        TrainingSession("step")
+    exported(model, optimizer=lm.optimizers.SGD(0.0))  # a number is meant: every step is given its own
+
+
+def test_a_session_says_how_it_takes_classes_and_an_export_how_they_get_a_name():
+    exported(optimizer=Rule())
+    forged(lambda held: held["optimizer"].update(type="script:elsewhere"))
+    with pytest.raises(lm.RegistryError, match=r"TrainingSession\(path, layers=\{'elsewhere': it\}\)"):
+        TrainingSession("step")
+    assert TrainingSession("step", layers={"elsewhere": Rule}).step(X, [0, 1, 1]) > 0.0
+    with pytest.raises(lm.DataError, match=r"an entry point in the group 'lamella' \(see lamella.hookspecs\)$"):
+        exported(optimizer=NamelessRule())
+
+
+@pytest.mark.parametrize("read", [lm.load, lm.inspect])
+def test_what_reads_models_says_what_takes_training_steps(read, session):
+    session.save_state("state")
+    with pytest.raises(IsADirectoryError, match=r"folder of a training step.* lamella_onnx.TrainingSession\(folder\)"):
+        read("step")
+    for path in ("state", "step/state.safetensors"):
+        with pytest.raises(lm.DataError, match=r"state of a training step: .*TrainingSession\(folder\).load_state"):
+            read(path)
+    with pytest.raises(lm.DataError, match="a graph of a training step, and carries no proof; .*TrainingSession"):
+        verify("step/train.onnx")
 
 
 # State files

@@ -31,7 +31,7 @@ OPTIMIZERS = {
     "sgd": [optimizers.SGD(), optimizers.SGD(momentum=0.9), optimizers.SGD(momentum=0.9, nesterov=True)],
     "rmsprop": [optimizers.RMSprop(), optimizers.RMSprop(momentum=0.9), optimizers.RMSprop(centered=True)],
 }
-"""Forms of optimizers beside the one of their defaults."""
+"""Optimizers that are shown with other arguments than their defaults too."""
 
 
 class Gain(lm.Layer):
@@ -52,7 +52,7 @@ class Gain(lm.Layer):
 
 
 def subjects(kind: str) -> dict[str, list[Any]]:
-    """The specimens of each registered layer or loss of lamella, the forms of each optimizer, by name of the class."""
+    """The examples of each registered class of lamella by its name: specimens of layers and losses, and optimizers."""
     own = sorted(one.object.__name__ for one in registry.entries(kind) if one.plugin.distribution == "lamella")
     if kind == "optimizers":
         classes = {one.name: one.object for one in registry.entries(kind) if one.plugin.distribution == "lamella"}
@@ -97,7 +97,7 @@ def takes_a_step(subject: Any, opset: int, folder: Path) -> str:
     else:
         model = model_of(subject)
         if not model.parameters:
-            return "integers in and out: there is no gradient"
+            return "integers only, which have no gradient"
         loss = tuple("mean_squared_error" if spec.is_float else None for spec in model.output_specs)
         loss = loss if len(loss) > 1 else loss[0]
     export_training_step(model, folder / "step", loss=loss, optimizer=optimizer, opset=opset, samples=samples)
@@ -112,7 +112,7 @@ def is_exported(specimen: Specimen, opset: int, folder: Path) -> str:
 
 
 def counted(reasons: Iterable[str]) -> str:
-    """How many specimens pass, and why others do not."""
+    """How many examples pass, and why others do not."""
     reasons = list(reasons)
     odd = [reason for reason in reasons if reason]
     if not odd:
@@ -121,7 +121,7 @@ def counted(reasons: Iterable[str]) -> str:
 
 
 def row(kind: str, name: str, specimens: Sequence[Any]) -> tuple[str, ...]:
-    """The cells of a layer, loss or optimizer: all specimens in the default opset, the first in each of the others."""
+    """The cells of a layer, loss or optimizer: all examples in the default opset, the first in each of the others."""
     lm.register("table_gain")(Gain)
     with tempfile.TemporaryDirectory() as made, warnings.catch_warnings():
         warnings.simplefilter("ignore", lm.MistakeWarning)
@@ -133,17 +133,18 @@ def row(kind: str, name: str, specimens: Sequence[Any]) -> tuple[str, ...]:
             cells.append(counted(is_exported(one, OPSETS["21"], folder) for one in specimens))
         trained = [takes_a_step(one, OPSETS["21"], folder) for one in specimens]
         surrogate = sorted({one.reason for one in specimens if getattr(one, "gradient", "") == "surrogate"})
-        cells.append("; ".join([counted(trained), *(f"with the engine's gradient: {reason}" for reason in surrogate)]))
+        cells.append("; ".join([counted(trained), *surrogate]))
         first = next((one for one, reason in zip(specimens, trained, strict=True) if not reason), None)
         for opset in (OPSETS[title] for title in ("18", "23", "newest")):
             cells.append("none" if first is None else takes_a_step(first, opset, folder) or "yes")
     return tuple(cells)
 
 
+OTHERS = ("opset 18", "opset 23", "newest opset")
 HEADINGS = {
-    "layers": ("layer", "specimens", "operators in inference", "inference", "training step", "18", "23", "newest"),
-    "losses": ("loss", "specimens", "training step", "18", "23", "newest"),
-    "optimizers": ("optimizer", "forms", "training step", "18", "23", "newest"),
+    "layers": ("layer", "examples", "operators in inference", "inference", "training step", *OTHERS),
+    "losses": ("loss", "examples", "training step", *OTHERS),
+    "optimizers": ("optimizer", "examples", "training step", *OTHERS),
 }
 
 

@@ -129,10 +129,16 @@ def shown(value: object) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string.
 
+    A name that begins with what was given is closer than others.
+
     >>> did_you_mean("dnese", ["dense", "conv2d"]), did_you_mean("lr", ["learning_rate", "rho"])
     (" Did you mean 'dense'?", " Did you mean 'learning_rate'?")
+    >>> did_you_mean("onnx", ["onednn", "onnxruntime"])
+    " Did you mean 'onnxruntime'?"
     """
     folded = {option.lower(): option for option in known}
-    elsewhere = _ELSEWHERE.get(name.lower())
-    close = [elsewhere] if elsewhere in folded else difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    given = name.lower()
+    close = [one for one in (_ELSEWHERE.get(given),) if one in folded]
+    close = close or sorted((one for one in folded if len(given) > 1 and one.startswith(given)), key=len)
+    close = close or difflib.get_close_matches(given, folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""

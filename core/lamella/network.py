@@ -318,21 +318,28 @@ class Network:
         with Change(self, "an assignment"):
             assign(self, arrays.items(), step)
 
-    def freeze(self, pattern: str = "*") -> Self:
-        """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training."""
+    def freeze(self, pattern: str = "*", *others: str) -> Self:
+        """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training.
+
+        Each call takes one pattern. All but the head is frozen by ``model.freeze("*").unfreeze("head")``.
+        """
         with Change(self, "freeze"):
-            self._frozen |= self._matching(pattern)
+            self._frozen |= self._matching("freeze", pattern, others)
         return self
 
-    def unfreeze(self, pattern: str = "*") -> Self:
-        """Let layers whose names match learn again."""
+    def unfreeze(self, pattern: str = "*", *others: str) -> Self:
+        """Let layers whose names match learn again; each call takes one pattern."""
         with Change(self, "unfreeze"):
-            self._frozen -= self._matching(pattern)
+            self._frozen -= self._matching("unfreeze", pattern, others)
         return self
 
-    def _matching(self, pattern: str) -> frozenset[str]:
-        if not isinstance(pattern, str):
-            raise ArgumentError(f"freeze: pattern: expected a name such as 'conv2d_*', got {shown(pattern)}")
+    def _matching(self, where: str, pattern: str, others: tuple[str, ...]) -> frozenset[str]:
+        if not isinstance(pattern, str) or others:
+            got = (pattern, *others) if others else pattern
+            several = [one for one in got if isinstance(one, str)] if isinstance(got, list | tuple | set) else []
+            calls = "".join(f".{where}({one!r})" for one in several[:3]) + ("..." if len(several) > 3 else "")
+            fix = f". Each call takes one: model{calls}" if several else ""
+            raise ArgumentError(f"{where}: pattern: expected a name such as 'conv2d_*', got {shown(got)}{fix}")
 
         def names(operation: Operation) -> list[str]:
             parts = operation.prefix.split("/")

@@ -14,7 +14,7 @@ import numpy as np
 
 from lamella import registry
 from lamella.arguments import flag, fraction, number
-from lamella.errors import ArgumentError
+from lamella.errors import ArgumentError, shown
 from lamella.hookspecs import hookimpl
 from lamella.protocol.configured import Configured
 from lamella.schedules import Schedule, number_or_schedule
@@ -43,6 +43,19 @@ class Optimizer(Configured):
 
     learning_rate: float | Schedule
     slots: Mapping[str, float] = MappingProxyType({})
+
+    def _check(self) -> None:
+        slots: Any = self.slots
+        if not isinstance(slots, Mapping):
+            got = "a method" if callable(slots) else shown(slots)
+            raise ArgumentError(
+                'slots: expected a dict of names to the numbers that they start with, such as slots = {"m": 0.0}, got '
+                f"{got}"
+            )
+        for name, value in slots.items():
+            if not isinstance(name, str):
+                raise ArgumentError(f"slots: expected names as keys, got {shown(name)}")
+            number(value, f"slots: {name!r}")
 
     def update(self, xp: Any, p: Any, g: Any, slots: Slots, lr: Any, t: Any) -> tuple[Any, Slots]:
         """Return the new parameter and slots, and write to none of the arguments.

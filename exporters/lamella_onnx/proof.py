@@ -31,6 +31,7 @@ from lamella_onnx.probes import BATCHES, Probes, Range
 from lamella_onnx.rounding import Rounding, near
 from lamella_onnx.runtime import ParityError
 from lamella_onnx.seal import PROOF, differences, seal
+from lamella_onnx.training.manifest import MANIFEST
 from lamella_onnx.validity import in_one_line
 
 __all__ = ["BATCH", "SEED", "make_proof", "need_model", "verify"]
@@ -142,6 +143,11 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, dict[str, Any]]:
     if not proto.HasField("graph"):
         raise DataError("this is no ONNX file, or it is damaged (it has no graph)")
     text = {entry.key: entry.value for entry in proto.metadata_props}.get(PROOF)
+    if text is None and path.with_name(MANIFEST).is_file():
+        raise DataError(
+            "this is a graph of a training step, and carries no proof; export_training_step compared it with the "
+            "engine, and lamella_onnx.TrainingSession(folder) holds every file of the folder against its hash"
+        )
     if text is None:
         raise DataError("the file carries no proof; it was not written by lamella_onnx.export")
     try:

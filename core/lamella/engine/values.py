@@ -99,6 +99,11 @@ class OptimizerState:
         rate = self.optimizer.learning_rate
         return self.scale * (rate if type(rate) is float else learning_rate_at(rate, t - self.began))
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the next two steps have a learning rate of 0, as after the end of a schedule."""
+        return self.learning_rate(self.t + 1) == self.learning_rate(self.t + 2) == 0.0
+
     def as_numpy(self) -> tuple[Optimizer, dict[str, Any], dict[str, Any]]:
         """Return the optimizer, the counters beside it by name, and the slots as NumPy."""
         slots = {name: np.array(self.backend.asnumpy(slot)) for name, slot in self.slots.items()}

@@ -47,6 +47,7 @@ _DTYPES = {
     "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?",
 }  # fmt: skip
 _NUMBERS = set(_DTYPES)
+_OF_STEPS = {"training.seed", "training.step", "training.t"}  # what the state of a training step has beside weights
 _DEEPEST, _LONGEST = 50, 10_000  # lists in lists, and bits of an int, of what callbacks remember
 
 
@@ -345,12 +346,24 @@ def read_weights(
         if source is None:
             continue
         if source not in own:
-            hint = did_you_mean(source, own) or f" mapping={{{name!r}: None}} leaves it as it is."
-            raise DataError(f"{where}: no array {source!r} for {name!r}.{hint}")
+            instead = _instead(name, file, own, sources, arrays[name].shape)
+            raise DataError(f"{where}: no array {source!r} for {name!r}.{instead}")
         shape = arrays[name].shape
         found[name] = cast(_array(where, file, own[source], repr(name), shape, _NUMBERS), graph.dtype, where)
         _check_values(where, _place(name, arrays[name]), found[name])
     return found
+
+
+def _instead(name: str, file: File, own: Mapping[str, str], sources: Mapping[str, str | None], shape: Any) -> str:
+    """What may be done about an array that a file does not have: another name, or a mapping that leaves it out."""
+    missing = {one for one, source in sources.items() if source is not None and source not in own}
+    patterns: dict[str, None] = {}
+    for one in (one for one in sources if one in missing):
+        layer = f"{one.rpartition('.')[0]}.*"
+        patterns[layer if missing.issuperset(fnmatch.filter(sources, layer)) else one] = None
+    free = [other for other in own.keys() - sources.values() if file.shape(own[other]) == shape]
+    hint = did_you_mean(str(sources[name]), sorted(free))
+    return f"{hint} Likely fix: mapping={shown(patterns)} leaves these as they are"
 
 
 def opened(where: str, path: str | os.PathLike[str]) -> File:
@@ -360,6 +373,11 @@ def opened(where: str, path: str | os.PathLike[str]) -> File:
         DataError: it is none.
     """
     given = os.fsdecode(path)
+    if os.path.isfile(os.path.join(given, "training.json")):
+        raise IsADirectoryError(
+            f"{where}: this is the folder of a training step, which export_training_step wrote; "
+            "lamella_onnx.TrainingSession(folder) takes it"
+        )
     with open(given, "rb", opener=_without_waiting) as plain:  # says in Python's own words what is not there
         mode = os.fstat(plain.fileno()).st_mode
         if not stat.S_ISREG(mode):
@@ -417,6 +435,12 @@ def _without_waiting(path: str, flags: int) -> int:
 def _header(where: str, file: File) -> dict[str, Any]:
     """What a file says of its tensors, once the checksum is known to be right."""
     metadata = file.metadata
+    if _OF_STEPS.issubset(file.names):
+        raise DataError(
+            f"{where}: this is the state of a training step: weights without layers. TrainingSession(folder)."
+            "load_state(path) takes it, where lamella_onnx.export_training_step wrote the folder; model.load_weights "
+            "takes its weights"
+        )
     try:
         header = json.loads(metadata["lamella"])
         form = header["format"] if isinstance(header, dict) else None

@@ -68,6 +68,7 @@ class _ConfiguredType(type):
         try:
             with registry.noting() as notes:
                 self.__init__(**config)
+            self._check()
         except ArgumentError as error:
             raise ArgumentError(f"{cls.__name__}: {error}") from None
         note_words(self, notes)
@@ -93,6 +94,9 @@ class Configured(metaclass=_ConfiguredType):
     _is_frozen = False
     __words__: Mapping[str, registry.Note] = MappingProxyType({})  # registered words among the arguments
     _instead: Mapping[str, str] = MappingProxyType({})  # how to change what is no argument, by name
+
+    def _check(self) -> None:
+        """Raise `ArgumentError` for what ``__init__`` or the class must not have set."""
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments, defaults included, by name."""

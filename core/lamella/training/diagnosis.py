@@ -19,7 +19,7 @@ from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.network import Network
 
-__all__ = ["are_finite", "explain_non_finite", "is_finite"]
+__all__ = ["are_finite", "explain_data", "explain_non_finite", "is_finite"]
 
 
 def is_finite(device: Backend, array: Any) -> bool:
@@ -47,6 +47,17 @@ class _First(Watcher):
             self.found = operation, method
 
 
+def explain_data(network: Network, batch: Batch) -> str:
+    """Return which input or target of a batch is not finite; an empty string where all are."""
+    for name, value in zip(network.input_names, batch.inputs, strict=True):
+        if not is_finite(network.device, value):
+            return f"Input {name!r} holds values that are not finite; clean the data"
+    for name, value in zip(network.output_names, batch.targets, strict=True):
+        if value is not None and not is_finite(network.device, value):
+            return f"The target of {name!r} holds values that are not finite; clean the data"
+    return ""
+
+
 def explain_non_finite(
     network: Network, plan: Plan, values: Values, losses: Sequence[Loss | None], batch: Batch, loss: float
 ) -> NonFiniteError:
@@ -54,12 +65,8 @@ def explain_non_finite(
     device = network.device
     what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
     where = f"step {values.step}: {what}; nothing of this step was kept. "
-    for name, value in zip(network.input_names, batch.inputs, strict=True):
-        if not is_finite(device, value):
-            return NonFiniteError(f"{where}Input {name!r} holds values that are not finite; clean the data")
-    for name, value in zip(network.output_names, batch.targets, strict=True):
-        if value is not None and not is_finite(device, value):
-            return NonFiniteError(f"{where}The target of {name!r} holds values that are not finite; clean the data")
+    if of_data := explain_data(network, batch):
+        return NonFiniteError(f"{where}{of_data}")
     for name, array in (*network.parameters.items(), *network.state.items()):
         if not np.isfinite(array).all():
             return NonFiniteError(

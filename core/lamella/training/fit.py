@@ -434,7 +434,7 @@ def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
     state = model.values.optimizer
     if state is None or not state.fits(optimizer) or optimizer.learning_rate != state.optimizer.learning_rate:
         return
-    if state.learning_rate(state.t + 1) == state.learning_rate(state.t + 2) == 0.0:
+    if state.is_at_rest:
         warnings.warn(
             f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
             f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to restart it",

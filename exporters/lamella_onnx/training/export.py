@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save as to_bytes
 
-from lamella import ArgumentError, ArraySpec, DataError, LamellaError, Model, NonFiniteError
+from lamella import ArgumentError, ArraySpec, DataError, LamellaError, MistakeWarning, Model, NonFiniteError
 from lamella.errors import shown
 from lamella.files import archive
 from lamella.files.structure import Writer, described
 from lamella.graph.plan import Plan
 from lamella.optimizers import OPTIMIZERS
 from lamella.regularization import Constraint, Penalty
+from lamella.schedules import Schedule
 from lamella.training.data import Data
 from lamella.training.fit import losses_of
 from lamella.training.rules import Rules
@@ -114,7 +116,8 @@ def export_training_step(
     try:
         archive.check(model.config(), task.optimizer, *filter(None, task.losses))
     except DataError as error:
-        raise DataError(f"{WHERE}: {str(error).removeprefix('save: ')}") from None
+        what = str(error).removeprefix("save: ").removesuffix(", or export the model to ONNX")
+        raise DataError(f"{WHERE}: {what}") from None
     need_finite_values(model)
     if (size := sum(array.nbytes for array in (*model.parameters.values(), *model.state.values()))) > LARGEST // 2:
         raise ArgumentError(f"{WHERE}: the model's arrays take {size:,} bytes; expected less than 1 GiB")
@@ -181,6 +184,14 @@ def _values(task: Task) -> tuple[dict[str, Array], dict[str, Any]]:
         values[SEED] = np.array([model.seed & 0xFFFFFFFF, model.seed >> 32], "int64")
         values[STEP], values[T] = np.array(held.step, "int64"), np.array(state.t, "int64")
         rate = state.learning_rate(state.t + 1)
+        if isinstance(task.optimizer.learning_rate, Schedule) and state.is_at_rest:
+            warnings.warn(
+                f"{WHERE}: the learning rate is 0 from step {state.t} on: the schedule of {task.optimizer!r}, with "
+                "which the model was trained, is at its end; give another schedule, or set model.optimizer_state = "
+                "None to restart it",
+                MistakeWarning,
+                stacklevel=3,
+            )
     return values, {"rate": float(rate), "began": state.began, "scale": state.scale}
 
 

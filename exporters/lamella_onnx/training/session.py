@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnx
 import onnxruntime
 from safetensors.numpy import save as to_bytes
 
-from lamella import ArgumentError, DataError, Model, NonFiniteError
+from lamella import ArgumentError, DataError, MistakeWarning, Model, NonFiniteError, RegistryError
 from lamella.arguments import file_path, number, positive
 from lamella.engine.threads import thread_count
 from lamella.engine.values import OptimizerState
@@ -27,7 +28,9 @@ from lamella.model import made_of
 from lamella.optimizers import Optimizer
 from lamella.protocol.inputs import as_inputs, unwritable
 from lamella.protocol.spec import shape_in_words
+from lamella.schedules import Schedule
 from lamella.training.data import Data, batches_of
+from lamella.training.diagnosis import explain_data
 from lamella.training.fit import EVALUATE_ROWS, measure
 from lamella.training.meter import Meter
 from lamella_onnx.exporter import export
@@ -101,7 +104,7 @@ class TrainingSession:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{where}: {error}") from None
         self._where, self._manifest, self._lock = f"{where} {folder}", manifest, threading.Lock()
-        with refusing(self._where, "what export_training_step writes"):
+        with _naming_session(), refusing(self._where, "what export_training_step writes"):
             reader = Reader(manifest.model, layers or {}, drawn=False)
             self._model = made_of(reader.graph, "numpy", drawn=False)
             self._losses = tuple(None if one is None else reader.configured(one, Loss) for one in manifest.losses)
@@ -124,6 +127,14 @@ class TrainingSession:
         self._front, self._back = (self._buffers() for _ in range(2))
         self._bindings: list[Any] = []
         self._take(values)
+        state = self._optimizer_state()
+        if isinstance(self._optimizer.learning_rate, Schedule) and state.is_at_rest:
+            warnings.warn(
+                f"{self._where}: the learning rate is 0 from step {state.t} on: the schedule of {self._optimizer!r} is "
+                "at its end, so steps move nothing; give step(..., learning_rate=), or export with another schedule",
+                MistakeWarning,
+                stacklevel=2,
+            )
 
     # Training
 
@@ -173,9 +184,10 @@ class TrainingSession:
         results = dict(zip((LOSS, FINITE), binding.get_outputs(), strict=False))
         loss = float(results[LOSS].numpy())
         if not results[FINITE].numpy():
+            fix = "Likely fix: a lower learning rate, or clip_norm when the step is exported"
             raise NonFiniteError(
                 f"step {self._steps}: the loss is {loss}, and it or a gradient is not finite; nothing of this step was "
-                "kept. Likely fix: a lower learning rate, or clip_norm when the step is exported"
+                f"kept. {explain_data(self._model, batch) or fix}"
             )
         self._front, self._back = self._back, self._front
         self._bindings.reverse()
@@ -201,11 +213,12 @@ class TrainingSession:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step: the optimizer's, or what its schedule says."""
-        manifest = self._manifest
-        state = OptimizerState(
-            self._optimizer, self._model.device, {}, t=self._t, began=manifest.began, scale=manifest.scale
-        )
-        return state.learning_rate(self._t + 1)
+        return self._optimizer_state().learning_rate(self._t + 1)
+
+    def _optimizer_state(self) -> OptimizerState:
+        """Where the optimizer stands, without its slots."""
+        began, scale = self._manifest.began, self._manifest.scale
+        return OptimizerState(self._optimizer, self._model.device, {}, t=self._t, began=began, scale=scale)
 
     @property
     def steps(self) -> int:
@@ -274,7 +287,8 @@ class TrainingSession:
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what training goes on from: parameters, slots, state of layers and counters, in safetensors format.
 
-        ``model.load_weights`` takes the file, too.
+        `load_state` takes the file up. ``model.load_weights(path)`` takes the weights alone; where layers were frozen,
+        these are not in the file: ``model.load_weights(path, {"body.*": None})`` leaves them as they are.
         """
         path = file_path(path, "save_state: path")
         with self._lock:
@@ -287,10 +301,14 @@ class TrainingSession:
 
         Raises:
             DataError: a file of another training step, or one that is damaged.
+            FileNotFoundError: there is no such file.
         """
         path = file_path(path, "load_state: path")
         where = f"load_state {path}"
-        held = archive.opened(where, path)
+        try:
+            held = archive.opened(where, path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"load_state: there is no file {path}") from None
         values = self._checked(where, held)
         with self._lock:
             self._take(values)
@@ -337,7 +355,8 @@ class TrainingSession:
     def into(self, model: Model) -> None:
         """Give a model of the same layers what was trained: arrays, the optimizer's slots, and the step.
 
-        What the folder holds as constant, such as frozen layers, stays as it is in the model.
+        What the folder holds as constant, such as frozen layers, stays as it is in the model. Where it is not what the
+        folder holds, a `MistakeWarning` says so.
 
         Raises:
             ArgumentError: this is no model.
@@ -357,6 +376,13 @@ class TrainingSession:
                     f"into: expected a model with {entry.name!r} of {entry.dtype} {entry.shape}, got {got}; it must "
                     "have the layers of the one that was exported"
                 )
+        if (name := self._differing(model)) is not None:
+            warnings.warn(
+                f"into: {name!r}, which is frozen in the folder, has other values in the model, so its predictions "
+                "will not be those of the session. Likely fix: the model that was exported, or a copy of it",
+                MistakeWarning,
+                stacklevel=2,
+            )
         learned = [entry.name for entry in self._moving if entry.role == "parameter"]
         with model.reading() as values:
             before = values.going_on(self._optimizer)
@@ -373,6 +399,15 @@ class TrainingSession:
         model.assign({entry.name: held[entry.name] for entry in self._moving if entry.role != "slot"}, steps)
         model.optimizer_state = state
 
+    def _differing(self, model: Model) -> str | None:
+        """The first array that no step changes and that is another one in a model."""
+        own = self._model.values
+        with model.reading() as values:
+            for name in self._constants:
+                if name not in model.graph.arrays or not np.array_equal(values.numpy(name), own.numpy(name)):
+                    return name
+        return None
+
     def export(self, path: str | os.PathLike[str], **options: Any) -> ParityReport:
         """Write the trained model as an ONNX file for inference, proven as `lamella_onnx.export` does.
 
@@ -385,6 +420,7 @@ class TrainingSession:
         """Give the model the arrays that no step changes, from the graph that carries them."""
         proto = onnx.load_model_from_string(predict)
         arrays = {array.name: array for array in proto.graph.initializer if array.name in self._model.graph.arrays}
+        self._constants: tuple[str, ...] = tuple(arrays)
         self._model.assign({name: onnx.numpy_helper.to_array(array) for name, array in arrays.items()})
 
     def _buffers(self) -> dict[str, Any]:
@@ -393,6 +429,15 @@ class TrainingSession:
 
     def __repr__(self) -> str:
         return f"<{self._where}: {self._model.graph.signature}, {self._steps} steps, {self._optimizer!r}>"
+
+
+@contextlib.contextmanager
+def _naming_session() -> Iterator[None]:
+    """Let errors of names that are not registered say how a session takes what they stand for."""
+    try:
+        yield
+    except RegistryError as error:
+        raise RegistryError(str(error).replace("lm.load(path,", "TrainingSession(path,")) from error.__cause__
 
 
 def _loaded(where: str, content: bytes, threads: int) -> onnxruntime.InferenceSession:

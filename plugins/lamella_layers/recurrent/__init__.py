@@ -34,7 +34,7 @@ def lamella_specimens() -> list[Any]:
         ((x, lengths, h, h, h), "to begin with"),
         ((x, lm.ArraySpec(("N", 4))), "to begin with"),
     )
-    cut: dict[str, Any] = {"gradient": "surrogate", "reason": "truncate cuts the gradient between chunks"}
+    cut: dict[str, Any] = {"gradient": "surrogate", "reason": "truncate stops gradients between parts of a sequence"}
     return [
         Specimen(RNN(2, return_sequences=False), (x,), (*plain, "RNN", "Squeeze"), docs=docs["RNN"], refuses=refuses),
         Specimen(
