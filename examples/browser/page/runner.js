@@ -256,7 +256,8 @@ export class TrainingSession {
     if (wrong < 0) return;
     throw new RunnerError(
       `${where}: expected labels from 0 to ${classes - 1}, since the output has ${classes} classes; got ` +
-        `${data[wrong]} in row ${Math.floor(wrong / width)}. Likely fix: labels that count from 0, or a last layer with more units.`,
+        `${data[wrong]} in row ${Math.floor(wrong / width)}. Likely fix: labels that count from 0, or a last layer ` +
+        "with more units.",
     );
   }
 }
