@@ -148,9 +148,11 @@ function* batches() {
 
 /** The learning rate that stands in the field. */
 function rate() {
-  const value = at("rate").valueAsNumber;
-  if (!(value >= 0)) throw new RunnerError("The learning rate is no number from 0 up.");
-  return value;
+  const { valueAsNumber: value, max } = at("rate");
+  if (value >= 0 && value <= Number(max)) return value;
+  throw new RunnerError(
+    `The learning rate must be a number from 0 to ${max}. ${session.learningRate} is a good one to begin with.`,
+  );
 }
 
 /** Let the browser draw and answer, without the pause that setTimeout makes. */
@@ -268,8 +270,9 @@ at("reset").addEventListener("click", () =>
     await pause();
     hideError();
     await session.reset();
+    at("rate").value = session.learningRate;
     await begin();
-    say("The weights are back where training began.");
+    say("Weights and learning rate are back where training began.");
   }),
 );
 

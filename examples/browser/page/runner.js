@@ -14,18 +14,22 @@
  *     const { data, dims } = await session.predict(images);
  *     download(session.save(), "weights.safetensors");
  *
- * In Python, `TrainingSession.load_state` and `model.load_weights` read what `save` gives. The file has no dependency:
- * onnxruntime-web is handed to `open`. It follows no schedule of learning rates: where the optimizer has one, give each
- * step its own `learningRate`. A step computes on the thread that calls it; let the browser draw between steps.
+ * In Python, `TrainingSession.load_state` reads what `save` gives. The file has no dependency: onnxruntime-web is handed
+ * to `open`. It follows no schedule of learning rates: where the optimizer has one, give each step its own
+ * `learningRate`. A step computes on the thread that calls it; let the browser draw between steps.
  */
 
 const MANIFEST = "training.json";
 const FILES = ["train.onnx", "predict.onnx", "state.safetensors"];
 const KEPT = ["seed", "step", "t", "parameter", "slot", "state"]; // roles of what a step reads of the one before
+const ARGUMENTS = { input: "x", target: "y", sample_weight: "sampleWeight" }; // what takes an input of these roles
+const OPTIONS = ["learningRate", "sampleWeight"];
 const OF_STEP = "lamella.training"; // in the metadata of a state file: the hash of the graph that it belongs to
 
 /** What is wrong with a file or an argument, in words for the person who sees the page. */
-export class RunnerError extends Error {}
+export class RunnerError extends Error {
+  name = "RunnerError";
+}
 
 /** A training, or what was trained: weights, slots of the optimizer, statistics and counters, and two graphs. */
 export class TrainingSession {
@@ -94,25 +98,19 @@ export class TrainingSession {
    *     inputs, an object that holds one for each name.
    * @param y the targets, likewise, by the names of the outputs.
    * @param options `learningRate`, of this step; `sampleWeight`, a number for each row, likewise; ones if left out.
-   * @throws {RunnerError} arrays that do not fit, or results that are not finite: nothing is kept.
+   * @throws {RunnerError} arrays or options that do not fit, or results that are not finite: nothing is kept.
    */
-  step(x, y, { learningRate = this.learningRate, sampleWeight } = {}) {
+  step(x, y, options = {}) {
     return this.#inTurn(async () => {
+      const { learningRate = this.learningRate, sampleWeight } = checkedOptions(options);
       const { inputs, outputs } = this.manifest.train;
-      const feeds = {};
-      for (const entry of inputs) {
-        if (entry.role === "input") feeds[entry.name] = this.#tensor(entry, x);
-        else if (entry.role === "target") feeds[entry.name] = this.#tensor(entry, y);
-        else if (entry.role === "sample_weight") {
-          const rows = Object.values(feeds)[0].dims[0]; // inputs come first
-          feeds[entry.name] = this.#tensor(entry, sampleWeight ?? { [entry.of]: new Array(rows).fill(1) });
-        } else if (entry.role === "learning_rate") feeds[entry.name] = this.#tensor(entry, [learningRate]);
-        else feeds[entry.name] = this.#values[entry.name];
-      }
+      const feeds = this.#feeds(inputs, { input: x, target: y, sample_weight: sampleWeight });
+      const rate = inputs.find((entry) => entry.role === "learning_rate");
+      feeds[rate.name] = new this.#ort.Tensor(rate.dtype, DTYPES[rate.dtype][1].of(learningRate), []);
       const loss = outputs.find((entry) => entry.role === "loss" && !entry.of).name;
       const finite = outputs.find((entry) => entry.role === "finite").name;
       const renewed = outputs.filter((entry) => entry.role === "new");
-      const results = await this.#graphs.train.run(feeds, [loss, finite, ...renewed.map((entry) => entry.name)]);
+      const results = await this.#run("train", feeds, [loss, finite, ...renewed.map((entry) => entry.name)]);
       const told = Number(results[loss].data[0]);
       if (!results[finite].data[0]) {
         throw new RunnerError(
@@ -128,11 +126,7 @@ export class TrainingSession {
   /** Return the output for inputs as `step` takes them, an `ort.Tensor`; of several outputs, an object by name. */
   predict(x) {
     return this.#inTurn(async () => {
-      const feeds = {};
-      for (const entry of this.manifest.predict.inputs) {
-        feeds[entry.name] = entry.role === "input" ? this.#tensor(entry, x) : this.#values[entry.name];
-      }
-      const results = await this.#graphs.predict.run(feeds);
+      const results = await this.#run("predict", this.#feeds(this.manifest.predict.inputs, { input: x }));
       const tensors = Object.values(results);
       return tensors.length === 1 ? tensors[0] : results;
     });
@@ -203,26 +197,67 @@ export class TrainingSession {
     return result;
   }
 
+  async #run(graph, feeds, outputs) {
+    try {
+      return await this.#graphs[graph].run(feeds, outputs);
+    } catch (error) {
+      throw new RunnerError(`onnxruntime can't run ${graph}.onnx with these arrays: ${inShort(error)}`);
+    }
+  }
+
+  /** The tensors for the inputs of a graph: arguments by the roles that they have, and what the session holds. */
+  #feeds(inputs, given) {
+    const feeds = {};
+    const first = inputs.find((entry) => entry.role === "input");
+    for (const entry of inputs) {
+      const rows = feeds[first.name]?.dims[0];
+      if (entry.role === "sample_weight" && (given.sample_weight ?? null) === null) {
+        feeds[entry.name] = new this.#ort.Tensor(entry.dtype, new DTYPES[entry.dtype][1](rows).fill(1), [rows]);
+      } else if (entry.role in given) {
+        const tensor = this.#tensor(entry, given[entry.role]);
+        if (entry !== first && tensor.dims[0] !== rows) {
+          throw new RunnerError(
+            `${called(entry)}: expected as many rows as ${called(first)} has, ${rows}; got ${tensor.dims[0]} of the ` +
+              `shape [${entry.shape}]. Likely fix: a row of inputs, targets and weights for each sample.`,
+          );
+        }
+        feeds[entry.name] = tensor;
+      } else feeds[entry.name] = this.#values[entry.name];
+    }
+    return feeds;
+  }
+
   /** The tensor for an input of a graph, from a tensor, an array, or an object with one of them under its name. */
   #tensor(entry, given) {
     const isValue = (one) => isArray(one) || one instanceof this.#ort.Tensor;
     const alone = this.manifest.train.inputs.filter((one) => one.role === entry.role).length === 1;
     const name = entry.of ?? entry.name;
+    const where = called(entry);
     const value = isValue(given) && alone ? given : given?.[name];
-    if (!isValue(value)) throw new RunnerError(`${entry.name}: expected an array, or an object with one as "${name}".`);
-    if (value instanceof this.#ort.Tensor) return value;
-    const data = typed(value, entry.dtype);
-    const unknown = entry.shape.filter((size) => typeof size === "string").length;
-    const known = entry.shape.reduce((product, size) => (typeof size === "string" ? product : product * size), 1);
-    const size = data.length / known;
-    if (unknown > 1) throw new RunnerError(`${entry.name}: an array does not tell its shape; give an ort.Tensor.`);
-    if (!Number.isInteger(size) || size < 1 || (unknown === 0 && size !== 1)) {
-      throw new RunnerError(`${entry.name}: ${data.length} values do not fill the shape [${entry.shape}].`);
+    if (!isValue(value)) {
+      const expected = `${alone ? "an array, or " : ""}an object with an array as "${name}"`;
+      throw new RunnerError(`${where}: expected ${expected}; got ${shown(given)}.`);
     }
-    return new this.#ort.Tensor(
-      entry.dtype,
-      data,
-      entry.shape.map((one) => (typeof one === "string" ? size : one)),
+    const dims = value instanceof this.#ort.Tensor ? tensorDims(where, entry, value) : arrayDims(where, entry, value);
+    const values = value instanceof this.#ort.Tensor ? value.data : value;
+    const width = values.length / dims[0];
+    const data = numbers(where, values, entry.dtype, width);
+    if (entry.role === "target") this.#checkLabels(where, entry, data, width);
+    if (entry.role === "sample_weight") checkWeights(where, data);
+    return new this.#ort.Tensor(entry.dtype, data, dims);
+  }
+
+  /** Integer targets without the prediction's last axis are labels, and classes stand along that axis. */
+  #checkLabels(where, { of, shape, dtype }, data, width) {
+    const prediction = this.manifest.train.outputs.find((entry) => entry.role === "prediction" && entry.name === of);
+    if (!dtype.includes("int") || shape.length !== prediction.shape.length - 1) return;
+    const classes = prediction.shape.at(-1);
+    const wrong = data.findIndex((label) => label < 0 || label >= classes);
+    if (wrong < 0) return;
+    throw new RunnerError(
+      `${where}: expected labels from 0 to ${classes - 1}, since the output has ${classes} classes; got ` +
+        `${data[wrong]} in row ${Math.floor(wrong / width)}. Likely fix: labels that count from 0, or a last layer ` +
+        "with more units.",
     );
   }
 }
@@ -279,16 +314,107 @@ async function loadGraph(ort, name, content) {
   try {
     return await ort.InferenceSession.create(content, { executionProviders: ["wasm"] });
   } catch (error) {
-    const starts = !`${error.message}`.includes("no available backend");
+    const starts = !`${error?.message}`.includes("no available backend");
     throw new RunnerError(
-      `onnxruntime-web can't ${starts ? `load ${name}` : "start in this browser"}: ${error.message}`,
+      `onnxruntime-web can't ${starts ? `load ${name}` : "start in this browser"}: ${inShort(error)}`,
     );
   }
+}
+
+/** What onnxruntime says, in one line: its own words stand behind the names of its functions. */
+function inShort(error) {
+  const [line] = `${error?.message ?? error}`.replace(/^.*(Status Message|ERROR_MESSAGE): /s, "").split("\n");
+  return line.length > 200 ? `${line.slice(0, 200)} …` : line;
 }
 
 async function sha256(bytes) {
   const digest = new Uint8Array(await globalThis.crypto.subtle.digest("SHA-256", bytes));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// Arguments
+
+/** What the caller knows an input of a graph as. */
+function called(entry) {
+  return `${ARGUMENTS[entry.role]} of "${entry.of ?? entry.name}"`;
+}
+
+function shown(value) {
+  if (isArray(value)) return `an array of ${value.length}`;
+  if (typeof value === "object" && value !== null) return `an object with [${Object.keys(value)}]`;
+  return typeof value === "string" ? `the text ${JSON.stringify(value.slice(0, 40))}` : String(value);
+}
+
+function checkedOptions(options) {
+  if (typeof options !== "object" || options === null) {
+    throw new RunnerError(`options: expected an object such as {learningRate: 0.1}; got ${shown(options)}.`);
+  }
+  const odd = Object.keys(options).find((name) => !OPTIONS.includes(name));
+  if (odd !== undefined) throw new RunnerError(`options: "${odd}" is unknown; known are ${OPTIONS.join(" and ")}.`);
+  const { learningRate = 0 } = options;
+  if (!(Number.isFinite(learningRate) && learningRate >= 0)) {
+    throw new RunnerError(`learningRate: expected a finite number of at least 0; got ${shown(learningRate)}.`);
+  }
+  return options;
+}
+
+function tensorDims(where, { dtype, shape }, { type, dims }) {
+  const fits = (size, axis) => (typeof size === "string" ? dims[axis] > 0 : dims[axis] === size);
+  if (type === dtype && dims.length === shape.length && shape.every(fits)) return dims;
+  throw new RunnerError(`${where}: expected a tensor of ${dtype} [${shape}]; got ${type} [${dims}].`);
+}
+
+/** The shape of a flat array, which has one axis of any size at most. */
+function arrayDims(where, { shape }, values) {
+  if (Array.isArray(values) && values.some(isArray)) {
+    throw new RunnerError(
+      `${where}: arrays are flat: one typed array or list for the whole batch; got a list of arrays. Likely fix: ` +
+        "rows.flatMap((row) => [...row]), once for each level.",
+    );
+  }
+  const known = shape.reduce((product, size) => (typeof size === "string" ? product : product * size), 1);
+  const unknown = shape.filter((size) => typeof size === "string").length;
+  const size = values.length / known;
+  if (unknown > 1) throw new RunnerError(`${where}: an array does not tell its shape; give an ort.Tensor.`);
+  if (!Number.isInteger(size) || size < 1 || (unknown === 0 && size !== 1)) {
+    throw new RunnerError(
+      `${where}: expected the shape [${shape}], so ${unknown ? "a multiple of " : ""}${known} values; got ` +
+        `${values.length}. Likely fix: whole rows, one after another.`,
+    );
+  }
+  return shape.map((one) => (typeof one === "string" ? size : one));
+}
+
+/** Numbers in the kind of array that a tensor holds; `width` of them are a row. */
+function numbers(where, values, dtype, width) {
+  const [, kind] = DTYPES[dtype];
+  const isFloat = dtype.startsWith("float");
+  if (values instanceof kind && (!isFloat || values.every(Number.isFinite))) return values;
+  const converted = dtype.endsWith("int64") ? BigInt : Number;
+  const cell = new kind(1);
+  const fits = (value) => {
+    if (!["number", "bigint", "boolean"].includes(typeof value)) return false;
+    if (!isFloat && !Number.isInteger(Number(value))) return false;
+    cell[0] = converted(value);
+    return isFloat ? Number.isFinite(cell[0]) : cell[0] == value; // no ===: of a number and a BigInt
+  };
+  const wrong = values.findIndex((value) => !fits(value));
+  if (wrong >= 0) {
+    const fix = isFloat ? "no missing values, no division by 0, no text" : "whole numbers";
+    throw new RunnerError(
+      `${where}: expected ${isFloat ? "finite numbers" : "integers"} in the range of ${dtype}; got ` +
+        `${shown(values[wrong])} in row ${Math.floor(wrong / width)}. Likely fix: ${fix} in the data.`,
+    );
+  }
+  return kind.from(values, converted);
+}
+
+function checkWeights(where, data) {
+  const negative = data.find((weight) => weight < 0);
+  if (negative !== undefined) throw new RunnerError(`${where}: expected weights of at least 0; got ${negative}.`);
+  if (data.every((weight) => weight === 0)) {
+    throw new RunnerError(`${where}: every row weighs 0, so there is nothing to learn from; expected one above 0.`);
+  }
 }
 
 // Arrays and safetensors files
@@ -312,18 +438,15 @@ function isArray(value) {
   return Array.isArray(value) || (ArrayBuffer.isView(value) && !(value instanceof DataView));
 }
 
-function typed(values, dtype) {
-  const [, kind] = DTYPES[dtype];
-  if (values instanceof kind) return values;
-  return dtype.endsWith("int64") ? kind.from(values, BigInt) : kind.from(values, Number);
-}
-
 /**
  * Read a safetensors file: `{arrays: {name: {dtype, shape, data}}, metadata}`.
  *
  * @throws {RunnerError} the bytes are no such file, or a damaged one.
  */
 export function readSafetensors(bytes) {
+  if (!(bytes instanceof Uint8Array)) {
+    throw new RunnerError(`Expected a Uint8Array; got ${shown(bytes)}. Likely fix: new Uint8Array(buffer).`);
+  }
   const names = Object.fromEntries(Object.entries(DTYPES).map(([dtype, [code]]) => [code, dtype]));
   let header, start;
   try {
