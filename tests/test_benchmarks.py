@@ -141,3 +141,13 @@ def test_unknown_names_are_refused_with_what_there_is():
     ended = python(SUITE, "--workloads", "mlp")
     assert ended.returncode == 1
     assert "no workload is called 'mlp'; there are mlp-1, mlp-64" in ended.stderr
+
+
+def test_a_prepared_step_changes_file_less_than_forty_times():
+    """Each change is a call from one file into another, which a small step has to pay for."""
+    counted = "import sys; sys.path.insert(0, 'benchmarks'); import cost; print(*cost.changes_of_file())"
+    ended = subprocess.run([sys.executable, "-c", counted], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    files, changes = map(int, ended.stdout.split())
+    assert files <= 10
+    assert changes < 40

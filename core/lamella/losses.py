@@ -122,6 +122,8 @@ def loss_and_slope(
             f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
             f"{described(slope)}"
         )
+    if backend.has_numpy_arrays:  # without a call of the backend
+        return float(each.astype(np.float64).dot(weights)), slope
     return backend.weighted_sum(each, weights), slope
 
 
