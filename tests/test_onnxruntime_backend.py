@@ -407,3 +407,13 @@ def test_data_that_onnxruntime_refuses_get_the_error_of_the_layer():
     with pytest.raises(lm.LayerError, match=words):
         model.train_on_batch(x, np.zeros((2, 5), int), loss="softmax_cross_entropy", optimizer="sgd")
     assert model.step == 0
+
+
+def test_random_numbers_follow_the_seed_of_now():
+    models = [lm.Sequential([Dropout(0.5), Dense(3)], input_shape=5, backend=one) for one in ("numpy", "onnxruntime")]
+    x, y = rows()
+    for seed in (0, 5, 2**40 + 3, 5, 1, 2**64 - 1):
+        for model in models:
+            model.seed = seed
+            model.train_on_batch(x, y, loss="softmax_cross_entropy", optimizer="sgd")
+        assert_same(*models)

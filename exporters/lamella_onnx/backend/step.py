@@ -98,6 +98,7 @@ class GraphStep:
         predictions = self._bind(network, batch, bound)
         small = bound.small
         small[LEARNING_RATE][...], small[STEP][...], small[T][...] = move.rate, values.step, move.before.t
+        small[SEED][...] = network.seed & 0xFFFFFFFF, network.seed >> 32
         try:
             session.run_with_iobinding(bound.binding)
         except Exception as error:  # onnxruntime's own have no common base
@@ -201,7 +202,7 @@ class GraphStep:
                 binding.bind_ortvalue_output(f"{entry.name}.new", _wrapped(new[entry.name]))
         small = {
             LEARNING_RATE: np.zeros((), network.dtype),
-            SEED: np.array([network.seed & 0xFFFFFFFF, network.seed >> 32], "int64"),
+            SEED: np.zeros(2, "int64"),
             STEP: np.zeros((), "int64"),
             T: np.zeros((), "int64"),
         }
