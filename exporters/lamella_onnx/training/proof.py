@@ -183,19 +183,30 @@ def prove(
         others: more of them, for arrays that differ.
         excused: whether the rounding of references and of arguments nearby counts.
     """
-    engines = Engine(task, "float32"), Engine(task, "float64")
+    trial = _Trial(task, trace, loaded, Engine(task, "float32"), Engine(task, "float64"), rate, excused)
     worst: dict[str, Agreement] = {}
     for number, example in enumerate(examples, start=1):
-        data = f"step {number}, batch of {len(example.inputs[0])}"
-        found, after = _compared(task, trace, loaded, engines, values, rate, example, data, excused)
+        found, after = _compared(trial, values, example, f"step {number}, batch of {len(example.inputs[0])}")
         for row in found:
             if not row.agrees:
-                row = _looked_at_again(row, task, trace, loaded, engines, values, rate, others, excused)
+                row = _looked_at_again(trial, row, values, others)
             known = worst.get(row.output)
             if known is None or need(row) > need(known):
                 worst[row.output] = row
         values = after
     return list(worst.values()), values
+
+
+class _Trial(NamedTuple):
+    """What every step is compared with: the engine in float32 and in float64."""
+
+    task: Task
+    trace: StepTrace
+    loaded: Sequence[onnxruntime.InferenceSession]
+    own: Engine
+    exact: Engine
+    rate: float
+    excused: bool
 
 
 def need(row: Agreement) -> tuple[bool, float]:
@@ -235,48 +246,27 @@ _KINDS = {
 """What reports call outputs by their roles; new values by those of the inputs that take them."""
 
 
-def _looked_at_again(
-    row: Agreement,
-    task: Task,
-    trace: StepTrace,
-    loaded: Sequence[onnxruntime.InferenceSession],
-    engines: tuple[Engine, Engine],
-    values: Arrays,
-    rate: float,
-    others: Iterator[Example],
-    excused: bool,
-) -> Agreement:
+def _looked_at_again(trial: _Trial, row: Agreement, values: Arrays, others: Iterator[Example]) -> Agreement:
     """How an array that differs agrees on two other batches: the first agreement, if it agrees on both."""
     again = row
     for _ in range(2):
-        example = next(others)
-        found, _ = _compared(task, trace, loaded, engines, values, rate, example, row.data, excused)
+        found, _ = _compared(trial, values, next(others), row.data)
         again = next(other for other in found if other.output == row.output)
         if not again.agrees:
             return row
     return again
 
 
-def _compared(
-    task: Task,
-    trace: StepTrace,
-    loaded: Sequence[onnxruntime.InferenceSession],
-    engines: tuple[Engine, Engine],
-    values: Arrays,
-    rate: float,
-    example: Example,
-    data: str,
-    excused: bool,
-) -> tuple[list[Agreement], dict[str, Array]]:
+def _compared(trial: _Trial, values: Arrays, example: Example, data: str) -> tuple[list[Agreement], dict[str, Array]]:
     """Take one step, and compare every output of it; also return the values after it."""
-    own, exact = engines
+    task, trace, loaded, own, exact, rate, excused = trial
     feeds = {**values, **task.feeds(example), LEARNING_RATE: np.array(rate, task.model.dtype)}
     plain, inspected = (run(one, feeds) for one in loaded)
     got = inspected | plain
     e32, drawn = own.run(values, example)
     e64, _ = exact.run(values, example)
     gradients = {entry.of: got[entry.name] for entry in trace.outputs if entry.role == "gradient" and entry.of}
-    new, exact_new = (engine.update(values, gradients, rate) for engine in engines)
+    new, exact_new = (engine.update(values, gradients, rate) for engine in (own, exact))
 
     def compared(e32s: Sequence[Arrays], news: Sequence[Arrays]) -> list[Agreement]:
         rows = []
