@@ -25,7 +25,6 @@ __all__ = [
     "Stored",
     "Trace",
     "TracerBackend",
-    "inputs_of",
     "layer_outputs",
     "trace_model",
     "trace_step",
@@ -82,7 +81,7 @@ def trace_model(
         stable: write primitives out where the operator that stands for them rounds worse.
     """
     graph = new_graph(opset, stable=stable)
-    inputs = inputs_of(graph, model)
+    inputs = _inputs(graph, model)
     stored = Stored(graph.xp, model.graph.arrays if as_stored else {})
     arrays = {}
     for name in (*model.parameters, *model.state):
@@ -141,7 +140,7 @@ def trace_step(
     ``<state>.new`` where a layer updates it.
     """
     graph = new_graph(opset, stable=stable)
-    inputs = inputs_of(graph, model)
+    inputs = _inputs(graph, model)
     gradients = {
         value: graph.input(f"{name}.incoming", spec.shape, spec.dtype)
         for value, name, spec in zip(model.graph.outputs, model.output_names, model.output_specs, strict=True)
@@ -168,8 +167,7 @@ def trace_step(
     return write(graph, results | updates)
 
 
-def inputs_of(graph: Graph, model: Network) -> list[Traced]:
-    """Add the inputs of a model to a graph."""
+def _inputs(graph: Graph, model: Network) -> list[Traced]:
     specs = zip(model.input_names, model.input_specs, strict=True)
     return [graph.input(name, spec.shape, spec.dtype) for name, spec in specs]
 

@@ -47,7 +47,7 @@ from lamella_onnx.models import whole_batch
 from lamella_onnx.parity import TOLERANCE, Agreement
 from lamella_onnx.runtime import run
 from lamella_onnx.training.manifest import Entry
-from lamella_onnx.training.trace import FINITE, LEARNING_RATE, LOSS, PENALTY, SEED, STEP, StepTrace, T
+from lamella_onnx.training.trace import FINITE, LEARNING_RATE, LOSS, PENALTY, SEED, STEP, StepTrace, T, feeds_of
 
 __all__ = ["Engine", "Example", "Task", "grouped", "need", "prove"]
 
@@ -74,13 +74,6 @@ class Task(NamedTuple):
     optimizer: Optimizer
     rules: Rules
     missed: Mapping[str, int]
-
-    def feeds(self, example: Example) -> dict[str, Array]:
-        """Return inputs, targets and weights by the names that they have in the graph."""
-        names = self.model.output_names
-        found = dict(zip(self.model.input_names, example.inputs, strict=True))
-        found |= {f"{name}.target": y for name, y in zip(names, example.targets, strict=True) if y is not None}
-        return found | {f"{name}.weight": w for name, w in zip(names, example.weights, strict=True) if w is not None}
 
 
 class Engine:
@@ -260,7 +253,7 @@ def _looked_at_again(trial: _Trial, row: Agreement, values: Arrays, others: Iter
 def _compared(trial: _Trial, values: Arrays, example: Example, data: str) -> tuple[list[Agreement], dict[str, Array]]:
     """Take one step, and compare every output of it; also return the values after it."""
     task, trace, loaded, own, exact, rate, excused = trial
-    feeds = {**values, **task.feeds(example), LEARNING_RATE: np.array(rate, task.model.dtype)}
+    feeds = {**values, **feeds_of(task.model, *example), LEARNING_RATE: np.array(rate, task.model.dtype)}
     plain, inspected = (run(one, feeds) for one in loaded)
     got = inspected | plain
     e32, drawn = own.run(values, example)

@@ -38,9 +38,9 @@ from lamella_onnx.external import external_arrays
 from lamella_onnx.files import as_path
 from lamella_onnx.parity import ParityReport
 from lamella_onnx.proof import need_model
-from lamella_onnx.runtime import ParityError, session
+from lamella_onnx.runtime import ParityError, refusal, session
 from lamella_onnx.training.manifest import PREDICT, STATE, TRAIN, Entry, read_folder
-from lamella_onnx.training.trace import FINITE, LEARNING_RATE, LOSS, SEED, STEP, T
+from lamella_onnx.training.trace import FINITE, LEARNING_RATE, LOSS, SEED, STEP, T, feeds_of
 from lamella_onnx.validity import in_one_line
 
 __all__ = ["TrainingSession"]
@@ -114,11 +114,11 @@ class TrainingSession:
                 raise DataError(f"losses: they are not those of the targets of {TRAIN}")
         reader.note_versions(self._where)
         self._hash = hashlib.sha256(files[TRAIN]).hexdigest()
-        self._train = _loaded(f"{self._where}: {TRAIN}", files[TRAIN], count)
-        self._predict = _loaded(f"{self._where}: {PREDICT}", files[PREDICT], count)
+        self._train, _ = _loaded(f"{self._where}: {TRAIN}", files[TRAIN], count)
+        self._predict, predict = _loaded(f"{self._where}: {PREDICT}", files[PREDICT], count)
         _check_graph(f"{self._where}: {TRAIN}", self._train, manifest.train_inputs, manifest.train_outputs)
         _check_graph(f"{self._where}: {PREDICT}", self._predict, manifest.predict_inputs, manifest.predict_outputs)
-        self._fill_constants(files[PREDICT])
+        self._fill_constants(predict)
         self._seed = np.zeros(2, "int64")
         self._steps, self._t = 0, 0
         self._moving = [entry for entry in manifest.kept if entry.role not in ("seed", "step", "t")]
@@ -169,13 +169,8 @@ class TrainingSession:
                     )
 
     def _step(self, batch: Any, rate: float) -> float:
-        names, dtype = self._model.output_names, self._model.dtype
-        feeds = dict(zip(self._model.input_names, batch.inputs, strict=True))
-        feeds |= {f"{name}.target": y for name, y in zip(names, batch.targets, strict=True) if y is not None}
-        for name, loss, weights in zip(names, self._losses, batch.weights, strict=True):
-            if loss is not None:
-                feeds[f"{name}.weight"] = weights
-        feeds |= {LEARNING_RATE: np.array(rate, dtype), **self._counters()}
+        feeds = feeds_of(self._model, batch.inputs, batch.targets, batch.weights)
+        feeds |= {LEARNING_RATE: np.array(rate, self._model.dtype), **self._counters()}
         binding = self._bound()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array).reshape(array.shape))
@@ -416,10 +411,9 @@ class TrainingSession:
         self.into(self._model)
         return export(self._model, path, **options)
 
-    def _fill_constants(self, predict: bytes) -> None:
+    def _fill_constants(self, predict: onnx.ModelProto) -> None:
         """Give the model the arrays that no step changes, from the graph that carries them."""
-        proto = onnx.load_model_from_string(predict)
-        arrays = {array.name: array for array in proto.graph.initializer if array.name in self._model.graph.arrays}
+        arrays = {array.name: array for array in predict.graph.initializer if array.name in self._model.graph.arrays}
         self._constants: tuple[str, ...] = tuple(arrays)
         self._model.assign({name: onnx.numpy_helper.to_array(array) for name, array in arrays.items()})
 
@@ -440,8 +434,8 @@ def _naming_session() -> Iterator[None]:
         raise RegistryError(str(error).replace("lm.load(path,", "TrainingSession(path,")) from error.__cause__
 
 
-def _loaded(where: str, content: bytes, threads: int) -> onnxruntime.InferenceSession:
-    """Load a graph that opens no other files."""
+def _loaded(where: str, content: bytes, threads: int) -> tuple[onnxruntime.InferenceSession, onnx.ModelProto]:
+    """Load a graph that opens no other files; also return what stands in it."""
     try:
         proto = onnx.load_model_from_string(content)
     except Exception as error:  # the parser's exception belongs to protobuf
@@ -449,7 +443,7 @@ def _loaded(where: str, content: bytes, threads: int) -> onnxruntime.InferenceSe
     for array in external_arrays(proto):
         raise DataError(f"{where}: array {array.name!r} stands in another file; export_training_step writes none")
     try:
-        return session(content, threads)
+        return session(content, threads), proto
     except ParityError as error:
         raise ParityError(f"{where}: {error}") from error
 
@@ -460,9 +454,7 @@ def _running(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise ParityError(
-            f"{where}: onnxruntime {onnxruntime.__version__} can't run the graph: {in_one_line(error)}"
-        ) from error
+        raise ParityError(f"{where}: {refusal('the graph', error)}") from error
 
 
 def _check_graph(

@@ -30,7 +30,21 @@ from lamella_onnx.tracer import Graph, Traced, TraceError, new_graph, write
 from lamella_onnx.training.folding import fold_updates
 from lamella_onnx.training.manifest import Entry
 
-__all__ = ["FINITE", "LEARNING_RATE", "LOSS", "PENALTY", "SEED", "STEP", "StepTrace", "T", "trace_training"]
+__all__ = [
+    "FINITE",
+    "LEARNING_RATE",
+    "LOSS",
+    "PENALTY",
+    "SEED",
+    "STEP",
+    "StepTrace",
+    "T",
+    "axes_of",
+    "feeds_of",
+    "moving_state",
+    "shows_gradients",
+    "trace_training",
+]
 
 # with a dot, unlike any input of a model
 SEED, STEP, T = "training.seed", "training.step", "training.t"
@@ -117,7 +131,8 @@ def trace_training(
     seed, step, t = given(SEED, "seed", (2,), "int64"), given(STEP, "step", (), "int64"), given(T, "t", (), "int64")
 
     plan = Plan(model.graph, model.frozen_layers, wants_dx=False, training=True)
-    moving = {*plan.parameters, *moving_state(model)}
+    updated = moving_state(model)
+    moving = {*plan.parameters, *updated}
     stored = Stored(graph.xp, model.graph.arrays if as_stored else {})
     raw: dict[str, Any] = {}  # as they come
     arrays: dict[str, Any] = {}  # as layers see them
@@ -178,9 +193,9 @@ def trace_training(
         bounded = rules.bounded(xp, {name: stored.seen(name, new[name]) for name in rules.bounds(learned)})
     for name, array in bounded.items():
         new[name] = stored.kept(name, array)
-    for name in moving_state(model):
+    for name in updated:
         new[name] = stored.kept(name, result.updates[name]) if name in result.updates else raw[name]
-    changed = [new[name] for name in (*learned, *moving_state(model))]
+    changed = [new[name] for name in (*learned, *updated)]
     looked_at = [] if shows_gradients(optimizer, rules) else list(gradients.values())
     finite = _are_finite(xp, [whole, *looked_at, *changed])
     gives(FINITE, "finite", xp.astype(finite, xp.uint8))
@@ -220,6 +235,15 @@ def _in_loss() -> Iterator[None]:
         if isinstance(error.__cause__, TraceError):
             raise TraceError(str(error).replace("TraceError: ", "", 1)) from error
         raise
+
+
+def feeds_of(model: Network, inputs: Sequence[Any], targets: Sequence[Any], weights: Sequence[Any]) -> dict[str, Any]:
+    """Return a batch by the names that it has in the graph; outputs that are not trained on have None as targets."""
+    feeds = dict(zip(model.input_names, inputs, strict=True))
+    for name, target, own in zip(model.output_names, targets, weights, strict=True):
+        if target is not None:
+            feeds[f"{name}.target"], feeds[f"{name}.weight"] = target, own
+    return feeds
 
 
 def shows_gradients(optimizer: Optimizer, rules: Rules) -> bool:
