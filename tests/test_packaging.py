@@ -24,6 +24,7 @@ SOURCES = {
     "lamella_onednn": ROOT / "plugins",
     "lamella_onnx": ROOT / "exporters",
     "lamella_pytest": ROOT / "core",
+    "lamella_serve": ROOT / "exporters",
 }
 MODULES = [
     found.name
@@ -125,6 +126,21 @@ def imports_of(package: str) -> Iterator[tuple[str, str]]:
         (
             "lamella_onnx",
             {"lamella", "lamella_onnx", "numpy", "onnx", "onnxruntime", "safetensors", "threadpoolctl", "matplotlib"},
+        ),
+        (
+            "lamella_serve",
+            {
+                "lamella",
+                "lamella_onnx",
+                "lamella_serve",
+                "google",
+                "httptools",
+                "ml_dtypes",
+                "numpy",
+                "onnx",
+                "onnxruntime",
+            }
+            | {"orjson", "prometheus_client", "starlette", "uvicorn", "grpc"},
         ),
     ],
 )

@@ -1,0 +1,253 @@
+"""The queue before a model: requests wait, are joined, run, and each gets its own rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lamella_serve.datatypes import Array
+from lamella_serve.refusals import Refusal
+from lamella_serve.session import Stop
+from lamella_serve.statistics import Statistics
+
+__all__ = ["Limits", "Queue"]
+
+_now = time.perf_counter_ns
+_SHORT = 0.2e-3  # seconds; what runs no longer runs on the event loop: a thread would take as long to be told
+_JOINED = 20e-3  # seconds; to join more than that makes all wait, and gains nothing on a CPU
+
+_threads = ThreadPoolExecutor(64, "lamella_serve")  # at most; each queue runs no more than its instances at a time
+
+Run = Callable[[dict[str, Array], Any], list[Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How requests wait.
+
+    Attributes:
+        batch: the most rows that are joined.
+        delay: seconds to wait for more requests to join.
+        instances: runs at a time.
+        queue: the most requests that wait.
+        timeout: seconds that a request may take, from its arrival to its answer.
+    """
+
+    batch: int = 1024
+    delay: float = 0.0
+    instances: int = 1
+    queue: int = 1000
+    timeout: float = 60.0
+
+
+class _Job:
+    """A request that waits for its answer."""
+
+    __slots__ = ("arrived", "done", "inputs", "kind", "rows")
+
+    def __init__(self, inputs: dict[str, Array], rows: int, kind: Any, done: asyncio.Future[list[Array]]) -> None:
+        self.inputs, self.rows, self.kind, self.done = inputs, rows, kind, done
+        self.arrived = _now()
+
+
+class _Ran(NamedTuple):
+    """One run: whom it was for, what came of it, its rows, when it began, and nanoseconds for each of its parts."""
+
+    jobs: list[_Job]
+    outcome: list[list[Array]] | Exception
+    rows: int
+    began: int
+    joining: int
+    running: int
+    splitting: int
+
+
+class Queue:
+    """Runs a model for all who ask. Everything but the runs themselves happens on the event loop.
+
+    A request waits at least until the loop has read what has arrived by then, so that requests that come together are
+    joined without a delay.
+    """
+
+    def __init__(
+        self, run: Run, limits: Limits, statistics: Statistics, *, joins: bool, seconds_per_element: float | None
+    ) -> None:
+        """Make an empty queue.
+
+        Arguments:
+            run: the model.
+            joins: whether requests may be joined.
+            seconds_per_element: of the inputs, as measured; None: unknown.
+        """
+        self._run, self._limits, self._statistics, self._joins = run, limits, statistics, joins
+        self._seconds = seconds_per_element
+        self._waiting: deque[_Job] = deque()
+        self._running: list[tuple[list[_Job], Any]] = []
+        self._scheduled: asyncio.Handle | None = None
+        self._watch: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def answer(self, inputs: dict[str, Array], rows: int) -> asyncio.Future[list[Array]]:
+        """Return the model's outputs for some inputs, once they are there.
+
+        Raises:
+            Refusal: too many wait already.
+        """
+        loop = asyncio.get_running_loop()
+        if len(self._waiting) >= self._limits.queue:
+            raise Refusal(429, f"{len(self._waiting)} requests wait for this model already; try again later")
+        kind = tuple([x.shape[1:] for x in inputs.values()]) if self._joins else None
+        job = _Job(inputs, rows, kind, loop.create_future())
+        self._waiting.append(job)
+        if self._joins and self._limits.delay:
+            self._wait_for_more(loop)
+        elif self._scheduled is None and len(self._running) < self._limits.instances:
+            self._scheduled = loop.call_soon(self._next)
+        return job.done
+
+    def _wait_for_more(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run after the delay, or as soon as a batch is full."""
+        full = sum(job.rows for job in self._waiting) >= self._limits.batch
+        if full and self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
+        if self._scheduled is None and len(self._running) < self._limits.instances:
+            self._scheduled = loop.call_soon(self._next) if full else loop.call_later(self._limits.delay, self._next)
+
+    def _next(self) -> None:
+        """Run what waits, or begin to."""
+        self._scheduled = None
+        if not self._waiting or len(self._running) >= self._limits.instances:
+            return
+        jobs = self._taken()
+        if jobs and not self._running and self._expected(jobs) <= _SHORT:
+            self._finish(self._ran(jobs, None))
+        elif jobs:
+            self._begin(jobs)
+        if self._waiting and self._scheduled is None:
+            self._scheduled = asyncio.get_running_loop().call_soon(self._next)
+
+    def _expected(self, jobs: list[_Job]) -> float:
+        """Seconds that a run will take."""
+        if self._seconds is None:
+            return float("inf")
+        return self._seconds * sum([x.size for job in jobs for x in job.inputs.values()])
+
+    def _taken(self) -> list[_Job]:
+        """The requests to run next: the oldest one, and those like it that may be joined with it."""
+        waiting = self._waiting
+        jobs = [waiting.popleft()]
+        if not self._joins or not waiting:
+            return jobs
+        most = self._limits.batch
+        if self._seconds:
+            row = self._expected(jobs) / max(jobs[0].rows, 1)
+            most = min(most, max(1, int(_JOINED / row))) if row else most
+        rows, kind, left = jobs[0].rows, jobs[0].kind, []
+        while waiting and rows < most:
+            job = waiting.popleft()
+            if job.kind == kind and rows + job.rows <= most:
+                jobs.append(job)
+                rows += job.rows
+            else:
+                left.append(job)
+        waiting.extendleft(reversed(left))
+        return jobs
+
+    def _begin(self, jobs: list[_Job]) -> None:
+        """Run on a thread."""
+        loop, stop = asyncio.get_running_loop(), Stop()
+        self._running.append((jobs, stop))
+
+        def work() -> None:
+            runs = self._ran(jobs, stop)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile, and nobody waits
+                loop.call_soon_threadsafe(ended, runs)
+
+        def ended(runs: list[_Ran]) -> None:
+            self._running.remove((jobs, stop))
+            self._finish(runs)
+            if self._waiting and self._scheduled is None:
+                self._scheduled = loop.call_soon(self._next)
+
+        loop.run_in_executor(_threads, work)
+        self._keep_watch()
+
+    def _ran(self, jobs: list[_Job], stop: Any) -> list[_Ran]:
+        """Run some requests, together if that works, so that none fails for another's inputs."""
+        began = _now()
+        rows = sum([job.rows for job in jobs])
+        inputs = jobs[0].inputs
+        answers: list[list[Array]]
+        try:
+            if len(jobs) > 1:
+                inputs = {name: np.concatenate([job.inputs[name] for job in jobs]) for name in inputs}
+            joined = _now()
+            outputs = self._run(inputs, stop)
+            ran = _now()
+            answers = [outputs]
+            if len(jobs) > 1:
+                answers = _split(outputs, [job.rows for job in jobs])
+        except Exception as error:
+            if len(jobs) > 1 and not (stop is not None and stop.terminate):
+                return [one for job in jobs for one in self._ran([job], stop)]
+            return [_Ran(jobs, error, rows, began, 0, 0, 0)]
+        return [_Ran(jobs, answers, rows, began, joined - began, ran - joined, _now() - ran)]
+
+    def _finish(self, runs: list[_Ran]) -> None:
+        """Answer those who wait, and count."""
+        for run in runs:
+            if isinstance(run.outcome, Exception):
+                for job in run.jobs:
+                    if not job.done.done():
+                        job.done.set_exception(run.outcome)
+                continue
+            waited = sum([run.began - job.arrived for job in run.jobs])
+            self._statistics.ran(len(run.jobs), run.rows, waited, run.joining, run.running, run.splitting)
+            for job, answer in zip(run.jobs, run.outcome, strict=True):
+                if not job.done.done():
+                    job.done.set_result(answer)
+
+    def _keep_watch(self) -> None:
+        """See to it that a request which takes too long is told so, and a run that all have given up is stopped."""
+        if self._watch is None and (self._running or self._waiting):
+            oldest = min(job.arrived for job in (*self._waiting, *(job for jobs, _ in self._running for job in jobs)))
+            wait = self._limits.timeout - (_now() - oldest) / 1e9
+            self._watch = asyncio.get_running_loop().call_later(max(wait, 0.05), self._expire)
+
+    def _expire(self) -> None:
+        self._watch = None
+        oldest = _now() - int(self._limits.timeout * 1e9)
+        for jobs, stop in self._running:
+            for job in jobs:
+                if job.arrived <= oldest:
+                    self._give_up(job, "was not done")
+            if all(job.done.done() for job in jobs):
+                stop.terminate = True
+        while self._waiting and self._waiting[0].arrived <= oldest:
+            self._give_up(self._waiting.popleft(), "had no turn")
+        self._keep_watch()
+
+    def _give_up(self, job: _Job, what: str) -> None:
+        if not job.done.done():
+            job.done.set_exception(Refusal(503, f"the request {what} within {self._limits.timeout:g} seconds"))
+
+
+def _split(outputs: list[Array], rows: list[int]) -> list[list[Array]]:
+    """Each request's own rows of the outputs."""
+    ends = list(itertools.accumulate(rows))
+    if any(output.ndim == 0 or len(output) != ends[-1] for output in outputs):
+        raise ValueError("the outputs have not as many rows as the inputs")
+    pairs = list(zip([0, *ends], ends, strict=False))
+    return [[output[start:end] for output in outputs] for start, end in pairs]

@@ -1,0 +1,91 @@
+"""The commands of lamella_serve."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lamella as lm
+from lamella.arguments import number, positive
+from lamella.cli import Command
+from lamella.errors import ArgumentError, LamellaError
+from lamella.terminal import Column, Table, Terminal, styled
+
+if TYPE_CHECKING:
+    from lamella_serve.repository import Repository
+
+__all__: list[str] = []
+
+
+def _configure_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="an ONNX file, a folder of them, or a repository")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen; only this machine reaches the default")
+    parser.add_argument("--port", type=int, default=8000, help="for HTTP; 0 takes any free one (default: 8000)")
+    parser.add_argument("--token-file", metavar="FILE", help="holds the token that clients have to send")
+    parser.add_argument("--max-batch-size", type=int, default=1024, metavar="ROWS", help="the most rows of one run")
+    parser.add_argument(
+        "--batch-delay", type=float, default=0.0, metavar="MS", help="to wait for more requests to join"
+    )
+    parser.add_argument("--instances", type=int, default=1, metavar="N", help="runs of a model at a time")
+    parser.add_argument("--max-queue", type=int, default=1000, metavar="N", help="the most requests that wait")
+    parser.add_argument("--max-body", type=float, default=64.0, metavar="MB", help="the largest body of a request")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="that a request may take")
+    parser.add_argument("--external-data", action="store_true", help="read arrays from files in a model's folder too")
+    parser.add_argument("--access-log", action="store_true", help="log every request")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from lamella_serve import application, logs
+        from lamella_serve.server import Address, is_loopback, run
+    except ModuleNotFoundError as error:
+        raise LamellaError(f"serve needs {error.name}; try: python -m pip install 'lamella[serve]'") from error
+    logs.set_up(access=arguments.access_log)
+    token = None if arguments.token_file is None else _token(Path(arguments.token_file))
+    app = application(
+        *arguments.paths,
+        token=token,
+        control=token is not None or is_loopback(arguments.host),
+        external_data=arguments.external_data,
+        max_batch_size=arguments.max_batch_size,
+        batch_delay=number(arguments.batch_delay, "--batch-delay", minimum=0.0) / 1e3,
+        instances=arguments.instances,
+        max_queue=arguments.max_queue,
+        max_body=positive(round(number(arguments.max_body, "--max-body", above=0.0) * 1e6), "--max-body"),
+        timeout=arguments.timeout,
+    )
+    port = positive(arguments.port, "--port", minimum=0, maximum=65535)
+    run(app, Address(arguments.host, port), lambda address: _show(app.state.repository, address))
+    return 0
+
+
+def _token(path: Path) -> str:
+    token = path.read_text().strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ArgumentError(f"--token-file {path}: expected one word of printable ASCII")
+    return token
+
+
+def _show(repository: Repository, address: Any) -> None:
+    """Tell what is served, and where."""
+    table = Table(["model", "version", "inputs", "outputs", Column("ms a row", right=True), "requests"])
+    for model in repository:
+        table.add(
+            styled(model.name, "bold"),
+            str(model.version),
+            "\n".join(f"{one.name} {one.datatype.name}{list(one.shape)}" for one in model.inputs),
+            "\n".join(f"{one.name} {one.datatype.name}{list(one.shape)}" for one in model.outputs),
+            "" if model.seconds is None else f"{1e3 * model.seconds:.3g}",
+            "joined" if model.verdict.joined else f"one by one: {model.verdict.reason}",
+        )
+    terminal = Terminal()
+    terminal.print(table)
+    terminal.print(f"\nlistening on {styled(str(address), 'bold')}, a page for people there too; Ctrl-C ends it")
+    sys.stdout.flush()
+
+
+@lm.hookimpl
+def lamella_commands() -> dict[str, Any]:
+    return {"serve": Command("serve ONNX models over HTTP", _configure_serve, _serve)}

@@ -1,0 +1,271 @@
+"""The ASGI application: what each address answers, and what every request has to pass."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hmac
+import logging
+import time
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from lamella.version import __version__
+from lamella_serve.configuration import PLATFORM, configuration
+from lamella_serve.http import bodies, page
+from lamella_serve.http.tensors import decode, encode, parse
+from lamella_serve.inference import answer
+from lamella_serve.metrics import exposition
+from lamella_serve.model import ServedModel
+from lamella_serve.refusals import Refusal
+from lamella_serve.repository import Repository
+
+__all__ = ["Access", "make_application"]
+
+_log = logging.getLogger("lamella_serve")
+_NAME = "lamella"
+_EXTENSIONS = ["classification", "model_repository", "model_configuration", "binary_tensor_data", "statistics"]
+_INTERNAL = "this server failed; its log says how"
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """What clients may do.
+
+    Attributes:
+        token: what they have to know; None: nothing.
+        control: whether they may load and unload models.
+        max_body: bytes that a body may have, also when it is unpacked.
+        timeout: seconds in which a body has to come.
+    """
+
+    token: str | None = None
+    control: bool = True
+    max_body: int = 64 * 2**20
+    timeout: float = 60.0
+
+
+def make_application(repository: Repository, access: Access) -> Starlette:
+    """Return the application for some models."""
+    endpoints, files = _Endpoints(repository, access), page.routes()
+    infer = _Infer(repository, access)
+    model, version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
+    health = [Route("/v2/health/live", endpoints.live), Route("/v2/health/ready", endpoints.ready)]
+    routes = [Route(f"{path}/infer", infer, methods=["POST"]) for path in (model, version)]
+    routes += [
+        *health,
+        Route("/v2", endpoints.server),
+        Route("/v2/models/stats", endpoints.all_statistics),
+        *(Route(path, endpoints.model) for path in (model, version)),
+        *(Route(f"{path}/ready", endpoints.model_ready) for path in (model, version)),
+        *(Route(f"{path}/config", endpoints.config) for path in (model, version)),
+        *(Route(f"{path}/stats", endpoints.statistics) for path in (model, version)),
+        Route("/v2/repository/index", endpoints.index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/load", endpoints.load, methods=["POST"]),
+        Route("/v2/repository/models/{name}/unload", endpoints.unload, methods=["POST"]),
+        Route("/metrics", endpoints.metrics),
+        Route("/about/{name}", endpoints.about),
+        *files,
+    ]
+    application = Starlette(routes=routes, exception_handlers={Refusal: _refused, HTTPException: _as_json})
+    application.router.redirect_slashes = False
+    open_to_all = frozenset(route.path for route in (*health, *files))
+    application.add_middleware(_Guard, token=access.token, open_to_all=open_to_all)
+    application.state.repository = repository
+    application.state.draining = False
+    return application
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return _error(error.status, error.words)
+
+
+async def _as_json(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Response(
+        orjson.dumps({"error": error.detail}), error.status_code, error.headers, media_type="application/json"
+    )
+
+
+def _error(status: int, words: str, **headers: str) -> Response:
+    return Response(orjson.dumps({"error": words}), status, headers, media_type="application/json")
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+class _Guard:
+    """Lets through who may come in: with the token if there is one, and from no page of another site."""
+
+    def __init__(self, app: Any, token: str | None, open_to_all: frozenset[str]) -> None:
+        self._app, self._open = app, open_to_all
+        self._expected = None if token is None else b"Bearer " + token.encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        refused = None
+        origin = headers.get(b"origin")
+        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
+            refused = _error(403, f"a page of {origin.decode('latin-1')} may not use this server")
+        elif self._expected is not None and not self._knows(headers, scope):
+            refused = _error(401, "this server needs a bearer token", **{"WWW-Authenticate": "Bearer"})
+        await (self._app if refused is None else refused)(scope, receive, send)
+
+    def _knows(self, headers: dict[bytes, bytes], scope: Any) -> bool:
+        given = headers.get(b"authorization", b"")
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return path in self._open or hmac.compare_digest(given, self._expected or b"")
+
+
+class _Infer:
+    """Answers requests to a model. It speaks ASGI itself, since most of the time of small models is spent here."""
+
+    def __init__(self, repository: Repository, access: Access) -> None:
+        self._repository, self._access = repository, access
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        began = time.perf_counter_ns()
+        parameters = scope["path_params"]
+        model = self._repository.get(parameters["name"], parameters.get("version", ""))
+        try:
+            status, content, headers = await self._answered(model, scope, receive)
+        except bodies.Gone:
+            model.statistics.answered(499, time.perf_counter_ns() - began)
+            return
+        headers.append((b"content-length", str(len(content)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+        model.statistics.answered(status, time.perf_counter_ns() - began)
+
+    async def _answered(
+        self, model: ServedModel, scope: Any, receive: Any
+    ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+        headers = dict(scope["headers"])
+        most = self._access.max_body
+        try:
+            body = await bodies.read(receive, headers, most, self._access.timeout)
+            body = await bodies.unpacked(body, headers.get(b"content-encoding"), most)
+            length = headers.get(b"inference-header-content-length")
+            request = decode(body, None if length is None else length.decode("latin-1"), model)
+            content, head = encode(model, request.id, await answer(model, request.inputs, request.wanted))
+        except Refusal as error:
+            if error.status >= 500:
+                _log.warning("refused", extra={"model": model.name, "status": error.status, "reason": error.words})
+            return error.status, orjson.dumps({"error": error.words}), [(b"content-type", b"application/json")]
+        except bodies.Gone:
+            raise
+        except asyncio.CancelledError:  # the server ends, and has waited long enough
+            return 503, orjson.dumps({"error": "the server is shutting down"}), [(b"content-type", b"application/json")]
+        except Exception:
+            _log.exception("failed", extra={"model": model.name})
+            return 500, orjson.dumps({"error": _INTERNAL}), [(b"content-type", b"application/json")]
+        answered = [(b"content-type", b"application/json")]
+        if head is not None:
+            answered = [
+                (b"content-type", b"application/octet-stream"),
+                (b"inference-header-content-length", str(head).encode()),
+            ]
+        content, encoding = await bodies.packed(content, headers.get(b"accept-encoding"))
+        if encoding is not None:
+            answered.append((b"content-encoding", encoding))
+        return 200, content, answered
+
+
+class _Endpoints:
+    """Everything but inference."""
+
+    def __init__(self, repository: Repository, access: Access) -> None:
+        self._repository, self._access = repository, access
+
+    def _model(self, request: Request) -> ServedModel:
+        return self._repository.get(request.path_params["name"], request.path_params.get("version", ""))
+
+    async def live(self, request: Request) -> Response:
+        return Response()
+
+    async def ready(self, request: Request) -> Response:
+        if request.app.state.draining:
+            return _error(503, "the server is shutting down")
+        return Response()
+
+    async def server(self, request: Request) -> Response:
+        return _json({"name": _NAME, "version": __version__, "extensions": _EXTENSIONS})
+
+    async def model(self, request: Request) -> Response:
+        return _json(metadata(self._repository, self._model(request), request.path_params.get("version")))
+
+    async def model_ready(self, request: Request) -> Response:
+        self._model(request)
+        return Response()
+
+    async def config(self, request: Request) -> Response:
+        return _json(configuration(self._model(request)))
+
+    async def statistics(self, request: Request) -> Response:
+        return _json({"model_stats": [statistics(self._model(request))]})
+
+    async def all_statistics(self, request: Request) -> Response:
+        return _json({"model_stats": [statistics(model) for model in self._repository]})
+
+    async def index(self, request: Request) -> Response:
+        body = await self._body(request)
+        return _json(self._repository.index(ready=body.get("ready") is True))
+
+    async def load(self, request: Request) -> Response:
+        self._need_control()
+        body = await self._body(request)
+        if body.get("parameters"):
+            raise Refusal(400, "this server loads models from its own folders, as they are there: send no parameters")
+        await self._repository.load(request.path_params["name"])
+        return Response(media_type="application/json")
+
+    async def unload(self, request: Request) -> Response:
+        self._need_control()
+        await self._body(request)
+        await self._repository.unload(request.path_params["name"])
+        return Response(media_type="application/json")
+
+    def _need_control(self) -> None:
+        if not self._access.control:
+            raise Refusal(403, "models are loaded and unloaded only with a bearer token, or on a loopback address")
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        headers = dict(request.scope["headers"])
+        try:
+            content = await bodies.read(request.receive, headers, self._access.max_body, self._access.timeout)
+        except bodies.Gone:
+            return {}
+        return parse(content) if content.strip() else {}
+
+    async def metrics(self, request: Request) -> Response:
+        content, kind = exposition(self._repository, request.headers.get("accept", ""))
+        return Response(content, media_type=kind)
+
+    async def about(self, request: Request) -> Response:
+        return _json(page.about(self._repository, self._model(request)))
+
+
+def metadata(repository: Repository, model: ServedModel, version: str | None) -> dict[str, Any]:
+    """Return a model's metadata as the protocol writes it."""
+    inputs, outputs = (
+        [{"name": one.name, "datatype": one.datatype.name, "shape": list(one.shape)} for one in side]
+        for side in (model.inputs, model.outputs)
+    )
+    versions = [version] if version else repository.versions(model.name)
+    return {"name": model.name, "versions": versions, "platform": PLATFORM, "inputs": inputs, "outputs": outputs}
+
+
+def statistics(model: ServedModel) -> dict[str, Any]:
+    """Return a model's statistics as the protocol writes them."""
+    return {"name": model.name, "version": str(model.version), **model.statistics.to_json()}

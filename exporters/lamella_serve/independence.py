@@ -1,0 +1,101 @@
+"""Whether requests may be joined: do a model's answers to a row depend on the rows beside it?
+
+They do where a graph reduces over its batch axis, as a speech front end does that scales by the loudest clip, or where
+weights are quantized by the range of the batch. To join requests there gives everybody wrong answers, so it is tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from lamella_serve.datatypes import Array
+from lamella_serve.refusals import Refusal
+from lamella_serve.session import Session
+from lamella_serve.signature import Tensor
+from lamella_serve.trials import Trial
+
+__all__ = ["Verdict", "examine"]
+
+_SCALES = (1.0, 1e-3, 1e3, 0.0, 30.0, 0.1)  # of rows that stand side by side
+_SLOW = 0.05  # seconds for a row, from which on fewer rows are tried
+_ALLOWED = {"FP64": 1e-6, "FP32": 1e-3, "FP16": 2e-2, "BF16": 5e-2}  # of a row's largest value: kernels round otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether requests may be joined, and why."""
+
+    joined: bool
+    reason: str
+
+
+def examine(session: Session, trial: Trial) -> Verdict:
+    """Run rows of very different scale alone and side by side, and compare."""
+    signature = session.signature
+    for what, tensors in (("input", signature.inputs), ("output", signature.outputs)):
+        for tensor in tensors:
+            if not tensor.any_rows:
+                return Verdict(False, f"{what} {tensor.name!r} has no first axis of any size")
+    if not signature.inputs:
+        return Verdict(False, "the model has no inputs")
+    try:
+        return _compared(session, trial)
+    except Refusal as error:
+        return Verdict(False, f"rows that work alone fail together ({error.words})")
+
+
+def _compared(session: Session, trial: Trial) -> Verdict:
+    began = time.perf_counter()
+    session.run(trial.draw([1.0]))
+    scales = _SCALES if time.perf_counter() - began < _SLOW else _SCALES[:3]
+    drawn = trial.draw(scales)
+    rows = {k: {name: x[k : k + 1] for name, x in drawn.items()} for k in range(len(scales))}
+    alone = {k: session.run(row) for k, row in rows.items()}
+    again = session.run(rows[0])
+    if (said := _differ(session, [0], again, alone)) is not None:
+        return Verdict(False, f"equal requests get different answers ({said})")
+    everyone = list(rows)
+    for order in (everyone, everyone[::-1], everyone[1:3]):
+        together = session.run({name: np.concatenate([rows[k][name] for k in order]) for name in drawn})
+        if (said := _differ(session, order, together, alone)) is not None:
+            return Verdict(False, f"answers depend on the batch: {said}")
+    return Verdict(
+        True,
+        f"answers do not depend on the batch: {len(scales)} rows of scales {min(scales):g} to {max(scales):g} gave "
+        "the same alone and side by side",
+    )
+
+
+def _differ(
+    session: Session, order: Sequence[int], together: Sequence[Array], alone: dict[int, list[Array]]
+) -> str | None:
+    """What differs between rows that were run together and alone."""
+    for place, tensor in enumerate(session.signature.outputs):
+        got = together[place]
+        if got.ndim == 0 or len(got) != len(order) or any(len(np.atleast_1d(alone[k][place])) != 1 for k in order):
+            return f"{len(order)} rows give output {tensor.name!r} the shape {list(got.shape)}"
+        for position, k in enumerate(order):
+            off = _distance(tensor, got[position : position + 1], alone[k][place])
+            if off is not None:
+                return f"output {tensor.name!r} of a row changes {off} beside others"
+    return None
+
+
+def _distance(tensor: Tensor, got: Array, alone: Array) -> str | None:
+    """By how much two answers differ, in words; None where they agree."""
+    if got.shape != alone.shape:
+        return f"its shape from {list(alone.shape)} to {list(got.shape)}"
+    if tensor.datatype.kind != "f":
+        return None if np.array_equal(got, alone) else "its values"
+    x, y = got.astype("float64"), alone.astype("float64")
+    finite = np.isfinite(y)
+    if not np.array_equal(finite, np.isfinite(x)):
+        return "between finite and not"
+    largest = float(np.abs(y[finite]).max(initial=0.0))
+    off = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
+    allowed = _ALLOWED[tensor.datatype.name] * largest + 1e-30
+    return None if off <= allowed else f"by {off / (largest or 1.0):.2g} of its largest value"

@@ -1,0 +1,139 @@
+"""A request and its answer, whichever way they travel: what is asked of a model, checked, and what it gave, chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from lamella.errors import shown
+from lamella_serve.datatypes import DATATYPES, Array, Datatype
+from lamella_serve.model import ServedModel
+from lamella_serve.refusals import Refusal
+
+__all__ = ["Answer", "Wanted", "answer", "checked_shape", "input_named"]
+
+_LARGEST = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """An output that is asked for.
+
+    Attributes:
+        name: its name.
+        classes: how many of the largest values to name, each as "value:place" or "value:place:label"; 0: the values.
+        binary: whether to send it as bytes.
+    """
+
+    name: str
+    classes: int = 0
+    binary: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An output as it is sent."""
+
+    wanted: Wanted
+    datatype: Datatype
+    array: Array
+
+
+def input_named(model: ServedModel, name: str) -> Datatype:
+    """Return the datatype of an input.
+
+    Raises:
+        Refusal: the model has none of the name.
+    """
+    for tensor in model.inputs:
+        if tensor.name == name:
+            return tensor.datatype
+    names = ", ".join(repr(tensor.name) for tensor in model.inputs)
+    raise Refusal(400, f"model {model.name!r} has no input {name!r}; it has {names or 'none'}")
+
+
+def checked_shape(sizes: Sequence[object], what: str) -> tuple[tuple[int, ...], int]:
+    """Return a shape as it came, and how many elements it has.
+
+    Raises:
+        Refusal: a size is no whole number, below 0, or too large.
+    """
+    count = 1
+    shape = []
+    for size in sizes:
+        if type(size) is not int or size < 0:
+            raise Refusal(400, f"{what}: shape: expected sizes of 0 or more, got {shown(list(sizes))}")
+        shape.append(size)
+        count *= size
+    if count > _LARGEST or len(shape) > 64:
+        raise Refusal(400, f"{what}: shape {shown(list(sizes))} is too large")
+    return tuple(shape), count
+
+
+async def answer(model: ServedModel, inputs: dict[str, Array], wanted: Sequence[Wanted]) -> list[Answer]:
+    """Run a model, together with the requests of others where that changes nothing. Outputs come in the model's order.
+
+    Raises:
+        Refusal: the inputs do not fit, the model can't use them, or too many others wait.
+    """
+    rows = _checked(model, inputs)
+    asked = {one.name: one for one in wanted}
+    if unknown := asked.keys() - model.session.names:
+        names = ", ".join(map(repr, model.session.names))
+        raise Refusal(400, f"model {model.name!r} has no output {min(unknown)!r}; it has {names}")
+    results = await model.queue.answer(inputs, rows)
+    outputs = zip(model.outputs, results, strict=True)
+    return [_answer(model, asked[one.name], array, one.datatype) for one, array in outputs if one.name in asked]
+
+
+def _checked(model: ServedModel, inputs: dict[str, Array]) -> int:
+    """Hold inputs against the model's, and return how many rows they have."""
+    rows = set()
+    for tensor in model.inputs:
+        array = inputs.get(tensor.name)
+        if array is None:
+            names = ", ".join(map(repr, inputs))
+            raise Refusal(400, f"model {model.name!r} needs input {tensor.name!r}, got {names or 'none'}")
+        if tensor.axes == () and array.shape == (1,):  # clients that can't write a scalar send a row of one
+            inputs[tensor.name] = array = array.reshape(())
+        if not tensor.fits(array.shape):
+            expected = ", ".join(map(str, tensor.shape))
+            raise Refusal(
+                400, f"input {tensor.name!r}: expected shape [{expected}], -1 being any size, got {list(array.shape)}"
+            )
+        if array.ndim:
+            rows.add(len(array))
+    if not model.max_batch_size:
+        return 1
+    if len(rows) != 1:
+        said = ", ".join(f"{name!r} has {len(array)}" for name, array in inputs.items())
+        raise Refusal(400, f"all inputs need as many rows as each other: {said}")
+    count: int = rows.pop()
+    if not 0 < count <= model.max_batch_size:
+        raise Refusal(400, f"model {model.name!r} takes 1 to {model.max_batch_size} rows in a request, got {count}")
+    return count
+
+
+def _answer(model: ServedModel, wanted: Wanted, array: Array, datatype: Datatype) -> Answer:
+    if not wanted.classes:
+        return Answer(wanted, datatype, array)
+    if datatype.kind == "s":
+        raise Refusal(400, f"output {wanted.name!r} holds strings; classification needs scores")
+    batched = model.max_batch_size > 0
+    rows = array.reshape(len(array), -1) if batched else array.reshape(1, -1)
+    labels = model.labels.get(wanted.name, ())
+    named = np.empty((len(rows), min(wanted.classes, rows.shape[1])), object)
+    for place, row in enumerate(rows):
+        named[place] = _largest(row, named.shape[1], labels)
+    return Answer(wanted, DATATYPES["BYTES"], named if batched else named[0])
+
+
+def _largest(row: Array, count: int, labels: Sequence[str]) -> list[str]:
+    order = np.argsort(-row.astype("float64"), kind="stable")[:count]
+    written = "d" if row.dtype.kind in "biu" else "f"
+    return [
+        f"{row[place].item():{written}}:{place}" + (f":{labels[place]}" if place < len(labels) else "")
+        for place in order.tolist()
+    ]

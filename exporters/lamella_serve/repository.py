@@ -1,0 +1,170 @@
+"""The models of a server: which there are, which are loaded, and how they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lamella import DataError
+from lamella_onnx.validity import in_one_line
+from lamella_serve.configuration import given_by
+from lamella_serve.model import ServedModel, Settings
+from lamella_serve.places import Place, find
+from lamella_serve.refusals import Refusal
+
+__all__ = ["Repository"]
+
+_log = logging.getLogger("lamella_serve")
+
+
+class _Entry:
+    """A model by name: its loaded versions, and those that are not, with the reason."""
+
+    def __init__(self) -> None:
+        self.versions: dict[int, ServedModel] = {}
+        self.unavailable: dict[int, str] = {}
+
+
+class Repository:
+    """The models at some paths. Reading is for the event loop; loading may take place on another thread."""
+
+    def __init__(self, paths: Sequence[Path], settings: Settings) -> None:
+        """Load all models.
+
+        Raises:
+            DataError: a model can't be served, or there is none.
+            FileNotFoundError: there is no such path.
+        """
+        self._paths, self._settings = paths, settings
+        self._entries: dict[str, _Entry] = {}
+        self._loading = threading.Lock()
+        for place in find(paths).values():
+            self._entries[place.name] = self._loaded(place)
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        """All loaded models."""
+        for entry in self._entries.values():
+            yield from entry.versions.values()
+
+    def get(self, name: str, version: str = "") -> ServedModel:
+        """Return a loaded model; without a version, the newest.
+
+        Raises:
+            Refusal: there is none.
+        """
+        entry = self._entries.get(name)
+        if entry is not None and entry.versions:
+            if not version:
+                return entry.versions[max(entry.versions)]
+            try:
+                found = entry.versions.get(int(version))
+            except ValueError:
+                raise Refusal(400, f"version {version!r} of model {name!r} is no number") from None
+            if found is not None:
+                return found
+        raise Refusal(404, self._unknown(name, version))
+
+    def _unknown(self, name: str, version: str) -> str:
+        entry = self._entries.get(name)
+        if entry is None:
+            return f"there is no model {name!r}; this server has {', '.join(map(repr, self._entries)) or 'none'}"
+        if not entry.versions:
+            return f"model {name!r} is not loaded ({'; '.join(entry.unavailable.values())})"
+        return f"model {name!r} has no version {version}; it has {', '.join(map(str, entry.versions))}"
+
+    def versions(self, name: str) -> list[str]:
+        """The loaded versions of a model."""
+        return [str(one) for one in sorted(self._entries[name].versions)]
+
+    def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
+        """Every model that is loaded, was, or could be, with its state and the reason."""
+        rows = []
+        for name in sorted({*self._entries, *self._places()}):
+            entry = self._entries.get(name, _Entry())
+            if not entry.versions and not entry.unavailable:
+                rows.append({"name": name})
+            for version in sorted({*entry.versions, *entry.unavailable}):
+                loaded = version in entry.versions
+                state, reason = ("READY", "") if loaded else ("UNAVAILABLE", entry.unavailable[version])
+                rows.append({"name": name, "version": str(version), "state": state, "reason": reason})
+        return [row for row in rows if row.get("state") == "READY"] if ready else rows
+
+    def _places(self) -> dict[str, Place]:
+        try:
+            return find(self._paths)
+        except (DataError, OSError):  # someone moves files about
+            return {}
+
+    async def load(self, name: str) -> None:
+        """Load a model from its place, anew if it is loaded; until that is done, the old one answers.
+
+        Raises:
+            Refusal: there is none of the name, or it can't be served; then what was loaded stays.
+        """
+        await asyncio.to_thread(self._load, name)
+
+    def _load(self, name: str) -> None:
+        with self._loading:
+            try:
+                place = find(self._paths).get(name)
+                if place is None:
+                    raise Refusal(404, f"there is no model {name!r} at the paths that this server was started with")
+                self._entries[name] = self._loaded(place)
+            except (DataError, OSError) as error:
+                raise Refusal(400, f"model {name!r} can't be loaded: {in_one_line(error)}") from error
+
+    async def unload(self, name: str) -> None:
+        """Forget a model; what waits for it is still answered.
+
+        Raises:
+            Refusal: there is none of the name.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise Refusal(404, self._unknown(name, ""))
+        gone = _Entry()
+        gone.unavailable = dict.fromkeys((*entry.unavailable, *entry.versions), "unloaded")
+        self._entries[name] = gone
+        _log.info("unloaded", extra={"model": name})
+
+    def _loaded(self, place: Place) -> _Entry:
+        entry = _Entry()
+        try:
+            given = given_by(place.folder) if place.folder is not None else None
+            versions = place.versions() if given is None else given.chosen(place.versions())
+            if not versions:
+                raise DataError("there is no version to serve")
+            for version in versions:
+                entry.versions[version] = ServedModel(
+                    place.name,
+                    version,
+                    place.path(version, "model.onnx" if given is None else given.file),
+                    self._settings,
+                    max_batch_size=None if given is None else given.max_batch_size,
+                    labels=None if given is None else given.labels,
+                )
+        except (DataError, OSError) as error:
+            where = place.file or place.folder
+            raise DataError(f"{where}: {in_one_line(error)}") from error
+        for model in entry.versions.values():
+            _tell(model)
+        return entry
+
+
+def _tell(model: ServedModel) -> None:
+    """Log how a model is served."""
+    taken = None if model.seconds is None else round(1e3 * model.seconds, 3)
+    _log.info(
+        "loaded",
+        extra={
+            "model": model.name,
+            "version": model.version,
+            "milliseconds_per_row": taken,
+            "joined": model.verdict.joined,
+            "reason": model.verdict.reason,
+        },
+    )

@@ -1,0 +1,124 @@
+"""Trial inputs: a model tells what it takes, but not which sizes and values work, so some are tried."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lamella_onnx.seal import PROOF
+from lamella_serve.datatypes import Array
+from lamella_serve.refusals import Refusal
+from lamella_serve.session import Session
+from lamella_serve.signature import Tensor
+
+__all__ = ["Limits", "Trial", "first_that_runs", "limits_of"]
+
+Limits = Mapping[str, tuple[float, float]]  # low <= value < high, by the names of inputs
+
+_SIZES = (16, 32, 48, 64, 224, 512, 1024, 16000, 8, 1)  # of axes whose size is open: images, spectra, sequences, sound
+_LARGEST = 2**22  # elements of a trial input
+_PATIENCE = 10.0  # seconds to look for inputs that run
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One way to fill a model's inputs.
+
+    Attributes:
+        inputs: the inputs.
+        limits: of their values, where the file says them.
+        size: of axes whose size is open, but for the rows.
+        integers: what integers without limits are below; None: each is `size`, as lengths are.
+    """
+
+    inputs: tuple[Tensor, ...]
+    limits: Limits
+    size: int
+    integers: int | None
+
+    def shape(self, tensor: Tensor, rows: int) -> tuple[int, ...]:
+        """The shape of an input for some rows."""
+        axes: Sequence[int | str] = ("", "") if tensor.axes is None else tensor.axes
+        sizes = [n if isinstance(n, int) else self.size for n in axes]
+        return (rows, *sizes[1:]) if tensor.any_rows else tuple(sizes)
+
+    def fits(self) -> bool:
+        """Whether it is small enough to try."""
+        return all(math.prod(self.shape(tensor, 1)) <= _LARGEST for tensor in self.inputs)
+
+    def draw(self, scales: Sequence[float], seed: int = 0) -> dict[str, Array]:
+        """Draw inputs with one row for each scale, which multiplies floats."""
+        rng = np.random.default_rng(seed)
+        return {tensor.name: self._drawn(tensor, scales, rng) for tensor in self.inputs}
+
+    def _drawn(self, tensor: Tensor, scales: Sequence[float], rng: np.random.Generator) -> Array:
+        shape = self.shape(tensor, len(scales))
+        low, high = self.limits.get(tensor.name, (None, None))
+        if tensor.datatype.kind == "s":
+            return rng.choice(np.array(["a", "bc", "d e"], object), shape)
+        if tensor.datatype.kind == "b":
+            return rng.random(shape) < 0.5
+        if tensor.datatype.kind == "i":
+            if low is None or high is None:
+                low, high = (self.size, self.size + 1) if self.integers is None else (0, self.integers)
+            least, most = np.iinfo(tensor.datatype.numpy).min, np.iinfo(tensor.datatype.numpy).max
+            drawn = rng.integers(max(int(low), least), min(math.ceil(high), int(most)), shape)
+            return np.asarray(drawn.astype(tensor.datatype.numpy))
+        values = rng.standard_normal(shape)
+        if low is not None and high is not None:
+            values = low + (high - low) * rng.random(shape)
+        if tensor.any_rows:
+            values *= np.reshape(scales, (-1,) + (1,) * (len(shape) - 1))
+        return np.asarray(values, dtype=tensor.datatype.numpy)
+
+
+def first_that_runs(session: Session, limits: Limits) -> tuple[Trial | None, str]:
+    """Return a trial that the model answers, or None and why the last one failed."""
+    said, deadline = "its inputs are too large to try", time.monotonic() + _PATIENCE
+    for trial in _trials(session.signature.inputs, limits):
+        if time.monotonic() > deadline:
+            break
+        try:
+            session.run(trial.draw([1.0]))
+        except Refusal as error:
+            said = error.words
+        else:
+            return trial, ""
+    return None, said
+
+
+def _trials(inputs: tuple[Tensor, ...], limits: Limits) -> Iterator[Trial]:
+    open_sizes = any(isinstance(n, str) for one in inputs for n in (("", "") if one.axes is None else one.axes)[1:])
+    open_sizes |= not all(one.any_rows for one in inputs)
+    unlimited = [one for one in inputs if one.datatype.kind == "i" and one.name not in limits]
+    fillings: tuple[int | None, ...] = (256, 2, None) if unlimited else (2,)
+    if any(one.axes is not None and len(one.axes) < 2 for one in unlimited):  # a length, say, for each row or for all
+        fillings = (None, 256, 2)
+    for size in _SIZES if open_sizes or unlimited else _SIZES[:1]:
+        for integers in fillings:
+            trial = Trial(inputs, limits, size, integers)
+            if trial.fits():
+                yield trial
+
+
+def limits_of(metadata: Mapping[str, str]) -> dict[str, tuple[float, float]]:
+    """Return the limits of inputs that the proof of an exported file holds; those of other files are unknown."""
+    try:
+        proof: dict[str, Any] = json.loads(metadata[PROOF])
+        return {row["name"]: _limits(row) for row in proof["inputs"] if row["low"] is not None}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):  # no proof, a damaged one, or elsewhere
+        return {}
+
+
+def _limits(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The widest limits that hold at each place."""
+    low, high = float(np.max(row["low"])), float(np.min(row["high"]))
+    if not low < high:
+        raise ValueError("no common range")
+    return low, high
