@@ -11,10 +11,14 @@ On the command line: ``lamella serve MODEL.onnx``. In a program, an ASGI applica
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lamella.errors import did_you_mean
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+
+    from lamella_serve.triton import export_repository
 
 __all__ = ["application", "export_repository"]
 
@@ -68,3 +72,15 @@ def application(
     settings = Settings(limits, flag(external_data, f"{where}: external_data"))
     access = Access(token, flag(control, f"{where}: control"), positive(max_body, f"{where}: max_body"), limits.timeout)
     return make_application(Repository([as_path(path, where) for path in paths], settings), access)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export_repository":
+        from lamella_serve.triton import export_repository
+
+        return export_repository
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from lamella.errors import ArgumentError, LamellaError
 from lamella.terminal import Column, Table, Terminal, styled
 
 if TYPE_CHECKING:
+    from lamella_serve.model import ServedModel
     from lamella_serve.repository import Repository
 
 __all__: list[str] = []
@@ -37,11 +40,9 @@ def _configure_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    try:
+    with _told_what_is_missing():
         from lamella_serve import application, logs
         from lamella_serve.server import Address, is_loopback, run
-    except ModuleNotFoundError as error:
-        raise LamellaError(f"serve needs {error.name}; try: python -m pip install 'lamella[serve]'") from error
     logs.set_up(access=arguments.access_log)
     token = None if arguments.token_file is None else _token(Path(arguments.token_file))
     app = application(
@@ -61,6 +62,37 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="an ONNX file, or a folder of them")
+    parser.add_argument("folder", metavar="FOLDER", help="the repository; it is made if it is not there")
+    parser.add_argument("--version", type=int, default=1, metavar="N", help="the number of this version (default: 1)")
+    parser.add_argument("--max-batch-size", type=int, default=1024, metavar="ROWS", help="the most rows of a request")
+    parser.add_argument("--external-data", action="store_true", help="take arrays from files in a model's folder too")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    with _told_what_is_missing():
+        from lamella_serve.triton import export_repository
+    models = export_repository(
+        arguments.models,
+        arguments.folder,
+        version=arguments.version,
+        max_batch_size=arguments.max_batch_size,
+        external_data=arguments.external_data,
+    )
+    Terminal().print(_table(models))
+    print(f"\n{arguments.folder} is a repository; tritonserver --model-repository reads it, and lamella serve")
+    return 0
+
+
+@contextlib.contextmanager
+def _told_what_is_missing() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise LamellaError(f"{error.name} is not installed; try: python -m pip install 'lamella[serve]'") from error
+
+
 def _token(path: Path) -> str:
     token = path.read_text().strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -70,8 +102,15 @@ def _token(path: Path) -> str:
 
 def _show(repository: Repository, address: Any) -> None:
     """Tell what is served, and where."""
+    terminal = Terminal()
+    terminal.print(_table(repository))
+    terminal.print(f"\nlistening on {styled(str(address), 'bold')}, a page for people there too; Ctrl-C ends it")
+    sys.stdout.flush()
+
+
+def _table(models: Iterable[ServedModel]) -> Table:
     table = Table(["model", "version", "inputs", "outputs", Column("ms a row", right=True), "requests"])
-    for model in repository:
+    for model in models:
         table.add(
             styled(model.name, "bold"),
             str(model.version),
@@ -80,12 +119,12 @@ def _show(repository: Repository, address: Any) -> None:
             "" if model.seconds is None else f"{1e3 * model.seconds:.3g}",
             "joined" if model.verdict.joined else f"one by one: {model.verdict.reason}",
         )
-    terminal = Terminal()
-    terminal.print(table)
-    terminal.print(f"\nlistening on {styled(str(address), 'bold')}, a page for people there too; Ctrl-C ends it")
-    sys.stdout.flush()
+    return table
 
 
 @lm.hookimpl
 def lamella_commands() -> dict[str, Any]:
-    return {"serve": Command("serve ONNX models over HTTP", _configure_serve, _serve)}
+    return {
+        "export-repository": Command("write ONNX models as a repository for Triton", _configure_export, _export),
+        "serve": Command("serve ONNX models over HTTP", _configure_serve, _serve),
+    }

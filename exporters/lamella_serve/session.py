@@ -35,6 +35,7 @@ class Session:
         signature: what it takes and gives.
         metadata: the entries of the file's metadata.
         about: what else the file says of itself: producer, description, opset, IR version, size in bytes.
+        files: the other files that hold its arrays.
         has_loops: whether the graph holds loops, whose time no measurement foretells.
     """
 
@@ -52,7 +53,7 @@ class Session:
         """
         content = read(path)
         proto = _parsed(content)
-        stored_outside = _external(path, proto, external_data)
+        self.files = _external(path, proto, external_data)
         self.signature: Signature = signature_of(proto.graph)
         self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
         opset = next((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), None)
@@ -61,11 +62,11 @@ class Session:
             "description": proto.doc_string or proto.graph.doc_string,
             "opset": opset,
             "ir_version": proto.ir_version,
-            "size": len(content) + stored_outside,
+            "size": len(content) + sum(file.stat().st_size for file in self.files),
         }
         self.has_loops = any(node.op_type in ("Loop", "Scan") for node in proto.graph.node) or bool(proto.functions)
         del proto
-        self._session = _load(str(path.resolve()) if stored_outside else content, threads)
+        self._session = _load(str(path.resolve()) if self.files else content, threads)
         self.names = [tensor.name for tensor in self.signature.outputs]
         tensors = (*self.signature.inputs, *self.signature.outputs)
         self._needs_values = any(tensor.datatype is _BF16 for tensor in tensors)
@@ -119,8 +120,8 @@ def _parsed(content: bytes) -> onnx.ModelProto:
     return proto
 
 
-def _external(path: Path, proto: onnx.ModelProto, allowed: bool) -> int:
-    """The bytes that stand in other files, all of which are in the model's own folder or below."""
+def _external(path: Path, proto: onnx.ModelProto, allowed: bool) -> list[Path]:
+    """The other files that hold a model's arrays, all in the model's own folder or below."""
     folder = Path(os.path.realpath(path)).parent
     files = set()
     for array in external_arrays(proto):
@@ -135,7 +136,7 @@ def _external(path: Path, proto: onnx.ModelProto, allowed: bool) -> int:
             where = "outside of the model's folder" if not file.is_relative_to(folder) else "which is no file"
             raise DataError(f"the data of array {array.name!r} stand in {location!r}, {where}")
         files.add(file)
-    return sum(file.stat().st_size for file in files)
+    return sorted(files)
 
 
 def _load(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:
