@@ -26,7 +26,6 @@ __all__ = ["application", "export_repository"]
 def application(
     *paths: str | os.PathLike[str],
     token: str | None = None,
-    control: bool = False,
     external_data: bool = False,
     max_batch_size: int = 1024,
     batch_delay: float = 0.0,
@@ -34,13 +33,14 @@ def application(
     max_queue: int = 1000,
     max_body: int = 64 * 2**20,
     timeout: float = 60.0,
+    local: bool = False,
 ) -> Starlette:
     """Load models, and return an ASGI application that answers for them.
 
     Arguments:
         paths: ONNX files, folders of them, and repositories in Triton's layout (``NAME/1/model.onnx``).
         token: what clients have to send as a bearer token; without one, everybody may ask.
-        control: whether clients may load and unload models.
+            Models are loaded and unloaded over the network only with a token, or if the server is `local`.
         external_data: whether a model's arrays may stand in other files, in its own folder.
         max_batch_size: the most rows that a request may have, and that are joined into one run.
         batch_delay: seconds to wait for more requests to join. Those that come together are joined without.
@@ -48,6 +48,7 @@ def application(
         max_queue: the most requests that wait for a model.
         max_body: bytes that a request's body may have.
         timeout: seconds that a request may take.
+        local: whether only programs on this machine reach the server; then browsers have to know it by a loopback name.
 
     Raises:
         DataError: a model can't be served, or there is none.
@@ -70,7 +71,12 @@ def application(
         number(timeout, f"{where}: timeout", above=0.0),
     )
     settings = Settings(limits, flag(external_data, f"{where}: external_data"))
-    access = Access(token, flag(control, f"{where}: control"), positive(max_body, f"{where}: max_body"), limits.timeout)
+    access = Access(
+        token,
+        positive(max_body, f"{where}: max_body"),
+        limits.timeout,
+        flag(local, f"{where}: local"),
+    )
     return make_application(Repository([as_path(path, where) for path in paths], settings), access)
 
 

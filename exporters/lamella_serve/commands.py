@@ -48,7 +48,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     app = application(
         *arguments.paths,
         token=token,
-        control=token is not None or is_loopback(arguments.host),
+        local=is_loopback(arguments.host),
         external_data=arguments.external_data,
         max_batch_size=arguments.max_batch_size,
         batch_delay=number(arguments.batch_delay, "--batch-delay", minimum=0.0) / 1e3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from lamella_onnx.seal import PROOF
 from lamella_serve.datatypes import Array
 from lamella_serve.refusals import Refusal
-from lamella_serve.session import Session
+from lamella_serve.session import Session, Stop
 from lamella_serve.signature import Tensor
 
 __all__ = ["Limits", "Trial", "first_that_runs", "limits_of"]
@@ -84,12 +85,17 @@ def first_that_runs(session: Session, limits: Limits) -> tuple[Trial | None, str
     for trial in _trials(session.signature.inputs, limits):
         if time.monotonic() > deadline:
             break
+        stop = Stop()
+        watch = threading.Timer(max(deadline - time.monotonic(), 0.1), setattr, (stop, "terminate", True))
+        watch.start()  # a loop may run as often as an input says
         try:
-            session.run(trial.draw([1.0]))
+            session.run(trial.draw([1.0]), stop)
         except Refusal as error:
             said = error.words
         else:
             return trial, ""
+        finally:
+            watch.cancel()
     return None, said
 
 

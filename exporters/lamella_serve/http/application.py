@@ -31,6 +31,7 @@ __all__ = ["Access", "make_application"]
 _log = logging.getLogger("lamella_serve")
 _NAME = "lamella"
 _EXTENSIONS = ["classification", "model_repository", "model_configuration", "binary_tensor_data", "statistics"]
+_LOOPBACK = (b"localhost", b"127.0.0.1", b"[::1]")
 _INTERNAL = "this server failed; its log says how"
 
 
@@ -40,15 +41,20 @@ class Access:
 
     Attributes:
         token: what they have to know; None: nothing.
-        control: whether they may load and unload models.
         max_body: bytes that a body may have, also when it is unpacked.
         timeout: seconds in which a body has to come.
+        local: whether only programs on this machine reach the server, so that its name is that of a loopback address.
     """
 
     token: str | None = None
-    control: bool = True
     max_body: int = 64 * 2**20
     timeout: float = 60.0
+    local: bool = False
+
+    @property
+    def control(self) -> bool:
+        """Whether clients may load and unload models."""
+        return self.local or self.token is not None
 
 
 def make_application(repository: Repository, access: Access) -> Starlette:
@@ -76,7 +82,7 @@ def make_application(repository: Repository, access: Access) -> Starlette:
     application = Starlette(routes=routes, exception_handlers={Refusal: _refused, HTTPException: _as_json})
     application.router.redirect_slashes = False
     open_to_all = frozenset(route.path for route in (*health, *files))
-    application.add_middleware(_Guard, token=access.token, open_to_all=open_to_all)
+    application.add_middleware(_Guard, access=access, open_to_all=open_to_all)
     application.state.repository = repository
     application.state.draining = False
     return application
@@ -105,9 +111,9 @@ def _json(value: Any) -> Response:
 class _Guard:
     """Lets through who may come in: with the token if there is one, and from no page of another site."""
 
-    def __init__(self, app: Any, token: str | None, open_to_all: frozenset[str]) -> None:
-        self._app, self._open = app, open_to_all
-        self._expected = None if token is None else b"Bearer " + token.encode()
+    def __init__(self, app: Any, access: Access, open_to_all: frozenset[str]) -> None:
+        self._app, self._open, self._local = app, open_to_all, access.local
+        self._expected = None if access.token is None else b"Bearer " + access.token.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -115,12 +121,24 @@ class _Guard:
             return
         headers = dict(scope["headers"])
         refused = None
-        origin = headers.get(b"origin")
-        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
-            refused = _error(403, f"a page of {origin.decode('latin-1')} may not use this server")
+        if (b"origin" in headers or b"sec-fetch-site" in headers) and self._is_foreign(headers):
+            refused = _error(403, "pages of other sites may not use this server")
         elif self._expected is not None and not self._knows(headers, scope):
             refused = _error(401, "this server needs a bearer token", **{"WWW-Authenticate": "Bearer"})
         await (self._app if refused is None else refused)(scope, receive, send)
+
+    def _is_foreign(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether a browser asks for another site's page, or for one whose name was made to mean this machine."""
+        host = headers.get(b"host", b"")
+        origin = headers.get(b"origin")
+        if origin is not None and origin.partition(b"://")[2] != host:
+            return True
+        return (
+            self._local
+            and self._expected is None
+            and host.rpartition(b":")[0] not in _LOOPBACK
+            and host not in _LOOPBACK
+        )
 
     def _knows(self, headers: dict[bytes, bytes], scope: Any) -> bool:
         given = headers.get(b"authorization", b"")

@@ -91,9 +91,11 @@ async def packed(body: bytes, accepted: bytes | None) -> tuple[bytes, bytes | No
     """Compress a body as the client accepts it; return it with the name of the encoding."""
     if accepted is None or len(body) <= _SMALL:
         return body, None
-    names = {
-        part.partition(b";")[0].strip() for part in accepted.lower().split(b",") if b"q=0" not in part.split(b".")[0]
-    }
+    names = set()
+    for part in accepted.lower().replace(b" ", b"").split(b","):
+        name, _, weight = part.partition(b";q=")
+        if weight.strip(b"0.") or not weight:
+            names.add(name)
     encoding = next((name for name in (b"gzip", b"deflate") if name in names), None)
     if encoding is None:
         return body, None
