@@ -8,13 +8,16 @@ where ``pip install --editable`` stands for a wheel.
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import os
 import re
 import shlex
+import subprocess
 import sys
 import textwrap
 import tomllib
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +36,12 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 def run_page(page: Path, environment: Callable[[], Environment]) -> None:
     """Run every snippet in the current folder; ``environment`` makes a fresh one for pages that install packages."""
+    with contextlib.ExitStack() as servers:
+        _run_page(page, environment, servers)
+
+
+def _run_page(page: Path, environment: Callable[[], Environment], servers: contextlib.ExitStack) -> None:
+    port = ""  # of the server that the page has started; it says 8000
     fresh = environment() if "pip install --editable" in page.read_text() else None
     scope: dict[str, object] = {"__name__": page.stem}
     for language, block in blocks(page):
@@ -51,9 +60,31 @@ def run_page(page: Path, environment: Callable[[], Environment]) -> None:
             pass  # tests/test_browser.py opens it
         elif language == "sh":
             for line in block.splitlines():
-                _command(shlex.split(line, comments=True), fresh)
+                words = shlex.split(line.replace("localhost:8000", f"localhost:{port}"), comments=True)
+                if words[:2] == ["lamella", "serve"]:
+                    port = servers.enter_context(serving(*words[2:]))
+                else:
+                    _command(words, fresh)
         else:
             assert language == "text", f"{page.name}: what is to be done with a block of {language!r}?"
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[str]:
+    """Run ``lamella serve`` while the block runs, and give its port, a free one."""
+    command = [sys.executable, "-m", "lamella", "serve", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = ""
+            for line in process.stdout or ():
+                said += line
+                if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", line):
+                    break
+            else:
+                raise AssertionError(f"{' '.join(command)} ended: {said}")
+            yield found[1]
+        finally:
+            process.terminate()
 
 
 def _command(words: list[str], environment: Environment | None) -> None:
@@ -68,8 +99,11 @@ def _command(words: list[str], environment: Environment | None) -> None:
             os.chdir(folder)
         case ["python", "-m", "pip", "install", "--editable", _] if environment:
             environment.install(Path.cwd())
-        case ["python", "-m", "pip", "install", "."]:
+        case ["python", "-m", "pip", "install", "." | "lamella[serve]"]:
             pass  # lamella is installed
+        case ["curl", url, *rest] if rest[:1] in ([], ["--data"]):
+            content = Path(rest[1].removeprefix("@")).read_bytes() if rest else None
+            urllib.request.urlopen(url, content, timeout=10).close()  # raises for a refusal
         case ["python", "-m", "pytest", *arguments] if paths := [one for one in arguments if one.endswith(".py")]:
             assert [path for path in paths if not (ROOT / path).exists()] == []
         case ["lamella", *_]:
