@@ -81,7 +81,7 @@ def _differ(
         for position, k in enumerate(order):
             off = _distance(tensor, got[position : position + 1], alone[k][place])
             if off is not None:
-                return f"output {tensor.name!r} of a row changes {off} beside others"
+                return f"output {tensor.name!r} of a row of scale {_SCALES[k]:g} changes {off} beside others"
     return None
 
 
