@@ -110,7 +110,11 @@ Check the proof again, here or elsewhere:
 
   {program} verify {folder}/digits.onnx
 
-Serve the model with NumPy and onnxruntime alone:
+Serve it, with a page where you draw a digit (pip install "lamella[serve]"):
+
+  {program} serve {folder}/digits.onnx
+
+Or run it with NumPy and onnxruntime alone:
 
   import numpy, onnxruntime
   session = onnxruntime.InferenceSession("{folder}/digits.onnx")
