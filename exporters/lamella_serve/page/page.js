@@ -1,1 +1,286 @@
+/** The page of the models: what each one is, and a form to try a request. */
 
+import { outputView } from "./answers.js";
+import { at, make } from "./elements.js";
+import { inputForm } from "./inputs.js";
+import { ServerError, call, hasToken } from "./server.js";
+import { curl, inferPath, isLong, python } from "./snippets.js";
+import { Mistake, read, request, written } from "./tensors.js";
+
+const LONGEST = 400; // characters of a metadata value that are shown
+
+const number = (value, digits = 3) => Number(value).toLocaleString("en", { maximumSignificantDigits: digits });
+const whole = (value) => Number(value).toLocaleString("en");
+
+let models = new Map(); // by name: {ready, reason, versions}
+let about = null; // of the model that is shown
+let forms = []; // of its inputs: {spec, tensor, form}, where tensor is the example
+let body = ""; // the request that the programs send
+let latest = 0; // counts models that were asked for, and requests: what comes late is dropped
+
+// The models
+
+async function open() {
+  const { answer } = await call("v2/repository/index", "{}");
+  for (const { name, version, state, reason } of answer) {
+    const model = models.get(name) ?? { ready: false, reason: "", versions: [] };
+    if (version) model.versions.push(version);
+    if (state === "READY") model.ready = true;
+    else model.reason ||= reason ?? "";
+    models.set(name, model);
+  }
+  if (!models.size) return say("This server has no models.");
+  at("models").hidden = models.size === 1;
+  at("models").firstElementChild.replaceChildren(
+    ...Array.from(models, ([name, { ready }]) => {
+      const link = make("a", { href: `#${encodeURIComponent(name)}` }, make("span.name", { textContent: name }));
+      if (!ready) link.append(make("span.state", { textContent: "not ready" }));
+      return make("li", {}, link);
+    }),
+  );
+  await showChosen();
+}
+
+/** Show the model that the address names, or else the first one that is ready. */
+async function showChosen() {
+  let chosen;
+  try {
+    chosen = decodeURIComponent(location.hash.slice(1));
+  } catch {
+    chosen = "";
+  }
+  const ready = [...models].find(([, model]) => model.ready)?.[0];
+  const name = models.has(chosen) ? chosen : (ready ?? models.keys().next().value);
+  for (const link of at("models").querySelectorAll("a")) {
+    const current = link.getAttribute("href") === `#${encodeURIComponent(name)}`;
+    if (current) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const mine = (latest += 1);
+  document.title = name;
+  at("error").hidden = true;
+  at("model").hidden = true;
+  const { ready: isReady, reason } = models.get(name);
+  if (!isReady) return fail(`${name} is not ready. ${reason}`);
+  say("Loading …");
+  const { answer } = await call(`about/${encodeURIComponent(name)}`);
+  if (mine !== latest) return;
+  about = answer;
+  showModel();
+  say("");
+}
+
+function showModel() {
+  at("name").textContent = about.name;
+  at("description").textContent = about.description;
+  at("description").hidden = !about.description;
+  const others = about.versions.filter((version) => version !== about.version);
+  const facts = {
+    Version: others.length ? `${about.version} (also ${others.join(", ")})` : about.version,
+    Producer: about.producer || "unknown",
+    Size: bytes(about.size),
+    "ONNX opset": about.opset,
+    "IR version": about.ir_version,
+    "Time per row": `${number(about.milliseconds_per_row, 2)} ms`,
+  };
+  at("facts").replaceChildren(...Object.entries(facts).map(([term, value]) => fact(term, value)));
+  at("input-list").replaceChildren(...about.inputs.map(tensorRow));
+  at("output-list").replaceChildren(...about.outputs.map(tensorRow));
+  const { joined, max_batch_size: largest, reason } = about.batching;
+  at("batching").textContent = joined
+    ? `Requests that come together are joined into batches of up to ${whole(largest)} rows.`
+    : "Each request is run by itself.";
+  at("reason").textContent = reason;
+  at("parity").replaceChildren(...parityView(about.parity));
+  const metadata = Object.entries(about.metadata).filter(([key]) => key !== "labels"); // they stand at the output
+  at("metadata").replaceChildren(...metadata.map(([key, value]) => fact(key, cut(value))));
+  at("metadata-card").hidden = !metadata.length;
+
+  forms = about.inputs.map((spec) => {
+    const example = about.example.inputs.find((tensor) => tensor.name === spec.name);
+    const tensor = read(example);
+    return { spec, tensor, form: inputForm(spec, tensor, changed) };
+  });
+  at("inputs").replaceChildren(...forms.map(({ form }) => form.element));
+  forget();
+  showPrograms();
+  at("model").hidden = false;
+}
+
+const fact = (term, value) => make("div", {}, make("dt", { textContent: term }), make("dd", { textContent: value }));
+
+const cut = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST)} … (${whole(text.length)} characters)` : text);
+
+function bytes(size) {
+  if (size < 1000) return `${size} bytes`;
+  return size < 1e6 ? `${number(size / 1e3)} kB` : `${number(size / 1e6)} MB`;
+}
+
+function tensorRow({ name, datatype, shape, low, high, labels }) {
+  const words = [datatype, written(shape)];
+  if (typeof low === "number" && typeof high === "number") words.push(`from ${low} to ${high}`);
+  const row = make("li", {}, make("span.name", { textContent: name }), make("span", { textContent: words.join(", ") }));
+  if (labels?.length) {
+    const list = make("ol", { start: 0 }, ...labels.map((label) => make("li", { textContent: label })));
+    row.append(make("details", {}, make("summary", { textContent: `${whole(labels.length)} labels` }), list));
+  }
+  return row;
+}
+
+/** The report that the export stored in the file, as a table. */
+function parityView(report) {
+  const rows = report?.agreements;
+  if (!Array.isArray(rows)) {
+    return [make("p.soft", { textContent: "The file holds no report. Files that lamella exports hold one." })];
+  }
+  const several = (key) => new Set(rows.map((row) => row[key])).size > 1;
+  const largest = Math.max(...rows.map(({ error }) => Number(error)));
+  const columns = [
+    ["Output", ({ output }) => output, several("output")],
+    ["Input", ({ data }) => data, true],
+    ["Values", ({ values }) => whole(values), true, "number"],
+    ["Error", ({ error }) => Number(error).toExponential(1), true, "number"],
+    ["Allowed", ({ allowed }) => Number(allowed).toExponential(1), true, "number"],
+    ["Limit", ({ rule }) => rule, several("rule")],
+  ].filter(([, , wanted]) => wanted);
+  const agree = rows.every(({ error, allowed }) => error <= allowed);
+  const summary = agree
+    ? `When the file was exported, onnxruntime gave what the engine gives; the largest error was ${largest.toExponential(1)}.`
+    : "The report in the file says that onnxruntime and the engine differ.";
+  const heading = (title, kind) => make(kind ? `th.${kind}` : "th", { scope: "col", textContent: title });
+  const head = make("tr", {}, ...columns.map(([title, , , kind]) => heading(title, kind)), heading("Result"));
+  const body = rows.map((row) => {
+    const cells = columns.map(([title, text, , kind]) =>
+      make(kind ? `td.${kind}` : "td", { textContent: text(row), "data-title": title }),
+    );
+    const mark = row.error <= row.allowed ? make("span.good", {}, "✓ agrees") : make("span.bad", {}, "✗ differs");
+    return make("tr", {}, ...cells, make("td", { "data-title": "Result" }, mark));
+  });
+  const versions = Object.entries(report.versions ?? {}).map(([name, version]) => `${name} ${version}`);
+  const notes = [...(several("rule") ? [] : [`Allowed: ${rows[0].rule}.`]), versions.length ? `${versions.join(", ")}.` : ""];
+  return [
+    make("p", { textContent: summary }),
+    make("table.stacked", {}, make("thead", {}, head), make("tbody", {}, ...body)),
+    make("p.soft", { textContent: notes.join(" ") }),
+  ];
+}
+
+// A request
+
+/** The inputs as they stand in the form: [{spec, tensor}]. */
+const filled = () => forms.map(({ spec, form }) => ({ spec, tensor: form.read() }));
+
+/** After a change of the form: other programs, and an answer at once if a picture is all that the model takes. */
+function changed(picture) {
+  showPrograms();
+  if (picture && forms.length === 1) send();
+}
+
+function showPrograms() {
+  let inputs;
+  try {
+    inputs = filled();
+    body = request(inputs);
+  } catch (error) {
+    if (error instanceof Mistake) return; // the form says it when it is sent
+    throw error;
+  }
+  at("curl").textContent = curl(about.name, body, hasToken());
+  at("python").textContent = python(about.name, inputs, about.outputs, body, hasToken());
+  at("file").hidden = !isLong(body);
+}
+
+async function send() {
+  const mine = (latest += 1);
+  refuse("");
+  at("answer").ariaBusy = "true";
+  try {
+    const { answer, milliseconds } = await call(inferPath(about.name), request(filled()));
+    if (mine !== latest) return;
+    at("told").textContent = `Answered in ${number(milliseconds, 2)} ms, network included.`;
+    const labels = Object.fromEntries(about.outputs.map((output) => [output.name, output.labels]));
+    at("outputs").replaceChildren(...answer.outputs.map((output) => outputView(output, labels[output.name])));
+  } catch (error) {
+    if (mine !== latest) return;
+    forget();
+    at("told").textContent = "";
+    if (error instanceof Mistake) refuse(error.message);
+    else if (error instanceof ServerError) refuse(error.status ? `${error.status}: ${error.message}` : error.message);
+    else throw error;
+  } finally {
+    if (mine === latest) at("answer").ariaBusy = "false";
+  }
+}
+
+/** Forget the answer. */
+function forget() {
+  at("outputs").replaceChildren();
+  at("told").textContent = "Send the example, or change it first.";
+  refuse("");
+}
+
+function refuse(text) {
+  at("refused").textContent = text;
+  at("refused").hidden = !text;
+}
+
+// What is told
+
+function say(text) {
+  at("status").textContent = text;
+  at("status").hidden = !text;
+}
+
+function fail(text) {
+  say("");
+  at("error").textContent = text;
+  at("error").hidden = false;
+}
+
+/** Run what asks the server, and tell the person what went wrong. */
+async function attempt(work) {
+  try {
+    await work();
+  } catch (error) {
+    if (!(error instanceof ServerError)) throw error;
+    fail(error.status ? `${error.status}: ${error.message}` : error.message);
+  }
+}
+
+// Controls
+
+at("request").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send();
+});
+
+at("reset").addEventListener("click", () => {
+  latest += 1;
+  for (const { form, tensor } of forms) form.show(tensor);
+  forget();
+  showPrograms();
+});
+
+for (const name of ["curl", "python"]) {
+  const button = at(`copy-${name}`);
+  button.addEventListener("click", async () => {
+    if (navigator.clipboard) {
+      await navigator.clipboard.writeText(at(name).textContent);
+      button.textContent = "Copied";
+    } else {
+      getSelection().selectAllChildren(at(name)); // browsers have no clipboard without HTTPS
+      button.textContent = "Selected";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+}
+
+at("download").addEventListener("click", () => {
+  const address = URL.createObjectURL(new Blob([body], { type: "application/json" }));
+  make("a", { href: address, download: "request.json" }).click();
+  URL.revokeObjectURL(address);
+});
+
+window.addEventListener("hashchange", () => attempt(showChosen));
+
+attempt(open);
