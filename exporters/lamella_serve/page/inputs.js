@@ -50,7 +50,7 @@ export function inputForm(spec, example, changed) {
   const element = make(
     "fieldset",
     {},
-    make("legend", {}, make("span.name", { textContent: spec.name }), ` ${spec.datatype}, ${written(spec.shape)}`),
+    make("legend", {}, make("span.name", { textContent: spec.name }), ` ${spec.datatype}, ${written(spec.axes)}`),
     ...(names.length > 1 ? [make("div.switch", { role: "group", "aria-label": "Edit as" }, ...switches)] : []),
     problem,
     body,
@@ -83,7 +83,10 @@ function fieldsEditor(spec, changed) {
 
   /** Spread a pasted row of numbers, such as one of a spreadsheet, over the fields. */
   function paste(event) {
-    const texts = event.clipboardData.getData("text").trim().split(/[\s,;]+/);
+    const texts = event.clipboardData
+      .getData("text")
+      .trim()
+      .split(/[\s,;]+/);
     const start = fields.indexOf(event.target);
     if (spec.datatype === "BYTES" || texts.length < 2) return;
     event.preventDefault();
@@ -116,7 +119,7 @@ function fieldsEditor(spec, changed) {
 /** All values in a text: numbers between spaces, commas or brackets, strings one a line. */
 function textEditor(spec, changed) {
   const strings = spec.datatype === "BYTES";
-  const free = spec.shape.filter((size) => size < 0).length;
+  const free = spec.axes === null ? Infinity : spec.shape.filter((size) => size < 0).length;
   const what = strings ? "One string a line." : "Spaces, commas, brackets or new lines between numbers.";
   const rows = free === 1 ? " The shape follows from how many there are." : "";
   const area = make("textarea", { rows: 8, spellcheck: false, "aria-label": `${spec.name}: all values` });
@@ -135,7 +138,9 @@ function textEditor(spec, changed) {
       const data = strings ? area.value.split("\n") : area.value.split(/[\s,;[\]()]+/).filter(Boolean);
       const found = free > 1 ? typed(spec, sizes.value) : fitted(spec, data.length);
       if (count(found) !== data.length) {
-        throw new Mistake(`${spec.name}: the shape ${written(found)} takes ${count(found)} values, got ${data.length}.`);
+        throw new Mistake(
+          `${spec.name}: the shape ${written(found)} takes ${count(found)} values, got ${data.length}.`,
+        );
       }
       return { shape: found, data };
     },
@@ -154,17 +159,18 @@ function fitted(spec, values) {
   const fixed = count(spec.shape.filter((size) => size >= 0));
   const rows = fixed ? values / fixed : 0;
   if (spec.shape.some((size) => size < 0) && !Number.isInteger(rows)) {
-    throw new Mistake(`${spec.name}: ${written(spec.shape)} takes a multiple of ${fixed} values, got ${values}.`);
+    throw new Mistake(`${spec.name}: ${written(spec.axes)} takes a multiple of ${fixed} values, got ${values}.`);
   }
   return spec.shape.map((size) => (size < 0 ? rows : size));
 }
 
 /** A shape that a person typed. */
-function typed(spec, text) {
-  const sizes = text.split(/[^\d-]+/).filter(Boolean).map(Number);
-  const fits = sizes.length === spec.shape.length && sizes.every((size, axis) => [-1, size].includes(spec.shape[axis]));
-  if (!fits || sizes.some((size) => !(size >= 0))) {
-    throw new Mistake(`${spec.name}: expected a shape such as ${written(spec.shape)} with numbers, got "${text}".`);
+function typed({ name, shape, axes }, text) {
+  const sizes = text.split(/[\s,×x[\]()]+/).filter(Boolean);
+  const fits =
+    axes === null || (sizes.length === shape.length && sizes.every((size, k) => [-1, +size].includes(shape[k])));
+  if (!fits || !sizes.every((size) => /^\d+$/.test(size))) {
+    throw new Mistake(`${name}: expected ${written(axes)} with a number for each axis, got the shape "${text}".`);
   }
-  return sizes;
+  return sizes.map(Number);
 }

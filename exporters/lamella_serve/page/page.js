@@ -81,8 +81,8 @@ function showModel() {
     Size: bytes(about.size),
     "ONNX opset": about.opset,
     "IR version": about.ir_version,
-    "Time per row": `${number(about.milliseconds_per_row, 2)} ms`,
   };
+  if (about.milliseconds_per_row !== null) facts["Time per row"] = `${number(about.milliseconds_per_row, 2)} ms`;
   at("facts").replaceChildren(...Object.entries(facts).map(([term, value]) => fact(term, value)));
   at("input-list").replaceChildren(...about.inputs.map(tensorRow));
   at("output-list").replaceChildren(...about.outputs.map(tensorRow));
@@ -97,8 +97,8 @@ function showModel() {
   at("metadata-card").hidden = !metadata.length;
 
   forms = about.inputs.map((spec) => {
-    const example = about.example.inputs.find((tensor) => tensor.name === spec.name);
-    const tensor = read(example);
+    const example = about.example?.inputs.find((tensor) => tensor.name === spec.name);
+    const tensor = read(example ?? { shape: spec.shape.map(Math.abs) }, spec);
     return { spec, tensor, form: inputForm(spec, tensor, changed) };
   });
   at("inputs").replaceChildren(...forms.map(({ form }) => form.element));
@@ -116,8 +116,8 @@ function bytes(size) {
   return size < 1e6 ? `${number(size / 1e3)} kB` : `${number(size / 1e6)} MB`;
 }
 
-function tensorRow({ name, datatype, shape, low, high, labels }) {
-  const words = [datatype, written(shape)];
+function tensorRow({ name, datatype, axes, low, high, labels }) {
+  const words = [datatype, written(axes)];
   if (typeof low === "number" && typeof high === "number") words.push(`from ${low} to ${high}`);
   const row = make("li", {}, make("span.name", { textContent: name }), make("span", { textContent: words.join(", ") }));
   if (labels?.length) {
@@ -157,7 +157,10 @@ function parityView(report) {
     return make("tr", {}, ...cells, make("td", { "data-title": "Result" }, mark));
   });
   const versions = Object.entries(report.versions ?? {}).map(([name, version]) => `${name} ${version}`);
-  const notes = [...(several("rule") ? [] : [`Allowed: ${rows[0].rule}.`]), versions.length ? `${versions.join(", ")}.` : ""];
+  const notes = [
+    ...(several("rule") ? [] : [`Allowed: ${rows[0].rule}.`]),
+    versions.length ? `${versions.join(", ")}.` : "",
+  ];
   return [
     make("p", { textContent: summary }),
     make("table.stacked", {}, make("thead", {}, head), make("tbody", {}, ...body)),

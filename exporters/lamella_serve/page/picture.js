@@ -204,7 +204,10 @@ export function pictureEditor(spec, layout, changed) {
   function draw() {
     const style = getComputedStyle(pad);
     if (picture || strokes.length || blank) {
-      paint(context, ["--paper", "--ink"].map((name) => style.getPropertyValue(name)));
+      paint(
+        context,
+        ["--paper", "--ink"].map((name) => style.getPropertyValue(name)),
+      );
     } else {
       context.imageSmoothingEnabled = false;
       context.drawImage(small, 0, 0, pad.width, pad.height);

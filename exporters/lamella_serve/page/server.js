@@ -49,7 +49,10 @@ export async function call(path, body) {
     }
     if (response.ok && answer !== null) return { answer, milliseconds };
     const reason = answer?.error ?? (text.slice(0, 500) || response.statusText);
-    throw new ServerError(response.status, response.ok ? "The server answered with something that is no JSON." : reason);
+    throw new ServerError(
+      response.status,
+      response.ok ? "The server answered with something that is no JSON." : reason,
+    );
   }
 }
 

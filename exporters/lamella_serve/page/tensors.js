@@ -2,7 +2,8 @@
  * Tensors as people see and type them: {shape, data}, where data holds a text for each element, row by row.
  *
  * Texts keep what JavaScript's numbers would lose: integers beyond 2^53, NaN and infinity. A spec is what the server
- * tells of a tensor: {name, datatype, shape}, where -1 is any size.
+ * tells of a tensor: {name, datatype, shape, axes}. In shape, -1 is any size; axes has names there, and is null if there
+ * may be any number of axes.
  */
 
 /** What a person typed can't be sent; the message says why. */
@@ -15,10 +16,11 @@ export const isFloat = (datatype) => datatype in DIGITS;
 export const isInteger = (datatype) => datatype in BITS;
 export const count = (shape) => shape.reduce((product, size) => product * size, 1);
 
-/** "N × 3 × 224 × ?": sizes as people write them. */
-export function written(shape) {
-  if (!shape.length) return "scalar";
-  return shape.map((size, axis) => (size >= 0 ? size : axis ? "?" : "N")).join(" × ");
+/** The shape of a tensor, or the axes of a spec, as people write them: "N × 3 × 224 × ?". */
+export function written(axes) {
+  if (axes === null) return "any shape";
+  if (!axes.length) return "scalar";
+  return axes.map((axis, k) => (axis === "" ? (k ? "?" : "N") : axis)).join(" × ");
 }
 
 /** The smallest and the largest value of an integer type, as BigInt. */
@@ -46,9 +48,12 @@ export function parse(text) {
   return JSON.parse(text.replace(token, (found) => (exact(found) ? found : `"${found}"`)));
 }
 
-/** A tensor of the protocol's JSON, as texts. */
-export function read({ datatype, shape, data }) {
-  return { shape: shape.map(Number), data: data.flat(Infinity).map((value) => shown(value, datatype)) };
+/** A tensor of the protocol's JSON, as texts. Without data it holds the lowest values. */
+export function read({ shape, data }, spec) {
+  const sizes = shape.map(Number);
+  if (data) return { shape: sizes, data: data.flat(Infinity).map((value) => shown(value, spec.datatype)) };
+  const lowest = { BOOL: "false", BYTES: "" }[spec.datatype] ?? String(spec.low ?? 0);
+  return { shape: sizes, data: new Array(count(sizes)).fill(lowest) };
 }
 
 /** A value in as few digits as give the same value in its type. */
@@ -68,7 +73,8 @@ export function shown(value, datatype) {
 export function token(text, { name, datatype }) {
   if (datatype === "BYTES") return JSON.stringify(text);
   const trimmed = text.trim();
-  const wrong = (expected) => new Mistake(`${name}: expected ${expected}, got ${trimmed ? `"${trimmed}"` : "nothing"}.`);
+  const wrong = (expected) =>
+    new Mistake(`${name}: expected ${expected}, got ${trimmed ? `"${trimmed}"` : "nothing"}.`);
   if (datatype === "BOOL") {
     if (/^(true|1)$/i.test(trimmed)) return "true";
     if (/^(false|0)$/i.test(trimmed)) return "false";
