@@ -66,9 +66,8 @@ function fieldsEditor(spec, changed) {
   let shape = [];
   let fields = [];
 
-  function field(text, k) {
-    const index = place(k, shape);
-    const label = { "aria-label": index ? `${spec.name}, value ${index}` : spec.name };
+  function field(text, k, texts) {
+    const label = { "aria-label": texts.length > 1 ? `${spec.name}, value ${place(k, shape)}` : spec.name };
     let made;
     if (spec.datatype === "BOOL") {
       made = make("select", label, new Option("true"), new Option("false"));

@@ -5,7 +5,7 @@ import { at, make } from "./elements.js";
 import { inputForm } from "./inputs.js";
 import { ServerError, call, hasToken } from "./server.js";
 import { curl, inferPath, isLong, python } from "./snippets.js";
-import { Mistake, read, request, written } from "./tensors.js";
+import { Mistake, rangeOf, read, request, written } from "./tensors.js";
 
 const LONGEST = 400; // characters of a metadata value that are shown
 
@@ -90,7 +90,7 @@ function showModel() {
   at("batching").textContent = joined
     ? `Requests that come together are joined into batches of up to ${whole(largest)} rows.`
     : "Each request is run by itself.";
-  at("reason").textContent = reason;
+  at("reason").textContent = `${reason[0].toUpperCase()}${reason.slice(1)}.`;
   at("parity").replaceChildren(...parityView(about.parity));
   const metadata = Object.entries(about.metadata).filter(([key]) => key !== "labels"); // they stand at the output
   at("metadata").replaceChildren(...metadata.map(([key, value]) => fact(key, cut(value))));
@@ -116,9 +116,10 @@ function bytes(size) {
   return size < 1e6 ? `${number(size / 1e3)} kB` : `${number(size / 1e6)} MB`;
 }
 
-function tensorRow({ name, datatype, axes, low, high, labels }) {
+function tensorRow(spec) {
+  const { name, datatype, axes, labels } = spec;
   const words = [datatype, written(axes)];
-  if (typeof low === "number" && typeof high === "number") words.push(`from ${low} to ${high}`);
+  if (rangeOf(spec)) words.push(`from ${rangeOf(spec).join(" to ")}`);
   const row = make("li", {}, make("span.name", { textContent: name }), make("span", { textContent: words.join(", ") }));
   if (labels?.length) {
     const list = make("ol", { start: 0 }, ...labels.map((label) => make("li", { textContent: label })));

@@ -1,7 +1,7 @@
 /** An input that is an image: one draws it, or chooses a file, and it is scaled to the input's size and range. */
 
 import { make } from "./elements.js";
-import { Mistake, isFloat, isInteger, limits } from "./tensors.js";
+import { Mistake, isFloat, isInteger, limits, rangeOf } from "./tensors.js";
 
 const PAD = 560; // pixels of the pad's longer side
 const PEN = 0.09; // of the shorter side
@@ -53,7 +53,7 @@ export function pictureEditor(spec, layout, changed) {
   settings.append(make("div.row", {}, ...free.map((side, k) => make("label", {}, titles[side], sides[k]))));
   settings.addEventListener("change", () => {
     if (!sides.every((field) => field.checkValidity())) return;
-    if (!picture && !strokes.length) picture = copied(small); // settings apply to the example too
+    if (!picture && !strokes.length) picture = middle(small, small.width / small.height); // settings apply to the example too
     free.forEach((side, k) => (small[side] = sides[k].valueAsNumber));
     fit();
     see();
@@ -137,10 +137,8 @@ export function pictureEditor(spec, layout, changed) {
     target.fillStyle = picture ? "white" : ground; // behind the transparent parts of a file
     target.fillRect(0, 0, width, height);
     if (picture) {
-      const scale = Math.max(width / picture.width, height / picture.height); // the middle, without empty margins
-      const [w, h] = [picture.width * scale, picture.height * scale];
       target.imageSmoothingQuality = "high";
-      target.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
+      target.drawImage(middle(picture, width / height), 0, 0, width, height);
     }
     target.lineWidth = Math.max(1, PEN * Math.min(width, height));
     target.lineCap = target.lineJoin = "round";
@@ -318,15 +316,19 @@ export function pictureEditor(spec, layout, changed) {
   return { element, show, read: () => tensor };
 }
 
-function copied(canvas) {
-  const copy = make("canvas", { width: canvas.width, height: canvas.height });
-  copy.getContext("2d").drawImage(canvas, 0, 0);
-  return copy;
+/** The largest part in the middle of a picture that has these proportions, as a canvas. */
+function middle(picture, proportions) {
+  const width = Math.max(1, Math.round(Math.min(picture.width, picture.height * proportions)));
+  const height = Math.max(1, Math.round(Math.min(picture.height, picture.width / proportions)));
+  const part = make("canvas", { width, height });
+  const [left, top] = [(picture.width - width) / 2, (picture.height - height) / 2].map(Math.floor);
+  part.getContext("2d").drawImage(picture, -left, -top);
+  return part;
 }
 
-/** The range of an input's values, if it is known. */
-function limitsOf({ datatype, low, high }) {
-  if (low !== null && high !== null && low < high) return [low, high];
-  if (datatype === "INT8") return limits(datatype).map(Number);
-  return isFloat(datatype) ? null : [0, 255];
+/** The range of the pixels, if it is known. */
+function limitsOf(spec) {
+  if (rangeOf(spec)) return rangeOf(spec);
+  if (spec.datatype === "INT8") return limits("INT8").map(Number);
+  return isFloat(spec.datatype) ? null : [0, 255];
 }

@@ -29,6 +29,12 @@ export function limits(datatype) {
   return datatype.startsWith("U") ? [0n, 2n ** size - 1n] : [-(2n ** (size - 1n)), 2n ** (size - 1n) - 1n];
 }
 
+/** The lowest and the highest value that the file names for an input, or null. */
+export function rangeOf({ datatype, low, high }) {
+  if (typeof low !== "number" || typeof high !== "number" || low >= high) return null;
+  return [low, isInteger(datatype) ? Math.ceil(high) - 1 : high]; // values are below what the file says
+}
+
 /** The index of an element: "2, 5". A first axis of one row is left out. */
 export function place(k, shape) {
   const index = [];
