@@ -120,6 +120,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         {"one": np.array([1]), "zero": np.array([0], "float32")},
         **{"<script>alert(1)</script>": "<img src=x onerror=alert(1)>" + "long" * 1000},
+        **{"lamella.report": '{"agreements": [{"error": 0, "allowed": 0}, null]}'},
     )
     return folder
 
@@ -205,7 +206,7 @@ class Page:
         end = time.monotonic() + 20
         while not self.js(script, *arguments):
             assert time.monotonic() < end, (
-                f"{script}: {self.text('error') or self.js('return document.body.innerText')}"
+                f"{script}: {self.text('error-text') or self.js('return document.body.innerText')}"
             )
             time.sleep(0.02)
 
@@ -315,7 +316,7 @@ def test_it_shows_what_a_model_is(page, address, models):
     assert facts["Producer"].startswith("lamella")
     assert float(facts["Size"].removesuffix(" kB")) == pytest.approx(file.stat().st_size / 1000, rel=0.01)
     assert facts["ONNX opset"] == str(onnx.load(file).opset_import[0].version)
-    assert re.fullmatch(r"[\d.]+ ms", facts["Time per row"])
+    assert re.fullmatch(r"[\d.]+ (ms|µs)", facts["Time per row"])
     assert page.text("input-list").split("\n") == ["input_1", "FP32, N × 4"]
     assert page.text("output-list").split("\n") == ["dense_1", "FP32, N × 3", "3 labels"]
     assert "joined into batches of up to 1,024 rows" in page.text("batching")
@@ -353,7 +354,7 @@ def test_one_that_is_not_ready_says_why(page, models, tmp_path):
     with serving(tmp_path / "log", tmp_path / "models") as address:
         urllib.request.urlopen(f"{address}v2/repository/models/digits/unload", b"{}")
         page.open(address, "digits")
-        assert re.fullmatch("digits is not ready. .*unloaded.*", page.text("error"))
+        assert re.fullmatch("digits is not ready. .*unloaded.*", page.text("error-text"))
         assert not page.at("model").is_displayed()
         assert page.at("models").text.count("not ready") == 1
         page.open(address)
@@ -365,6 +366,7 @@ def test_names_and_metadata_are_texts(page, address):
     assert page.text("name") == HOSTILE
     assert page.text("metadata").startswith("<script>alert(1)</script>\n<img src=x onerror=alert(1)>long")
     assert page.text("metadata").endswith("long … (4,028 characters)")
+    assert page.text("parity") == "The report in the file can't be read."
     page.send()
     assert page.js("return document.querySelectorAll('b, #x, main script, main img').length") == 0
 
@@ -452,7 +454,7 @@ def test_an_image_file_is_answered(page, address, models, tmp_path):
         page.answered()
     (file,) = page.all("input[type=file]")
     file.send_keys(str(tmp_path / "picture.png"))
-    page.wait("return document.querySelector('.seen').innerText.includes('4 × 4, colours from 0 to 1')")
+    page.wait("return document.querySelector('.seen').innerText.includes('4 × 4, values from 0 to 1')")
     shown = page.answered()
     _, request = page.shell()
     (given,) = request["inputs"]
@@ -538,6 +540,21 @@ def test_the_programs_send_what_the_page_sends(page, address, monkeypatch):
         np.testing.assert_array_equal(given.array, sent)
 
 
+def test_programs_are_copied(page, address):
+    page.open(address, "flowers")
+    permissions = {"origin": address, "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
+    for name in ("curl", "python"):
+        page.at(f"copy-{name}").click()
+        page.wait("return document.querySelector(arguments[0]).innerText === 'Copied'", f"#copy-{name}")
+        read = "navigator.clipboard.readText().then(arguments[0], (error) => arguments[0](`${error}`))"
+        assert page.driver.execute_async_script(read) == page.text(name)
+    page.js("navigator.clipboard.writeText = () => Promise.reject(new Error('no HTTPS'))")
+    page.at("copy-curl").click()
+    page.wait("return document.querySelector('#copy-curl').innerText === 'Selected'")
+    assert page.js("return getSelection().toString()") == page.text("curl")
+
+
 def test_a_long_request_is_a_file(page, address, models, monkeypatch, tmp_path):
     page.open(address, "photos")
     assert "-d @request.json" in page.text("curl")
@@ -618,8 +635,8 @@ def test_it_asks_for_the_token(page, models, tmp_path):
         assert page.driver.save_screenshot(str(tmp_path / "token.png"))
         page.at("access-cancel").click()
         page.wait("return !document.querySelector('#error').hidden")
-        assert page.text("error") == "401: The server asks for a token."
-        page.driver.refresh()
+        assert page.text("error-text") == "The server asks for a token."
+        page.at("again").click()
         page.wait("return document.querySelector('#access').open")
         page.at("token").send_keys("wrong", Keys.ENTER)
         page.wait("return document.querySelector('#access-told').innerText !== ''")

@@ -59,7 +59,7 @@ function bars(scores, labels) {
   const best = order[0];
   const label = (k) => labels?.[k] ?? `${k}`;
   const shares = areShares(scores);
-  const text = (score) => (shares ? `${(100 * score).toFixed(1)} %` : `${Number(score.toPrecision(4))}`);
+  const text = (score) => (shares ? `${(100 * score).toFixed(1)}\u00a0%` : `${Number(score.toPrecision(4))}`);
   const [low, high] = shares ? [0, 1] : [Math.min(0, ...finite(scores)), Math.max(0, ...finite(scores))];
   const part = (score) => (Number.isFinite(score) && high > low ? (score - low) / (high - low) : 0);
   const zero = part(0);

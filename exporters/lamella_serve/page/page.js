@@ -82,7 +82,7 @@ function showModel() {
     "ONNX opset": about.opset,
     "IR version": about.ir_version,
   };
-  if (about.milliseconds_per_row !== null) facts["Time per row"] = `${number(about.milliseconds_per_row, 2)} ms`;
+  if (about.milliseconds_per_row !== null) facts["Time per row"] = duration(about.milliseconds_per_row);
   at("facts").replaceChildren(...Object.entries(facts).map(([term, value]) => fact(term, value)));
   at("input-list").replaceChildren(...about.inputs.map(tensorRow));
   at("output-list").replaceChildren(...about.outputs.map(tensorRow));
@@ -103,13 +103,18 @@ function showModel() {
   });
   at("inputs").replaceChildren(...forms.map(({ form }) => form.element));
   forget();
-  showPrograms();
+  prepare();
   at("model").hidden = false;
 }
 
 const fact = (term, value) => make("div", {}, make("dt", { textContent: term }), make("dd", { textContent: value }));
 
 const cut = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST)} … (${whole(text.length)} characters)` : text);
+
+function duration(milliseconds) {
+  if (milliseconds < 0.1) return `${number(1e3 * milliseconds, 2)} µs`;
+  return milliseconds < 1e3 ? `${number(milliseconds, 2)} ms` : `${number(milliseconds / 1e3, 3)} s`;
+}
 
 function bytes(size) {
   if (size < 1000) return `${size} bytes`;
@@ -130,18 +135,22 @@ function tensorRow(spec) {
 
 /** The report that the export stored in the file, as a table. */
 function parityView(report) {
-  const rows = report?.agreements;
-  if (!Array.isArray(rows)) {
+  if (report === null) {
     return [make("p.soft", { textContent: "The file holds no report. Files that lamella exports hold one." })];
   }
+  const rows = report.agreements;
+  const isList = Array.isArray(rows) && rows.length > 0;
+  if (!isList || !rows.every((row) => typeof row?.error === "number" && typeof row.allowed === "number")) {
+    return [make("p.soft", { textContent: "The report in the file can't be read." })];
+  }
   const several = (key) => new Set(rows.map((row) => row[key])).size > 1;
-  const largest = Math.max(...rows.map(({ error }) => Number(error)));
+  const largest = Math.max(...rows.map(({ error }) => error));
   const columns = [
     ["Output", ({ output }) => output, several("output")],
     ["Input", ({ data }) => data, true],
     ["Values", ({ values }) => whole(values), true, "number"],
-    ["Error", ({ error }) => Number(error).toExponential(1), true, "number"],
-    ["Allowed", ({ allowed }) => Number(allowed).toExponential(1), true, "number"],
+    ["Error", ({ error }) => error.toExponential(1), true, "number"],
+    ["Allowed", ({ allowed }) => allowed.toExponential(1), true, "number"],
     ["Limit", ({ rule }) => rule, several("rule")],
   ].filter(([, , wanted]) => wanted);
   const agree = rows.every(({ error, allowed }) => error <= allowed);
@@ -171,24 +180,20 @@ function parityView(report) {
 
 // A request
 
-/** The inputs as they stand in the form: [{spec, tensor}]. */
-const filled = () => forms.map(({ spec, form }) => ({ spec, tensor: form.read() }));
-
-/** After a change of the form: other programs, and an answer at once if a picture is all that the model takes. */
+/** After a change of the form: send it if it is a picture, and all that the model takes; else show the programs. */
 function changed(picture) {
-  showPrograms();
-  if (picture && forms.length === 1) send();
+  if (picture && forms.length === 1) return send();
+  try {
+    prepare();
+  } catch (error) {
+    if (!(error instanceof Mistake)) throw error; // one is told when the form is sent
+  }
 }
 
-function showPrograms() {
-  let inputs;
-  try {
-    inputs = filled();
-    body = request(inputs);
-  } catch (error) {
-    if (error instanceof Mistake) return; // the form says it when it is sent
-    throw error;
-  }
+/** Make the request from the form, and the programs that send it. */
+function prepare() {
+  const inputs = forms.map(({ spec, form }) => ({ spec, tensor: form.read() }));
+  body = request(inputs);
   at("curl").textContent = curl(about.name, body, hasToken());
   at("python").textContent = python(about.name, inputs, about.outputs, body, hasToken());
   at("file").hidden = !isLong(body);
@@ -196,34 +201,37 @@ function showPrograms() {
 
 async function send() {
   const mine = (latest += 1);
-  refuse("");
+  at("refused").hidden = true;
   at("answer").ariaBusy = "true";
   try {
-    const { answer, milliseconds } = await call(inferPath(about.name), request(filled()));
-    if (mine !== latest) return;
-    at("told").textContent = `Answered in ${number(milliseconds, 2)} ms, network included.`;
-    const labels = Object.fromEntries(about.outputs.map((output) => [output.name, output.labels]));
-    at("outputs").replaceChildren(...answer.outputs.map((output) => outputView(output, labels[output.name])));
+    prepare();
+    const { answer, milliseconds } = await call(inferPath(about.name), body);
+    if (mine === latest) showAnswer(answer.outputs, milliseconds);
   } catch (error) {
-    if (mine !== latest) return;
-    forget();
-    at("told").textContent = "";
-    if (error instanceof Mistake) refuse(error.message);
-    else if (error instanceof ServerError) refuse(error.status ? `${error.status}: ${error.message}` : error.message);
-    else throw error;
+    if (mine === latest) refuse(words(error));
   } finally {
     if (mine === latest) at("answer").ariaBusy = "false";
   }
 }
 
-/** Forget the answer. */
-function forget() {
-  at("outputs").replaceChildren();
-  at("told").textContent = "Send the example, or change it first.";
-  refuse("");
+function showAnswer(outputs, milliseconds) {
+  at("told").textContent = `Answered in ${duration(milliseconds)}, network included.`;
+  const labels = Object.fromEntries(about.outputs.map((output) => [output.name, output.labels]));
+  at("outputs").replaceChildren(...outputs.map((output) => outputView(output, labels[output.name])));
 }
 
+/** Forget the answer, and one that is on its way. */
+function forget() {
+  latest += 1;
+  at("answer").ariaBusy = "false";
+  refuse("");
+  at("told").textContent = "Send the example, or change it first.";
+}
+
+/** Show why there is no answer; an empty text takes that away. */
 function refuse(text) {
+  at("outputs").replaceChildren();
+  at("told").textContent = "";
   at("refused").textContent = text;
   at("refused").hidden = !text;
 }
@@ -237,17 +245,22 @@ function say(text) {
 
 function fail(text) {
   say("");
-  at("error").textContent = text;
+  at("error-text").textContent = text;
   at("error").hidden = false;
 }
 
-/** Run what asks the server, and tell the person what went wrong. */
+/** What a person is told of an error. */
+function words(error) {
+  const known = error instanceof ServerError || error instanceof Mistake;
+  return known ? error.message : `Something unexpected went wrong: ${error.message}`;
+}
+
+/** Run what shows a model, and tell the person what went wrong. */
 async function attempt(work) {
   try {
     await work();
   } catch (error) {
-    if (!(error instanceof ServerError)) throw error;
-    fail(error.status ? `${error.status}: ${error.message}` : error.message);
+    fail(words(error));
   }
 }
 
@@ -259,20 +272,19 @@ at("request").addEventListener("submit", (event) => {
 });
 
 at("reset").addEventListener("click", () => {
-  latest += 1;
   for (const { form, tensor } of forms) form.show(tensor);
   forget();
-  showPrograms();
+  prepare();
 });
 
 for (const name of ["curl", "python"]) {
   const button = at(`copy-${name}`);
   button.addEventListener("click", async () => {
-    if (navigator.clipboard) {
+    try {
       await navigator.clipboard.writeText(at(name).textContent);
       button.textContent = "Copied";
-    } else {
-      getSelection().selectAllChildren(at(name)); // browsers have no clipboard without HTTPS
+    } catch {
+      getSelection().selectAllChildren(at(name)); // browsers give no clipboard without HTTPS, but on localhost
       button.textContent = "Selected";
     }
     setTimeout(() => (button.textContent = "Copy"), 2000);
@@ -284,6 +296,14 @@ at("download").addEventListener("click", () => {
   make("a", { href: address, download: "request.json" }).click();
   URL.revokeObjectURL(address);
 });
+
+at("again").addEventListener("click", () => location.reload());
+
+for (const name of ["dragover", "drop"]) {
+  window.addEventListener(name, (event) => {
+    if (event.dataTransfer.types.includes("Files")) event.preventDefault(); // else a missed drop leaves the page
+  });
+}
 
 window.addEventListener("hashchange", () => attempt(showChosen));
 

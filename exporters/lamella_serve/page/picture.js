@@ -7,6 +7,7 @@ const PAD = 560; // pixels of the pad's longer side
 const PEN = 0.09; // of the shorter side
 const KEY_STEP = 1 / 20; // of the pad
 const LARGEST = 4096; // pixels in a direction
+const short = (value) => Number(value.toPrecision(3));
 const RANGES = { "0 to 1": [0, 1], "0 to 255": [0, 255], "−1 to 1": [-1, 1] };
 
 let pads = 0;
@@ -88,16 +89,9 @@ export function pictureEditor(spec, layout, changed) {
   const problem = make("p.bad", { role: "alert", hidden: true });
   const sizes = make("span");
   const seen = make("div.seen.soft", {}, small, make("span", {}, "What the model sees:", make("br"), sizes));
-  const element = make(
-    "div.picture",
-    {},
-    pad,
-    hint,
-    problem,
-    make("div.row", {}, make("label.file.small", {}, "Choose an image", file), ...(drawable ? [clear] : [])),
-    settings,
-    seen,
-  );
+  const buttons = make("div.row", {}, make("label.file.small", {}, "Choose an image", file));
+  if (drawable) buttons.append(clear);
+  const element = make("div.picture", {}, pad, make("div", {}, hint, problem, buttons, settings, seen));
 
   element.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -185,17 +179,19 @@ export function pictureEditor(spec, layout, changed) {
   function mirror() {
     const [height, width] = size();
     const image = pixels.createImageData(width, height);
-    const [low, high] = range();
+    const values = tensor.data.map(Number);
+    const [least, most] = [Math.min, Math.max].map((end) => values.reduce((a, b) => end(a, b)));
+    const [low, high] = [Math.min(least, range()[0]), Math.max(most, range()[1])];
     for (let pixel = 0; pixel < height * width; pixel++) {
       for (let channel = 0; channel < 3; channel++) {
-        const value = Number(tensor.data[position(pixel, channel % layout.channels)]);
+        const value = values[position(pixel, channel % layout.channels)];
         image.data[4 * pixel + channel] = (255 * (value - low)) / (high - low);
       }
       image.data[4 * pixel + 3] = 255;
     }
     pixels.putImageData(image, 0, 0);
-    blank = tensor.data.every((value) => Number(value) === low);
-    sizes.textContent = `${width} × ${height}, ${drawable ? "grey" : "colours"} from ${range().join(" to ")}`;
+    blank = most === low;
+    sizes.textContent = `${width} × ${height}, values from ${short(least)} to ${short(most)}`;
     draw();
   }
 
@@ -217,7 +213,7 @@ export function pictureEditor(spec, layout, changed) {
     const [height, width] = size();
     const scale = PAD / Math.max(height, width);
     [pad.width, pad.height] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
-    pad.style.width = `min(100%, ${(18 * pad.width) / Math.max(pad.width, pad.height)}rem)`;
+    pad.style.width = `min(100%, calc(var(--pad) * ${pad.width / Math.max(pad.width, pad.height)}))`;
     small.style.aspectRatio = pad.style.aspectRatio = `${width} / ${height}`;
   }
 

@@ -5,11 +5,10 @@ import { parse } from "./tensors.js";
 
 const KEY = `lamella token of ${new URL(".", document.baseURI).pathname}`;
 
-/** The server did not do what it was asked; status is 0 if it did not answer at all. */
+/** The server did not do what it was asked; status is 0 if that is not what an answer says. */
 export class ServerError extends Error {
-  constructor(status, message) {
-    super(message);
-    this.status = status;
+  constructor(status, reason) {
+    super(status ? `${status}: ${reason}` : reason);
   }
 }
 
@@ -66,7 +65,7 @@ function ask(again) {
     at("access").returnValue = "";
     at("access").onclose = () => {
       asking = null;
-      if (at("access").returnValue !== "given") return reject(new ServerError(401, "The server asks for a token."));
+      if (at("access").returnValue !== "given") return reject(new ServerError(0, "The server asks for a token."));
       sessionStorage.setItem(KEY, at("token").value);
       resolve();
     };
