@@ -43,7 +43,15 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
 HOSTILE = "<b id=x onclick='alert(1)'>\"model\" & co"
-NUMPY = {"FP32": "float32", "FP64": "float64", "FP16": "float16", "INT64": "int64", "BOOL": "bool", "BYTES": "object"}
+NUMPY = {
+    "FP32": "float32",
+    "FP64": "float64",
+    "FP16": "float16",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+    "BYTES": "object",
+}
 FLOAT, DOUBLE, HALF = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16
 
 
@@ -90,6 +98,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"classes": (FLOAT, ["batch", 1000])},
         {"kernel": kernel, "axes": np.array([1, 2])},
         labels="\n".join(f"kind of thing number {k}" for k in range(1000)),
+    )
+    write(
+        folder,
+        "tiles",
+        [
+            helper.make_node("Cast", ["tiles"], ["floats"], to=FLOAT),
+            helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+        ],
+        {"tiles": (TensorProto.UINT8, ["N", 3, 6, 4])},
+        {"mean": (FLOAT, ["N", 3])},
+        {"axes": np.array([2, 3])},
     )
     everything = {
         "text": (TensorProto.STRING, ["N", 1]),
@@ -339,7 +358,7 @@ def test_it_shows_what_a_model_is(page, address, models):
 def test_it_lists_the_models(page, address):
     page.open(address)
     links = page.all("#models a")
-    assert sorted(link.text for link in links) == sorted(["digits", "flowers", "photos", HOSTILE])
+    assert sorted(link.text for link in links) == sorted(["digits", "flowers", "photos", "tiles", HOSTILE])
     for link in links:
         link.click()
         page.wait("return document.title === arguments[0] && document.querySelector('#status').hidden", link.text)
@@ -407,9 +426,11 @@ def test_a_drawing_is_answered(page, address, models, tmp_path):
     page.open(address, "digits")
     assert len(set(page.shell()[1]["inputs"][0]["data"])) > 30  # the example
     (pad,) = page.all(".pad")
-    stroke = ActionChains(page.driver, duration=10).move_to_element_with_offset(pad, -70, -90).click_and_hold()
-    for x, y in ((70, -90), (-20, 90)):
-        stroke.move_to_element_with_offset(pad, x, y)
+    stroke = ActionChains(page.driver, duration=10)
+    for k, (x, y) in enumerate(((-0.25, -0.3), (0.25, -0.3), (-0.08, 0.3))):  # of the pad, from its middle
+        stroke.move_to_element_with_offset(pad, round(x * pad.size["width"]), round(y * pad.size["height"]))
+        if k == 0:
+            stroke.click_and_hold()
     stroke.release().perform()
     shown = page.answered()
     address_of_infer, request = page.shell()
@@ -470,8 +491,18 @@ def test_an_image_file_is_answered(page, address, models, tmp_path):
     np.testing.assert_allclose(np.reshape(page.shell()[1]["inputs"][0]["data"], (4, 4, 3))[::3, ::3], colours, atol=2)
     assert page.driver.save_screenshot(str(tmp_path / "photo.png"))
 
+    page.open(address, "tiles")  # channels first, integers, and taller than the file
+    assert not page.js("return document.querySelector('.settings select')")
+    page.all("input[type=file]")[0].send_keys(str(tmp_path / "picture.png"))
+    page.wait("return document.querySelector('.seen').innerText.includes('4 × 6, values from 0 to 255')")
+    shown = page.answered()
+    _, request = page.shell()
+    image = np.reshape(request["inputs"][0]["data"], (3, 6, 4))
+    np.testing.assert_allclose(image[:, ::5, ::3], colours.transpose(2, 0, 1), atol=2)
+    assert agrees(shown, models / "tiles.onnx", request)
+
     (tmp_path / "no-image.png").write_bytes(b"no image")
-    file.send_keys(str(tmp_path / "no-image.png"))
+    page.all("input[type=file]")[0].send_keys(str(tmp_path / "no-image.png"))
     page.wait("return document.querySelector('.picture .bad').innerText === arguments[0]", NO_IMAGE)
 
 
@@ -673,7 +704,7 @@ uvicorn.run(application, port=0)
 # How it looks, and for whom
 
 
-@pytest.mark.parametrize("model", ["digits", "flowers", "photos", HOSTILE])
+@pytest.mark.parametrize("model", ["digits", "flowers", "photos", "tiles", HOSTILE])
 def test_it_fits_any_window_in_light_and_dark(page, address, model, tmp_path):
     page.open(address, model)
     page.send()
