@@ -385,6 +385,7 @@ def test_names_and_metadata_are_texts(page, address):
     assert page.text("name") == HOSTILE
     assert page.text("metadata").startswith("<script>alert(1)</script>\n<img src=x onerror=alert(1)>long")
     assert page.text("metadata").endswith("long … (4,028 characters)")
+    assert len(page.text("metadata")) < 500
     assert page.text("parity") == "The report in the file can't be read."
     page.send()
     assert page.js("return document.querySelectorAll('b, #x, main script, main img').length") == 0
@@ -424,7 +425,12 @@ def test_what_is_sent_is_answered_as_by_onnxruntime(page, address, models, tmp_p
 
 def test_a_drawing_is_answered(page, address, models, tmp_path):
     page.open(address, "digits")
-    assert len(set(page.shell()[1]["inputs"][0]["data"])) > 30  # the example
+    example = np.array(page.shell()[1]["inputs"][0]["data"])
+    assert len(set(example)) > 30
+    page.field("Invert").click()
+    page.answered()
+    np.testing.assert_allclose(page.shell()[1]["inputs"][0]["data"], 1 - example, atol=1 / 255)
+    page.field("Invert").click()
     (pad,) = page.all(".pad")
     stroke = ActionChains(page.driver, duration=10)
     for k, (x, y) in enumerate(((-0.25, -0.3), (0.25, -0.3), (-0.08, 0.3))):  # of the pad, from its middle

@@ -37,7 +37,7 @@ export async function call(path, body) {
     }
     const milliseconds = performance.now() - start;
     if (response.status === 401) {
-      if (token === sessionStorage.getItem(KEY)) await ask(token !== null); // else another call has asked already
+      await ask(token !== null);
       continue;
     }
     let answer;
