@@ -270,9 +270,8 @@ class Page:
         script = (
             "return [...document.querySelectorAll('fieldset')].find((one) => one.innerText.startsWith(arguments[0]))"
         )
-        for label in self.js(script, model_input).find_elements("css selector", ".switch label"):
-            if label.text == name:
-                label.click()
+        labels = self.js(script, model_input).find_elements("css selector", ".switch label")
+        next(label for label in labels if label.text == name).click()
 
     def shell(self) -> tuple[str, dict[str, Any]]:
         """The address and the request of the curl command."""
@@ -491,6 +490,11 @@ def test_an_image_file_is_answered(page, address, models, tmp_path):
     assert agrees(shown, models / "photos.onnx", request)
     assert len(page.all(".bars li")) == 10
     assert "The best 10 of 1,000." in page.text("outputs")
+    page.all(".output summary")[0].click()
+    values = page.all(".output details")[0].text.replace("\n", " ")
+    ends = re.search(r"The first 500 of 1,000 values\. They go from (\S+) to (\S+)\.", values)
+    (classes,) = onnxruntime.InferenceSession(models / "photos.onnx").run(None, feeds(request))
+    assert [float(end) for end in ends.groups()] == pytest.approx([classes.min(), classes.max()], rel=1e-5)
 
     page.fill("Pixels from", "0 to 255")
     page.answered()
@@ -524,7 +528,6 @@ def test_all_datatypes_and_shapes_are_answered(page, address, models):
     page.fill("large, value 1", str(-(2**63)))
     page.fill("half, value 0", "0.1")
     page.fill("point", "0.1234567890123456")
-    page.mode("matrix", "Text")
     page.fill("matrix: all values", "1, -1, 0, 2, nan, -inf")
     page.fill("Shape", "1 × 6")
     shown = page.send()
@@ -634,11 +637,29 @@ def test_mistakes_are_told(page, address):
     page.fill("large, value 0", "1.5")
     assert page.refused() == 'large: expected an integer, got "1.5".'
     page.at("reset").click()
-    page.mode("matrix", "Text")
     page.fill("Shape", "1 × 3")
     assert re.fullmatch(r"matrix: the shape 1 × 3 takes 3 values, got \d+\.", page.refused())
     page.fill("Shape", "N × 3")
     assert page.refused() == 'matrix: expected N × M with a number for each axis, got the shape "N × 3".'
+
+
+def test_a_model_without_an_example_is_filled_by_hand(page, tmp_path):
+    write(
+        tmp_path,
+        "choosy",
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        {"x": (FLOAT, ["N", "M"])},
+        {"y": (FLOAT, [7, 11])},
+        {"shape": np.array([7, 11])},
+    )
+    with serving(tmp_path / "log", tmp_path / "choosy.onnx") as address:
+        page.open(address)
+        assert page.text("told").startswith("The server found no example that the model answers.")
+        assert "Time per row" not in page.text("facts")
+        page.fill("x: all values", " ".join(map(str, range(77))))
+        page.fill("Shape", "1 x 77")
+        assert page.send()["y"] == [str(k) for k in range(77)]
+        assert page.shell()[1]["inputs"][0]["shape"] == [1, 77]
 
 
 def test_what_the_server_refuses_is_told(page, models, tmp_path):

@@ -101,6 +101,10 @@ function valueTable(values, shape, datatype, labels) {
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...headings)), make("tbody", {}, ...rows));
   const box = make("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Values" }, table);
   if (count(shape) <= VALUES) return box;
-  const more = `The first ${VALUES} of ${count(shape).toLocaleString("en")} values.`;
+  let more = `The first ${VALUES} of ${count(shape).toLocaleString("en")} values.`;
+  if (isFloat(datatype)) {
+    const ends = [Math.min, Math.max].map((end) => values.reduce((a, b) => end(a, b), Number(values[0])));
+    more += ` They go from ${ends.map((value) => shown(value, datatype)).join(" to ")}.`;
+  }
   return make("div", {}, box, make("p.soft", { textContent: more }));
 }

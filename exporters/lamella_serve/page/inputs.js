@@ -17,7 +17,7 @@ export function inputForm(spec, example, changed) {
   const edited = () => changed(false);
   const editors = {};
   if (layout && example.shape[0] === 1) editors.Picture = pictureEditor(spec, layout, () => changed(true));
-  else if (example.data.length <= FIELDS) editors.Fields = fieldsEditor(spec, edited);
+  else if (hasFields(spec, example)) editors.Fields = fieldsEditor(spec, edited);
   editors.Text = textEditor(spec, edited);
 
   const names = Object.keys(editors);
@@ -60,7 +60,12 @@ export function inputForm(spec, example, changed) {
   return { element, show, read: () => editors[current].read() };
 }
 
-/** A field for each value, for a row of a few. */
+/** Whether a row has a few values, and always as many. */
+function hasFields({ axes, shape }, example) {
+  return axes !== null && shape.slice(1).every((size) => size >= 0) && example.data.length <= FIELDS;
+}
+
+/** A field for each value. */
 function fieldsEditor(spec, changed) {
   const element = make("div.fields");
   let shape = [];
@@ -148,7 +153,7 @@ function textEditor(spec, changed) {
 
 /** Numbers as text, one row of the last axis a line. */
 function lines({ shape, data }) {
-  const width = shape.at(-1) || 1;
+  const width = shape.at(-1) > 1 ? shape.at(-1) : data.length || 1;
   const rows = Array.from({ length: Math.ceil(data.length / width) }, (_, k) => data.slice(k * width, (k + 1) * width));
   return rows.map((row) => row.join(", ")).join("\n");
 }

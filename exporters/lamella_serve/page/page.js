@@ -225,7 +225,9 @@ function forget() {
   latest += 1;
   at("answer").ariaBusy = "false";
   refuse("");
-  at("told").textContent = "Send the example, or change it first.";
+  at("told").textContent = about.example
+    ? "Send the example, or change it first."
+    : "The server found no example that the model answers. Fill in values of your own.";
 }
 
 /** Show why there is no answer; an empty text takes that away. */
