@@ -409,8 +409,16 @@ def test_what_is_sent_is_answered_as_by_onnxruntime(page, address, models, tmp_p
     assert request["inputs"][0]["data"] == [5.1, -0.03, 0.5, 7]
     assert agrees(page.send(), models / "flowers.onnx", request)
 
+    paste = """
+        const clipboardData = new DataTransfer();
+        clipboardData.setData("text", arguments[1]);
+        arguments[0].dispatchEvent(new ClipboardEvent("paste", {clipboardData, bubbles: true, cancelable: true}));
+        """
+    page.js(paste, page.field("input_1, value 1"), "8\t9\n10\t11")  # as spreadsheets give it; one too many
+    assert page.shell()[1]["inputs"][0]["data"] == [5.1, 8, 9, 10]
+
     page.mode("input_1", "Text")
-    assert page.field("input_1: all values").get_property("value") == "5.1, -3e-2,  .5 , 7"
+    assert page.field("input_1: all values").get_property("value") == "5.1, 8, 9, 10"
     page.fill("input_1: all values", "[[1 2 3 4]\n [5, 6, 7, 8]]")
     _, request = page.shell()
     assert request["inputs"][0]["shape"] == [2, 4]
@@ -510,6 +518,18 @@ def test_an_image_file_is_answered(page, address, models, tmp_path):
     image = np.reshape(request["inputs"][0]["data"], (3, 6, 4))
     np.testing.assert_allclose(image[:, ::5, ::3], colours.transpose(2, 0, 1), atol=2)
     assert agrees(shown, models / "tiles.onnx", request)
+
+    dropped = """
+        const [content, name] = arguments;
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([Uint8Array.from(content)], name));
+        const event = new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true});
+        document.querySelector(".pad").dispatchEvent(event);
+        """
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(tmp_path / "dark.png")
+    page.js(dropped, list((tmp_path / "dark.png").read_bytes()), "dark.png")
+    page.wait("return document.querySelector('.seen').innerText.includes('values from 1 to 3')")
+    assert agrees(page.answered(), models / "tiles.onnx", page.shell()[1])
 
     (tmp_path / "no-image.png").write_bytes(b"no image")
     page.all("input[type=file]")[0].send_keys(str(tmp_path / "no-image.png"))

@@ -12,19 +12,18 @@ const LONGEST = 400; // characters of a metadata value that are shown
 const number = (value, digits = 3) => Number(value).toLocaleString("en", { maximumSignificantDigits: digits });
 const whole = (value) => Number(value).toLocaleString("en");
 
-let models = new Map(); // by name: {ready, reason, versions}
+const models = new Map(); // by name: {ready, reason}
 let about = null; // of the model that is shown
 let forms = []; // of its inputs: {spec, tensor, form}, where tensor is the example
 let body = ""; // the request that the programs send
-let latest = 0; // counts models that were asked for, and requests: what comes late is dropped
+let latest = 0; // counts what the server was asked: what comes late is dropped
 
 // The models
 
-async function open() {
+async function open(mine) {
   const { answer } = await call("v2/repository/index", "{}");
-  for (const { name, version, state, reason } of answer) {
-    const model = models.get(name) ?? { ready: false, reason: "", versions: [] };
-    if (version) model.versions.push(version);
+  for (const { name, state, reason } of answer) {
+    const model = models.get(name) ?? { ready: false, reason: "" };
     if (state === "READY") model.ready = true;
     else model.reason ||= reason ?? "";
     models.set(name, model);
@@ -38,11 +37,11 @@ async function open() {
       return make("li", {}, link);
     }),
   );
-  await showChosen();
+  await showChosen(mine);
 }
 
 /** Show the model that the address names, or else the first one that is ready. */
-async function showChosen() {
+async function showChosen(mine) {
   let chosen;
   try {
     chosen = decodeURIComponent(location.hash.slice(1));
@@ -56,7 +55,6 @@ async function showChosen() {
     if (current) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const mine = (latest += 1);
   document.title = name;
   at("error").hidden = true;
   at("model").hidden = true;
@@ -98,7 +96,7 @@ function showModel() {
 
   forms = about.inputs.map((spec) => {
     const example = about.example?.inputs.find((tensor) => tensor.name === spec.name);
-    const tensor = read(example ?? { shape: spec.shape.map(Math.abs) }, spec);
+    const tensor = read(example ?? { shape: spec.shape.map(Math.abs) }, spec); // one of any size
     return { spec, tensor, form: inputForm(spec, tensor, changed) };
   });
   at("inputs").replaceChildren(...forms.map(({ form }) => form.element));
@@ -144,7 +142,7 @@ function parityView(report) {
     return [make("p.soft", { textContent: "The report in the file can't be read." })];
   }
   const several = (key) => new Set(rows.map((row) => row[key])).size > 1;
-  const largest = Math.max(...rows.map(({ error }) => error));
+  const largest = Math.max(...rows.map(({ error }) => error)).toExponential(1);
   const columns = [
     ["Output", ({ output }) => output, several("output")],
     ["Input", ({ data }) => data, true],
@@ -155,7 +153,7 @@ function parityView(report) {
   ].filter(([, , wanted]) => wanted);
   const agree = rows.every(({ error, allowed }) => error <= allowed);
   const summary = agree
-    ? `When the file was exported, onnxruntime gave what the engine gives; the largest error was ${largest.toExponential(1)}.`
+    ? `When the file was exported, onnxruntime gave what the engine gives; the largest error was ${largest}.`
     : "The report in the file says that onnxruntime and the engine differ.";
   const heading = (title, kind) => make(kind ? `th.${kind}` : "th", { scope: "col", textContent: title });
   const head = make("tr", {}, ...columns.map(([title, , , kind]) => heading(title, kind)), heading("Result"));
@@ -259,10 +257,11 @@ function words(error) {
 
 /** Run what shows a model, and tell the person what went wrong. */
 async function attempt(work) {
+  const mine = (latest += 1);
   try {
-    await work();
+    await work(mine);
   } catch (error) {
-    fail(words(error));
+    if (mine === latest) fail(words(error));
   }
 }
 

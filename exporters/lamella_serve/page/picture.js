@@ -7,8 +7,9 @@ const PAD = 560; // pixels of the pad's longer side
 const PEN = 0.09; // of the shorter side
 const KEY_STEP = 1 / 20; // of the pad
 const LARGEST = 4096; // pixels in a direction
-const short = (value) => Number(value.toPrecision(3));
 const RANGES = { "0 to 1": [0, 1], "0 to 255": [0, 255], "−1 to 1": [-1, 1] };
+
+const short = (value) => Number(value.toPrecision(3));
 
 let pads = 0;
 
@@ -51,10 +52,12 @@ export function pictureEditor(spec, layout, changed) {
   const free = ["height", "width"].filter((side) => spec.shape[layout[side]] < 0);
   const sides = free.map(() => make("input", { type: "number", min: 1, max: LARGEST, step: 1, required: true }));
   const titles = { height: "Height ", width: "Width " };
-  settings.append(make("div.row", {}, ...free.map((side, k) => make("label", {}, titles[side], sides[k]))));
+  if (free.length) {
+    settings.append(make("div.row", {}, ...free.map((side, k) => make("label", {}, titles[side], sides[k]))));
+  }
   settings.addEventListener("change", () => {
     if (!sides.every((field) => field.checkValidity())) return;
-    if (!picture && !strokes.length) picture = middle(small, small.width / small.height); // settings apply to the example too
+    if (!picture && !strokes.length) picture = middle(small, small.width / small.height); // the example
     free.forEach((side, k) => (small[side] = sides[k].valueAsNumber));
     fit();
     see();
@@ -196,7 +199,7 @@ export function pictureEditor(spec, layout, changed) {
   }
 
   function draw() {
-    const style = getComputedStyle(pad);
+    const style = getComputedStyle(document.body); // the pad may not be in the page yet
     if (picture || strokes.length || blank) {
       paint(
         context,
@@ -282,7 +285,7 @@ export function pictureEditor(spec, layout, changed) {
     pad.addEventListener("keydown", (event) => {
       const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
       if (event.key === "Escape") {
-        pen = null;
+        pointer = pen = null;
         empty();
         changed();
       } else if (event.key === " ") {
@@ -308,7 +311,6 @@ export function pictureEditor(spec, layout, changed) {
     });
   }
 
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => pad.isConnected && draw());
   return { element, show, read: () => tensor };
 }
 
