@@ -97,11 +97,10 @@ def _running(command: Sequence[str], environment: Mapping[str, str], address: st
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     """Wait until a server says that it is ready."""
     deadline = time.monotonic() + STARTS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
+    while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/v2/health/ready", timeout=5):
             return
         time.sleep(0.1)
+    how = f"is not ready after {STARTS:.0f} s" if process.poll() is None else "ended"
     said = log.read_text(errors="replace")[-3000:]
-    raise SystemExit(f"{process.args[0]} is not ready after {STARTS:.0f} s; it said:\n{said}")
+    raise SystemExit(f"{' '.join(process.args)} {how}; it said:\n{said}")
