@@ -20,7 +20,7 @@ MEANT = [
             *("an id that is no string", "no name", "no datatype", "no shape"),
             *("a size below 0", "a size that is no whole number"),
             *("data that are no list", "one value too few", "one value too many"),
-            *("strings for numbers", "null for a number", "numbers for strings"),
+            *("strings for numbers", "null for a number", "true for a float", "numbers for strings"),
             *("0.5 for INT32", "-1 for UINT8", "2**64 for UINT64"),
             *("a size of binary data that is a string", "a size of binary data below 0", "a length of JSON within it"),
             *("classes below 0", "classes as a string", "an output without a name", "parameters that are no object"),
