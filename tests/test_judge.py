@@ -69,18 +69,19 @@ def test_it_overlooks_words_and_the_last_bit(modules):
 def test_what_is_meant_is_told_and_must_still_be_there(modules):
     meant = [modules["agreement"].Meant("because", ("a call",), "error", ("400",))]
     bad, worse, gone = ({"error": status, "says": ""} for status in ("400", "500", "404"))
-    table, wrong = modules["judge"].judge({"a call": {"http": worse}}, {"a call": {"http": bad}}, meant)
-    assert wrong == []
-    assert "400 (1)" in str(table)
-    assert "because" in str(table)
-    _, wrong = modules["judge"].judge({"a call": {"grpc": worse}}, {"a call": {"grpc": gone}}, meant)
-    assert wrong == [
+    judge = modules["judge"].judge
+    verdict = judge({"a call": {"http": worse}}, {"a call": {"http": bad}}, meant)
+    assert (verdict.same, verdict.meant, verdict.wrong) == (0, 1, [])
+    assert "400 (1)" in str(verdict.table)
+    assert "because" in str(verdict.table)
+    verdict = judge({"a call": {"grpc": worse}}, {"a call": {"grpc": gone}}, meant)
+    assert verdict.wrong == [
         'a call, grpc, error: Triton has "500", lamella "404"',
         "no longer differs, so meant.py should not say so: because",
     ]
-    table, wrong = modules["judge"].judge({"a call": {"http": bad}}, {"a call": {}}, [])
-    assert len(wrong) == 1
-    assert "differs" in str(table)
+    verdict = judge({"a call": {"http": bad, "grpc": bad}}, {"a call": {"grpc": bad}}, [])
+    assert (verdict.same, verdict.meant, len(verdict.wrong)) == (1, 0, 1)
+    assert "differs" in str(verdict.table)
 
 
 def test_its_models_run_and_become_a_repository(modules, tmp_path):

@@ -13,6 +13,7 @@ must still be there.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import signal
@@ -64,15 +65,29 @@ def ask(python: Path, addresses: tuple[str, str], path: Path) -> Answers:
     return answers
 
 
-def judge(expected: Answers, got: Answers, meant: Sequence[Meant]) -> tuple[Table, list[str]]:
-    """Hold answers against those of Triton.
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of a comparison.
 
-    Returns:
-        A table with a row for each call, and what is wrong, a line each.
+    Attributes:
+        table: a row for each call.
+        same: how many answers agree.
+        meant: how many differ as they are meant to.
+        wrong: what else is different, a line each.
     """
+
+    table: Table
+    same: int
+    meant: int
+    wrong: list[str]
+
+
+def judge(expected: Answers, got: Answers, meant: Sequence[Meant]) -> Verdict:
+    """Hold answers against those of Triton."""
     table = Table(["call", *CLIENTS])
     wrong: list[str] = []
     seen: set[int] = set()
+    same = named = 0
     for call, answers in expected.items():
         cells = dict.fromkeys(CLIENTS, "")
         for client, answer in answers.items():
@@ -87,10 +102,12 @@ def judge(expected: Answers, got: Answers, meant: Sequence[Meant]) -> tuple[Tabl
             if unexplained:
                 cells[client] = styled("differs", "bold red")
             elif notes:
+                named += 1
                 cells[client] = styled(
                     f"{status(ours)} ({', '.join(str(1 + place) for place in sorted(notes))})", "yellow"
                 )
             else:
+                same += 1
                 cells[client] = styled(status(ours), "green")
             wrong += unexplained[:MOST]
             if len(unexplained) > MOST:
@@ -106,7 +123,7 @@ def judge(expected: Answers, got: Answers, meant: Sequence[Meant]) -> tuple[Tabl
         "The status of answers that agree with those of Triton. A number tells how they differ, as they are meant to:",
         *(f"{1 + place:2}  {one.reason}" for place, one in enumerate(meant)),
     ]
-    return table, wrong
+    return Verdict(table, same, named, wrong)
 
 
 def status(answer: Any) -> str:
@@ -139,16 +156,16 @@ def main() -> int:
         add_a_broken_model(repository)
         expected = ask(python, triton, folder / "triton.json")
         got = ask(python, lamella, folder / "lamella.json")
-    table, wrong = judge(expected, got, MEANT)
+    verdict = judge(expected, got, MEANT)
     terminal = Terminal()
-    terminal.print(table)
-    asked = sum(len(answers) for answers in expected.values())
-    if wrong:
-        terminal.print(f"\n{styled('lamella serve differs from Triton', 'bold red')}; answers are in {given.folder}:")
-        terminal.print("\n".join(f"  {line}" for line in wrong))
-        return 1
-    terminal.print(f"\n{asked} answers of lamella serve agree with those of Triton")
-    return 0
+    terminal.print(verdict.table)
+    terminal.print(
+        f"\n{verdict.same} answers of lamella serve agree with those of Triton, {verdict.meant} differ as meant"
+    )
+    if verdict.wrong:
+        terminal.print(styled(f"what else differs (all answers are in {given.folder}):", "bold red"))
+        terminal.print("\n".join(f"  {line}" for line in verdict.wrong))
+    return bool(verdict.wrong)
 
 
 if __name__ == "__main__":
