@@ -5,13 +5,15 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples browser bench smoke test lint format clean
+.PHONY: help demo examples browser bench judge smoke test lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .bench
+JUDGE := .judge
 TORCH ?= torch==2.13.0
 JAX ?= jax
+TRITON ?= nvidia-pytriton==0.7.0
 ARGS ?=
 JOBS ?= 2
 
@@ -33,6 +35,9 @@ browser: $(VENV)/installed-plot  ## build a page that trains a model in the brow
 bench: $(VENV)/installed-plot $(BENCH)/torch/installed $(BENCH)/jax/installed  ## time steps next to PyTorch and JAX; results in runs/bench (about 15 minutes)
 	$(BIN)/python benchmarks/suite --torch $(BENCH)/torch/bin/python --jax $(BENCH)/jax/bin/python $(ARGS)
 
+judge: $(VENV)/installed-grpc $(JUDGE)/installed  ## hold lamella serve against NVIDIA's Triton, call by call (about a minute)
+	$(BIN)/python tests/triton/judge.py $(JUDGE)/bin/python $(ARGS)
+
 smoke: $(VENV)/installed-test  ## run the ten most telling tests (under ten seconds)
 	$(BIN)/python -m pytest -q -m smoke $$(grep -l '^@pytest.mark.smoke' tests/test_*.py) $(ARGS)
 
@@ -49,7 +54,7 @@ format: $(VENV)/installed-dev  ## put the code into shape
 	$(BIN)/ruff format
 
 clean:  ## remove the virtual environments and everything that was built; runs/ stays
-	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(JUDGE) build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The package, editable, with one extra; again whenever pyproject.toml has changed.
@@ -68,6 +73,12 @@ $(BENCH)/%/installed: | $(BIN)/python
 	else \
 	    echo "make: $(PEER) could not be installed; the benchmark runs without it" >&2; \
 	fi
+
+# Triton's server comes in a wheel for Linux on x86-64, and wants NumPy 1, which has no wheels from Python 3.13 on.
+$(JUDGE)/installed: | $(BIN)/python
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: $(TRITON) onnxruntime
+	@touch $@
 
 $(BIN)/python:
 	@python=$$(for python in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11 python; do \

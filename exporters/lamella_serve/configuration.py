@@ -16,6 +16,7 @@ from lamella_onnx.files import read
 from lamella_onnx.validity import in_one_line
 from lamella_serve.model import ServedModel
 from lamella_serve.protocol import message
+from lamella_serve.signature import Tensor
 
 __all__ = ["PLATFORM", "Given", "configuration", "given_by", "label_file", "written"]
 
@@ -25,17 +26,7 @@ PLATFORM = "onnxruntime_onnx"
 def configuration(model: ServedModel) -> dict[str, Any]:
     """Return a model's configuration as JSON. With a batch axis, `dims` are those of one row."""
     batched = model.max_batch_size > 0
-    tensors = [
-        [
-            {
-                "name": tensor.name,
-                "data_type": tensor.datatype.triton,
-                "dims": list(tensor.shape[1:] if batched else tensor.shape or (1,)),  # Triton has no scalars
-            }
-            for tensor in side
-        ]
-        for side in (model.inputs, model.outputs)
-    ]
+    tensors = [[_tensor(tensor, batched) for tensor in side] for side in (model.inputs, model.outputs)]
     for output in tensors[1]:
         if output["name"] in model.labels:
             output["label_filename"] = label_file(model, str(output["name"]))
@@ -57,6 +48,13 @@ def configuration(model: ServedModel) -> dict[str, Any]:
             "max_queue_delay_microseconds": round(limits.delay * 1e6),
         }
     return config
+
+
+def _tensor(tensor: Tensor, batched: bool) -> dict[str, Any]:
+    """A tensor of a configuration. Triton has no scalars: it writes them as rows of one."""
+    shape = tensor.shape[1:] if batched and tensor.axes is not None else tensor.shape
+    said = {"name": tensor.name, "data_type": tensor.datatype.triton, "dims": list(shape) or [1]}
+    return said if shape or not batched else {**said, "reshape": {"shape": []}}
 
 
 def label_file(model: ServedModel, output: str) -> str:

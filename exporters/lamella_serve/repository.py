@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ class _Entry:
     def __init__(self) -> None:
         self.versions: dict[int, ServedModel] = {}
         self.unavailable: dict[int, str] = {}
+
+
+def _unavailable(versions: Iterable[int], reason: str) -> _Entry:
+    entry = _Entry()
+    entry.unavailable = dict.fromkeys(versions, reason)
+    return entry
 
 
 class Repository:
@@ -89,8 +95,8 @@ class Repository:
                 rows.append({"name": name})
             for version in sorted({*entry.versions, *entry.unavailable}):
                 loaded = version in entry.versions
-                state, reason = ("READY", "") if loaded else ("UNAVAILABLE", entry.unavailable[version])
-                rows.append({"name": name, "version": str(version), "state": state, "reason": reason})
+                told = {"state": "READY"} if loaded else {"state": "UNAVAILABLE", "reason": entry.unavailable[version]}
+                rows.append({"name": name, "version": str(version), **told})
         return [row for row in rows if row.get("state") == "READY"] if ready else rows
 
     def _places(self) -> dict[str, Place]:
@@ -109,13 +115,18 @@ class Repository:
 
     def _load(self, name: str) -> None:
         with self._loading:
+            place = None
             try:
                 place = find(self._paths).get(name)
                 if place is None:
                     raise Refusal(404, f"there is no model {name!r} at the paths that this server was started with")
                 self._entries[name] = self._loaded(place)
             except (DataError, OSError) as error:
-                raise Refusal(400, f"model {name!r} can't be loaded: {in_one_line(error)}") from error
+                reason = in_one_line(error)
+                entry = self._entries.get(name)
+                if place is not None and (entry is None or not entry.versions):
+                    self._entries[name] = _unavailable(place.versions(), reason)
+                raise Refusal(400, f"model {name!r} can't be loaded: {reason}") from error
 
     async def unload(self, name: str) -> None:
         """Forget a model; what waits for it is still answered.
@@ -126,9 +137,7 @@ class Repository:
         entry = self._entries.get(name)
         if entry is None:
             raise Refusal(404, self._unknown(name, ""))
-        gone = _Entry()
-        gone.unavailable = dict.fromkeys((*entry.unavailable, *entry.versions), "unloaded")
-        self._entries[name] = gone
+        self._entries[name] = _unavailable((*entry.unavailable, *entry.versions), "unloaded")
         _log.info("unloaded", extra={"model": name})
 
     def _loaded(self, place: Place) -> _Entry:

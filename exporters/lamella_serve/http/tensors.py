@@ -85,8 +85,9 @@ def decode(body: bytes, header_length: str | None, model: ServedModel) -> InferR
         raise Refusal(400, f"id: expected a string, got {_named(identifier)}")
     inputs: dict[str, Array] = {}
     position = 0
+    truths = b"true" in body or b"false" in body  # NumPy takes them for 1 and 0 where numbers are beside them
     for given in _objects(request, "inputs"):
-        name, array, position = _input(given, binary, position, model)
+        name, array, position = _input(given, binary, position, model, truths)
         if name in inputs:
             raise Refusal(400, f"input {name!r} is given twice")
         inputs[name] = array
@@ -116,7 +117,9 @@ def _raw(body: bytes, model: ServedModel) -> InferRequest:
     return InferRequest("", {tensor.name: array}, [Wanted(one.name, binary=True) for one in model.outputs])
 
 
-def _input(given: dict[str, Any], binary: memoryview, position: int, model: ServedModel) -> tuple[str, Array, int]:
+def _input(
+    given: dict[str, Any], binary: memoryview, position: int, model: ServedModel, truths: bool
+) -> tuple[str, Array, int]:
     """An input's name and array, and how far the bytes are read."""
     name = given.get("name")
     if type(name) is not str:
@@ -136,7 +139,10 @@ def _input(given: dict[str, Any], binary: memoryview, position: int, model: Serv
             if _SHARED in parameters:
                 raise Refusal(400, f"{what}: this server has no shared memory; send the data")
             raise Refusal(400, f"{what}: there is neither data nor binary_data_size")
-        return name, _array(given["data"], datatype, shape, count, what), position
+        data = given["data"]
+        if truths and datatype.kind in "fi" and type(data) is list and bool in set(map(type, _flat(data))):
+            raise Refusal(400, f"{what}: expected values of {datatype.name}, got true or false")
+        return name, _array(data, datatype, shape, count, what), position
     if type(size) is not int or size < 0 or "data" in given:
         raise Refusal(400, f"{what}: expected data or a binary_data_size of 0 or more, got {_named(size)}")
     if position + size > len(binary):
@@ -227,6 +233,11 @@ def _parameters(given: dict[str, Any], what: str) -> dict[str, Any]:
         return _NOTHING
     if type(parameters) is not dict:
         raise Refusal(400, f"{what}: parameters: expected an object, got {_named(parameters)}")
+    for name, value in parameters.items():
+        if type(value) not in (bool, int, float, str):
+            raise Refusal(
+                400, f"{what}: parameter {name!r}: expected a string, a number or a boolean, got {_named(value)}"
+            )
     return parameters
 
 
