@@ -65,15 +65,15 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as offer:
-                # The parser takes what follows for the other protocol's. Here it is the request's body: so the head is
-                # parsed again without the offer.
+                # The parser takes what follows for the other protocol's. Here it is the request's body: so another
+                # parser reads the head again, without the offer.
                 method, version = self.scope["method"], self.scope["http_version"]
                 if method == "CONNECT":
                     raise httptools.HttpParserError("CONNECT is for proxies") from None
                 fields = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
-                self.parser.feed_data(
-                    b"%s %s HTTP/%s\r\n%s\r\n" % (method.encode(), self.url, version.encode(), b"".join(fields))
-                )
+                head = b"%s %s HTTP/%s\r\n%s\r\n" % (method.encode(), self.url, version.encode(), b"".join(fields))
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.feed_data(head)
                 data = memoryview(data)[offer.args[0] :]
 
     def _should_upgrade(self) -> bool:
@@ -99,9 +99,9 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False
-            if not cycle.more_body:
-                return  # the connection closes behind the answers to the requests before
-        if cycle is None or cycle.response_complete or not (cycle.response_started or self.pipeline):
+            if self.pipeline or not cycle.more_body:
+                return  # the answers to the requests before come first
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             body = json.dumps({"error": reason}).encode()
             headers: list[tuple[bytes, Any]] = [
                 *self.server_state.default_headers,
@@ -118,7 +118,8 @@ class Connection(HttpToolsProtocol):
         now = self.loop.time()
         unsent = self.transport.get_write_buffer_size()
         working = self.cycle is not None and not self.cycle.response_complete
-        if (self.cycle, unsent) != self._progress or (working and not unsent):
+        resting = self.timeout_keep_alive_task is not None  # uvicorn ends that by its own timer
+        if (self.cycle, unsent) != self._progress or ((working or resting) and not unsent):
             self._progress, self._progress_time = (self.cycle, unsent), now
         elif now - self._progress_time >= PATIENCE:
             if unsent == 0 and self._loose_bytes > 0 and not self.transport.is_closing():
