@@ -5,11 +5,12 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples browser bench smoke test lint format clean
+.PHONY: help demo examples browser bench smoke test lint format protocol clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .bench
+PROTOCOL := exporters/lamella_serve/protocol
 TORCH ?= torch==2.13.0
 JAX ?= jax
 ARGS ?=
@@ -47,6 +48,9 @@ lint: $(VENV)/installed-dev  ## check style and types
 format: $(VENV)/installed-dev  ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+protocol: $(VENV)/installed-test  ## write the messages of gRPC anew, after a change of their .proto files
+	$(BIN)/python -m grpc_tools.protoc -I $(PROTOCOL) --descriptor_set_out=$(PROTOCOL)/messages.binpb $(PROTOCOL)/*.proto
 
 clean:  ## remove the virtual environments and everything that was built; runs/ stays
 	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache
