@@ -5,12 +5,13 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples browser bench judge smoke test lint format clean
+.PHONY: help demo examples browser bench judge smoke test lint format protocol clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .bench
 JUDGE := .judge
+PROTOCOL := exporters/lamella_serve/protocol
 TORCH ?= torch==2.13.0
 JAX ?= jax
 TRITON ?= nvidia-pytriton==0.7.0
@@ -52,6 +53,9 @@ lint: $(VENV)/installed-dev  ## check style and types
 format: $(VENV)/installed-dev  ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+protocol: $(VENV)/installed-test  ## write the messages of gRPC anew, after a change of their .proto files
+	$(BIN)/python -m grpc_tools.protoc -I $(PROTOCOL) --descriptor_set_out=$(PROTOCOL)/messages.binpb $(PROTOCOL)/*.proto
 
 clean:  ## remove the virtual environments and everything that was built; runs/ stays
 	rm -rf $(VENV) $(BENCH) $(JUDGE) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -57,8 +57,9 @@ def application(
     """
     from lamella.arguments import flag, number, positive
     from lamella_onnx.files import as_path
+    from lamella_serve.access import Access
     from lamella_serve.batching import Limits
-    from lamella_serve.http.application import Access, make_application
+    from lamella_serve.http.application import make_application
     from lamella_serve.model import Settings
     from lamella_serve.repository import Repository
 

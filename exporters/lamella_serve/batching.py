@@ -91,7 +91,7 @@ class Queue:
         self._run, self._limits, self._statistics, self._joins = run, limits, statistics, joins
         self._seconds = seconds_per_element
         self._waiting: deque[_Job] = deque()
-        self._running: list[tuple[list[_Job], Any]] = []
+        self._running: list[list[_Job]] = []
         self._scheduled: asyncio.Handle | None = None
         self._watch: asyncio.TimerHandle | None = None
 
@@ -145,8 +145,15 @@ class Queue:
         return self._seconds * sum([x.size for job in jobs for x in job.inputs.values()])
 
     def _taken(self) -> list[_Job]:
-        """The requests to run next: the oldest one, and those like it that may be joined with it."""
+        """The requests to run next: the oldest one, and those like it that may be joined with it.
+
+        Nobody waits for those that are done already: their clients have cancelled them.
+        """
         waiting = self._waiting
+        while waiting and waiting[0].done.done():
+            waiting.popleft()
+        if not waiting:
+            return []
         jobs = [waiting.popleft()]
         if not self._joins or not waiting:
             return jobs
@@ -157,6 +164,8 @@ class Queue:
         rows, kind, left = jobs[0].rows, jobs[0].kind, []
         while waiting and rows < most:
             job = waiting.popleft()
+            if job.done.done():
+                continue
             if job.kind == kind and rows + job.rows <= most:
                 jobs.append(job)
                 rows += job.rows
@@ -166,9 +175,16 @@ class Queue:
         return jobs
 
     def _begin(self, jobs: list[_Job]) -> None:
-        """Run on a thread."""
+        """Run on a thread, until all who wait have given up."""
         loop, stop = asyncio.get_running_loop(), Stop()
-        self._running.append((jobs, stop))
+        self._running.append(jobs)
+
+        def given_up(_: Any) -> None:
+            if all(job.done.done() for job in jobs):
+                stop.terminate = True
+
+        for job in jobs:
+            job.done.add_done_callback(given_up)
 
         def work() -> None:
             runs = self._ran(jobs, stop)
@@ -176,7 +192,7 @@ class Queue:
                 loop.call_soon_threadsafe(ended, runs)
 
         def ended(runs: list[_Ran]) -> None:
-            self._running.remove((jobs, stop))
+            self._running.remove(jobs)
             self._finish(runs)
             if self._waiting and self._scheduled is None:
                 self._scheduled = loop.call_soon(self._next)
@@ -220,21 +236,18 @@ class Queue:
                     job.done.set_result(answer)
 
     def _keep_watch(self) -> None:
-        """See to it that a request which takes too long is told so, and a run that all have given up is stopped."""
+        """See to it that a request which takes too long is told so."""
         if self._watch is None and (self._running or self._waiting):
-            oldest = min(job.arrived for job in (*self._waiting, *(job for jobs, _ in self._running for job in jobs)))
+            oldest = min(job.arrived for job in (*self._waiting, *itertools.chain(*self._running)))
             wait = self._limits.timeout - (_now() - oldest) / 1e9
             self._watch = asyncio.get_running_loop().call_later(max(wait, 0.05), self._expire)
 
     def _expire(self) -> None:
         self._watch = None
         oldest = _now() - int(self._limits.timeout * 1e9)
-        for jobs, stop in self._running:
-            for job in jobs:
-                if job.arrived <= oldest:
-                    self._give_up(job, "was not done")
-            if all(job.done.done() for job in jobs):
-                stop.terminate = True
+        for job in itertools.chain(*self._running):
+            if job.arrived <= oldest:
+                self._give_up(job, "was not done")
         while self._waiting and self._waiting[0].arrived <= oldest:
             self._give_up(self._waiting.popleft(), "had no turn")
         self._keep_watch()

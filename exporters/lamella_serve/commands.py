@@ -18,6 +18,7 @@ from lamella.terminal import Column, Table, Terminal, styled
 if TYPE_CHECKING:
     from lamella_serve.model import ServedModel
     from lamella_serve.repository import Repository
+    from lamella_serve.server import Address
 
 __all__: list[str] = []
 
@@ -26,6 +27,7 @@ def _configure_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="an ONNX file, a folder of them, or a repository")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen; only this machine reaches the default")
     parser.add_argument("--port", type=int, default=8000, help="for HTTP; 0 takes any free one (default: 8000)")
+    parser.add_argument("--grpc-port", type=int, metavar="N", help="for gRPC, off unless given; 0 takes any free one")
     parser.add_argument("--token-file", metavar="FILE", help="holds the token that clients have to send")
     parser.add_argument("--max-batch-size", type=int, default=1024, metavar="ROWS", help="the most rows of one run")
     parser.add_argument(
@@ -43,7 +45,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     with _told_what_is_missing():
         from lamella_serve import application, logs
         from lamella_serve.server import Address, is_loopback, run
+
+        if arguments.grpc_port is not None:
+            import grpc  # noqa: F401  # to say that it is missing before models are loaded
     logs.set_up(access=arguments.access_log)
+    for port, name in ((arguments.port, "--port"), (arguments.grpc_port or 0, "--grpc-port")):
+        positive(port, name, minimum=0, maximum=65535)
+    address = Address(arguments.host, arguments.port, arguments.grpc_port)
     token = None if arguments.token_file is None else _token(Path(arguments.token_file))
     app = application(
         *arguments.paths,
@@ -57,8 +65,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         max_body=positive(round(number(arguments.max_body, "--max-body", above=0.0) * 1e6), "--max-body"),
         timeout=arguments.timeout,
     )
-    port = positive(arguments.port, "--port", minimum=0, maximum=65535)
-    run(app, Address(arguments.host, port), lambda address: _show(app.state.repository, address))
+    run(app, address, lambda bound: _show(app.state.repository, bound))
     return 0
 
 
@@ -90,7 +97,8 @@ def _told_what_is_missing() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise LamellaError(f"{error.name} is not installed; try: python -m pip install 'lamella[serve]'") from error
+        extra = "grpc" if error.name == "grpc" else "serve"
+        raise LamellaError(f"{error.name} is not installed; try: python -m pip install 'lamella[{extra}]'") from error
 
 
 def _token(path: Path) -> str:
@@ -100,11 +108,14 @@ def _token(path: Path) -> str:
     return token
 
 
-def _show(repository: Repository, address: Any) -> None:
+def _show(repository: Repository, address: Address) -> None:
     """Tell what is served, and where."""
     terminal = Terminal()
     terminal.print(_table(repository))
-    terminal.print(f"\nlistening on {styled(str(address), 'bold')}, a page for people there too; Ctrl-C ends it")
+    beside = "" if address.grpc_port is None else f", and for gRPC on {styled(address.grpc, 'bold')}"
+    terminal.print(
+        f"\nlistening on {styled(address.http, 'bold')}, a page for people there too{beside}; Ctrl-C ends it"
+    )
     sys.stdout.flush()
 
 
@@ -126,5 +137,5 @@ def _table(models: Iterable[ServedModel]) -> Table:
 def lamella_commands() -> dict[str, Any]:
     return {
         "export-repository": Command("write ONNX models as a repository for Triton", _configure_export, _export),
-        "serve": Command("serve ONNX models over HTTP", _configure_serve, _serve),
+        "serve": Command("serve ONNX models over HTTP and gRPC", _configure_serve, _serve),
     }

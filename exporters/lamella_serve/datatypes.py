@@ -15,7 +15,7 @@ import onnx
 
 from lamella_serve.refusals import Refusal
 
-__all__ = ["DATATYPES", "Datatype", "of_onnx", "pack", "unpack"]
+__all__ = ["DATATYPES", "Datatype", "as_text", "narrowed", "of_onnx", "pack", "unpack"]
 
 Array = np.ndarray[Any, Any]
 
@@ -133,3 +133,15 @@ def as_text(content: bytes, what: str) -> str:
         raise Refusal(
             400, f"{what}: expected strings in UTF-8, which onnxruntime needs, got {content[:20]!r}"
         ) from None
+
+
+def narrowed(values: Array, datatype: Datatype, what: str) -> Array:
+    """Return integers as those of a datatype.
+
+    Raises:
+        Refusal: the datatype does not hold them.
+    """
+    limits = np.iinfo(datatype.numpy)
+    if values.size and not (limits.min <= values.min() and values.max() <= limits.max):
+        raise Refusal(400, f"{what}: {datatype.name} holds {limits.min} to {limits.max}, got more")
+    return values.astype(datatype.numpy)

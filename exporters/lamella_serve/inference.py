@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from lamella_serve.datatypes import DATATYPES, Array, Datatype
 from lamella_serve.model import ServedModel
 from lamella_serve.refusals import Refusal
 
-__all__ = ["Answer", "Wanted", "answer", "checked_shape", "input_named"]
+__all__ = ["Answer", "InferRequest", "Wanted", "answer", "checked_shape", "input_named", "refuse_shared_memory"]
 
 _LARGEST = 2**63 - 1
 
@@ -30,6 +30,15 @@ class Wanted:
     name: str
     classes: int = 0
     binary: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class InferRequest:
+    """What a client asks of a model."""
+
+    id: str
+    inputs: dict[str, Array]
+    wanted: list[Wanted]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +79,16 @@ def checked_shape(sizes: Sequence[object], what: str) -> tuple[tuple[int, ...], 
     if count > _LARGEST or len(shape) > 64:
         raise Refusal(400, f"{what}: shape {shown(list(sizes))} is too large")
     return tuple(shape), count
+
+
+def refuse_shared_memory(parameters: Container[str], what: str) -> None:
+    """See whether a tensor's parameters name shared memory.
+
+    Raises:
+        Refusal: they do.
+    """
+    if "shared_memory_region" in parameters:
+        raise Refusal(400, f"{what}: this server has no shared memory; tensors travel in requests and answers")
 
 
 async def answer(model: ServedModel, inputs: dict[str, Array], wanted: Sequence[Wanted]) -> list[Answer]:

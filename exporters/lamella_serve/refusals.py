@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Refusal"]
+__all__ = ["ENDING", "FAILED", "Refusal"]
+
+ENDING = "the server is shutting down"
+FAILED = "this server failed; its log says how"
 
 
 class Refusal(Exception):

@@ -105,12 +105,17 @@ class Repository:
         except (DataError, OSError):  # someone moves files about
             return {}
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, parameters: object = None) -> None:
         """Load a model from its place, anew if it is loaded; until that is done, the old one answers.
+
+        Arguments:
+            parameters: what a client sends along, such as another configuration; none are taken.
 
         Raises:
             Refusal: there is none of the name, or it can't be served; then what was loaded stays.
         """
+        if parameters:
+            raise Refusal(400, "this server loads models from its own folders, as they are there: send no parameters")
         await asyncio.to_thread(self._load, name)
 
     def _load(self, name: str) -> None:

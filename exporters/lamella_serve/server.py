@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import ipaddress
 import logging
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.applications import Starlette
 
 from lamella_serve.http.connection import Connection
+
+if TYPE_CHECKING:
+    from lamella_serve.grpc.server import GrpcServer
 
 __all__ = ["Address", "is_loopback", "run"]
 
@@ -22,14 +27,25 @@ _GRACE = 30  # seconds that running requests get when the server ends
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """Where to listen: a host, and a port for HTTP; 0 takes any free one."""
+    """Where to listen: a host, a port for HTTP, and one for gRPC unless it is None; 0 takes any free one."""
 
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
 
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+    @property
+    def http(self) -> str:
+        """What clients of HTTP call it."""
+        return f"http://{self._host}:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        """What clients of gRPC call it."""
+        return f"{self._host}:{self.grpc_port}"
+
+    @property
+    def _host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 def is_loopback(host: str) -> bool:
@@ -45,28 +61,46 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Tells when it listens, and that it is no longer ready when it ends."""
+    """Has gRPC beside it, tells when it listens, and that it is no longer ready when it ends."""
 
-    def __init__(self, config: uvicorn.Config, application: Starlette, listening: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, application: Starlette, address: Address, listening: Callable[[Address], None]
+    ) -> None:
         super().__init__(config)
-        self._application, self._listening = application, listening
+        self._state, self._address, self._listening = application.state, address, listening
+        self._grpc: GrpcServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        address = self._address
+        if address.grpc_port is not None:
+            from lamella_serve.grpc.server import GrpcServer  # needs grpcio, which not everybody has
+
+            self._grpc = GrpcServer(self._state.repository, self._state.access)
+            address = dataclasses.replace(address, grpc_port=await self._grpc.start(address.grpc))
         await super().startup(sockets)
         if self.started:
-            self._listening()
+            self._listening(address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._application.state.draining = True
+        self._state.draining = True
         _log.info("ends when what it accepted is answered")
-        await super().shutdown(sockets)
+        await asyncio.gather(super().shutdown(sockets), self._stop_grpc())
+
+    async def _stop_grpc(self) -> None:
+        if self._grpc is None:
+            return
+        stopping = asyncio.ensure_future(self._grpc.stop(_GRACE))
+        while not stopping.done():
+            if self.force_exit:  # somebody pressed Ctrl-C again
+                await self._grpc.stop(0.0)
+            await asyncio.wait([stopping], timeout=0.1)
 
 
 def run(application: Starlette, address: Address, listening: Callable[[Address], None]) -> None:
     """Serve until a signal comes; then answer what was accepted.
 
     Arguments:
-        listening: called with the address, once requests are accepted there.
+        listening: called with the address, its ports filled in, once requests are accepted there.
 
     Raises:
         OSError: the address is taken, or not this machine's.
@@ -86,6 +120,6 @@ def run(application: Starlette, address: Address, listening: Callable[[Address],
             server_header=False,
             timeout_graceful_shutdown=_GRACE,
         )
-        server = _Server(config, application, lambda: listening(bound))
+        server = _Server(config, application, bound, listening)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when all is done
             server.run(sockets=[listener])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import hmac
 import logging
 import time
 from typing import Any
@@ -16,45 +14,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from lamella.version import __version__
-from lamella_serve.configuration import PLATFORM, configuration
+from lamella_serve.access import Access
+from lamella_serve.configuration import configuration
+from lamella_serve.description import metadata, server_metadata, statistics
 from lamella_serve.http import bodies, page
 from lamella_serve.http.tensors import decode, encode, parse
 from lamella_serve.inference import answer
 from lamella_serve.metrics import exposition
 from lamella_serve.model import ServedModel
-from lamella_serve.refusals import Refusal
+from lamella_serve.refusals import ENDING, FAILED, Refusal
 from lamella_serve.repository import Repository
 
-__all__ = ["Access", "make_application"]
+__all__ = ["make_application"]
 
 _log = logging.getLogger("lamella_serve")
-_NAME = "lamella"
-_EXTENSIONS = ["classification", "model_repository", "model_configuration", "binary_tensor_data", "statistics"]
 _LOOPBACK = (b"localhost", b"127.0.0.1", b"[::1]")
-_INTERNAL = "this server failed; its log says how"
-
-
-@dataclasses.dataclass(frozen=True)
-class Access:
-    """What clients may do.
-
-    Attributes:
-        token: what they have to know; None: nothing.
-        max_body: bytes that a body may have, also when it is unpacked.
-        timeout: seconds in which a body has to come.
-        local: whether only programs on this machine reach the server, so that its name is that of a loopback address.
-    """
-
-    token: str | None = None
-    max_body: int = 64 * 2**20
-    timeout: float = 60.0
-    local: bool = False
-
-    @property
-    def control(self) -> bool:
-        """Whether clients may load and unload models."""
-        return self.local or self.token is not None
 
 
 def make_application(repository: Repository, access: Access) -> Starlette:
@@ -67,7 +41,7 @@ def make_application(repository: Repository, access: Access) -> Starlette:
     routes += [
         *health,
         Route("/v2", endpoints.server),
-        Route("/v2/models/stats", endpoints.all_statistics),
+        Route("/v2/models/stats", endpoints.statistics),
         *(Route(path, endpoints.model) for path in (model, version)),
         *(Route(f"{path}/ready", endpoints.model_ready) for path in (model, version)),
         *(Route(f"{path}/config", endpoints.config) for path in (model, version)),
@@ -83,7 +57,7 @@ def make_application(repository: Repository, access: Access) -> Starlette:
     application.router.redirect_slashes = False
     open_to_all = frozenset(route.path for route in (*health, *files))
     application.add_middleware(_Guard, access=access, open_to_all=open_to_all)
-    application.state.repository = repository
+    application.state.repository, application.state.access = repository, access
     application.state.draining = False
     return application
 
@@ -112,8 +86,7 @@ class _Guard:
     """Lets through who may come in: with the token if there is one, and from no page of another site."""
 
     def __init__(self, app: Any, access: Access, open_to_all: frozenset[str]) -> None:
-        self._app, self._open, self._local = app, open_to_all, access.local
-        self._expected = None if access.token is None else b"Bearer " + access.token.encode()
+        self._app, self._access, self._open = app, access, open_to_all
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -123,8 +96,11 @@ class _Guard:
         refused = None
         if (b"origin" in headers or b"sec-fetch-site" in headers) and self._is_foreign(headers):
             refused = _error(403, "pages of other sites may not use this server")
-        elif self._expected is not None and not self._knows(headers, scope):
-            refused = _error(401, "this server needs a bearer token", **{"WWW-Authenticate": "Bearer"})
+        elif scope["path"].removeprefix(scope.get("root_path", "")) not in self._open:
+            try:
+                self._access.check_token(headers.get(b"authorization", b""))
+            except Refusal as error:
+                refused = _error(error.status, error.words, **{"WWW-Authenticate": "Bearer"})
         await (self._app if refused is None else refused)(scope, receive, send)
 
     def _is_foreign(self, headers: dict[bytes, bytes]) -> bool:
@@ -134,16 +110,11 @@ class _Guard:
         if origin is not None and origin.partition(b"://")[2] != host:
             return True
         return (
-            self._local
-            and self._expected is None
+            self._access.local
+            and self._access.token is None
             and host.rpartition(b":")[0] not in _LOOPBACK
             and host not in _LOOPBACK
         )
-
-    def _knows(self, headers: dict[bytes, bytes], scope: Any) -> bool:
-        given = headers.get(b"authorization", b"")
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return path in self._open or hmac.compare_digest(given, self._expected or b"")
 
 
 class _Infer:
@@ -184,10 +155,10 @@ class _Infer:
         except bodies.Gone:
             raise
         except asyncio.CancelledError:  # the server ends, and has waited long enough
-            return 503, orjson.dumps({"error": "the server is shutting down"}), [(b"content-type", b"application/json")]
+            return 503, orjson.dumps({"error": ENDING}), [(b"content-type", b"application/json")]
         except Exception:
             _log.exception("failed", extra={"model": model.name})
-            return 500, orjson.dumps({"error": _INTERNAL}), [(b"content-type", b"application/json")]
+            return 500, orjson.dumps({"error": FAILED}), [(b"content-type", b"application/json")]
         answered = [(b"content-type", b"application/json")]
         if head is not None:
             answered = [
@@ -214,14 +185,14 @@ class _Endpoints:
 
     async def ready(self, request: Request) -> Response:
         if request.app.state.draining:
-            return _error(503, "the server is shutting down")
+            return _error(503, ENDING)
         return Response()
 
     async def server(self, request: Request) -> Response:
-        return _json({"name": _NAME, "version": __version__, "extensions": _EXTENSIONS})
+        return _json(server_metadata())
 
     async def model(self, request: Request) -> Response:
-        return _json(metadata(self._repository, self._model(request), request.path_params.get("version")))
+        return _json(metadata(self._repository, **request.path_params))
 
     async def model_ready(self, request: Request) -> Response:
         self._model(request)
@@ -231,32 +202,23 @@ class _Endpoints:
         return _json(configuration(self._model(request)))
 
     async def statistics(self, request: Request) -> Response:
-        return _json({"model_stats": [statistics(self._model(request))]})
-
-    async def all_statistics(self, request: Request) -> Response:
-        return _json({"model_stats": [statistics(model) for model in self._repository]})
+        return _json(statistics(self._repository, **request.path_params))
 
     async def index(self, request: Request) -> Response:
         body = await self._body(request)
         return _json(self._repository.index(ready=body.get("ready") is True))
 
     async def load(self, request: Request) -> Response:
-        self._need_control()
+        self._access.check_control()
         body = await self._body(request)
-        if body.get("parameters"):
-            raise Refusal(400, "this server loads models from its own folders, as they are there: send no parameters")
-        await self._repository.load(request.path_params["name"])
+        await self._repository.load(request.path_params["name"], body.get("parameters"))
         return Response(media_type="application/json")
 
     async def unload(self, request: Request) -> Response:
-        self._need_control()
+        self._access.check_control()
         await self._body(request)
         await self._repository.unload(request.path_params["name"])
         return Response(media_type="application/json")
-
-    def _need_control(self) -> None:
-        if not self._access.control:
-            raise Refusal(403, "models are loaded and unloaded only with a bearer token, or on a loopback address")
 
     async def _body(self, request: Request) -> dict[str, Any]:
         headers = dict(request.scope["headers"])
@@ -272,18 +234,3 @@ class _Endpoints:
 
     async def about(self, request: Request) -> Response:
         return _json(page.about(self._repository, self._model(request)))
-
-
-def metadata(repository: Repository, model: ServedModel, version: str | None) -> dict[str, Any]:
-    """Return a model's metadata as the protocol writes it."""
-    inputs, outputs = (
-        [{"name": one.name, "datatype": one.datatype.name, "shape": list(one.shape)} for one in side]
-        for side in (model.inputs, model.outputs)
-    )
-    versions = [version] if version else repository.versions(model.name)
-    return {"name": model.name, "versions": versions, "platform": PLATFORM, "inputs": inputs, "outputs": outputs}
-
-
-def statistics(model: ServedModel) -> dict[str, Any]:
-    """Return a model's statistics as the protocol writes them."""
-    return {"name": model.name, "version": str(model.version), **model.statistics.to_json()}

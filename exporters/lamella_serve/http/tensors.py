@@ -6,7 +6,6 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,24 +13,14 @@ from typing import Any
 import numpy as np
 import orjson
 
-from lamella_serve.datatypes import Array, Datatype, pack, unpack
-from lamella_serve.inference import Answer, Wanted, checked_shape, input_named
+from lamella_serve.datatypes import Array, Datatype, narrowed, pack, unpack
+from lamella_serve.inference import Answer, InferRequest, Wanted, checked_shape, input_named, refuse_shared_memory
 from lamella_serve.model import ServedModel
 from lamella_serve.refusals import Refusal
 
-__all__ = ["InferRequest", "decode", "encode", "parse"]
+__all__ = ["decode", "encode", "parse"]
 
-_SHARED = "shared_memory_region"
 _NOTHING: dict[str, Any] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class InferRequest:
-    """What a client asks of a model."""
-
-    id: str
-    inputs: dict[str, Array]
-    wanted: list[Wanted]
 
 
 def parse(content: bytes | memoryview) -> dict[str, Any]:
@@ -136,8 +125,7 @@ def _input(
     size = parameters.get("binary_data_size")
     if size is None:
         if "data" not in given:
-            if _SHARED in parameters:
-                raise Refusal(400, f"{what}: this server has no shared memory; send the data")
+            refuse_shared_memory(parameters, what)
             raise Refusal(400, f"{what}: there is neither data nor binary_data_size")
         data = given["data"]
         if truths and datatype.kind in "fi" and type(data) is list and bool in set(map(type, _flat(data))):
@@ -185,10 +173,7 @@ def _converted(array: Array, data: list[Any], datatype: Datatype, what: str) -> 
     if datatype.kind == "i":
         flat = array.ravel() if array.dtype.kind in "iu" else np.array(_flat(data), object)
         if array.dtype.kind in "iu" or all(type(value) is int for value in flat):
-            limits = np.iinfo(datatype.numpy)
-            if limits.min <= flat.min() and flat.max() <= limits.max:
-                return flat.astype(datatype.numpy)
-            raise Refusal(400, f"{what}: {datatype.name} holds {limits.min} to {limits.max}, got more")
+            return narrowed(flat, datatype, what)
     raise Refusal(400, f"{what}: expected values of {datatype.name}, got others")
 
 
@@ -211,8 +196,7 @@ def _wanted(request: dict[str, Any], model: ServedModel, binary_output: bool) ->
             raise Refusal(400, f"outputs: each needs a name, a string, got {_named(name)}")
         what = f"output {name!r}"
         parameters = _parameters(one, what)
-        if _SHARED in parameters:
-            raise Refusal(400, f"{what}: this server has no shared memory; it sends the data")
+        refuse_shared_memory(parameters, what)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise Refusal(400, f"{what}: classification: expected how many classes, got {_named(classes)}")

@@ -1,7 +1,8 @@
-"""The messages of the protocol over gRPC, and those of Triton's extensions of it.
+"""The messages of the protocol over gRPC, those of Triton's extensions of it, and those of gRPC's health checks.
 
-``open_inference_grpc.proto`` is the published definition (https://github.com/kserve/open-inference-protocol, Apache
-License 2.0), unchanged. ``messages.binpb`` is what protoc makes of both files, by `make protocol`.
+``open_inference_grpc.proto`` (https://github.com/kserve/open-inference-protocol) and ``health.proto``
+(https://github.com/grpc/grpc-proto) are the published definitions, under the Apache License 2.0, unchanged.
+``messages.binpb`` is what protoc makes of all three files, by `make protocol`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-__all__ = ["SERVICE", "message"]
+__all__ = ["HEALTH", "SERVICE", "message"]
 
 SERVICE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
 
 
 @functools.cache
@@ -28,10 +30,11 @@ def _pool() -> descriptor_pool.DescriptorPool:
 
 
 @functools.cache
-def message(name: str) -> Any:
-    """Return the class of a message.
+def message(name: str, service: str = SERVICE) -> Any:
+    """Return the class of a message of a service.
 
     >>> message("ModelInferRequest")(model_name="digits").model_name
     'digits'
     """
-    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"inference.{name}"))
+    package = service.rpartition(".")[0]
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{package}.{name}"))
