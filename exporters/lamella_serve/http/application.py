@@ -113,7 +113,7 @@ class _Guard:
 
     def __init__(self, app: Any, access: Access, open_to_all: frozenset[str]) -> None:
         self._app, self._open, self._local = app, open_to_all, access.local
-        self._expected = None if access.token is None else b"Bearer " + access.token.encode()
+        self._expected = None if access.token is None else access.token.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -141,9 +141,10 @@ class _Guard:
         )
 
     def _knows(self, headers: dict[bytes, bytes], scope: Any) -> bool:
-        given = headers.get(b"authorization", b"")
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return path in self._open or hmac.compare_digest(given, self._expected or b"")
+        known = scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._expected or b"")
+        return known or path in self._open
 
 
 class _Infer:
