@@ -93,8 +93,9 @@ def unpack(content: bytes | memoryview, datatype: Datatype, shape: tuple[int, ..
         Refusal: they are too few or too many, or strings that are not UTF-8, which onnxruntime needs.
     """
     if datatype.kind == "s":
+        strings = _strings(bytes(content), count, what)
         texts = np.empty(count, object)
-        texts[:] = _strings(bytes(content), count, what)
+        texts[:] = strings
         return texts.reshape(shape)
     expected = count * datatype.numpy.itemsize
     if len(content) != expected:

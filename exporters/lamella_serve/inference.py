@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Container, Sequence
 
 import numpy as np
@@ -14,7 +15,8 @@ from lamella_serve.refusals import Refusal
 
 __all__ = ["Answer", "InferRequest", "Wanted", "answer", "checked_shape", "input_named", "refuse_shared_memory"]
 
-_LARGEST = 2**63 - 1
+_LARGEST = 2**63 // 8 - 1  # elements of 8 bytes that an array of NumPy can have
+_AXES = 64  # that one can have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ def input_named(model: ServedModel, name: str) -> Datatype:
         if tensor.name == name:
             return tensor.datatype
     names = ", ".join(repr(tensor.name) for tensor in model.inputs)
-    raise Refusal(400, f"model {model.name!r} has no input {name!r}; it has {names or 'none'}")
+    raise Refusal(400, f"model {model.name!r} has no input {shown(name)}; it has {names or 'none'}")
 
 
 def checked_shape(sizes: Sequence[object], what: str) -> tuple[tuple[int, ...], int]:
@@ -69,16 +71,18 @@ def checked_shape(sizes: Sequence[object], what: str) -> tuple[tuple[int, ...], 
     Raises:
         Refusal: a size is no whole number, below 0, or too large.
     """
-    count = 1
+    if len(sizes) > _AXES:
+        raise Refusal(400, f"{what}: shape: expected at most {_AXES} axes, got {len(sizes)}")
+    volume = 1  # without axes of size 0, which do not make up for others
     shape = []
     for size in sizes:
         if type(size) is not int or size < 0:
             raise Refusal(400, f"{what}: shape: expected sizes of 0 or more, got {shown(list(sizes))}")
         shape.append(size)
-        count *= size
-    if count > _LARGEST or len(shape) > 64:
+        volume *= size or 1
+    if volume > _LARGEST:
         raise Refusal(400, f"{what}: shape {shown(list(sizes))} is too large")
-    return tuple(shape), count
+    return tuple(shape), 0 if 0 in shape else volume
 
 
 def refuse_shared_memory(parameters: Container[str], what: str) -> None:
@@ -101,7 +105,7 @@ async def answer(model: ServedModel, inputs: dict[str, Array], wanted: Sequence[
     asked = {one.name: one for one in wanted}
     if unknown := asked.keys() - model.session.names:
         names = ", ".join(map(repr, model.session.names))
-        raise Refusal(400, f"model {model.name!r} has no output {min(unknown)!r}; it has {names}")
+        raise Refusal(400, f"model {model.name!r} has no output {shown(min(unknown))}; it has {names}")
     results = await model.queue.answer(inputs, rows)
     outputs = zip(model.outputs, results, strict=True)
     return [_answer(model, asked[one.name], array, one.datatype) for one, array in outputs if one.name in asked]
@@ -127,8 +131,8 @@ def _checked(model: ServedModel, inputs: dict[str, Array]) -> int:
     if not model.max_batch_size:
         return 1
     if len(rows) != 1:
-        said = ", ".join(f"{name!r} has {len(array)}" for name, array in inputs.items())
-        raise Refusal(400, f"all inputs need as many rows as each other: {said}")
+        said = ", ".join(f"{name!r} has {list(array.shape)}" for name, array in inputs.items())
+        raise Refusal(400, f"all inputs need a first axis, of as many rows as each other: {said}")
     count: int = rows.pop()
     if not 0 < count <= model.max_batch_size:
         raise Refusal(400, f"model {model.name!r} takes 1 to {model.max_batch_size} rows in a request, got {count}")
@@ -140,8 +144,8 @@ def _answer(model: ServedModel, wanted: Wanted, array: Array, datatype: Datatype
         return Answer(wanted, datatype, array)
     if datatype.kind == "s":
         raise Refusal(400, f"output {wanted.name!r} holds strings; classification needs scores")
-    batched = model.max_batch_size > 0
-    rows = array.reshape(len(array), -1) if batched else array.reshape(1, -1)
+    batched = model.max_batch_size > 0 and array.ndim > 0
+    rows = array.reshape(len(array) if batched else 1, math.prod(array.shape[1:] if batched else array.shape))
     labels = model.labels.get(wanted.name, ())
     named = np.empty((len(rows), min(wanted.classes, rows.shape[1])), object)
     for place, row in enumerate(rows):
@@ -150,8 +154,10 @@ def _answer(model: ServedModel, wanted: Wanted, array: Array, datatype: Datatype
 
 
 def _largest(row: Array, count: int, labels: Sequence[str]) -> list[str]:
-    order = np.argsort(-row.astype("float64"), kind="stable")[:count]
-    written = "d" if row.dtype.kind in "biu" else "f"
+    whole = row.dtype.kind in "biu"
+    falling = ~row if whole else -row.astype("float64")  # the complement turns whole numbers round, and none overflows
+    order = np.argsort(falling, kind="stable")[:count]
+    written = "d" if whole else "f"
     return [
         f"{row[place].item():{written}}:{place}" + (f":{labels[place]}" if place < len(labels) else "")
         for place in order.tolist()

@@ -26,34 +26,25 @@ async def read(receive: Any, headers: dict[bytes, bytes], most: int, seconds: fl
         Refusal: it is larger than allowed, or takes too long to come.
         Gone: the client has gone away.
     """
-    declared = headers.get(b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > most:
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > most):
         raise _too_large(most)
-    message = await _next(receive)
-    if not message.get("more_body", False):
-        body: bytes = message.get("body", b"")
-        if len(body) > most:
-            raise _too_large(most)
-        return body
-    parts, size = [message["body"]], len(message["body"])
+    parts: list[bytes] = []
+    size, more = 0, True
     try:
         async with asyncio.timeout(seconds):
-            while message.get("more_body", False):
-                message = await _next(receive)
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > most:
                     raise _too_large(most)
+                more = message.get("more_body", False)
     except TimeoutError:
         raise Refusal(408, f"the body did not come within {seconds:g} seconds") from None
-    return b"".join(parts)
-
-
-async def _next(receive: Any) -> dict[str, Any]:
-    message: dict[str, Any] = await receive()
-    if message["type"] == "http.disconnect":
-        raise Gone
-    return message
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _too_large(most: int) -> Refusal:

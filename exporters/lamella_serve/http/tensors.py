@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from lamella.errors import shown
 from lamella_serve.datatypes import Array, Datatype, narrowed, pack, unpack
 from lamella_serve.inference import Answer, InferRequest, Wanted, checked_shape, input_named, refuse_shared_memory
 from lamella_serve.model import ServedModel
@@ -43,9 +44,15 @@ def _parsed_as_python_does(content: bytes, why: Exception) -> Any:
     if b"NaN" not in content and b"Infinity" not in content:
         raise Refusal(400, f"the body is no JSON: {why}") from None
     try:
-        return json.loads(content)
+        return json.loads(content, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is no JSON: {error}") from None
+
+
+def _whole(digits: str) -> float:
+    """A whole number as the strict reader gives it: as a float where 64 bits are too few."""
+    number = float(digits)
+    return int(digits) if -(2.0**63) <= number < 2.0**64 else number
 
 
 def decode(body: bytes, header_length: str | None, model: ServedModel) -> InferRequest:
@@ -60,10 +67,11 @@ def decode(body: bytes, header_length: str | None, model: ServedModel) -> InferR
     """
     binary = memoryview(b"")
     if header_length is not None:
-        length = int(header_length) if header_length.isascii() and header_length.isdigit() else -1
+        is_number = header_length.isascii() and header_length.isdigit() and len(header_length) < 19
+        length = int(header_length) if is_number else -1
         if not 0 <= length <= len(body):
             raise Refusal(
-                400, f"Inference-Header-Content-Length is {header_length}, and the body has {len(body)} bytes"
+                400, f"Inference-Header-Content-Length is {shown(header_length)}, and the body has {len(body)} bytes"
             )
         if length == 0:
             return _raw(body, model)
@@ -72,6 +80,10 @@ def decode(body: bytes, header_length: str | None, model: ServedModel) -> InferR
     identifier = request.get("id", "")
     if type(identifier) is not str:
         raise Refusal(400, f"id: expected a string, got {_named(identifier)}")
+    try:
+        identifier.encode()
+    except UnicodeEncodeError:
+        raise Refusal(400, "id: expected a string, got half of a surrogate pair") from None
     inputs: dict[str, Array] = {}
     position = 0
     truths = b"true" in body or b"false" in body  # NumPy takes them for 1 and 0 where numbers are beside them
@@ -131,8 +143,10 @@ def _input(
         if truths and datatype.kind in "fi" and type(data) is list and bool in set(map(type, _flat(data))):
             raise Refusal(400, f"{what}: expected values of {datatype.name}, got true or false")
         return name, _array(data, datatype, shape, count, what), position
-    if type(size) is not int or size < 0 or "data" in given:
-        raise Refusal(400, f"{what}: expected data or a binary_data_size of 0 or more, got {_named(size)}")
+    if "data" in given:
+        raise Refusal(400, f"{what}: expected data or a binary_data_size, got both")
+    if type(size) is not int or size < 0:
+        raise Refusal(400, f"{what}: expected a binary_data_size of 0 or more, got {_named(size)}")
     if position + size > len(binary):
         raise Refusal(
             400, f"{what}: binary_data_size is {size:,}, and {len(binary) - position:,} bytes of binary data are left"
@@ -153,13 +167,13 @@ def _array(data: Any, datatype: Datatype, shape: tuple[int, ...], count: int, wh
         array[:] = texts
     else:
         try:
-            array = np.array(data) if data else np.empty(0, datatype.numpy)
+            array = np.array(data)
         except ValueError:  # lists of unequal lengths, or too deep
             raise Refusal(400, f"{what}: data has lists of unequal lengths") from None
     if array.size != count:
         raise Refusal(400, f"{what}: shape {list(shape)} takes {count:,} elements, got {array.size:,}")
-    if datatype.kind != "s" and array.dtype != datatype.numpy and count:
-        array = _converted(array, data, datatype, what)
+    if datatype.kind != "s" and array.dtype != datatype.numpy:
+        array = _converted(array, data, datatype, what) if count else np.empty(0, datatype.numpy)
     return array.reshape(shape)
 
 
@@ -206,8 +220,11 @@ def _wanted(request: dict[str, Any], model: ServedModel, binary_output: bool) ->
 
 def _objects(request: dict[str, Any], key: str) -> list[dict[str, Any]]:
     given = request.get(key)
-    if type(given) is not list or not all(type(one) is dict for one in given):
+    if type(given) is not list:
         raise Refusal(400, f"{key}: expected a list of objects, got {_named(given)}")
+    for one in given:
+        if type(one) is not dict:
+            raise Refusal(400, f"{key}: expected a list of objects, got {_named(one)} in it")
     return given
 
 
@@ -226,11 +243,13 @@ def _parameters(given: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def _named(value: object) -> str:
-    """A value from JSON, in few words."""
-    if value is None:
-        return "nothing"
-    said = f"{type(value).__name__} {json.dumps(value)}"
-    return said if len(said) <= 60 else f"{said[:60]}..."
+    """A value from JSON, in few words, however large it is."""
+    if type(value) is list:
+        return "a list"
+    if type(value) is dict:
+        return "an object"
+    said = json.dumps(value[:60] if type(value) is str else value)
+    return "nothing" if value is None else said
 
 
 def encode(model: ServedModel, identifier: str, answers: Sequence[Answer]) -> tuple[bytes, int | None]:
