@@ -7,8 +7,8 @@
 
 wrk (Debian: apt install wrk) sends one row per request over 1, 16 and 64 connections, as JSON and in binary form: the
 Open Inference Protocol where a server speaks it, else the bytes. Before anything is timed, each server must answer what
-onnxruntime does. In every round each takes a turn while the others are stopped, and the order is reversed every other
-round.
+onnxruntime does. In every round each takes a turn while the others have nothing to do, and the order is reversed every
+other round.
 """
 
 from __future__ import annotations

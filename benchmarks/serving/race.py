@@ -38,13 +38,21 @@ class ContestantError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """A server, and the interpreter that has it; `packages` are those whose versions count."""
+    """A server, and the interpreter that has it.
+
+    Attributes:
+        packages: those whose versions count.
+        speaks_v2: whether it speaks the Open Inference Protocol.
+        polls: whether it looks for work all the time, and so is stopped while others take their turns. The rest sleep,
+            and Triton does not survive being stopped.
+    """
 
     label: str
     python: str
     command: Sequence[str]  # what the interpreter is given before the model, with {model} and {port}
     packages: Sequence[str]
     speaks_v2: bool = False
+    polls: bool = False
 
     @property
     def is_peer(self) -> bool:
@@ -71,17 +79,17 @@ class Contestant:
 def contestants() -> list[Contestant]:
     """All servers; peers live in environments of their own, which ``make bench-serving`` makes."""
 
-    def peer(label: str, name: str, *packages: str, speaks_v2: bool = False) -> Contestant:
+    def peer(label: str, name: str, *packages: str, **about: bool) -> Contestant:
         command = [str(HERE / f"in_{name}.py"), "{model}", "{port}"]
         python = ROOT / ".bench" / name / "bin" / "python"
-        return Contestant(label, str(python), command, [*packages, "onnxruntime"], speaks_v2)
+        return Contestant(label, str(python), command, [*packages, "onnxruntime"], **about)
 
     serve = ["-m", "lamella", "serve", "{model}", "--port", "{port}"]
     return [
         Contestant("lamella", sys.executable, serve, ["lamella", "uvicorn", "onnxruntime"], speaks_v2=True),
         peer("FastAPI", "fastapi", "fastapi", "uvicorn"),
         peer("mosec", "mosec", "mosec"),
-        peer("LitServe", "litserve", "litserve"),
+        peer("LitServe", "litserve", "litserve", polls=True),
         peer("KServe", "kserve", "kserve", speaks_v2=True),
         peer("Triton", "triton", "nvidia-pytriton", speaks_v2=True),
     ]
@@ -138,9 +146,9 @@ class Server:
 
     def __init__(self, contestant: Contestant, model: Path, folder: Path, settings: Settings) -> None:
         self.contestant, self.port = contestant, free_port()
-        self._log = folder / f"{contestant.label}.txt"
+        self.log = folder / f"{contestant.label}.txt"
         command = [part.format(model=model, port=self.port) for part in contestant.command]
-        with self._log.open("wb") as log:
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [contestant.python, *command],
                 stdin=subprocess.DEVNULL,
@@ -189,6 +197,20 @@ class Server:
             connection.close()
         return answer.headers, body, seconds
 
+    def get(self, path: str) -> Any:
+        """The JSON at an address.
+
+        Raises:
+            ContestantError: there is none.
+        """
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
+        if answer.status != 200:
+            raise ContestantError(f"{self.contestant.label}, {path}: {answer.status} {body[:500]!r}")
+        return json.loads(body)
+
     def check(self, what: Request, form: str, expected: np.ndarray) -> None:
         """See that it answers what onnxruntime does.
 
@@ -201,10 +223,12 @@ class Server:
             raise ContestantError(f"{self.contestant.label} answers something else in {form}: {body[:500]!r}")
 
     def pause(self) -> None:
-        """Let nothing of it run: some servers look for work all the time."""
-        self._signal(signal.SIGSTOP)
+        """Stop it while others take their turns, if it would disturb them."""
+        if self.contestant.polls:
+            self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
+        """Let it go on."""
         self._signal(signal.SIGCONT)
 
     def megabytes(self) -> float:
@@ -218,7 +242,7 @@ class Server:
 
     def said(self) -> str:
         """The end of what it printed."""
-        return "\n".join(f"    {line}" for line in self._log.read_text(errors="replace").splitlines()[-30:])
+        return "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-30:])
 
     def close(self) -> None:
         """End it and all that it started; first as it wants to end."""
