@@ -5,18 +5,19 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples browser bench smoke test lint format clean
+.PHONY: help demo examples browser bench bench-serving smoke test lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .bench
 TORCH ?= torch==2.13.0
 JAX ?= jax
+SERVERS := fastapi kserve litserve mosec triton
 ARGS ?=
 JOBS ?= 2
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (about 15 seconds)
 	$(BIN)/lamella demo $(ARGS)
@@ -32,6 +33,9 @@ browser: $(VENV)/installed-plot  ## build a page that trains a model in the brow
 
 bench: $(VENV)/installed-plot $(BENCH)/torch/installed $(BENCH)/jax/installed  ## time steps next to PyTorch and JAX; results in runs/bench (about 15 minutes)
 	$(BIN)/python benchmarks/suite --torch $(BENCH)/torch/bin/python --jax $(BENCH)/jax/bin/python $(ARGS)
+
+bench-serving: $(VENV)/installed-plot $(VENV)/installed-serve $(SERVERS:%=$(BENCH)/%/installed)  ## load servers of ONNX models, next to FastAPI, KServe, Triton ...; needs wrk; results in runs/serving (about 20 minutes)
+	$(BIN)/python benchmarks/serving $(ARGS)
 
 smoke: $(VENV)/installed-test  ## run the ten most telling tests (under ten seconds)
 	$(BIN)/python -m pytest -q -m smoke $$(grep -l '^@pytest.mark.smoke' tests/test_*.py) $(ARGS)
@@ -57,9 +61,15 @@ $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	@touch $@
 
-# The peers of the benchmark, each in an environment of its own. One that can't be installed is left out of the race.
+# The peers of the benchmarks, each in an environment of its own. One that can't be installed is left out of the race.
 $(BENCH)/torch/installed: PEER = $(TORCH)
 $(BENCH)/jax/installed: PEER = $(JAX)
+$(BENCH)/fastapi/installed: PEER = fastapi uvicorn[standard] onnxruntime
+$(BENCH)/kserve/installed: PEER = kserve onnxruntime
+$(BENCH)/litserve/installed: PEER = litserve onnxruntime
+$(BENCH)/mosec/installed: PEER = mosec onnxruntime
+$(BENCH)/triton/installed: PEER = nvidia-pytriton onnxruntime numpy==1.26.4
+$(BENCH)/schemathesis/installed: PEER = schemathesis
 $(BENCH)/%/installed: | $(BIN)/python
 	$(BIN)/python -m venv --clear $(@D)
 	@echo "$(@D)/bin/python -m pip install $(PEER) numpy"; \

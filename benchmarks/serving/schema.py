@@ -1,7 +1,6 @@
 """Holds `lamella serve` against the published schema of the Open Inference Protocol, by schemathesis.
 
-    make bench-serving-schema        # makes an environment for schemathesis, then runs this
-    python benchmarks/serving/schema.py [--examples 200]
+    make .bench/schemathesis/installed && python benchmarks/serving/schema.py [--examples 200]
 
 Requests are drawn from the schema, right and wrong ones, and from those of `schema_hooks.py`, which come nearer to what
 the model takes. No answer may be an error of the server, and each must be what the schema says.
