@@ -33,6 +33,7 @@ from typing import Any
 import models
 import numpy as np
 import onnxruntime
+import orjson
 import race
 
 POOL = 4096  # rows that answers are known of
@@ -105,7 +106,7 @@ def infer(rows: Rows, places: list[int], form: str, identifier: str) -> bytes:
     path = f"/v2/models/{rows.name}/infer"
     if form == "json":
         body = {"id": identifier, "inputs": [tensor | {"data": x.tolist()}]}
-        return post(path, json.dumps(body).encode(), Content_Type="application/json")
+        return post(path, orjson.dumps(body), Content_Type="application/json")
     tensor["parameters"] = {"binary_data_size": x.nbytes}
     asked = {"id": identifier, "inputs": [tensor], "parameters": {"binary_data_output": True}}
     head = json.dumps(asked).encode()
@@ -352,9 +353,9 @@ def counts(server: race.Server, soak: Soak) -> list[str]:
         said = server.get(f"/v2/models/{rows.name}/stats")["model_stats"][0]
         least, most = soak.good[rows.name], soak.good[rows.name] + soak.maybe[rows.name]
         success = said["inference_stats"]["success"]["count"]
-        print(
-            f"{rows.name}: {least:,} to {most:,} requests answered, counted by the clients; {success:,} by the server"
-        )
+        runs = said["execution_count"]
+        counted = f"{least:,} to {most:,} answers by the clients' count, {success:,} by the server's"
+        print(f"{rows.name}: {counted}, in {runs:,} runs")
         if not least <= success <= most:
             wrong.append(f"{rows.name}: the server counts {success:,} answers, the clients {least:,} to {most:,}")
         if least == most and said["inference_count"] != soak.rows[rows.name]:
