@@ -5,7 +5,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples browser bench judge smoke test lint format protocol clean
+.PHONY: help demo examples browser bench bench-serving judge smoke test lint format protocol clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,11 +15,12 @@ PROTOCOL := exporters/lamella_serve/protocol
 TORCH ?= torch==2.13.0
 JAX ?= jax
 TRITON ?= nvidia-pytriton==0.7.0
+SERVERS := fastapi kserve litserve mosec triton
 ARGS ?=
 JOBS ?= 2
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (about 15 seconds)
 	$(BIN)/lamella demo $(ARGS)
@@ -35,6 +36,9 @@ browser: $(VENV)/installed-plot  ## build a page that trains a model in the brow
 
 bench: $(VENV)/installed-plot $(BENCH)/torch/installed $(BENCH)/jax/installed  ## time steps next to PyTorch and JAX; results in runs/bench (about 15 minutes)
 	$(BIN)/python benchmarks/suite --torch $(BENCH)/torch/bin/python --jax $(BENCH)/jax/bin/python $(ARGS)
+
+bench-serving: $(VENV)/installed-plot $(VENV)/installed-serve $(SERVERS:%=$(BENCH)/%/installed)  ## load servers of ONNX models, next to FastAPI, KServe, Triton ...; needs wrk; results in runs/serving (about 20 minutes)
+	$(BIN)/python benchmarks/serving $(ARGS)
 
 judge: $(VENV)/installed-grpc $(JUDGE)/installed  ## hold lamella serve against NVIDIA's Triton, call by call (about a minute)
 	$(BIN)/python tests/triton/judge.py $(JUDGE)/bin/python $(ARGS)
@@ -66,9 +70,15 @@ $(VENV)/installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	@touch $@
 
-# The peers of the benchmark, each in an environment of its own. One that can't be installed is left out of the race.
+# The peers of the benchmarks, each in an environment of its own. One that can't be installed is left out of the race.
 $(BENCH)/torch/installed: PEER = $(TORCH)
 $(BENCH)/jax/installed: PEER = $(JAX)
+$(BENCH)/fastapi/installed: PEER = fastapi uvicorn[standard] onnxruntime
+$(BENCH)/kserve/installed: PEER = kserve onnxruntime
+$(BENCH)/litserve/installed: PEER = litserve onnxruntime
+$(BENCH)/mosec/installed: PEER = mosec onnxruntime
+$(BENCH)/triton/installed: PEER = nvidia-pytriton onnxruntime numpy==1.26.4
+$(BENCH)/schemathesis/installed: PEER = schemathesis
 $(BENCH)/%/installed: | $(BIN)/python
 	$(BIN)/python -m venv --clear $(@D)
 	@echo "$(@D)/bin/python -m pip install $(PEER) numpy"; \

@@ -26,6 +26,23 @@ class TooManyHeaders(Exception):
     """A head has more than `MAX_HEADERS` fields."""
 
 
+class _Transport:
+    """A transport that drops what is written once it is closed, as asyncio's own does; uvloop's raises an error.
+
+    It is closed some steps before the protocol hears of it, and the answers to pipelined requests never hear.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Connection(HttpToolsProtocol):
     """A connection to run an application on: `uvicorn.Config(app, http=Connection)`.
 
@@ -36,6 +53,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        self.transport = _Transport(transport)  # type: ignore[assignment]
         self._loose_bytes = 0  # received since the last complete head or part of a body
         self._progress: tuple[object, int] = (None, 0)
         self._progress_time = self.loop.time()
