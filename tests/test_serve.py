@@ -100,7 +100,7 @@ def test_the_configuration_of_a_model_without_a_batch_axis_has_all_axes(client):
 def test_the_index_lists_all_models(client):
     rows = client.post("/v2/repository/index").json
     assert [row["name"] for row in rows] == sorted(model.name for model in client.application.state.repository)
-    assert {"name": "two", "version": "1", "state": "READY", "reason": ""} in rows
+    assert {"name": "two", "version": "1", "state": "READY"} in rows
     assert client.post("/v2/repository/index", {"ready": True}).json == rows
 
 

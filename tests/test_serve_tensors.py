@@ -383,7 +383,7 @@ X = tensor("FP32", [1, 3], [1, 2, 3])
         ({"inputs": [X], "outputs": [{"name": "y"}]}, "has no output 'y'; it has 'p'"),
         ({"inputs": [X], "outputs": [{"name": "\ud800", "data": NAN}]}, "has no output '\\ud800'"),
         *(
-            ({"inputs": [X], "outputs": [{"name": "p", "parameters": {"classification": count}}]}, "how many classes")
+            ({"inputs": [X], "outputs": [{"name": "p", "parameters": {"classification": count}}]}, "classification")
             for count in (-1, 2.5, "2", True, None, [])
         ),
         (
@@ -451,7 +451,7 @@ def test_an_input_without_data_is_refused(client):
     given = {name: value for name, value in X.items() if name != "data"}
     assert "neither data nor binary_data_size" in client.infer("digits", {"inputs": [given]}).error
     given["parameters"] = {"shared_memory_region": "r"}
-    assert "no shared memory; send the data" in client.infer("digits", {"inputs": [given]}).error
+    assert "no shared memory" in client.infer("digits", {"inputs": [given]}).error
 
 
 def test_inputs_of_different_rows_are_refused(client):
