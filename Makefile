@@ -15,7 +15,7 @@ PROTOCOL := exporters/lamella_serve/protocol
 TORCH ?= torch==2.13.0
 JAX ?= jax
 TRITON ?= nvidia-pytriton==0.7.0
-SERVERS := fastapi kserve litserve mosec triton
+SERVERS := fastapi kserve litserve mosec
 ARGS ?=
 JOBS ?= 2
 
@@ -77,7 +77,6 @@ $(BENCH)/fastapi/installed: PEER = fastapi uvicorn[standard] onnxruntime
 $(BENCH)/kserve/installed: PEER = kserve onnxruntime
 $(BENCH)/litserve/installed: PEER = litserve onnxruntime
 $(BENCH)/mosec/installed: PEER = mosec onnxruntime
-$(BENCH)/triton/installed: PEER = nvidia-pytriton onnxruntime numpy==1.26.4
 $(BENCH)/schemathesis/installed: PEER = schemathesis
 $(BENCH)/%/installed: | $(BIN)/python
 	$(BIN)/python -m venv --clear $(@D)

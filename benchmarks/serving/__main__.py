@@ -1,6 +1,7 @@
 """Times servers of one ONNX model on this machine: `lamella serve` beside those that people would take instead.
 
-    make bench-serving                       # makes environments for the others, then runs everything
+    make bench-serving                       # makes environments for the others, then runs everything; that of Triton
+                                             # is the one that `make judge` makes
     python benchmarks/serving --list         # what there is
     python benchmarks/serving --models digits --contestants lamella FastAPI --rounds 3
     python benchmarks/serving --quick        # one short turn: fails on errors, never on times

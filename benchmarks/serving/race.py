@@ -77,21 +77,24 @@ class Contestant:
 
 
 def contestants() -> list[Contestant]:
-    """All servers; peers live in environments of their own, which ``make bench-serving`` makes."""
+    """All servers. ``make bench-serving`` makes the environments of the peers, ``make judge`` that of Triton."""
 
-    def peer(label: str, name: str, *packages: str, **about: bool) -> Contestant:
-        command = [str(HERE / f"in_{name}.py"), "{model}", "{port}"]
-        python = ROOT / ".bench" / name / "bin" / "python"
+    def peer(
+        label: str, *packages: str, environment: str = "", arguments: Sequence[str] = (), **about: bool
+    ) -> Contestant:
+        name = label.lower()
+        python = ROOT / (environment or f".bench/{name}") / "bin" / "python"
+        command = [str(HERE / f"in_{name}.py"), "{model}", "{port}", *arguments]
         return Contestant(label, str(python), command, [*packages, "onnxruntime"], **about)
 
     serve = ["-m", "lamella", "serve", "{model}", "--port", "{port}"]
     return [
         Contestant("lamella", sys.executable, serve, ["lamella", "uvicorn", "onnxruntime"], speaks_v2=True),
-        peer("FastAPI", "fastapi", "fastapi", "uvicorn"),
-        peer("mosec", "mosec", "mosec"),
-        peer("LitServe", "litserve", "litserve", polls=True),
-        peer("KServe", "kserve", "kserve", speaks_v2=True),
-        peer("Triton", "triton", "nvidia-pytriton", speaks_v2=True),
+        peer("FastAPI", "fastapi", "uvicorn"),
+        peer("mosec", "mosec"),
+        peer("LitServe", "litserve", polls=True),
+        peer("KServe", "kserve", speaks_v2=True),
+        peer("Triton", "nvidia-pytriton", environment=".judge", arguments=[sys.executable], speaks_v2=True),
     ]
 
 
