@@ -36,7 +36,7 @@ class _Lines(logging.Formatter):
 
 
 def set_up(*, access: bool) -> None:
-    """Write the server's events, and uvicorn's, to standard error.
+    """Write the server's events, and those of uvicorn and gRPC, to standard error.
 
     Arguments:
         access: whether to write a line for each request.
@@ -47,6 +47,7 @@ def set_up(*, access: bool) -> None:
         ("lamella_serve", logging.INFO),
         ("lamella_serve.access", logging.INFO if access else logging.WARNING),
         ("uvicorn.error", logging.WARNING),
+        ("grpc", logging.WARNING),
     ):
         logger = logging.getLogger(name)
         logger.setLevel(level)
