@@ -19,7 +19,7 @@ from lamella_serve.refusals import Refusal
 from lamella_serve.session import Stop
 from lamella_serve.statistics import Statistics
 
-__all__ = ["Limits", "Queue"]
+__all__ = ["Cost", "Limits", "Queue"]
 
 _now = time.perf_counter_ns
 _SHORT = 0.2e-3  # seconds; what runs no longer runs on the event loop: a thread would take as long to be told
@@ -47,6 +47,13 @@ class Limits:
     instances: int = 1
     queue: int = 1000
     timeout: float = 60.0
+
+
+class Cost(NamedTuple):
+    """What one row takes, as measured: seconds, and the elements of its inputs."""
+
+    seconds: float
+    elements: int
 
 
 class _Job:
@@ -78,18 +85,16 @@ class Queue:
     joined without a delay.
     """
 
-    def __init__(
-        self, run: Run, limits: Limits, statistics: Statistics, *, joins: bool, seconds_per_element: float | None
-    ) -> None:
+    def __init__(self, run: Run, limits: Limits, statistics: Statistics, *, joins: bool, cost: Cost | None) -> None:
         """Make an empty queue.
 
         Arguments:
             run: the model.
             joins: whether requests may be joined.
-            seconds_per_element: of the inputs, as measured; None: unknown.
+            cost: what was measured; None: nothing foretells how long a run takes.
         """
         self._run, self._limits, self._statistics, self._joins = run, limits, statistics, joins
-        self._seconds = seconds_per_element
+        self._cost = cost
         self._waiting: deque[_Job] = deque()
         self._running: list[list[_Job]] = []
         self._scheduled: asyncio.Handle | None = None
@@ -140,9 +145,10 @@ class Queue:
 
     def _expected(self, jobs: list[_Job]) -> float:
         """Seconds that a run will take."""
-        if self._seconds is None:
+        if self._cost is None:
             return float("inf")
-        return self._seconds * sum([x.size for job in jobs for x in job.inputs.values()])
+        elements = sum([x.size for job in jobs for x in job.inputs.values()])
+        return self._cost.seconds * max(1.0, elements / max(1, self._cost.elements))
 
     def _taken(self) -> list[_Job]:
         """The requests to run next: the oldest one, and those like it that may be joined with it.
@@ -158,9 +164,9 @@ class Queue:
         if not self._joins or not waiting:
             return jobs
         most = self._limits.batch
-        if self._seconds:
+        if self._cost is not None:
             row = self._expected(jobs) / max(jobs[0].rows, 1)
-            most = min(most, max(1, int(_JOINED / row))) if row else most
+            most = min(most, max(1, int(_JOINED / row)))
         rows, kind, left = jobs[0].rows, jobs[0].kind, []
         while waiting and rows < most:
             job = waiting.popleft()

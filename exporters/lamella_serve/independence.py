@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lamella.errors import counted
 from lamella_serve.datatypes import Array
 from lamella_serve.refusals import Refusal
 from lamella_serve.session import Session
@@ -55,14 +56,19 @@ def _compared(session: Session, trial: Trial) -> Verdict:
     drawn = trial.draw(scales)
     rows = {k: {name: x[k : k + 1] for name, x in drawn.items()} for k in range(len(scales))}
     alone = {k: session.run(row) for k, row in rows.items()}
+    for answers in alone.values():
+        if (said := _other_rows(session, 1, answers)) is not None:
+            return Verdict(False, said)
     again = session.run(rows[0])
     if (said := _differ(session, [0], again, alone)) is not None:
-        return Verdict(False, f"equal requests get different answers ({said})")
+        return Verdict(False, f"equal requests get different answers: {said}")
     everyone = list(rows)
     for order in (everyone, everyone[::-1], everyone[1:3]):
         together = session.run({name: np.concatenate([rows[k][name] for k in order]) for name in drawn})
+        if (said := _other_rows(session, len(order), together)) is not None:
+            return Verdict(False, said)
         if (said := _differ(session, order, together, alone)) is not None:
-            return Verdict(False, f"answers depend on the batch: {said}")
+            return Verdict(False, f"answers depend on the batch: {said} beside others")
     return Verdict(
         True,
         f"answers do not depend on the batch: {len(scales)} rows of scales {min(scales):g} to {max(scales):g} gave "
@@ -70,18 +76,23 @@ def _compared(session: Session, trial: Trial) -> Verdict:
     )
 
 
+def _other_rows(session: Session, rows: int, outputs: Sequence[Array]) -> str | None:
+    """Which output has not as many rows as the inputs."""
+    for tensor, array in zip(session.signature.outputs, outputs, strict=True):
+        if array.ndim == 0 or len(array) != rows:
+            return f"output {tensor.name!r} of {counted(rows, 'row')} has the shape {list(array.shape)}"
+    return None
+
+
 def _differ(
     session: Session, order: Sequence[int], together: Sequence[Array], alone: dict[int, list[Array]]
 ) -> str | None:
     """What differs between rows that were run together and alone."""
     for place, tensor in enumerate(session.signature.outputs):
-        got = together[place]
-        if got.ndim == 0 or len(got) != len(order) or any(len(np.atleast_1d(alone[k][place])) != 1 for k in order):
-            return f"{len(order)} rows give output {tensor.name!r} the shape {list(got.shape)}"
         for position, k in enumerate(order):
-            off = _distance(tensor, got[position : position + 1], alone[k][place])
+            off = _distance(tensor, together[place][position : position + 1], alone[k][place])
             if off is not None:
-                return f"output {tensor.name!r} of a row of scale {_SCALES[k]:g} changes {off} beside others"
+                return f"output {tensor.name!r} of a row of scale {_SCALES[k]:g} changes {off}"
     return None
 
 

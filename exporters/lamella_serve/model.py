@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lamella.engine.threads import available_cores
-from lamella_serve.batching import Limits, Queue
+from lamella_serve.batching import Cost, Limits, Queue
 from lamella_serve.independence import Verdict, examine
 from lamella_serve.session import Session
 from lamella_serve.signature import Tensor
@@ -85,15 +85,15 @@ class ServedModel:
         self.max_batch_size = (max_batch_size or limits.batch) if self.verdict.joined else 0
         self.labels = dict(labels or {}) or self._own_labels()
         self.statistics = Statistics()
-        per_element = None
-        if self.seconds is not None and self.example and not self.session.has_loops:
-            per_element = self.seconds / max(1, sum(x.size for x in self.example.values()))
+        cost = None
+        if self.seconds is not None and self.example and not self.session.open_ended:
+            cost = Cost(self.seconds, sum(x.size for x in self.example.values()))
         self.queue = Queue(
             self.session.run,
             dataclasses.replace(limits, batch=max(self.max_batch_size, 1)),
             self.statistics,
             joins=self.verdict.joined,
-            seconds_per_element=per_element,
+            cost=cost,
         )
 
     def _judged(self, trial: Trial | None, said: str, max_batch_size: int | None) -> Verdict:

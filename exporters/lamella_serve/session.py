@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ __all__ = ["Session", "Stop"]
 Stop = onnxruntime.RunOptions  # ends a run from another thread, with `terminate = True`
 
 _BF16 = DATATYPES["BF16"]
+_LOOPS = {"Loop", "Scan"}
+_SIZED_BY_VALUES = {"ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile"}  # as those of an input say
 _SILENT = 4  # onnxruntime's log level for fatal errors only: what goes wrong is told to whoever asked
 
 
@@ -36,7 +38,7 @@ class Session:
         metadata: the entries of the file's metadata.
         about: what else the file says of itself: producer, description, opset, IR version, size in bytes.
         files: the other files that hold its arrays.
-        has_loops: whether the graph holds loops, whose time no measurement foretells.
+        open_ended: whether the values of its inputs may say how long a run takes, so that no measurement foretells it.
     """
 
     def __init__(self, path: Path, *, external_data: bool, threads: int) -> None:
@@ -64,7 +66,7 @@ class Session:
             "ir_version": proto.ir_version,
             "size": len(content) + sum(file.stat().st_size for file in self.files),
         }
-        self.has_loops = any(node.op_type in ("Loop", "Scan") for node in proto.graph.node) or bool(proto.functions)
+        self.open_ended = _is_open_ended(proto, self.signature)
         del proto
         self._session = _load(str(path.resolve()) if self.files else content, threads)
         self.names = [tensor.name for tensor in self.signature.outputs]
@@ -108,6 +110,21 @@ def _bits(value: Any) -> Array:
     shape = tuple(value.shape())
     count = int(np.prod(shape))
     return np.frombuffer(ctypes.string_at(value.data_ptr(), 2 * count), np.uint16, count).reshape(shape)
+
+
+def _is_open_ended(proto: onnx.ModelProto, signature: Signature) -> bool:
+    operators = set(_operators(proto.graph))
+    counts = any(tensor.datatype.kind == "i" for tensor in signature.inputs)
+    return bool(operators & _LOOPS or (counts and operators & _SIZED_BY_VALUES) or proto.functions)
+
+
+def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+    """The operators of a graph and of the graphs within."""
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _operators(inner)
 
 
 def _parsed(content: bytes) -> onnx.ModelProto:

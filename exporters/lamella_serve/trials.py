@@ -35,7 +35,7 @@ class Trial:
         inputs: the inputs.
         limits: of their values, where the file says them.
         size: of axes whose size is open, but for the rows.
-        integers: what integers without limits are below; None: each is `size`, as lengths are.
+        integers: what integers without limits are below; None: each is about `size`, as lengths are.
     """
 
     inputs: tuple[Tensor, ...]
@@ -64,10 +64,12 @@ class Trial:
         if tensor.datatype.kind == "s":
             return rng.choice(np.array(["a", "bc", "d e"], object), shape)
         if tensor.datatype.kind == "b":
-            return rng.random(shape) < 0.5
+            return np.asarray(rng.random(shape) < 0.5)
         if tensor.datatype.kind == "i":
             if low is None or high is None:
-                low, high = (self.size, self.size + 1) if self.integers is None else (0, self.integers)
+                low, high = (0, self.integers) if self.integers is not None else (self.size, self.size + 1)
+                if self.integers is None and tensor.any_rows:  # rows have their own lengths, none longer than they are
+                    low = (self.size + 1) // 2
             least, most = np.iinfo(tensor.datatype.numpy).min, np.iinfo(tensor.datatype.numpy).max
             drawn = rng.integers(max(int(low), least), min(math.ceil(high), int(most)), shape)
             return np.asarray(drawn.astype(tensor.datatype.numpy))

@@ -1,0 +1,264 @@
+"""Whether requests may be joined: models whose answers depend on the batch are found, and others are not accused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from serving import write
+
+from lamella_serve.model import ServedModel, Settings
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape)
+
+
+def whole(*shape):
+    return np.random.default_rng(0).integers(0, 255, shape).astype("uint8")
+
+
+ROW_BY_ROW = {
+    "perceptron": (
+        "(float[N,8] x) => (float[N,4] y) { h = MatMul(x, a)  r = Relu(h)  z = MatMul(r, b)  y = Softmax(z) }",
+        {"a": normal(8, 16), "b": normal(16, 4)},
+    ),
+    "first axis without a name": ("(float[?,8] x) => (float[?,4] y) { y = MatMul(x, a) }", {"a": normal(8, 4)}),
+    "any number of axes": ("(float[] x) => (float[] y) { y = Relu(x) }", {}),
+    "convolution": (
+        "(float[N,1,8,8] x) => (float[N,3] y) { c = Conv<pads=[1,1,1,1]>(x, k)  r = Relu(c) "
+        "p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r)  f = Flatten(p)  y = MatMul(f, a) }",
+        {"k": normal(4, 1, 3, 3), "a": normal(64, 3)},
+    ),
+    "batch normalization as trained": (
+        "(float[N,3,4,4] x) => (float[N,3,4,4] y) { y = BatchNormalization(x, s, s, s, v) }",
+        {"s": normal(3), "v": normal(3) ** 2},
+    ),
+    "layer normalization": (
+        "(float[N,T,6] x) => (float[N,T,6] y) { y = LayerNormalization(x, s) }",
+        {"s": normal(6)},
+    ),
+    "embedding": (
+        "(int64[N,T] x) => (float[N,4] y) <int64[1] one = {1}> { e = Gather(t, x) y = ReduceMean<keepdims=0>(e, one) }",
+        {"t": normal(30, 4)},  # trial values of 0 to 255 are too large for it
+    ),
+    "recurrent network over the second axis": (
+        "(float[N,T,3] x) => (float[N,5] y) <int64[1] zero = {0}> { t = Transpose<perm=[1,0,2]>(x) "
+        "s, h = LSTM<hidden_size=5>(t, w, r)  y = Squeeze(h, zero) }",
+        {"w": normal(1, 20, 3), "r": normal(1, 20, 5)},
+    ),
+    "attention": (
+        "(float[N,T,8] x) => (float[N,T,8] y) { q = MatMul(x, a)  k = Transpose<perm=[0,2,1]>(x)  s = MatMul(q, k) "
+        "p = Softmax(s)  y = MatMul(p, x) }",
+        {"a": normal(8, 8)},
+    ),
+    "images of any size": (
+        '(float[N,1,H,W] x) => (float[N,1,P,Q] y) <float[4] s = {1, 1, 2, 2}> { y = Resize<mode="linear">(x, , s) }',
+        {},
+    ),
+    "sum along a row": ("(float[N,T] x) => (float[N,T] y) <int64 one = {1}> { y = CumSum(x, one) }", {}),
+    "places of the largest": (
+        "(float[N,8] x) => (float[N,3] v, int64[N,3] i, int64[N] y) <int64[1] k = {3}> { h = MatMul(x, a) "
+        "v, i = TopK(h, k)  y = ArgMax<axis=1, keepdims=0>(h) }",
+        {"a": normal(8, 10)},
+    ),
+    "quantized by fixed scales": (
+        "(float[N,8] x) => (float[N,4] y) <float s = {0.05}, uint8 z = {128}> { q = QuantizeLinear(x, s, z) "
+        "m = MatMulInteger(q, w, z)  f = Cast<to=1>(m)  y = Mul(f, s) }",
+        {"w": whole(8, 4)},
+    ),
+    "lengths that mask rows": (
+        "(float[N,T] x, int64[N] lens) => (float[N,T] y) <int64 zero = {0}, int64 one = {1}, int64[1] axis = {1}> "
+        "{ s = Shape(x)  t = Gather(s, one)  r = Range(zero, t, one)  u = Unsqueeze(lens, axis)  m = Less(r, u) "
+        "z = Cast<to=1>(m)  y = Mul(x, z) }",
+        {},
+    ),
+    "several kinds of inputs": (
+        "(float[N,2] a, int64[N] b, bool[N,1] c) => (float[N,2] s, int64[N] t) "
+        "{ n = Neg(a)  s = Where(c, a, n)  t = Add(b, b) }",
+        {},
+    ),
+    "strings": (
+        '(string[N] x) => (bool[N] y, string[N] z) { y = RegexFullMatch<pattern="[a-z]+">(x)  z = StringConcat(x, x) }',
+        {},
+    ),
+    "values that are not finite": (
+        "(float[N,5] x) => (float[N,5] y, float[N,5] z) { y = Log(x)  z = Exp(x) }",
+        {},
+    ),
+    "half precision": (
+        "(float16[N,8] x) => (float16[N,4] y) { y = MatMul(x, a) }",
+        {"a": normal(8, 4).astype("float16")},
+    ),
+    "double precision": ("(double[N,8] x) => (double[N,8] y) { y = Tanh(x) }", {}),
+    "bfloat16": ("(bfloat16[N,8] x) => (float[N,8] y) { y = Cast<to=1>(x) }", {}),
+}
+
+ON_THE_BATCH = {
+    "softmax over the rows": ("(float[N,4] x) => (float[N,4] y) { y = Softmax<axis=0>(x) }", {}, "depend"),
+    "softmax of scalars": ("(float[N] x) => (float[N] y) { y = Softmax<axis=0>(x) }", {}, "depend"),
+    "sum along the rows": ("(float[N,4] x) => (float[N,4] y) <int64 a = {0}> { y = CumSum(x, a) }", {}, "depend"),
+    "recurrent network over the first axis": (
+        "(float[T,N,3] x) => (float[T,N,5] y) <int64[1] one = {1}> { s, h = LSTM<hidden_size=5>(x, w, r) "
+        "y = Squeeze(s, one) }",
+        {"w": normal(1, 20, 3), "r": normal(1, 20, 5)},
+        "depend",
+    ),
+    "scaled by the loudest": ("(float[N,4] x) => (float[N,4] y) { m = ReduceMax(x)  y = Sub(x, m) }", {}, "depend"),
+    "largest of whole numbers": ("(int64[N,4] x) => (int64[N,4] y) { m = ReduceMax(x)  y = Sub(x, m) }", {}, "depend"),
+    "any of booleans": (
+        "(bool[N] x) => (bool[N] y) { i = Cast<to=6>(x)  m = ReduceMax(i)  b = Cast<to=9>(m)  y = Or(x, b) }",
+        {},
+        "depend",
+    ),
+    "quantized by the batch": (
+        "(float[N,8] x) => (float[N,4] y) { q, s, z = DynamicQuantizeLinear(x)  m = MatMulInteger(q, w, z) "
+        "f = Cast<to=1>(m)  y = Mul(f, s) }",
+        {"w": whole(8, 4)},
+        "depend",
+    ),
+    "normalized by the batch": (
+        "(float[N,3] x) => (float[N,3] y) <int64[1] a = {0}> { m = ReduceMean(x, a)  y = Sub(x, m) }",
+        {},
+        "depend",
+    ),
+    "strings padded to the most words": (
+        '(string[N] x) => (string[N,P] y, int64[N] n) { y, n = StringSplit<delimiter=" ">(x) }',
+        {},
+        "changes its shape",
+    ),
+    "padded to the longest": (
+        "(int64[N] lens) => (bool[N,T] y) <int64 zero = {0}, int64 one = {1}, int64[1] axis = {1}> "
+        "{ m = ReduceMax<keepdims=0>(lens)  r = Range(zero, m, one)  u = Unsqueeze(lens, axis)  y = Less(r, u) }",
+        {},
+        "changes its shape",
+    ),
+    "cut to the longest": (
+        "(float[N,T] x, int64[N] lens) => (float[N,P] y) <int64[1] zero = {0}, int64[1] one = {1}> "
+        "{ m = ReduceMax(lens)  y = Slice(x, zero, m, one) }",
+        {},
+        "changes its shape",
+    ),
+    "divided by the longest": (
+        "(float[N,T] x, int32[N] lens) => (float[N,T] y) { m = ReduceMax(lens)  f = Cast<to=1>(m)  y = Div(x, f) }",
+        {},
+        "depend",
+    ),
+    "sorted rows": (
+        "(float[N,2] x) => (float[N,2] y) { n = Shape<start=0, end=1>(x)  y, i = TopK<axis=0>(x, n) }",
+        {},
+        "depend",
+    ),
+    "rows in reverse": (
+        "(float[N,2] x) => (float[N,2] y) <int64[1] last = {-1}, int64[1] end = {-99}, int64[1] axis = {0}> "
+        "{ y = Slice(x, last, end, axis, last) }",
+        {},
+        "depend",
+    ),
+    "the place of a row": (
+        "(float[N,2] x) => (float[N,2] y) <int64 zero = {0}, int64 one = {1}, int64[1] axis = {1}> "
+        "{ n = Shape<start=0, end=1>(x)  m = Squeeze(n)  r = Range(zero, m, one)  f = Cast<to=1>(r) "
+        "u = Unsqueeze(f, axis)  y = Add(x, u) }",
+        {},
+        "depend",
+    ),
+    "the number of rows": (
+        "(float[N,4] x) => (float[N,4] y) <int64 four = {4}> { n = Shape<start=0, end=1>(x)  m = Squeeze(n) "
+        "c = Greater(m, four)  y = If(c) <then_branch = t () => (float[N,4] a) { a = Neg(x) }, "
+        "else_branch = e () => (float[N,4] b) { b = Identity(x) }> }",
+        {},
+        "depend",
+    ),
+    "each row with each": (
+        "(float[N,4] x) => (float[N,M] y) { t = Transpose(x)  y = MatMul(x, t) }",
+        {},
+        "changes its shape",
+    ),
+    "random numbers": (
+        "(float[N,4] x) => (float[N,4] y) { r = RandomNormalLike(x)  y = Add(x, r) }",
+        {},
+        "equal requests get different answers",
+    ),
+    "random numbers from a seed": (
+        "(float[N,4] x) => (float[N,4] y) { r = RandomNormalLike<seed=1.0>(x)  y = Add(x, r) }",
+        {},
+        "equal requests get different answers",
+    ),
+    "places that are not 0": (
+        "(float[N,2] x) => (int64[D,K] y) { y = NonZero(x) }",
+        {},
+        "of 1 row has the shape [2, 2]",
+    ),
+    "distinct rows": ("(int64[N] x) => (int64[K] y) { y = Unique(x) }", {}, "of 6 rows has the shape"),
+    "one row is none": ("(float[N,1,M] x) => (float[N,M] y) { y = Squeeze(x) }", {}, "of 1 row has the shape [16]"),
+    "all rows in one": (
+        "(float[N,4] x) => (float[M,K] y) { y = Flatten<axis=0>(x) }",
+        {},
+        "of 6 rows has the shape [1, 24]",
+    ),
+    "each row twice": (
+        "(float[N,4] x) => (float[M,4] y) { y = Concat<axis=0>(x, x) }",
+        {},
+        "of 1 row has the shape [2, 4]",
+    ),
+    "the shape": ("(float[N,4] x) => (int64[M] y) { y = Shape(x) }", {}, "of 1 row has the shape [2]"),
+    "rows on the second axis": (
+        "(float[7,N,3] x) => (float[7,N,3] y) { y = Relu(x) }",
+        {},
+        "input 'x' has no first axis of any size",
+    ),
+    "a fixed number of rows": (
+        "(float[3,4] x) => (float[3,4] y) { y = Relu(x) }",
+        {},
+        "input 'x' has no first axis of any size",
+    ),
+    "a scalar beside the rows": (
+        "(float[N,4] x, float s) => (float[N,4] y) { y = Mul(x, s) }",
+        {},
+        "input 's' has no first axis of any size",
+    ),
+    "a sum over all": (
+        "(float[N,4] x) => (float[N,4] y, float s) { y = Relu(x)  s = ReduceSum<keepdims=0>(x) }",
+        {},
+        "output 's' has no first axis of any size",
+    ),
+    "nothing": ("() => (float[N] y) <float[2] c = {1, 2}> { y = Identity(c) }", {}, "no inputs"),
+}
+
+
+def examined(path, graph, weights, **options):
+    return ServedModel("model", 1, write(path / "model.onnx", f"g {graph}", weights), Settings(), **options).verdict
+
+
+@pytest.mark.parametrize("name", ROW_BY_ROW)
+def test_models_whose_rows_are_their_own_are_joined(tmp_path, name):
+    verdict = examined(tmp_path, *ROW_BY_ROW[name])
+    assert verdict.joined, verdict.reason
+    assert verdict.reason == (
+        "answers do not depend on the batch: 6 rows of scales 0 to 1000 gave the same alone and side by side"
+    )
+
+
+@pytest.mark.parametrize("name", ON_THE_BATCH)
+def test_models_whose_answers_depend_on_the_batch_are_not_joined(tmp_path, name):
+    graph, weights, reason = ON_THE_BATCH[name]
+    verdict = examined(tmp_path, graph, weights)
+    assert not verdict.joined
+    assert reason in verdict.reason
+
+
+def test_a_model_that_no_trial_input_fits_is_not_joined(tmp_path):
+    graph = "(float[N,K] x) => (float[N,7,11] y) { s = Constant<value_ints=[-1, 7, 11]>()  y = Reshape(x, s) }"
+    verdict = examined(tmp_path, graph, {})
+    assert (verdict.joined, "not checked, since no inputs were found" in verdict.reason) == (False, True)
+    assert "Reshape" in verdict.reason
+
+
+def test_a_model_that_fails_for_several_rows_is_not_joined(tmp_path):
+    graph = "(float[N,8] x) => (float[N,8] y) { s = Constant<value_ints=[1, 8]>()  y = Reshape(x, s) }"
+    verdict = examined(tmp_path, graph, {})
+    assert (verdict.joined, "rows that work alone fail together" in verdict.reason) == (False, True)
+
+
+def test_a_configuration_may_say_that_requests_are_not_joined(tmp_path):
+    verdict = examined(tmp_path, *ROW_BY_ROW["perceptron"], max_batch_size=0)
+    assert (verdict.joined, verdict.reason) == (False, "its configuration says max_batch_size: 0")
