@@ -34,8 +34,13 @@ class Verdict:
     reason: str
 
 
-def examine(session: Session, trial: Trial) -> Verdict:
-    """Run rows of very different scale alone and side by side, and compare."""
+def examine(session: Session, trial: Trial | None, why: str) -> Verdict:
+    """Run rows of very different scale alone and side by side, and compare.
+
+    Arguments:
+        trial: inputs that the model answers, or None.
+        why: why there are none.
+    """
     signature = session.signature
     for what, tensors in (("input", signature.inputs), ("output", signature.outputs)):
         for tensor in tensors:
@@ -43,6 +48,8 @@ def examine(session: Session, trial: Trial) -> Verdict:
                 return Verdict(False, f"{what} {tensor.name!r} has no first axis of any size")
     if not signature.inputs:
         return Verdict(False, "the model has no inputs")
+    if trial is None:
+        return Verdict(False, f"not checked, since no inputs were found that the model answers ({why})")
     try:
         return _compared(session, trial)
     except Refusal as error:
@@ -69,6 +76,12 @@ def _compared(session: Session, trial: Trial) -> Verdict:
             return Verdict(False, said)
         if (said := _differ(session, order, together, alone)) is not None:
             return Verdict(False, f"answers depend on the batch: {said} beside others")
+    if all(
+        _distance(one, answers[k], alone[0][k]) is None
+        for k, one in enumerate(session.signature.outputs)
+        for answers in alone.values()
+    ):
+        return Verdict(False, "not checked, since all inputs that were tried get equal answers")
     return Verdict(
         True,
         f"answers do not depend on the batch: {len(scales)} rows of scales {min(scales):g} to {max(scales):g} gave "

@@ -77,7 +77,7 @@ class ServedModel:
         limits = settings.limits
         threads = max(1, available_cores() // limits.instances)
         self.session = Session(path, external_data=settings.external_data, threads=threads)
-        self.ranges = limits_of(self.session.metadata)
+        self.ranges = limits_of(self.session.metadata, self.session.signature.inputs)
         trial, said = first_that_runs(self.session, self.ranges)
         self.seconds = None if trial is None else _timed(self.session, trial)
         self.example = None if trial is None else trial.draw([1.0])
@@ -99,9 +99,7 @@ class ServedModel:
     def _judged(self, trial: Trial | None, said: str, max_batch_size: int | None) -> Verdict:
         if max_batch_size == 0:
             return Verdict(False, "its configuration says max_batch_size: 0")
-        if trial is None:
-            return Verdict(False, f"not checked, since no inputs were found that the model answers ({said})")
-        return examine(self.session, trial)
+        return examine(self.session, trial, said)
 
     def _own_labels(self) -> dict[str, tuple[str, ...]]:
         """The labels in the file's metadata, of each output whose last axis has as many places."""

@@ -8,6 +8,7 @@ from importlib.resources.abc import Traversable
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -74,7 +75,9 @@ def _tensor(tensor: Tensor, **more: Any) -> dict[str, Any]:
 
 
 def _limit(model: ServedModel, name: str, end: int) -> float | None:
-    return model.ranges[name][end] if name in model.ranges else None
+    if name not in model.ranges:
+        return None
+    return float((np.min, np.max)[end](model.ranges[name][end]))
 
 
 def _report(model: ServedModel) -> Any:
