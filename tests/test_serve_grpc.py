@@ -440,8 +440,10 @@ def test_a_cancelled_run_is_stopped_and_one_that_waits_never_runs(tmp_path):
         client = server.client
         infer = client.method("ModelInfer")
         calls = [infer.future(asked("loop", n=np.array(LONG)), timeout=20) for _ in range(5)]
-        client.arrived()
-        assert len(server.model("loop").queue) == 4
+        deadline = time.monotonic() + 10
+        while len(server.model("loop").queue) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         last = infer.future(asked("loop", n=np.array(7)), timeout=20)
         for call in calls:
             call.cancel()
