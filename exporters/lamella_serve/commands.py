@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ def _configure_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    # The first process of a container ignores the signal unless it has a handler; uvicorn sets one later.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with _told_what_is_missing():
         from lamella_serve import application, logs
         from lamella_serve.server import Address, is_loopback, run
