@@ -828,3 +828,20 @@ def test_a_saved_model_is_exported_by_a_command(tmp_path, capsys):
     assert cli.main(["export", str(tmp_path / "nowhere"), str(file)]) == 2
     assert cli.main(["export", str(saved), str(tmp_path / "nowhere" / "model.onnx")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize("module", ["lamella_onnx.runtime", "lamella_serve.session", "lamella_onnx.commands"])
+def test_onnxruntime_reports_nothing(module, tmp_path):
+    """What it is going to report stands in a folder of the user's home."""
+    code = f"""
+import {module}, numpy, onnxruntime
+from onnx import TensorProto, helper
+x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+"""
+    clean = {key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    clean |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], env=clean, check=True)
+    assert list(tmp_path.rglob("*")) == []

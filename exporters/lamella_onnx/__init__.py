@@ -8,6 +8,7 @@
 (True, True)
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from lamella_onnx.tracer.dims import TraceError
     from lamella_onnx.training.export import export_training_step
     from lamella_onnx.training.session import TrainingSession
+
+# From 1.29 on, onnxruntime reports what it loads to its makers, unless it is told not to before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "ParityError",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import lamella_onnx  # noqa: F401  # before onnxruntime, which it keeps from reporting what is served
 from lamella.errors import did_you_mean
 
 if TYPE_CHECKING:
