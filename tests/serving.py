@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import copy
 import gzip
 import json
 import math
+import os
+import random
 import struct
-import weakref
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +23,8 @@ from onnx import numpy_helper
 
 import lamella_serve
 
+SEED = int(os.environ.get("LAMELLA_SEED", random.randrange(10**6)))
+TIMES = int(os.environ.get("LAMELLA_TIMES", "1"))  # more of everything that is random
 PATIENCE = 20.0  # seconds that an answer may take
 HEAD = '<ir_version: 10, opset_import: ["": 21]> '
 
@@ -57,6 +61,10 @@ def write(path: Path, graph: str, weights: Mapping[str, Any] | None = None, **me
     return path
 
 
+_RUNNER = asyncio.Runner()
+atexit.register(_RUNNER.close)
+
+
 class Reply(NamedTuple):
     """What came back."""
 
@@ -78,13 +86,12 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """Asks an application, one request after another or several at a time."""
+    """Asks an application, one request after another or several at a time. All clients share an event loop."""
+
+    run = _RUNNER.run
 
     def __init__(self, *paths: Path, **options: Any) -> None:
         self.application = lamella_serve.application(*paths, **options)
-        runner = asyncio.Runner()
-        self.run = runner.run
-        weakref.finalize(self, runner.close)
 
     def get(self, path: str, **headers: str) -> Reply:
         return self.ask("GET", path, **headers)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import gzip
 import json
+import logging
 import time
 
 import numpy as np
@@ -15,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from lamella.version import __version__
+from lamella_serve import logs
 
 LABELS = ["ant", "bee", "cat"]
 DIGITS = "g (float[N,3] x) => (float[N,3] p) { p = Identity(x) }"
@@ -479,3 +482,27 @@ def test_metrics_are_prometheus_text(tmp_path):
     assert samples["lamella_batch_rows_sum",] == 5
     assert samples["lamella_queue_requests",] == 0
     assert client.get("/metrics", accept="application/openmetrics-text; version=1.0.0").body.endswith(b"# EOF\n")
+
+
+def test_each_request_is_logged_if_that_is_asked_for(client, guarded, caplog):
+    with caplog.at_level(logging.INFO, "lamella_serve.access"):
+        client.get("/v2/models/digits")
+        client.infer("digits", b"")
+        guarded.get("/v2")
+    told = [(record.call, record.status) for record in caplog.records]
+    assert told == [("GET /v2/models/digits", 200), ("POST /v2/models/digits/infer", 400), ("GET /v2", 401)]
+    assert all(record.milliseconds > 0 for record in caplog.records)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_event_is_one_line_of_the_log(as_json):
+    record = logging.makeLogRecord({"name": "lamella_serve", "levelname": "INFO", "msg": "answered"})
+    record.call, record.status, record.nothing = "GET /a\n\x1b[2Jb", 200, None
+    line = logs._Lines(as_json=as_json).format(record)
+    assert line.isprintable()
+    if as_json:
+        told = json.loads(line)
+        assert datetime.datetime.fromisoformat(told.pop("time")).timestamp() == pytest.approx(record.created, abs=1e-3)
+        assert told == {"level": "info", "event": "answered", "call": record.call, "status": 200, "nothing": None}
+    else:
+        assert line.endswith("info    answered  call='GET /a\\n\\x1b[2Jb'  status=200")

@@ -5,15 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import random
 
 import numpy as np
 import pytest
-from serving import DATATYPES, PACK, Client, in_binary, one, packed, read, tensor, values, write
-
-SEED = int(os.environ.get("LAMELLA_SEED", random.randrange(10**6)))
-TIMES = int(os.environ.get("LAMELLA_TIMES", "1"))  # more of everything that is random
+from serving import DATATYPES, PACK, SEED, TIMES, Client, in_binary, one, packed, read, tensor, values, write
 
 NAN, INFINITY = math.nan, math.inf
 

@@ -61,12 +61,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         token=token,
         local=is_loopback(arguments.host),
         external_data=arguments.external_data,
-        max_batch_size=arguments.max_batch_size,
+        max_batch_size=positive(arguments.max_batch_size, "--max-batch-size"),
         batch_delay=number(arguments.batch_delay, "--batch-delay", minimum=0.0) / 1e3,
-        instances=arguments.instances,
-        max_queue=arguments.max_queue,
+        instances=positive(arguments.instances, "--instances"),
+        max_queue=positive(arguments.max_queue, "--max-queue"),
         max_body=positive(round(number(arguments.max_body, "--max-body", above=0.0) * 1e6), "--max-body"),
-        timeout=arguments.timeout,
+        timeout=number(arguments.timeout, "--timeout", above=0.0),
     )
     run(app, address, lambda bound: _show(app.state.repository, bound))
     return 0
@@ -105,10 +105,10 @@ def _told_what_is_missing() -> Iterator[None]:
 
 
 def _token(path: Path) -> str:
-    token = path.read_text().strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+    token = path.read_bytes().strip()
+    if not token or not all(0x21 <= byte <= 0x7E for byte in token):
         raise ArgumentError(f"--token-file {path}: expected one word of printable ASCII")
-    return token
+    return token.decode()
 
 
 def _show(repository: Repository, address: Address) -> None:

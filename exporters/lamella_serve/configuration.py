@@ -109,6 +109,8 @@ def given_by(folder: Path) -> Given:
     kind = config.platform or config.backend
     if kind not in ("", PLATFORM, "onnxruntime"):
         raise DataError(f"config.pbtxt is for {kind!r}; this server runs models of onnxruntime only")
+    if config.max_batch_size < 0:
+        raise DataError(f"config.pbtxt says max_batch_size: {config.max_batch_size}; expected 0 or more")
     file = config.default_model_filename or "model.onnx"
     if Path(file).name != file:
         raise DataError(f"config.pbtxt names the file {file!r}; expected one in the folder of a version")

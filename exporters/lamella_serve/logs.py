@@ -8,7 +8,9 @@ import logging
 import sys
 from typing import Any
 
-__all__ = ["set_up"]
+__all__ = ["answered", "of_requests", "set_up"]
+
+of_requests = logging.getLogger("lamella_serve.access")
 
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
 
@@ -30,9 +32,26 @@ class _Lines(logging.Formatter):
             head = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage()}
             return json.dumps({**head, **known}, default=str, ensure_ascii=False)
         traceback = known.pop("traceback", None)
-        said = "  ".join(f"{key}={value}" for key, value in known.items() if value is not None)
+        said = "  ".join(f"{key}={_printable(value)}" for key, value in known.items() if value is not None)
         line = f"{time.astimezone():%H:%M:%S} {record.levelname.lower():7} {record.getMessage()}  {said}".rstrip()
         return line if traceback is None else f"{line}\n{traceback}"
+
+
+def _printable(value: Any) -> str:
+    """A value as it can't be taken for another line, or command the terminal."""
+    said = str(value)
+    return said if said.isprintable() else repr(said)
+
+
+def answered(call: str, status: int, ns: int) -> None:
+    """Log a request.
+
+    Arguments:
+        call: what was asked for.
+        status: the HTTP status of the answer, or what would be.
+        ns: nanoseconds that it took.
+    """
+    of_requests.info("answered", extra={"call": call, "status": status, "milliseconds": round(ns / 1e6, 3)})
 
 
 def set_up(*, access: bool) -> None:

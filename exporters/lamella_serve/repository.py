@@ -36,7 +36,7 @@ def _unavailable(versions: Iterable[int], reason: str) -> _Entry:
 
 
 class Repository:
-    """The models at some paths. Reading is for the event loop; loading may take place on another thread."""
+    """The models at some paths. All but the loading of files is for the event loop."""
 
     def __init__(self, paths: Sequence[Path], settings: Settings) -> None:
         """Load all models.
@@ -116,22 +116,27 @@ class Repository:
         """
         if parameters:
             raise Refusal(400, "this server loads models from its own folders, as they are there: send no parameters")
-        await asyncio.to_thread(self._load, name)
+        entry, reason = await asyncio.to_thread(self._load, name)
+        before = self._entries.get(name)
+        if entry.versions or before is None or not before.versions:
+            self._entries[name] = entry
+        if reason is not None:
+            raise Refusal(400, f"model {name!r} can't be loaded: {reason}")
 
-    def _load(self, name: str) -> None:
+    def _load(self, name: str) -> tuple[_Entry, str | None]:
+        """What is at a model's place, and why it can't be served."""
         with self._loading:
-            place = None
             try:
                 place = find(self._paths).get(name)
                 if place is None:
                     raise Refusal(404, f"there is no model {name!r} at the paths that this server was started with")
-                self._entries[name] = self._loaded(place)
+                versions = place.versions()
             except (DataError, OSError) as error:
-                reason = in_one_line(error)
-                entry = self._entries.get(name)
-                if place is not None and (entry is None or not entry.versions):
-                    self._entries[name] = _unavailable(place.versions(), reason)
-                raise Refusal(400, f"model {name!r} can't be loaded: {reason}") from error
+                raise Refusal(400, f"model {name!r} can't be loaded: {in_one_line(error)}") from error
+            try:
+                return self._loaded(place), None
+            except DataError as error:
+                return _unavailable(versions, in_one_line(error)), in_one_line(error)
 
     async def unload(self, name: str) -> None:
         """Forget a model; what waits for it is still answered.

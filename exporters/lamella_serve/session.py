@@ -72,6 +72,8 @@ class Session:
         self.names = [tensor.name for tensor in self.signature.outputs]
         tensors = (*self.signature.inputs, *self.signature.outputs)
         self._needs_values = any(tensor.datatype is _BF16 for tensor in tensors)
+        if self._needs_values and any(tensor.datatype.kind == "s" for tensor in tensors):
+            raise DataError("it has tensors of BF16 beside strings, which can't go into onnxruntime together")
 
     def run(self, feeds: Mapping[str, Array], stop: Any = None) -> list[Array]:
         """Return all outputs.

@@ -76,7 +76,8 @@ def _tensor(what: str, value: onnx.ValueInfoProto) -> Tensor:
         fix = ""
         if what == "output" and kind in ("sequence_type", "map_type"):
             fix = "; models of scikit-learn give arrays when they are converted with options={'zipmap': False}"
-        raise DataError(f"{what} {value.name!r} is a {said}, and the protocol knows tensors only{fix}")
+        article = "an" if said[0] in "aeiou" else "a"
+        raise DataError(f"{what} {value.name!r} is {article} {said}, and the protocol knows tensors only{fix}")
     tensor = value.type.tensor_type
     datatype = of_onnx(tensor.elem_type)
     if datatype is None:

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
+from lamella_serve import logs
 from lamella_serve.access import Access
 from lamella_serve.configuration import configuration
 from lamella_serve.description import metadata, server_metadata, statistics
@@ -81,7 +82,7 @@ class Service:
         try:
             self._access.check_token(_authorization(call.invocation_metadata))
         except Refusal as error:
-            return _refusing(error)
+            return _refusing(call.method.rpartition("/")[2], error)
         return handler
 
     def end(self) -> None:
@@ -95,11 +96,14 @@ class Service:
         request, response = message(f"{name}Request", service), message(f"{name}Response", service)
 
         async def handle(_: Any, context: Any) -> bytes:
+            began = time.perf_counter_ns()
             try:
                 said = await call(_parsed(request, await self._read(context)))
                 if isinstance(said, dict):
                     said = ParseDict(said, response())
-                return said.SerializeToString()  # type: ignore[no-any-return]
+                content: bytes = said.SerializeToString()
+                logs.answered(name, 200, time.perf_counter_ns() - began)
+                return content
             except Refusal as error:
                 refusal = error
             except grpc.aio.BaseError:  # the client has gone
@@ -107,6 +111,7 @@ class Service:
             except Exception:
                 _log.exception("failed", extra={"call": name})
                 refusal = Refusal(500, FAILED)
+            logs.answered(name, refusal.status, time.perf_counter_ns() - began)
             return await _refuse(context, refusal)  # type: ignore[no-any-return]  # it raises
 
         return grpc.stream_unary_rpc_method_handler(handle)
@@ -192,13 +197,15 @@ class Service:
         """Answer requests one after another, those that are refused too."""
         while (content := await self._next(context)) is not grpc.aio.EOF:
             said = message("ModelStreamInferResponse")()
+            began, status = time.perf_counter_ns(), 200
             try:
                 request = _parsed(message("ModelInferRequest"), content)
                 said.infer_response.id = request.id
                 said.infer_response.CopyFrom(await self._infer(request))
                 said.infer_response.parameters["triton_final_response"].bool_param = True
             except Refusal as error:
-                said.error_message = error.words
+                said.error_message, status = error.words, error.status
+            logs.answered("ModelStreamInfer", status, time.perf_counter_ns() - began)
             await context.write(said.SerializeToString())
 
     async def _next(self, context: Any) -> Any:
@@ -229,10 +236,11 @@ def _parsed(kind: Any, content: bytes) -> Any:
         raise Refusal(400, f"the request is no {kind.DESCRIPTOR.name}: {error}") from None
 
 
-def _refusing(error: Refusal) -> Any:
+def _refusing(name: str, error: Refusal) -> Any:
     """What handles a call that is not answered, whatever its request."""
 
     async def handle(_: Any, context: Any) -> Any:
+        logs.answered(name, error.status, 0)
         return await _refuse(context, error)
 
     return grpc.stream_unary_rpc_method_handler(handle)

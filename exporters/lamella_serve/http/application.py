@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lamella_serve import logs
 from lamella_serve.access import Access
 from lamella_serve.configuration import configuration
 from lamella_serve.description import metadata, server_metadata, statistics
@@ -82,6 +83,18 @@ def _json(value: Any) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
 
 
+def _logged(scope: Any, send: Any) -> Any:
+    """A `send` that logs the request once it is answered."""
+    began = time.perf_counter_ns()
+
+    async def send_and_log(message: Any) -> None:
+        await send(message)
+        if message["type"] == "http.response.start":
+            logs.answered(f"{scope['method']} {scope['path']}", message["status"], time.perf_counter_ns() - began)
+
+    return send_and_log
+
+
 class _Guard:
     """Lets through who may come in: with the token if there is one, and from no page of another site."""
 
@@ -92,6 +105,8 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if logs.of_requests.isEnabledFor(logging.INFO):
+            send = _logged(scope, send)
         headers = dict(scope["headers"])
         refused = None
         if (b"origin" in headers or b"sec-fetch-site" in headers) and self._is_foreign(headers):
@@ -225,7 +240,7 @@ class _Endpoints:
         try:
             content = await bodies.read(request.receive, headers, self._access.max_body, self._access.timeout)
         except bodies.Gone:
-            return {}
+            raise Refusal(400, "the client has gone") from None  # and reads no answer; what it asked for is not done
         return parse(content) if content.strip() else {}
 
     async def metrics(self, request: Request) -> Response:

@@ -237,7 +237,7 @@ def _parameters(given: dict[str, Any], what: str) -> dict[str, Any]:
     for name, value in parameters.items():
         if type(value) not in (bool, int, float, str):
             raise Refusal(
-                400, f"{what}: parameter {name!r}: expected a string, a number or a boolean, got {_named(value)}"
+                400, f"{what}: parameter {shown(name)}: expected a string, a number or a boolean, got {_named(value)}"
             )
     return parameters
 
