@@ -298,6 +298,19 @@ def test_a_request_that_takes_too_long_is_told_so_and_its_run_is_stopped():
     assert len(model.ran) == 2  # what had no turn was never begun
 
 
+def test_a_request_that_waits_for_others_too_long_is_told_so():
+    model = Model()
+
+    async def main():
+        began = time.monotonic()
+        with pytest.raises(Refusal, match=r"had no turn within 0.2 seconds"):
+            await job(model.queue(delay=10.0, timeout=0.2), 0)
+        assert time.monotonic() - began < 5
+
+    asyncio.run(main())
+    assert model.ran == []
+
+
 def test_a_run_goes_on_while_somebody_waits_for_it():
     model = Model()
 

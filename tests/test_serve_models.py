@@ -56,9 +56,9 @@ def refused(*paths, **options):
 
 
 def test_a_file_is_a_model_of_its_name(tmp_path):
-    client = Client(plus(tmp_path, 1, "my digits.v2.onnx"))
-    assert index(client) == {"my digits.v21": ("READY", None)}
-    assert answer(client, "my digits.v2") == answer(client, "my digits.v2", "1") == [1, 2, 3]
+    client = Client(plus(tmp_path, 1, "grüne Ziffern.v2.onnx"))
+    assert index(client) == {"grüne Ziffern.v21": ("READY", None)}
+    assert answer(client, "grüne Ziffern.v2") == answer(client, "grüne Ziffern.v2", "1") == [1, 2, 3]
 
 
 def test_a_folder_holds_a_model_for_each_file(tmp_path):
@@ -472,6 +472,22 @@ def test_a_model_that_can_t_be_loaded_anew_stays(client, tmp_path):
     (tmp_path / "digits.onnx").unlink()
     assert load(client).status == 404
     assert answer(client, "digits") == [1, 2, 3]
+
+
+def test_the_index_tells_why_a_model_is_not_there(tmp_path):
+    plus(tmp_path / "good" / "1", 1)
+    client = Client(tmp_path, local=True)
+    (tmp_path / "broken" / "7").mkdir(parents=True)
+    (tmp_path / "broken" / "7" / "model.onnx").write_bytes(b"damaged")
+    assert index(client) == {"broken": (None, None), "good1": ("READY", None)}
+    assert load(client, "broken").status == 400
+    state, reason = index(client)["broken7"]
+    assert (state, "this is no ONNX file" in reason) == ("UNAVAILABLE", True)
+    assert reason in client.get("/v2/models/broken").error
+    assert list(index(client, ready=True)) == ["good1"]
+    plus(tmp_path / "broken" / "7", 7)
+    assert load(client, "broken").status == 200
+    assert answer(client, "broken") == [7, 8, 9]
 
 
 def test_versions_come_and_go_with_the_folders(tmp_path):

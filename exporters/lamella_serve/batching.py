@@ -115,6 +115,8 @@ class Queue:
         kind = tuple([x.shape[1:] for x in inputs.values()]) if self._joins else None
         job = _Job(inputs, rows, kind, loop.create_future())
         self._waiting.append(job)
+        if self._watch is None:
+            self._keep_watch()
         if self._joins and self._limits.delay:
             self._wait_for_more(loop)
         elif self._scheduled is None and len(self._running) < self._limits.instances:
@@ -204,7 +206,6 @@ class Queue:
                 self._scheduled = loop.call_soon(self._next)
 
         loop.run_in_executor(_threads, work)
-        self._keep_watch()
 
     def _ran(self, jobs: list[_Job], stop: Any) -> list[_Ran]:
         """Run some requests, together if that works, so that none fails for another's inputs."""
@@ -243,7 +244,7 @@ class Queue:
 
     def _keep_watch(self) -> None:
         """See to it that a request which takes too long is told so."""
-        if self._watch is None and (self._running or self._waiting):
+        if self._running or self._waiting:
             oldest = min(job.arrived for job in (*self._waiting, *itertools.chain(*self._running)))
             wait = self._limits.timeout - (_now() - oldest) / 1e9
             self._watch = asyncio.get_running_loop().call_later(max(wait, 0.05), self._expire)
