@@ -27,10 +27,12 @@ from serving import DATATYPES, packed, write
 import lamella_serve
 from lamella import cli
 from lamella_serve import description
+from lamella_serve.batching import Limits, Queue
 from lamella_serve.configuration import configuration
 from lamella_serve.grpc import service
 from lamella_serve.grpc.server import GrpcServer
 from lamella_serve.protocol import HEALTH, SERVICE, message
+from lamella_serve.statistics import Statistics
 
 PROTOCOL = Path(lamella_serve.__file__).parent / "protocol"
 GRAPHS = {
@@ -97,13 +99,15 @@ class Running:
         self.loop = uvicorn.Config(self.application).get_loop_factory()()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
-        self.server = self.run(self._make())
-        self.client = Client(self.run(self.server.start("127.0.0.1:0")))
+        self.server = self.run(self.make())
+        self.port = self.run(self.server.start("127.0.0.1:0"))
+        self.client = Client(self.port)
 
     def run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
 
-    async def _make(self):
+    async def make(self):
+        """Another server of the same models."""
         return GrpcServer(self.application.state.repository, self.application.state.access)
 
     def model(self, name):
@@ -361,6 +365,8 @@ def test_a_failure_of_the_server_is_logged_and_tells_clients_nothing(client, mon
     assert client.counted("same").inference_stats.fail.count == failed + 1
     with refused("INTERNAL", "its log says how"):
         client.call("ServerMetadata")
+    answers = list(client.stream([asked("same", x=floats([1]))] * 2))
+    assert [answer.error_message for answer in answers] == ["this server failed; its log says how"] * 2
 
 
 def test_statistics_count_what_was_answered_and_what_was_refused(tmp_path):
@@ -439,6 +445,46 @@ def test_a_stream_answers_in_order_and_survives_requests_that_are_refused(client
         assert answer.infer_response.parameters["triton_final_response"].bool_param
 
 
+def test_a_stream_that_its_client_cancels_ends_without_a_word(server, caplog):
+    going = threading.Event()
+
+    def requests():
+        yield asked("same", x=floats([1]))
+        going.wait(20)
+
+    stream = server.client.stream(requests())
+    next(stream)
+    stream.cancel()
+    going.set()
+    deadline = time.monotonic() + 20
+    while server.server._service._idle:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.client.call("ServerLive")
+    assert caplog.records == []
+
+
+def test_a_request_that_is_cancelled_before_its_turn_is_not_run():
+    ran = []
+
+    def run(inputs, stop):
+        ran.append(len(inputs["x"]))
+        return [inputs["x"]]
+
+    async def ask(joins):
+        queue = Queue(run, Limits(), Statistics(), joins=joins, seconds_per_element=1e-9)
+        waiting = [queue.answer({"x": floats(*[[1]] * rows)}, rows) for rows in (1, 2, 4, 8)]
+        waiting[0].cancel()
+        waiting[2].cancel()
+        await asyncio.gather(waiting[1], waiting[3])
+
+    asyncio.run(ask(joins=True))
+    assert ran == [10]
+    ran.clear()
+    asyncio.run(ask(joins=False))
+    assert ran == [2, 8]
+
+
 def test_a_cancelled_run_is_stopped_and_one_that_waits_never_runs(tmp_path):
     with running(models(tmp_path, "loop")) as server:
         client = server.client
@@ -497,9 +543,8 @@ def test_answers_of_calls_at_a_time_are_each_their_own(server):
 
 
 def test_garbage_on_a_connection_hurts_nobody_else(server):
-    port = server.client.channel._channel.target().decode().rpartition(":")[2]
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 5000):
-        with socket.create_connection(("127.0.0.1", int(port))) as connection:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(garbage)
     assert server.client.call("ServerReady").ready
 
@@ -534,10 +579,11 @@ def test_a_call_that_does_not_end_in_time_is_given_up(tmp_path):
 
 
 def test_a_port_that_is_taken_is_an_error(tmp_path):
-    with running(models(tmp_path, "same")) as server, socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"gRPC can't listen on 127.0.0.1:{port}"):
-            server.run(GrpcServer.start(server.run(server._make()), f"127.0.0.1:{port}"))
+    with running(models(tmp_path, "same")) as server:
+        address = f"127.0.0.1:{server.port}"
+        another = server.run(server.make())
+        with pytest.raises(OSError, match=f"gRPC can't listen on {address}"):
+            server.run(another.start(address))
 
 
 def test_the_command_serves_both_and_answers_what_it_accepted_when_it_ends(tmp_path):

@@ -216,9 +216,8 @@ class Service:
         try:
             if not self._ending:
                 return await context.read()
-        except asyncio.CancelledError:
-            if not self._ending:
-                raise
+        except asyncio.CancelledError:  # by `end`, or by the client, who hears nothing of what follows
+            pass
         finally:
             self._idle.discard(task)
         return await _refuse(context, Refusal(503, ENDING))
