@@ -201,7 +201,7 @@ def test_a_head_that_takes_too_long_is_refused(serve, before):
     client = server.client(post() * before)
     assert len(answers(client, before)) == before
     seconds = send_until_answered(client, b"GET /", b"a")
-    assert 0.2 < seconds < 2
+    assert 0.2 < seconds < 10
     [(status, told)] = answers(client)
     assert status == 408
     assert "head" in told["error"]
@@ -218,7 +218,7 @@ def test_silence_ends_the_connection(serve, before, sent, statuses):
     start = time.monotonic()
     client.sendall(sent)
     assert [status for status, _ in answers(client)] == statuses
-    assert 0.2 < time.monotonic() - start < 2
+    assert 0.2 < time.monotonic() - start < 10
 
 
 @pytest.mark.usefixtures("impatient")

@@ -27,12 +27,10 @@ from serving import DATATYPES, packed, write
 import lamella_serve
 from lamella import cli
 from lamella_serve import description
-from lamella_serve.batching import Limits, Queue
 from lamella_serve.configuration import configuration
 from lamella_serve.grpc import service
 from lamella_serve.grpc.server import GrpcServer
 from lamella_serve.protocol import HEALTH, SERVICE, message
-from lamella_serve.statistics import Statistics
 
 PROTOCOL = Path(lamella_serve.__file__).parent / "protocol"
 GRAPHS = {
@@ -462,27 +460,6 @@ def test_a_stream_that_its_client_cancels_ends_without_a_word(server, caplog):
         time.sleep(0.01)
     server.client.call("ServerLive")
     assert caplog.records == []
-
-
-def test_a_request_that_is_cancelled_before_its_turn_is_not_run():
-    ran = []
-
-    def run(inputs, stop):
-        ran.append(len(inputs["x"]))
-        return [inputs["x"]]
-
-    async def ask(joins):
-        queue = Queue(run, Limits(), Statistics(), joins=joins, seconds_per_element=1e-9)
-        waiting = [queue.answer({"x": floats(*[[1]] * rows)}, rows) for rows in (1, 2, 4, 8)]
-        waiting[0].cancel()
-        waiting[2].cancel()
-        await asyncio.gather(waiting[1], waiting[3])
-
-    asyncio.run(ask(joins=True))
-    assert ran == [10]
-    ran.clear()
-    asyncio.run(ask(joins=False))
-    assert ran == [2, 8]
 
 
 def test_a_cancelled_run_is_stopped_and_one_that_waits_never_runs(tmp_path):
