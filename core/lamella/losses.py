@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import flag, number
 from lamella.backends import Backend, get_backend
 from lamella.errors import ArgumentError, DataError, LayerError
@@ -63,6 +63,8 @@ class Loss(Configured):
     >>> Quartic()(np.array([[1.0, 3.0]]), [[1, 1]])
     array([8.])
     """
+
+    _elsewhere = elsewhere.LOSS
 
     on_logits: bool | None = None
     """True where predictions are logits: training warns of a model that ends in probabilities, and accuracy takes a
@@ -560,3 +562,9 @@ def lamella_specimens() -> list[Specimen]:
         Specimen(Huber(delta=0.25), (rows, rows), docs=f"{torch}HuberLoss.html"),
         Specimen(Weighted("huber", 0.3), (rows, rows), docs="https://keras.io/api/models/model_training_apis/"),
     ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.LOSSES))

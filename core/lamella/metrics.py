@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import number, positive
 from lamella.errors import DataError, LayerError
 from lamella.hookspecs import hookimpl
@@ -265,3 +265,9 @@ def lamella_metrics() -> dict[str, type]:
         "mean_squared_error": MeanSquaredError,
         "root_mean_squared_error": RootMeanSquaredError,
     }
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.METRICS))

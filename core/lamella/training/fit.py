@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lamella import elsewhere
 from lamella.arguments import file_path, flag, knows, positive
 from lamella.callbacks import Callback, Checkpoint
 from lamella.engine.changes import Change, refuse_beside_another
@@ -51,7 +52,7 @@ def losses_of(model: Network, loss: Any) -> tuple[Loss | None, ...]:
     return tuple(None if one is None else LOSSES.resolve(one) for one in given)
 
 
-@knows()
+@knows(elsewhere.FIT)
 def train_on_batch(
     model: Network,
     x: Any,
@@ -93,6 +94,7 @@ def train_on_batch(
     return result.loss + penalty
 
 
+@knows(elsewhere.FIT)
 def gradients(
     model: Network, x: Any, y: Any, *, loss: Any, training: bool = True, sample_weight: Any = None
 ) -> tuple[float, dict[str, Any], Any]:
@@ -114,7 +116,7 @@ def gradients(
     return result.loss, given, dx[0] if len(dx) == 1 else dx
 
 
-@knows(verbose="It prints nothing")
+@knows(elsewhere.FIT)
 def evaluate(
     model: Network,
     x: Any,
@@ -153,13 +155,7 @@ def measure(
         between()
 
 
-@knows(
-    verbose="Say progress=True or progress=False",
-    validation_split="Hold data out yourself: validation_data=(x[n:], y[n:])",
-    learning_rate="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
-    lr="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
-    loss_weights="A loss brings its own: lm.losses.Weighted('huber', 0.1)",
-)
+@knows(elsewhere.FIT)
 def fit(
     model: Network,
     x: Any,
