@@ -158,6 +158,7 @@ class AdamW(Optimizer):
     def __init__(
         self,
         learning_rate: float | Schedule = 0.001,
+        *,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
