@@ -115,7 +115,10 @@ def test_other_names_of_arguments_and_registered_names():
             "expected units by position and all others by name, got 'relu' besides. Likely fix: name it, as one of "
             "use_bias=, activation=, kernel_initializer=",
         ),
-        (lambda: lm.optimizers.AdamW(1e-3, 1e-4), "got 0.0001 besides. Likely fix: name it, as one of beta_1=, beta_2=,"),
+        (
+            lambda: lm.optimizers.AdamW(1e-3, 1e-4),
+            "got 0.0001 besides. Likely fix: name it, as one of beta_1=, beta_2=,",
+        ),
         (lambda: lamella_layers.DepthwiseConv2D(3, 2), "name it, as one of depth_multiplier=, strides=, padding="),
         (lambda: lamella_layers.GroupNormalization(8, 1), "name it, as one of epsilon=, axis="),
         (lambda: lamella_layers.Normalization(-1), "name it, as one of mean=, variance=, axis="),

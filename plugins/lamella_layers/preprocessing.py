@@ -264,12 +264,19 @@ def lamella_specimens() -> list[Any]:
                 ((lm.ArraySpec(("N",)),), "axis=-1 among the axes after the batch"),
             ),
         ),
-        Specimen(Normalization(mean=(90.0, 140.0), variance=(40.0, 900.0), axis=1), (image,), ("Cast", "Sub", "Mul"), docs=docs),
+        Specimen(
+            Normalization(mean=(90.0, 140.0), variance=(40.0, 900.0), axis=1),
+            (image,),
+            ("Cast", "Sub", "Mul"),
+            docs=docs,
+        ),
         Specimen(
             Normalization(mean=(1.7e9 + 0.3, 1.6e9), variance=(1e4, 1e5)),
             (lm.ArraySpec(("N", 2), "int64", low=1_699_999_000, high=1_700_001_000),),
             ("Cast", "Sub", "Sub", "Sub", "Cast", "Sub", "Abs", "Less", "Where", "Mul"),
             docs=docs,
         ),
-        Specimen(Normalization(mean=0.5, variance=4.0, axis=None), (lm.ArraySpec(("N", "T", 2)),), ("Sub", "Mul"), docs=docs),
+        Specimen(
+            Normalization(mean=0.5, variance=4.0, axis=None), (lm.ArraySpec(("N", "T", 2)),), ("Sub", "Mul"), docs=docs
+        ),
     ]

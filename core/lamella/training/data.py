@@ -13,7 +13,7 @@ import numpy as np
 from lamella.arguments import number, positive
 from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted, shown
-from lamella.losses import Loss
+from lamella.losses import Loss, as_column
 from lamella.network import Network
 from lamella.protocol.inputs import (
     LARGE,
@@ -75,13 +75,17 @@ class Data:
         self._dtypes = [np.dtype(spec.dtype) for spec in model.input_specs]
         self.rows = row_count(self.inputs, "x")
         given = for_each("y", y, model.output_names)
-        # as the user gave them, for metrics
+        # as the user gave them, for metrics, but for a last axis of size 1 that predictions have
         self.targets = tuple(
             None if one is None else unwritable(as_array(one, f"y of {name!r}: expected an array"))
             for one, name in zip(given, model.output_names, strict=True)
         )
         self._later: dict[int, Callable[[Any], Any]] = {}  # prepares targets of an output, batch by batch
         self.prepared = tuple(map(self._prepare, losses, self.targets, range(len(losses))))
+        self.targets = tuple(
+            None if one is None else as_column(one, spec.shape)
+            for one, spec in zip(self.targets, model.output_specs, strict=True)
+        )
         rows = [len(target) for target in self.prepared if target is not None]
         if any(count != self.rows for count in rows):
             raise DataError(f"x has {counted(self.rows, 'row')} and y has {rows[0]}; expected equally many")
