@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import numpy as np
@@ -108,7 +110,7 @@ def test_other_names_of_arguments_and_registered_names():
         (
             lambda: model().fit(X, Y, 10, 32),
             "Sequential.fit: expected x and y by position and all others by name, got 10, 32 besides. Likely fix: name "
-            "it, as one of loss=, optimizer=, epochs=, batch_size=, validation_data=, metrics=, ...",
+            "it, as one of loss=, optimizer=, epochs=, batch_size=, validation_data=, validation_split=, ...",
         ),
         (
             lambda: Dense(3, "relu"),
@@ -135,6 +137,33 @@ def test_other_names_of_arguments_and_registered_names():
 )
 def test_calls_of_other_libraries(call, words):
     assert words in said(call)
+
+
+def test_what_evaluate_returns_is_not_taken_apart_into_names(tmp_path):
+    import json
+
+    import lamella_onnx
+
+    lamella_onnx.export_training_step(model(), tmp_path / "step", **TASK, samples=(X, Y))
+    session = lamella_onnx.TrainingSession(tmp_path / "step")
+    for measured in (
+        model().evaluate(X, Y, loss="softmax_cross_entropy", metrics="accuracy"),
+        session.evaluate(X, Y, metrics="accuracy"),
+    ):
+        with pytest.raises(TypeError, match=r"a dict by name, {'loss': .*}, and .* loss, ... = measured.values\(\)"):
+            loss, accuracy = measured
+        with pytest.raises(TypeError, match="a dict by name"):
+            loss, *_ = measured
+        with pytest.raises(TypeError, match="a dict by name"):
+            for loss, accuracy in [measured]:  # noqa: B007
+                pass
+        loss, accuracy = measured.values()
+        assert measured == {"loss": loss, "accuracy": accuracy} == {**measured} == dict(measured)
+        assert isinstance(measured, dict)
+        assert list(measured) == sorted(measured, reverse=True) == [*measured]
+        assert json.loads(json.dumps(measured)) == measured == pickle.loads(pickle.dumps(measured))
+        assert copy.deepcopy(measured) == measured | {}
+        assert repr(measured).startswith("{'loss': ")
 
 
 def test_a_model_called_on_arrays_says_predict():

@@ -28,7 +28,7 @@ from lamella.regularization import Constraint, Penalty
 from lamella.training.data import ArrayBatches, Data, StreamBatches, batches_of, held_out
 from lamella.training.history import History
 from lamella.training.listeners import Listeners
-from lamella.training.meter import Meter, listed
+from lamella.training.meter import Measured, Meter, listed
 from lamella.training.resumption import Place, Writer, restore, take_up
 from lamella.training.step import TrainSteps, prepared
 
@@ -134,7 +134,7 @@ def evaluate(
     meter = Meter(model, metrics, losses)
     with model.reading() as values:
         measure(partial(model.infer, values=values), losses, data, meter)
-    return meter.logs()
+    return Measured(meter.logs())
 
 
 def measure(
