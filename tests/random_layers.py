@@ -207,7 +207,7 @@ def normalization(d: Draw) -> Configuration:
     mean, variance = 10.0 * d.rng.standard_normal(shape), 10.0 ** d.rng.uniform(-3.0, 3.0, shape)
     variance = np.where(d.rng.random(shape) < 0.2, 0.0, variance)
     axes = d.pick(None, axes) if shape == () else axes
-    return ll.Normalization(mean.tolist(), variance.tolist(), axis=axes), d.numbers(*sizes)
+    return ll.Normalization(mean=mean.tolist(), variance=variance.tolist(), axis=axes), d.numbers(*sizes)
 
 
 def rescaling(d: Draw) -> Configuration:

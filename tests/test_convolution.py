@@ -108,7 +108,7 @@ def test_a_depthwise_convolution_has_a_group_for_each_channel():
     rng = np.random.default_rng(4)
     x, kernel, bias = rng.normal(size=(2, 3, 7, 6)), rng.normal(size=(6, 1, 3, 2)), rng.normal(size=6)
     options = {"strides": 2, "padding": "same"}
-    depthwise = step(DepthwiseConv2D((3, 2), 2, **options), x, kernel=kernel, bias=bias)
+    depthwise = step(DepthwiseConv2D((3, 2), depth_multiplier=2, **options), x, kernel=kernel, bias=bias)
     for name, one, other in zip(
         ("y", "gradients", "dx"),
         depthwise,
@@ -130,7 +130,7 @@ def test_a_separable_convolution_is_two_layers():
         "separable_conv2d_1/pointwise.bias": (5,),
     }
     apart = lm.Sequential(
-        [DepthwiseConv2D(3, 2, use_bias=False), Conv2D(5, 1, activation="relu")], input_shape=(3, 6, 6)
+        [DepthwiseConv2D(3, depth_multiplier=2, use_bias=False), Conv2D(5, 1, activation="relu")], input_shape=(3, 6, 6)
     )
     for one, other in zip(list(apart.parameters), shapes, strict=True):
         apart.parameters[one] = model.parameters[other]
@@ -149,7 +149,7 @@ def test_arguments_are_checked():
     with pytest.raises(lm.ArgumentError, match=r"padding='same' makes an output of size \* strides; leave"):
         Conv2DTranspose(2, 3, strides=2, output_padding=1, padding="same")
     with pytest.raises(lm.ArgumentError, match="DepthwiseConv2D: depth_multiplier: expected a positive int, got 0"):
-        DepthwiseConv2D(3, 0)
+        DepthwiseConv2D(3, depth_multiplier=0)
     for layer in (Conv1D, Conv2D, Conv2DTranspose, SeparableConv2D):  # along the width, where channels are meant
         with pytest.raises(
             lm.ArgumentError, match=r"got 'softmax', .* Likely fix: Activation\('softmax', axis=1\) after"

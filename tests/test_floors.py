@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "lamella.version",
+    "lamella.elsewhere",
     "lamella.errors",
     "lamella.arguments",
     "lamella.terminal",

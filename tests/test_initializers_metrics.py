@@ -169,12 +169,7 @@ def test_top_one_is_accuracy():
         (Accuracy(), [[0.5], [1.0]], [-1, 1], r"accuracy: targets must lie in \[0, 1\]"),
         (Accuracy(), [[0.5], [1.0]], [[0, 1], [1, 0]], r"accuracy: target must have the prediction's shape \(2, 1\)"),
         (TopKAccuracy(), SCORES, [0, 1, 2, 0], r"top_k_accuracy: expected k of at most 3, .* got k=5"),
-        (
-            MeanSquaredError(),
-            np.zeros((3, 1)),
-            np.zeros(3),
-            r"mean_squared_error: .* got float64 \(3,\). Use y",
-        ),
+        (MeanSquaredError(), np.zeros(3), np.zeros((3, 1)), r"mean_squared_error: .* got float64 \(3, 1\). Use y"),
         (MeanSquaredError(), np.zeros((3, 1)), np.zeros((1, 1)), r"shape \(3, 1\); got float64 \(1, 1\)"),
     ],
 )

@@ -598,7 +598,7 @@ def test_another_version(monkeypatch, backend):
     [
         Conv2D(4, 3, padding="same", activation="relu"),
         Conv2DTranspose(3, 3, strides=2, padding="same"),
-        DepthwiseConv2D(3, 2),
+        DepthwiseConv2D(3, depth_multiplier=2),
         MaxPooling2D(3, strides=2, padding=1),
         AveragePooling2D(3, strides=2, padding=1),
         BatchNormalization(),

@@ -54,7 +54,7 @@ def test_integers_lose_nothing_against_their_mean(kind, dtype, tmp_path):
     whole = math.floor(mean)
     x = np.array([*range(whole - 5, whole + 6), 0, limits.min, limits.max, limits.max // 2 + 1], kind)
     right = np.array([int(k) - whole for k in x], "float64") - mean % 1.0
-    model = lm.Model(node := lm.Input((), kind), Normalization(mean, 4.0, axis=None)(node), dtype=dtype)
+    model = lm.Model(node := lm.Input((), kind), Normalization(mean=mean, variance=4.0, axis=None)(node), dtype=dtype)
     np.testing.assert_allclose(model.predict(x), right / 2.0, rtol=4 * np.finfo(dtype).eps)
     np.testing.assert_array_equal(model.to("strict").predict(x), model.predict(x))
     export(model, tmp_path / "model.onnx", samples=x)
@@ -85,7 +85,7 @@ def test_floats_far_from_0_lose_nothing_against_their_mean(tmp_path):
 
 def test_float64_is_taken_where_it_is_asked_for_or_float32_would_lose_too_much():
     x, rng = lm.Input(2), np.random.default_rng(0)
-    near, far = (Normalization((mean, 0.0), (1.0, 0.0)) for mean in (1e5, 2e6))
+    near, far = (Normalization(mean=(mean, 0.0), variance=(1.0, 0.0)) for mean in (1e5, 2e6))
     assert lm.Model(x, near(x)).input_specs[0].dtype == "float32"
     assert lm.Model(x, far(x)).input_specs[0].dtype == "float64"
     assert lm.Sequential([near], input_shape=2, input_dtype="float64").input_specs[0].dtype == "float64"
@@ -115,9 +115,9 @@ def test_floats_are_not_shifted_by_what_rounding_took_from_the_mean(tmp_path):
 
 
 def test_constant_features_are_only_shifted_and_one_number_may_stand_for_all():
-    model = lm.Sequential([Normalization((5.0, 1.0), (0.0, 4.0))], input_shape=2)
+    model = lm.Sequential([Normalization(mean=(5.0, 1.0), variance=(0.0, 4.0))], input_shape=2)
     np.testing.assert_array_equal(model.predict([[5.0, 5.0], [6.0, 1.0]]), [[0.0, 2.0], [1.0, 0.0]])
-    model = lm.Sequential([Normalization(1.0, 4.0)], input_shape=(2, 3))
+    model = lm.Sequential([Normalization(mean=1.0, variance=4.0)], input_shape=(2, 3))
     np.testing.assert_array_equal(model.predict(np.full((1, 2, 3), 7.0)), np.full((1, 2, 3), 3.0))
 
 
@@ -141,8 +141,8 @@ def test_what_is_refused():
     ):
         with pytest.raises(lm.DataError, match=f"Normalization.adapted: .*{words}"):
             Normalization().adapted(data)
-    for arguments, words in (
-        ((1.0,), "expected both or neither"),
+    for (mean, variance), words in (
+        ((1.0, None), "expected both or neither"),
         (((1.0, 2.0), 1.0), r"expected equal shapes, got \(2,\) and \(\)"),
         ((0.0, -1.0), "variance: expected numbers of at least 0"),
         ((np.nan, 1.0), "mean: expected finite numbers"),
@@ -151,7 +151,7 @@ def test_what_is_refused():
         ((1.0, 1e-80), "deviations of 0 or at least 1.2e-38"),
     ):
         with pytest.raises(lm.ArgumentError, match=words):
-            Normalization(*arguments)
+            Normalization(mean=mean, variance=variance)
     with pytest.raises(lm.ArgumentError, match="axis: expected an int, a tuple of them, or None, got 'C'"):
         Normalization(axis="C")
     with pytest.raises(lm.GraphError, match=r"got neither. Likely fix: Normalization\(...\).adapted\(data\)"):
@@ -163,9 +163,9 @@ def test_what_is_refused():
     with pytest.raises(
         lm.GraphError, match=r"of sizes \(2, 3\), .* along axis=\(2, 1\), in the order of its axes; they"
     ):
-        Normalization(numbers, numbers, axis=(2, 1))(lm.Input((2, 3)))
+        Normalization(mean=numbers, variance=numbers, axis=(2, 1))(lm.Input((2, 3)))
     with pytest.raises(lm.GraphError, match=r"axis=\(1, -1\) among the axes after the batch, each once, got \(N, 2\)"):
-        Normalization(numbers, numbers, axis=(1, -1))(lm.Input(2))
+        Normalization(mean=numbers, variance=numbers, axis=(1, -1))(lm.Input(2))
 
 
 @pytest.mark.parametrize("constant", [0.1, 0.7, 1e6 + 0.1])

@@ -13,6 +13,7 @@ from lamella import (
     backends,
     callbacks,
     commands,  # noqa: F401  declares what plugins may give
+    elsewhere,
     losses,
     metrics,
     optimizers,
@@ -40,7 +41,7 @@ from lamella.hookspecs import hookimpl
 from lamella.model import Model, Sequential, from_config, load
 from lamella.primitives import primitive, scan
 from lamella.protocol import ArraySpec, Configured, Context, Declare, Input, Layer, Node
-from lamella.registry import layer, layers, register
+from lamella.registry import layer, layers, register, where_is
 from lamella.training.history import History
 from lamella.version import __version__
 
@@ -91,8 +92,5 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    hint = ""
-    if name[:1].isupper():  # perhaps a layer, which lives with its plugin
-        classes = [cls for cls in layers().values() if cls.__name__ == name]
-        hint = "".join(f"; from {cls.__module__.partition('.')[0]} import {name}" for cls in classes)
-    raise AttributeError(f"module 'lamella' has no attribute {name!r}{hint}")
+    fix = elsewhere.hint(elsewhere.PACKAGE, name)
+    raise AttributeError(f"module 'lamella' has no attribute {name!r}{where_is(name)}.{fix}")

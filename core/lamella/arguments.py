@@ -8,11 +8,12 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 
+from lamella.elsewhere import hint
 from lamella.errors import ArgumentError, did_you_mean, shown
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "initializer_argument",
     "is_axis",
     "knows",
+    "misfit",
     "number",
     "pair",
     "positive",
@@ -202,21 +204,50 @@ def dtype_name(value: Any, name: str, known: Sequence[str]) -> str:
     return choice(value, name, known)
 
 
-def knows(**elsewhere: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+def knows(elsewhere: Mapping[str, str]) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Make a method answer arguments of other libraries, which it does not take, with what stands for them here."""
 
     def answering(method: Callable[_P, _T]) -> Callable[_P, _T]:
-        own = inspect.signature(method).parameters
+        signature = inspect.signature(method)
+        own, most = signature.parameters, _most_by_position(signature)
 
         @functools.wraps(method)
         def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            for name in kwargs:
-                if name not in own:
-                    where = f"{type(args[0]).__name__}.{method.__name__}"
-                    hint = f" {elsewhere[name]}." if name in elsewhere else did_you_mean(name, own)
-                    raise TypeError(f"{where}: there is no argument {name!r}.{hint}")
+            unknown = next((name for name in kwargs if name not in own), None)
+            if unknown is not None or len(args) > most:
+                owner, called = type(args[0]).__name__, method.__name__
+                where = owner if called == "__init__" else f"{owner}.{called}"
+                raise TypeError(f"{where}: {misfit(signature, args, kwargs, elsewhere)}")
             return method(*args, **kwargs)
 
         return checked
 
     return answering
+
+
+def misfit(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any], elsewhere: Mapping[str, str]
+) -> str:
+    """Return what is wrong with a call that gives an unknown argument or too many by position; nothing if neither."""
+    own = signature.parameters
+    for name in kwargs:
+        if name not in own:
+            return f"there is no argument {name!r}.{hint(elsewhere, name) or did_you_mean(name, own)}"
+    if len(args) <= (most := int(min(_most_by_position(signature), len(args)))):
+        return ""
+    ahead = [name for name in list(own)[:most] if name not in ("self", "model")]
+    rest = [f"{name}=" for name in list(own)[most:]]
+    names = ", ".join(rest[:6]) + (", ..." if len(rest) > 6 else "")
+    return (
+        f"expected {' and '.join(ahead) or 'nothing'} by position{' and all others by name' if rest else ''}, got "
+        f"{', '.join(map(shown, args[most:]))} besides."
+        + (hint(elsewhere, "*") or (f" Likely fix: name it, as one of {names}" if rest else ""))
+    )
+
+
+def _most_by_position(signature: inspect.Signature) -> float:
+    """How many arguments may be given by position."""
+    kinds = [one.kind for one in signature.parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return math.inf
+    return sum(kind is not inspect.Parameter.KEYWORD_ONLY for kind in kinds)

@@ -20,9 +20,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from lamella.arguments import choice, file_path, flag, number, positive, text
+from lamella import elsewhere
+from lamella.arguments import choice, file_path, flag, knows, number, positive, text
 from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive
 from lamella.network import Network
@@ -115,6 +116,7 @@ class EarlyStopping(Callback):
     True
     """
 
+    @knows(elsewhere.CALLBACK)
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -184,6 +186,7 @@ class ReduceOnPlateau(Callback):
     0.5
     """
 
+    @knows(elsewhere.CALLBACK)
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -269,6 +272,7 @@ class Checkpoint(Callback):
     'val_loss'
     """
 
+    @knows(elsewhere.CALLBACK)
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -350,6 +354,7 @@ class CSVLogger(Callback):
     'training.csv'
     """
 
+    @knows(elsewhere.CALLBACK)
     def __init__(self, path: str | os.PathLike[str], *, append: bool = True, separator: str = ",") -> None:
         if not isinstance(separator, str) or len(separator) != 1 or separator in '"\r\n':
             raise ArgumentError(
@@ -431,6 +436,7 @@ class TensorBoardLogger(Callback):
         ImportError: none of these packages is installed.
     """
 
+    @knows(elsewhere.CALLBACK)
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = file_path(folder, "TensorBoardLogger: folder")
         self._open = _tensorboard_writer()
@@ -499,3 +505,9 @@ def _is_better(value: float, best: float | None, larger: bool, min_delta: float)
     if math.isnan(value) or best is None:
         return best is None and not math.isnan(value)
     return value > best + min_delta if larger else value < best - min_delta
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.CALLBACKS))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from lamella.elsewhere import NAMES
+
 __all__ = [
     "ArgumentError",
     "BackendError",
@@ -70,22 +72,6 @@ class MistakeWarning(UserWarning):
 
 _LONGEST = 200  # characters of a value in an error message
 
-_ELSEWHERE = {  # what other libraries call things, where the words are too different to be taken for typing errors
-    "bce": "binary_cross_entropy",
-    "double": "float64",
-    "float": "float32",
-    "he": "he_normal",
-    "int": "int64",
-    "kaiming": "he_normal",
-    "long": "int64",
-    "lr": "learning_rate",
-    "mae": "mean_absolute_error",
-    "mse": "mean_squared_error",
-    "rmse": "root_mean_squared_error",
-    "swish": "silu",
-    "xavier": "glorot_uniform",
-}
-
 
 def counted(number: int, noun: str) -> str:
     """Return a number and what it counts.
@@ -138,7 +124,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     folded = {option.lower(): option for option in known}
     given = name.lower()
-    close = [one for one in (_ELSEWHERE.get(given),) if one in folded]
+    close = [one for one in (NAMES.get(given),) if one in folded]
     close = close or sorted((one for one in folded if len(given) > 1 and one.startswith(given)), key=len)
     close = close or difflib.get_close_matches(given, folded, n=1, cutoff=0.5)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import flag, number
 from lamella.backends import Backend, get_backend
 from lamella.errors import ArgumentError, DataError, LayerError
@@ -31,6 +31,7 @@ __all__ = [
     "MeanSquaredError",
     "SoftmaxCrossEntropy",
     "Weighted",
+    "as_column",
     "as_predictions",
     "class_targets",
     "loss_and_slope",
@@ -63,6 +64,8 @@ class Loss(Configured):
     >>> Quartic()(np.array([[1.0, 3.0]]), [[1, 1]])
     array([8.])
     """
+
+    _elsewhere = elsewhere.LOSS
 
     on_logits: bool | None = None
     """True where predictions are logits: training warns of a model that ends in probabilities, and accuracy takes a
@@ -152,26 +155,32 @@ LOSSES = registry.Kind("losses", "lamella.losses.Loss", base=Loss)
 def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool = False) -> np.ndarray:
     """Return numbers of exactly the prediction's shape in its dtype; with ``unit`` they must lie in [0, 1].
 
-    Nothing is broadcast: (N, 1) against (N,) would compare every sample with every other.
+    One number for each sample may come as (N,) where the prediction is (N, 1). Nothing else is broadcast: (N, 1)
+    against (N,) would compare every sample with every other.
 
-    >>> value_targets("mean_squared_error", ArraySpec(("N", 1)), np.zeros(32))
+    >>> value_targets("mean_squared_error", ArraySpec(("N", 1)), [3, 4])
+    array([[3.],
+           [4.]], dtype=float32)
+    >>> value_targets("mean_squared_error", ArraySpec(("N", 2)), np.zeros(32))
     Traceback (most recent call last):
-    lamella.errors.DataError: mean_squared_error: target must have the prediction's shape (N, 1); got float64 (32,). \
-Use y.reshape(-1, 1).
+    lamella.errors.DataError: mean_squared_error: target must have the prediction's shape (N, 2); got float64 (32,).
     """
     target, unit = as_array(target, f"{where}: expected targets"), flag(unit, "unit")
+    target = as_column(target, prediction.shape)
     if not prediction.is_float:
         raise DataError(f"{where}: prediction must be float32 or float64, got {prediction}")
     if target.dtype.kind not in "biuf" or not _same(target.shape, prediction.shape):
         own = prediction.shape[1:]
         known = target.ndim and target.size and all(isinstance(n, int) for n in own)
+        labels = target.shape[:-1] if target.shape[-1:] == (1,) else target.shape
         fix = ""
         if target.dtype.kind not in "biuf":
             fix = " Use y.astype('float32')."
         elif known and math.prod(target.shape[1:]) == math.prod(n for n in own if isinstance(n, int)):
             fix = f" Use y.reshape({', '.join(map(str, (-1, *own)))})."
-        elif target.dtype.kind in "iu" and _same(target.shape, prediction.shape[:-1]):
-            fix = " For labels of classes there is softmax_cross_entropy."
+        elif target.dtype.kind in "iu" and _same(labels, prediction.shape[:-1]):
+            rows = f"np.eye({own[-1]})[y{'' if labels == target.shape else '[..., 0]'}]"
+            fix = f" Labels of classes want one-hot rows, {rows}, or the loss softmax_cross_entropy."
         elif len(prediction.shape) > 2 and _same(target.shape[1:], prediction.shape[2:]):
             fix = _EACH_STEP
         raise DataError(
@@ -184,6 +193,15 @@ Use y.reshape(-1, 1).
             "Labels of -1 and 1 become 0 and 1 with y > 0."
         )
     return np.asarray(target, prediction.dtype)
+
+
+def as_column(target: np.ndarray, prediction: tuple[int | str, ...]) -> np.ndarray:
+    """Return targets (N, ...) of predictions (N, ..., 1) with that last axis; others as they are.
+
+    >>> as_column(np.zeros(32), (32, 1)).shape, as_column(np.zeros(32), (32,)).shape
+    ((32, 1), (32,))
+    """
+    return target[..., None] if prediction[1:][-1:] == (1,) and _same(target.shape, prediction[:-1]) else target
 
 
 def class_targets(where: str, prediction: ArraySpec, target: Any) -> np.ndarray:
@@ -540,7 +558,7 @@ def lamella_specimens() -> list[Specimen]:
     def shares(*axes: int) -> ArraySpec:
         return ArraySpec(("N", *axes), low=0.0, high=1.0)
 
-    column = (((ArraySpec(("N", 1)), some), "Use y.reshape(-1, 1)"),)
+    column = (((some, ArraySpec(("N", 1))), "Use y.reshape(-1)"),)
     wrong = (((rows, some), "Use y.astype('int64')"), ((ArraySpec(("N", 1)), labels), "binary_cross_entropy"))
     softmax = "https://onnx.ai/onnx/operators/onnx__SoftmaxCrossEntropyLoss.html"
     keras = "https://keras.io/api/losses/probabilistic_losses/#categoricalcrossentropy-class"
@@ -560,3 +578,9 @@ def lamella_specimens() -> list[Specimen]:
         Specimen(Huber(delta=0.25), (rows, rows), docs=f"{torch}HuberLoss.html"),
         Specimen(Weighted("huber", 0.3), (rows, rows), docs="https://keras.io/api/models/model_training_apis/"),
     ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.LOSSES))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import number, positive
 from lamella.errors import DataError, LayerError
 from lamella.hookspecs import hookimpl
-from lamella.losses import as_predictions, class_targets, spec_of, value_targets
+from lamella.losses import as_column, as_predictions, class_targets, spec_of, value_targets
 from lamella.protocol.configured import Configured
 from lamella.protocol.inputs import as_array
 from lamella.protocol.spec import ArraySpec, described
@@ -34,13 +34,14 @@ class Metric(Configured):
     """A weighted mean over samples, unless a subclass says otherwise.
 
     A subclass defines ``per_sample``, or ``update`` and ``result`` where the metric is no mean. Everything is NumPy.
+    Targets (N,) of predictions (N, 1) arrive as (N, 1).
 
     >>> import lamella as lm
     >>> class Bias(lm.metrics.Metric):
     ...     def per_sample(self, prediction, target):
     ...         return (prediction - target).mean(axis=1)
     >>> metric = Bias()
-    >>> first = metric.update(np.array([[3.0], [1.0]]), np.zeros((2, 1)), None)
+    >>> first = metric.update(np.array([[3.0], [1.0]]), np.zeros(2), None)
     >>> second = metric.update(np.array([[8.0]]), np.zeros((1, 1)), None)
     >>> metric.result(tuple(a + b for a, b in zip(first, second)))
     4.0
@@ -61,7 +62,8 @@ class Metric(Configured):
         """Return the sums of one batch, to be added to those of other batches; ``weight`` is (N,) or None."""
         where = snake_case(type(self).__name__)
         prediction = as_predictions(where, prediction)
-        values = np.asarray(self.per_sample(prediction, as_array(target, f"{where}: expected targets")))
+        target = as_column(as_array(target, f"{where}: expected targets"), prediction.shape)
+        values = np.asarray(self.per_sample(prediction, target))
         if values.shape != prediction.shape[:1]:
             raise LayerError(
                 f"{self!r}.per_sample must return one value for each sample, of shape {prediction.shape[:1]}, got "
@@ -116,8 +118,6 @@ class Accuracy(Metric):
         if prediction.ndim > 1 and prediction.shape[-1] > 1:
             right = np.argmax(prediction, axis=-1) == _labels("accuracy", prediction, target)
         else:
-            if target.shape == prediction.shape[:-1] and prediction.ndim > 1:
-                target = target[..., None]
             right = (prediction > (self.threshold or 0.0)) == (_values("accuracy", prediction, target, unit=True) > 0.5)
         return _mean(right)
 
@@ -265,3 +265,9 @@ def lamella_metrics() -> dict[str, type]:
         "mean_squared_error": MeanSquaredError,
         "root_mean_squared_error": RootMeanSquaredError,
     }
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.METRICS))

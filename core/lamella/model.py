@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lamella import elsewhere
 from lamella.arguments import file_path, flag, knows
 from lamella.backends import get_backend
+from lamella.elsewhere import hint
 from lamella.errors import ArgumentError, DataError, GraphError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive, structure
 from lamella.graph.operations import Graph, assemble
@@ -22,29 +24,6 @@ __all__ = ["Model", "Sequential", "from_config", "load"]
 
 
 _ASSIGNED = frozenset(("device", "graph", "optimizer_state", "prepared_steps", "seed", "step", "values"))
-_IN_FIT = "It is an argument of fit"
-_INSTEAD = {
-    "backend": "model.to('onednn') moves a model",
-    "callbacks": _IN_FIT,
-    "dtype": "model.copy(dtype='float64') is a model in another dtype",
-    "epochs": _IN_FIT,
-    "frozen_layers": "model.freeze('conv2d_*') and model.unfreeze(...) change it",
-    "layers": "Make a model of other layers, and take values over by copy_values",
-    "learning_rate": "It stands in the optimizer: fit(..., optimizer=lm.optimizers.Adam(0.001)); while training, "
-    "callbacks change model.optimizer_state.scale",
-    "loss": _IN_FIT,
-    "metrics": _IN_FIT,
-    "name": "Names belong to layers, nodes and inputs: model(x, name='encoder')",
-    "optimizer": _IN_FIT,
-    "parameters": "Assign arrays one by one: model.parameters['dense_1.kernel'] = array",
-    "state": "Assign arrays one by one: model.state['batch_normalization_1.mean'] = array",
-    "stop_training": "A callback ends training with: raise lm.StopTraining('why')",
-    "trainable": "model.freeze() keeps all parameters from training, model.freeze('conv2d_*') some, and "
-    "model.unfreeze() lets them learn again",
-    "training": "fit trains, and predict infers",
-    "weights": "Assign arrays one by one: model.parameters['dense_1.kernel'] = array",
-}
-_INSTEAD["lr"] = _INSTEAD["learning_rate"]
 
 
 class Model(Network):
@@ -70,7 +49,7 @@ class Model(Network):
     (2, 3)
     """
 
-    @knows(name="Names belong to layers, nodes and inputs: layer(x, name='head')")
+    @knows(elsewhere.MODEL)
     def __init__(
         self,
         inputs: Node | Sequence[Node],
@@ -97,11 +76,10 @@ class Model(Network):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            known = {
-                "compile": "; what it takes elsewhere stands in fit: loss, optimizer, metrics",
-                "get_layer": "; layers go by name: model.layers[name]",
-            }
-            raise AttributeError(f"{type(self).__name__} has no {name!r}{known.get(name, '')}", name=name, obj=self)
+            if hasattr(type(self), name):  # a property has failed, and says why
+                return object.__getattribute__(self, name)
+            fix = hint(elsewhere.MODEL, name)
+            raise AttributeError(f"{type(self).__name__} has no {name!r}.{fix}", name=name, obj=self)
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name not in _ASSIGNED and not name.startswith("_"):
@@ -112,17 +90,16 @@ class Model(Network):
         """Raise, unless an attribute is a subclass's own, or a stand-in for a method."""
         kind, base = type(self), self._plain()
         is_theirs = getattr(kind, name, None) is not getattr(base, name, None)
-        if is_theirs or (kind is not base and name not in _INSTEAD) or callable(getattr(base, name, None)):
+        if is_theirs or (kind is not base and name not in elsewhere.SET) or callable(getattr(base, name, None)):
             return
-        if name in _INSTEAD:
-            hint = f" {_INSTEAD[name]}."
-        elif hasattr(base, name):
-            hint = " It can only be read."
-        else:
+        fix = hint({**elsewhere.MODEL, **elsewhere.SET}, name)
+        if not fix and hasattr(base, name):
+            fix = " It can only be read."
+        if not fix:
             known = [attribute for attribute in (*dir(base), "seed") if not attribute.startswith("_")]
-            hint = did_you_mean(name, known) or " Keep what is yours beside the model, or make a subclass."
+            fix = did_you_mean(name, known) or " Keep what is yours beside the model, or make a subclass."
         raise AttributeError(
-            f"{kind.__name__}.{name} can't be set: nothing would come of it.{hint}", name=name, obj=self
+            f"{kind.__name__}.{name} can't be set: nothing would come of it.{fix}", name=name, obj=self
         )
 
 
@@ -137,9 +114,10 @@ class Sequential(Model):
     <Sequential (N, 1, 8, 8) float32 -> (N, 10) float32, 650 parameters>
     """
 
+    @knows(elsewhere.SEQUENTIAL)
     def __init__(
         self,
-        layers: Sequence[Any],
+        layers: Sequence[Any] = (),
         *,
         input_shape: Sequence[int | str] | int | None = None,
         input_dtype: str | None = None,
@@ -147,12 +125,15 @@ class Sequential(Model):
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
+        if not isinstance(layers, list | tuple) or not layers:
+            raise ArgumentError(
+                f"Sequential: layers: expected a list of at least one layer, got {shown(layers)}. All stand in "
+                "it: lm.Sequential([layer, layer], input_shape=...)"
+            )
         if input_shape is None:
             raise ArgumentError(
                 "Sequential: input_shape is missing, the shape of a sample: input_shape=(28, 28), or x.shape[1:]"
             )
-        if not isinstance(layers, list | tuple) or not layers:
-            raise ArgumentError(f"Sequential: layers: expected a list of at least one layer, got {shown(layers)}")
         first = node = Input(input_shape, input_dtype)
         for position, layer in enumerate(layers):
             if not isinstance(layer, Layer | Network | Graph):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import flag, fraction, number
 from lamella.errors import ArgumentError, shown
 from lamella.hookspecs import hookimpl
@@ -40,6 +40,8 @@ class Optimizer(Configured):
     ...     def update(self, xp, p, g, slots, lr, t):
     ...         return p - lr * xp.sign(g), {}
     """
+
+    _elsewhere = elsewhere.OPTIMIZER
 
     learning_rate: float | Schedule
     slots: Mapping[str, float] = MappingProxyType({})
@@ -156,6 +158,7 @@ class AdamW(Optimizer):
     def __init__(
         self,
         learning_rate: float | Schedule = 0.001,
+        *,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
@@ -356,3 +359,9 @@ def lamella_optimizers() -> dict[str, type]:
         "adagrad": Adagrad,
         "adadelta": Adadelta,
     }
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.OPTIMIZERS))

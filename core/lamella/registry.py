@@ -20,11 +20,11 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import pluggy
 
-from lamella import hookspecs
+from lamella import elsewhere, hookspecs
 from lamella.errors import ArgumentError, RegistryError, did_you_mean, in_words, shown
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Entry",
     "Kind",
     "LayerTable",
+    "Layers",
     "Note",
     "Plugin",
     "Registry",
@@ -50,6 +51,7 @@ __all__ = [
     "shortest_names",
     "snake_case",
     "specimens",
+    "where_is",
 ]
 
 FAILURES = (Exception, SystemExit, GeneratorExit)
@@ -645,14 +647,37 @@ class LayerTable(dict[str, Any]):
         return "\n".join([*lines, *(line for plugin in self.broken for line in plugin.complaints)])
 
 
-def layers() -> LayerTable:
-    """Return every registered layer class by name; in full where lamella, or several others, have a layer of that name.
+class Layers:
+    """What `lamella.layers` is: called, the table of all layers. It has none as attributes, and says where they are."""
 
-    What it returns is a dict, and prints as a table with the distribution and version of each layer.
+    def __call__(self) -> LayerTable:
+        """Return every registered layer class by name; in full where lamella, or several others, have one of that name.
 
-    >>> import lamella as lm
-    >>> lm.layers()["flatten"].__name__
-    'Flatten'
+        What it returns is a dict, and prints as a table with the distribution and version of each layer.
+
+        >>> import lamella as lm
+        >>> lm.layers()["flatten"].__name__
+        'Flatten'
+        """
+        return LayerTable(entries("layers"), [plugin for plugin in plugins() if plugin.complaints])
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"lm.layers() is the table of all layers, and has no {name!r}{where_is(name)}")
+
+
+layers = Layers()
+
+
+def where_is(name: str) -> str:
+    """Return where the class of a layer is to be imported from, to end an error with, or an empty string.
+
+    >>> where_is("Dense"), where_is("Linear")
+    ('; from lamella_layers import Dense', '; what stands for it is Dense(units) of lamella_layers')
     """
-    found = entries("layers")
-    return LayerTable(found, [plugin for plugin in plugins() if plugin.complaints])
+    if name in elsewhere.LAYERS:
+        return f"; what stands for it is {elsewhere.LAYERS[name]} of lamella_layers"
+    known = layers().values() if name[:1].isupper() else ()
+    classes = [cls for cls in known if cls.__name__.lower() == name.lower()]
+    return "".join(f"; from {cls.__module__.partition('.')[0]} import {cls.__name__}" for cls in classes)

@@ -1,5 +1,8 @@
 """The built-in layers of lamella, one module for each family, each a plugin like any other."""
 
+from typing import TYPE_CHECKING, Any
+
+from lamella.registry import where_is
 from lamella_layers.activation import Activation, PReLU
 from lamella_layers.attention import MultiHeadAttention, ScaledDotProductAttention
 from lamella_layers.convolution import Conv1D, Conv2D, Conv2DTranspose, DepthwiseConv2D, SeparableConv2D
@@ -78,3 +81,9 @@ __all__ = [
     "UpSampling2D",
     "ZeroPadding2D",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{where_is(name)}")

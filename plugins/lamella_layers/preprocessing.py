@@ -99,9 +99,9 @@ class Normalization(lm.Layer):
 
     def __init__(
         self,
+        *,
         mean: float | tuple[Any, ...] | None = None,
         variance: float | tuple[Any, ...] | None = None,
-        *,
         axis: int | tuple[int, ...] | None = -1,
     ):
         self.axes = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
@@ -255,7 +255,7 @@ def lamella_specimens() -> list[Any]:
         Specimen(Rescaling(1 / 255), (image,), ("Cast", "Mul"), docs=rescaling),
         Specimen(Rescaling(0.5, offset=-1.0), (row,), ("Mul", "Add"), docs=rescaling),
         Specimen(
-            Normalization((1.0, -2.0, 3.0), (4.0, 0.0, 0.5)),
+            Normalization(mean=(1.0, -2.0, 3.0), variance=(4.0, 0.0, 0.5)),
             (row,),
             ("Sub", "Mul"),
             docs=docs,
@@ -264,12 +264,19 @@ def lamella_specimens() -> list[Any]:
                 ((lm.ArraySpec(("N",)),), "axis=-1 among the axes after the batch"),
             ),
         ),
-        Specimen(Normalization((90.0, 140.0), (40.0, 900.0), axis=1), (image,), ("Cast", "Sub", "Mul"), docs=docs),
         Specimen(
-            Normalization((1.7e9 + 0.3, 1.6e9), (1e4, 1e5)),
+            Normalization(mean=(90.0, 140.0), variance=(40.0, 900.0), axis=1),
+            (image,),
+            ("Cast", "Sub", "Mul"),
+            docs=docs,
+        ),
+        Specimen(
+            Normalization(mean=(1.7e9 + 0.3, 1.6e9), variance=(1e4, 1e5)),
             (lm.ArraySpec(("N", 2), "int64", low=1_699_999_000, high=1_700_001_000),),
             ("Cast", "Sub", "Sub", "Sub", "Cast", "Sub", "Abs", "Less", "Where", "Mul"),
             docs=docs,
         ),
-        Specimen(Normalization(0.5, 4.0, axis=None), (lm.ArraySpec(("N", "T", 2)),), ("Sub", "Mul"), docs=docs),
+        Specimen(
+            Normalization(mean=0.5, variance=4.0, axis=None), (lm.ArraySpec(("N", "T", 2)),), ("Sub", "Mul"), docs=docs
+        ),
     ]

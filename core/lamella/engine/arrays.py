@@ -6,11 +6,12 @@ import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from lamella.backends import Backend
+from lamella.elsewhere import OPTIMIZER, hint
 from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean, shown
 from lamella.initializers import INITIALIZERS
 from lamella.protocol.declare import ArrayDeclaration
@@ -154,6 +155,11 @@ class ArrayMapping(Mapping[str, Any]):
         if not isinstance(name, str) or name not in self._declarations:
             hint = did_you_mean(name, self) if isinstance(name, str) else ""
             raise KeyError(f"no {self._kind} called {shown(name)}; there are {', '.join(self) or 'none'}.{hint}")
+
+    def __call__(self) -> NoReturn:
+        raise TypeError(
+            f"model.{self._kind} is a mapping of arrays by name, and is not called.{hint(OPTIMIZER, 'params')}"
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._declarations)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from lamella import registry
-from lamella.errors import ArgumentError, did_you_mean
+from lamella.arguments import misfit
+from lamella.elsewhere import hint
+from lamella.errors import ArgumentError
 
 __all__ = ["Configured", "note_words", "words_of"]
 
@@ -25,6 +27,7 @@ class _ConfiguredType(type):
     _signature: inspect.Signature
     __signature__: inspect.Signature
     _constructor: Any
+    _elsewhere: Mapping[str, str]
 
     def _bind(cls) -> None:
         """Note the constructor's signature, and refuse one that can't be a configuration."""
@@ -57,10 +60,8 @@ class _ConfiguredType(type):
         try:
             bound = cls._signature.bind(*args, **kwargs)
         except TypeError as error:
-            unknown = next((k for k in kwargs if k not in cls._signature.parameters), "")
-            hint = did_you_mean(unknown, cls._signature.parameters) if unknown else ""
-            hint = " A name is given by .named('...')." if unknown == "name" else hint
-            raise TypeError(f"{cls.__name__}{cls._signature}: {error}.{hint}") from None
+            fault = misfit(cls._signature, args, kwargs, cls._elsewhere) or f"{error}."
+            raise TypeError(f"{cls.__name__}{cls._signature}: {fault}") from None
         bound.apply_defaults()
         config = {name: _freeze(value) for name, value in bound.arguments.items()}
         self = cls.__new__(cls)  # type: ignore[call-overload]
@@ -93,7 +94,7 @@ class Configured(metaclass=_ConfiguredType):
     _config: Mapping[str, Any]
     _is_frozen = False
     __words__: Mapping[str, registry.Note] = MappingProxyType({})  # registered words among the arguments
-    _instead: Mapping[str, str] = MappingProxyType({})  # how to change what is no argument, by name
+    _elsewhere: Mapping[str, str] = MappingProxyType({})  # arguments and attributes of other libraries
 
     def _check(self) -> None:
         """Raise `ArgumentError` for what ``__init__`` or the class must not have set."""
@@ -117,12 +118,20 @@ class Configured(metaclass=_ConfiguredType):
     def __setattr__(self, name: str, value: Any) -> None:
         if self._is_frozen:
             argument = f"{name}=" if name in self._config else ""
-            fix = self._instead.get(name, f"Make a changed one with .replace({argument}...)")
+            fix = hint(self._elsewhere, name) or f" Make a changed one with .replace({argument}...)."
             raise AttributeError(
                 f"{type(self).__name__}.{name} can't be set: the object is configuration and frozen after its "
-                f"constructor. {fix}; what lives during a run goes into ctx.save, ctx.grad or ctx.update."
+                f"constructor.{fix} What lives during a run goes into ctx.save, ctx.grad or ctx.update."
             )
         object.__setattr__(self, name, value)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            fix = hint(self._elsewhere, name)
+            if not fix or hasattr(type(self), name):  # a property has failed, and says why
+                return object.__getattribute__(self, name)
+            raise AttributeError(f"{type(self).__name__} has no {name!r}.{fix}", name=name, obj=self)
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{type(self).__name__}.{name} can't be deleted: the object is configuration")

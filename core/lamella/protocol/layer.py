@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextvars
 import inspect
 import weakref
-from types import MappingProxyType
 from typing import Any, Self
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import knows
 from lamella.errors import GraphError, RegistryError, counted
 from lamella.protocol.configured import Configured, note_words
@@ -51,12 +50,7 @@ class Layer(Configured):
 
     _name: str | None = None
     _trainable = True
-    _instead = MappingProxyType(
-        {
-            "name": "A copy has another: layer.named('head')",
-            "trainable": "model.freeze('name') and model.unfreeze('name') change a model, layer.frozen() makes a copy",
-        }
-    )
+    _elsewhere = elsewhere.LAYER
 
     def build(self, declare: Declare, *inputs: Any) -> ArraySpec | tuple[ArraySpec, ...]:
         """Declare parameters and state, and return the spec of the output, or of each output."""
@@ -77,11 +71,7 @@ class Layer(Configured):
         """Call other layers on the nodes and return the output; None, the default, where the layer is array code."""
         return None
 
-    @knows(
-        initial_state="States are inputs like others, one node each: layer(x, state)",
-        mask="Masks and lengths are inputs like others: layer(x, mask)",
-        training="fit trains and predict infers; a layer is called for both",
-    )
+    @knows(elsewhere.CALL)
     def __call__(self, *nodes: Node, name: str | None = None) -> Any:
         """Add the layer to a graph and return its output node, or a tuple of them."""
         if name is not None:
@@ -138,9 +128,11 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
     """Add a layer to the graph that the nodes belong to; what ``layer(node)`` does."""
     for node in nodes:
         if not isinstance(node, Node):
-            hint = "pass nodes one by one: layer(a, b)" if isinstance(node, list | tuple) else (
-                "a layer has no parameters of its own; build a model and call model.predict on arrays"
-            )  # fmt: skip
+            hint = "a layer has no parameters of its own; build a model and call model.predict on arrays"
+            if isinstance(node, list | tuple):
+                hint = "pass nodes one by one: layer(a, b)"
+            elif not isinstance(layer, Layer):
+                hint = "model.predict(x) takes arrays"
             raise GraphError(
                 f"{type(layer).__name__} was called with {type(node).__name__}; expected nodes from lamella.Input or "
                 f"other layers. Likely fix: {hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -13,7 +14,7 @@ import numpy as np
 from lamella.arguments import number, positive
 from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted, shown
-from lamella.losses import Loss
+from lamella.losses import Loss, as_column
 from lamella.network import Network
 from lamella.protocol.inputs import (
     LARGE,
@@ -75,21 +76,41 @@ class Data:
         self._dtypes = [np.dtype(spec.dtype) for spec in model.input_specs]
         self.rows = row_count(self.inputs, "x")
         given = for_each("y", y, model.output_names)
-        # as the user gave them, for metrics
+        # as the user gave them, for metrics, but for a last axis of size 1 that predictions have
         self.targets = tuple(
             None if one is None else unwritable(as_array(one, f"y of {name!r}: expected an array"))
             for one, name in zip(given, model.output_names, strict=True)
         )
         self._later: dict[int, Callable[[Any], Any]] = {}  # prepares targets of an output, batch by batch
         self.prepared = tuple(map(self._prepare, losses, self.targets, range(len(losses))))
+        self.targets = tuple(
+            None if one is None else as_column(one, spec.shape)
+            for one, spec in zip(self.targets, model.output_specs, strict=True)
+        )
         rows = [len(target) for target in self.prepared if target is not None]
         if any(count != self.rows for count in rows):
             raise DataError(f"x has {counted(self.rows, 'row')} and y has {rows[0]}; expected equally many")
-        self.weights = as_weights(model.output_names, self.rows, sample_weight)
+        self.weights = self._given_weights = as_weights(model.output_names, self.rows, sample_weight)
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)
-        self._is_weighted = any(own is not None for own in self.weights)
         self._equal: dict[int, tuple[tuple[float, ...], tuple[Any, ...]]] = {}  # of the last size
+
+    def split(self, share: float) -> tuple[Data, Data]:
+        """Return the first rows, and the last ones as a share of all, which weigh as given, whatever their classes."""
+        count = math.floor(self.rows * (1.0 - share))
+        if not 0 < count < self.rows:
+            raise DataError(
+                f"validation_split={share:g}: expected rows on both sides, got {count} to learn from and "
+                f"{self.rows - count} held out of {counted(self.rows, 'row')}"
+            )
+        first, last = copy.copy(self), copy.copy(self)
+        last.weights = self._given_weights
+        for part, rows in ((first, slice(0, count)), (last, slice(count, None))):
+            for name in ("inputs", "targets", "prepared", "weights"):
+                arrays = getattr(part, name)
+                setattr(part, name, tuple(None if array is None else array[rows] for array in arrays))
+            part.rows, part._equal = len(part.inputs[0]), {}
+        return first, last
 
     @property
     def width(self) -> int:
@@ -198,7 +219,7 @@ class Data:
     def _batch(self, rows: Gathered) -> Rows:
         inputs, brought, prepared, targets, weights = rows
         count = inputs[0].shape[0]
-        if self._is_weighted:
+        if any(own is not None for own in self.weights):
             sums = tuple([float(count if own is None else own.sum()) for own in weights])
             shares = tuple([self._shares(count, own, total) for own, total in zip(weights, sums, strict=True)])
         else:
@@ -242,10 +263,18 @@ def _labels(name: str, target: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 class ArrayBatches:
     """Arrays, cut into batches of equal size but for the last, in the order of a shuffle if asked for."""
 
-    def __init__(self, data: Data, size: int, *, shuffle: bool = False) -> None:
+    def __init__(self, data: Data, size: int, *, shuffle: bool = False, what: str = "class_weight") -> None:
         self.data, self.size, self.shuffle = data, size, shuffle
         if any(weights is not None and not weights.any() for weights in data.weights):
-            raise DataError("class_weight: every row weighs 0, so there is nothing to average")
+            raise DataError(f"{what}: every row weighs 0, so there is nothing to average")
+
+    def split(self, share: float, size: int) -> tuple[ArrayBatches, ArrayBatches]:
+        """Return batches of the first rows, and others, of another size, of the last ones, as a share of all."""
+        first, last = self.data.split(share)
+        return (
+            ArrayBatches(first, self.size, shuffle=self.shuffle, what="validation_split: rows to learn from"),
+            ArrayBatches(last, size, what="validation_split: rows held out"),
+        )
 
     @property
     def length(self) -> int:

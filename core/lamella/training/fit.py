@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella.arguments import file_path, flag, knows, positive
+from lamella import elsewhere
+from lamella.arguments import file_path, flag, fraction, knows, positive
 from lamella.callbacks import Callback, Checkpoint
 from lamella.engine.changes import Change, refuse_beside_another
 from lamella.engine.interruption import Interruption
@@ -27,7 +28,7 @@ from lamella.regularization import Constraint, Penalty
 from lamella.training.data import ArrayBatches, Data, StreamBatches, batches_of, held_out
 from lamella.training.history import History
 from lamella.training.listeners import Listeners
-from lamella.training.meter import Meter, listed
+from lamella.training.meter import Measured, Meter, listed
 from lamella.training.resumption import Place, Writer, restore, take_up
 from lamella.training.step import TrainSteps, prepared
 
@@ -51,7 +52,7 @@ def losses_of(model: Network, loss: Any) -> tuple[Loss | None, ...]:
     return tuple(None if one is None else LOSSES.resolve(one) for one in given)
 
 
-@knows()
+@knows(elsewhere.FIT)
 def train_on_batch(
     model: Network,
     x: Any,
@@ -93,6 +94,7 @@ def train_on_batch(
     return result.loss + penalty
 
 
+@knows(elsewhere.FIT)
 def gradients(
     model: Network, x: Any, y: Any, *, loss: Any, training: bool = True, sample_weight: Any = None
 ) -> tuple[float, dict[str, Any], Any]:
@@ -114,7 +116,7 @@ def gradients(
     return result.loss, given, dx[0] if len(dx) == 1 else dx
 
 
-@knows(verbose="It prints nothing")
+@knows(elsewhere.FIT)
 def evaluate(
     model: Network,
     x: Any,
@@ -132,7 +134,7 @@ def evaluate(
     meter = Meter(model, metrics, losses)
     with model.reading() as values:
         measure(partial(model.infer, values=values), losses, data, meter)
-    return meter.logs()
+    return Measured(meter.logs())
 
 
 def measure(
@@ -153,13 +155,7 @@ def measure(
         between()
 
 
-@knows(
-    verbose="Say progress=True or progress=False",
-    validation_split="Hold data out yourself: validation_data=(x[n:], y[n:])",
-    learning_rate="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
-    lr="It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
-    loss_weights="A loss brings its own: lm.losses.Weighted('huber', 0.1)",
-)
+@knows(elsewhere.FIT)
 def fit(
     model: Network,
     x: Any,
@@ -170,6 +166,7 @@ def fit(
     epochs: int = 1,
     batch_size: int = 32,
     validation_data: Any = None,
+    validation_split: float = 0.0,
     metrics: Any = (),
     callbacks: Iterable[Callback] = (),
     shuffle: bool = True,
@@ -205,6 +202,8 @@ def fit(
             of their own.
         validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches of these. After every epoch ``val_loss``, ...
             are what `evaluate` gives for them.
+        validation_split: the share of rows, in [0, 1), that is held out as validation data: the last ones, before any
+            shuffling, with their sample weights. For arrays whose rows are in no order, such as that of their classes.
         metrics: names or `Metric` objects for every output, or dicts of these by output. Those of training are of the
             model as it was at each step, and sample and class weights count in them.
         callbacks: `Callback` objects, such as those of `lamella.callbacks`.
@@ -239,21 +238,30 @@ def fit(
     if not isinstance(progress, bool) and not (isinstance(progress, str) and progress == "auto"):
         raise ArgumentError(f"progress: expected 'auto', True or False, got {shown(progress)}")
     shuffle = flag(shuffle, "shuffle")
-    size = positive(batch_size, "batch_size")
+    size, share = positive(batch_size, "batch_size"), fraction(validation_split, "validation_split")
     first = positive(initial_epoch, "initial_epoch", minimum=0)
     if flag(resume, "resume") and checkpoint is None:
         raise ArgumentError("fit: resume=True: expected checkpoint=, the path of the file to go on from")
     losses = losses_of(model, loss)
     optimizer = OPTIMIZERS.resolve(optimizer)
     weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
-    data = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
+    data: Batches = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
     metrics = metrics if isinstance(metrics, Mapping) else listed(metrics)
     meter = Meter(model, metrics, losses)
     val_meter = copy.copy(meter)
     if validation_data is None and validation_steps is not None:
         raise ArgumentError("validation_steps: expected None without validation_data")
-    checked = None
-    if validation_data is not None:
+    checked: Batches | None = None
+    if share:
+        if validation_data is not None:
+            raise ArgumentError("fit: expected validation_data or validation_split, got both")
+        if not isinstance(data, ArrayBatches):
+            raise ArgumentError(
+                "validation_split: expected 0 for batches, of which none is the last before all are seen. Likely fix: "
+                "validation_data=other_batches"
+            )
+        data, checked = data.split(share, max(size, 256))
+    elif validation_data is not None:
         checked = held_out(model, validation_data, losses, max(size, 256), steps=validation_steps)
     if checkpoint is not None:
         _, there = check_place(checkpoint := file_path(checkpoint, "fit: checkpoint"))

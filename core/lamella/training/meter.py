@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 import itertools
 import math
+import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,28 @@ from lamella.protocol.inputs import naming, unwritable
 from lamella.registry import snake_case
 from lamella.training.data import Rows
 
-__all__ = ["Meter", "listed"]
+__all__ = ["Measured", "Meter", "listed"]
+
+
+class Measured(dict[str, float]):
+    """What `evaluate` measured: a dict by name, of which ``loss, accuracy = ...`` takes no names for values.
+
+    >>> measured = Measured(loss=0.25, accuracy=0.5)
+    >>> loss, accuracy = measured.values()
+    >>> loss, accuracy = measured
+    Traceback (most recent call last):
+    TypeError: evaluate returns a dict by name, {'loss': 0.25, 'accuracy': 0.5}, and this takes its names apart. \
+Likely fix: measured["loss"], or loss, ... = measured.values()
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        caller = sys._getframe(1)  # of all that go through the names, only taking apart into variables is a mistake
+        if dis.opname[caller.f_code.co_code[caller.f_lasti]] in ("UNPACK_SEQUENCE", "UNPACK_EX"):
+            raise TypeError(
+                f"evaluate returns a dict by name, {dict(self.items())!r}, and this takes its names apart. Likely fix: "
+                'measured["loss"], or loss, ... = measured.values()'
+            )
+        return super().__iter__()
 
 
 class Meter:

@@ -350,7 +350,7 @@ def _target(task: Task, k: int, sample: Array | None) -> Range:
         low, high = float(sample.min()), float(sample.max()) + (sample.dtype.kind != "f")
         return Range(title, axes_of(spec, sample.shape), sample.dtype.name, low, high if low < high else low + 1.0)
     forms = [Range(title, spec.shape, spec.dtype, low, 1.0) for low in (-1.0, 0.0)]
-    if len(spec.shape) > 1 and isinstance(spec.shape[-1], int):
+    if len(spec.shape) > 1 and isinstance(spec.shape[-1], int) and spec.shape[-1] > 1:
         forms.insert(0, Range(title, spec.shape[:-1], "int64", 0.0, float(spec.shape[-1])))
     refusal: DataError | None = None
     for form in forms:

@@ -32,7 +32,7 @@ from lamella.schedules import Schedule
 from lamella.training.data import Data, batches_of
 from lamella.training.diagnosis import explain_data
 from lamella.training.fit import EVALUATE_ROWS, measure
-from lamella.training.meter import Meter
+from lamella.training.meter import Measured, Meter
 from lamella_onnx.exporter import export
 from lamella_onnx.external import external_arrays
 from lamella_onnx.files import as_path
@@ -257,7 +257,7 @@ class TrainingSession:
         meter = Meter(self._model, metrics, self._losses)
         with self._lock:
             measure(self._infer, self._losses, data, meter)
-        return meter.logs()
+        return Measured(meter.logs())
 
     # What it holds
 

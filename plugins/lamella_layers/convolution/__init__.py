@@ -90,8 +90,18 @@ def lamella_specimens() -> list[Any]:
         ),
         Specimen(Conv2DTranspose(2, (1, 2), strides=3, padding="same"), (small,), ("ConvTranspose",), docs=back),
         Specimen(DepthwiseConv2D(3, padding="same"), (image,), ("Conv",), docs=docs, refuses=no_images),
-        Specimen(DepthwiseConv2D((2, 3), 2, strides=2, activation="relu"), (odd,), ("Conv", "Relu"), docs=docs),
-        Specimen(DepthwiseConv2D(2, 3, dilation_rate=(2, 3), padding=1, use_bias=False), (odd,), ("Conv",), docs=docs),
+        Specimen(
+            DepthwiseConv2D((2, 3), depth_multiplier=2, strides=2, activation="relu"),
+            (odd,),
+            ("Conv", "Relu"),
+            docs=docs,
+        ),
+        Specimen(
+            DepthwiseConv2D(2, depth_multiplier=3, dilation_rate=(2, 3), padding=1, use_bias=False),
+            (odd,),
+            ("Conv",),
+            docs=docs,
+        ),
         Specimen(SeparableConv2D(4, 3), (odd,), ("Conv", "Conv"), docs="https://arxiv.org/abs/1610.02357"),
         Specimen(
             SeparableConv2D(3, 2, strides=2, padding="same", depth_multiplier=2, use_bias=False, activation="relu"),

@@ -51,8 +51,8 @@ class DepthwiseConv2D(Convolution):
     def __init__(
         self,
         kernel_size: Size,
-        depth_multiplier: int = 1,
         *,
+        depth_multiplier: int = 1,
         strides: Size = 1,
         padding: Padding | Size = "valid",
         dilation_rate: Size = 1,
@@ -127,7 +127,7 @@ class SeparableConv2D(lm.Layer):
     ):
         self.depthwise = DepthwiseConv2D(
             kernel_size,
-            depth_multiplier,
+            depth_multiplier=depth_multiplier,
             strides=strides,
             padding=padding,
             dilation_rate=dilation_rate,

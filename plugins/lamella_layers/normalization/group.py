@@ -60,7 +60,7 @@ class GroupNormalization(lm.Layer):
     array([[-1.,  1.,  0.,  0.]], dtype=float32)
     """
 
-    def __init__(self, groups: int = 32, epsilon: float = 1e-3, *, axis: int | None = None):
+    def __init__(self, groups: int = 32, *, epsilon: float = 1e-3, axis: int | None = None):
         self.groups = positive(groups, "groups")
         self.epsilon, self.axis = epsilon_argument(epsilon), axis_argument(axis)
 

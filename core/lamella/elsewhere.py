@@ -1,0 +1,345 @@
+"""What people type who know Keras, PyTorch or scikit-learn, and what stands for it here.
+
+A table for each place where they type it. Whoever does not know a name looks it up there, and ends the error with what
+it finds; ``"*"`` stands for too many arguments by position. docs/coming-from.md has the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = [
+    "CALL",
+    "CALLBACK",
+    "CALLBACKS",
+    "FIT",
+    "LAYER",
+    "LAYERS",
+    "LOSS",
+    "LOSSES",
+    "METRICS",
+    "MODEL",
+    "NAMES",
+    "OPTIMIZER",
+    "OPTIMIZERS",
+    "PACKAGE",
+    "SEQUENTIAL",
+    "SET",
+    "absent",
+    "hint",
+]
+
+# Words in place of ours, where they are too different to be taken for typing errors: arguments and registered names
+
+NAMES = {
+    "adaptive_avg_pool2d": "global_average_pooling2d",
+    "alpha": "rho",
+    "bce": "binary_cross_entropy",
+    "dilation": "dilation_rate",
+    "double": "float64",
+    "filename": "path",
+    "filepath": "path",
+    "float": "float32",
+    "he": "he_normal",
+    "int": "int64",
+    "kaiming": "he_normal",
+    "linear": "dense",
+    "log_dir": "folder",
+    "long": "int64",
+    "lr": "learning_rate",
+    "mae": "mean_absolute_error",
+    "min_lr": "min_learning_rate",
+    "mse": "mean_squared_error",
+    "out_features": "units",
+    "out_channels": "filters",
+    "restore_best_weights": "restore_best",
+    "rmse": "root_mean_squared_error",
+    "simple_rnn": "rnn",
+    "swish": "silu",
+    "xavier": "glorot_uniform",
+}
+
+# Classes, and what to write for them
+
+LAYERS = {
+    "AdaptiveAvgPool2d": "GlobalAveragePooling2D()",
+    "AvgPool1d": "AveragePooling1D()",
+    "AvgPool2d": "AveragePooling2D()",
+    "BatchNorm1d": "BatchNormalization()",
+    "BatchNorm2d": "BatchNormalization()",
+    "ConvTranspose2d": "Conv2DTranspose(filters, kernel_size)",
+    "Dropout2d": "SpatialDropout2D(rate)",
+    "ELU": "Activation('elu')",
+    "GELU": "Activation('gelu')",
+    "GroupNorm": "GroupNormalization(groups)",
+    "InputLayer": "input_shape= of lm.Sequential, or lm.Input",
+    "LayerNorm": "LayerNormalization()",
+    "LeakyReLU": "Activation('leaky_relu')",
+    "Linear": "Dense(units)",
+    "Masking": "an input more: masks and lengths are inputs like others, as in LSTM(8)(x, lengths)",
+    "MaxPool1d": "MaxPooling1D()",
+    "MaxPool2d": "MaxPooling2D()",
+    "RMSNorm": "RMSNormalization()",
+    "ReLU": "Activation('relu')",
+    "SiLU": "Activation('silu')",
+    "Sigmoid": "Activation('sigmoid')",
+    "SimpleRNN": "RNN(units)",
+    "Softmax": "Activation('softmax')",
+    "Tanh": "Activation('tanh')",
+    "TimeDistributed": "Dense(units), which works on every step as it is",
+    "ZeroPad2d": "ZeroPadding2D(padding)",
+}
+
+LOSSES = {
+    "BCELoss": "BinaryCrossEntropy(), on logits",
+    "BCEWithLogitsLoss": "BinaryCrossEntropy()",
+    "BinaryCrossentropy": "BinaryCrossEntropy(), on logits",
+    "CategoricalCrossentropy": "SoftmaxCrossEntropy() on logits, and CategoricalCrossEntropy() on probabilities",
+    "CrossEntropyLoss": "SoftmaxCrossEntropy()",
+    "HuberLoss": "Huber()",
+    "L1Loss": "MeanAbsoluteError()",
+    "MSELoss": "MeanSquaredError()",
+    "NLLLoss": "SoftmaxCrossEntropy(), on logits",
+    "SparseCategoricalCrossentropy": "SoftmaxCrossEntropy() on logits, and CategoricalCrossEntropy() on probabilities; "
+    "both take integer labels",
+}
+
+METRICS = {
+    "CategoricalAccuracy": "Accuracy()",
+    "SparseCategoricalAccuracy": "Accuracy()",
+    "SparseTopKCategoricalAccuracy": "TopKAccuracy()",
+    "TopKCategoricalAccuracy": "TopKAccuracy()",
+}
+
+OPTIMIZERS = {
+    "schedules": "lm.schedules",
+    "lr_scheduler": "lm.schedules",
+}
+
+CALLBACKS = {
+    "BackupAndRestore": "fit(..., checkpoint=path, resume=True)",
+    "EarlyStoppingCallback": "EarlyStopping()",
+    "History": "what fit returns",
+    "LearningRateScheduler": "a schedule in place of the learning rate: lm.optimizers.Adam(lm.schedules.Cosine(...))",
+    "ModelCheckpoint": "Checkpoint(path)",
+    "ReduceLROnPlateau": "ReduceOnPlateau()",
+    "TensorBoard": "TensorBoardLogger(folder)",
+    "TerminateOnNaN": "nothing: fit ends with an error when the loss is no longer finite",
+}
+
+# Names of the package
+
+_LAYERS_ARE = "Layers are in lamella_layers: from lamella_layers import Dense"
+_OWN_LAYER = "A layer of your own extends lm.Layer; a model is lm.Sequential([...]) or lm.Model(inputs, outputs)"
+
+PACKAGE = {
+    "DataLoader": "fit takes arrays, or an iterable of batches (x, y)",
+    "Module": _OWN_LAYER,
+    "Tensor": "Arrays are those of NumPy",
+    "constraints": "They are in lm.regularization, and go to fit(..., constraints={'*.kernel': ...})",
+    "functional": _LAYERS_ARE,
+    "keras": _LAYERS_ARE,
+    "load_model": "It is called lm.load",
+    "models": "It is lm.Sequential, and lm.Model",
+    "nn": f"{_LAYERS_ARE}. {_OWN_LAYER}",
+    "no_grad": "model.predict keeps nothing for gradients",
+    "optim": "It is called lm.optimizers",
+    "regularizers": "They are in lm.regularization, and go to fit(..., penalties={'*.kernel': ...})",
+    "tensor": "Arrays are those of NumPy",
+    "utils": "One-hot rows are np.eye(classes)[labels]; batches of your own are an iterable of (x, y)",
+}
+
+# Attributes of a model, and its arguments
+
+_ARRAYS = "Arrays go by their names, and are assigned one by one: model.parameters['dense_1.kernel'] = array"
+_IN_FIT = "It is an argument of fit"
+_NO_MODES = "There are no modes: fit trains and predict infers"
+_PROBABILITIES = "model.predict(x, append=Activation('softmax')) gives probabilities of logits"
+_FILES = "model.save(path) writes the model and its arrays, and model.load_weights(path) takes the arrays of a file"
+_GRADIENTS = "model.train_on_batch takes a step, model.gradients(x, y, loss=...) returns gradients; nothing is kept"
+_RATE = (
+    "It stands in the optimizer: fit(..., optimizer=lm.optimizers.Adam(0.001)); while training, callbacks change "
+    "model.optimizer_state.scale"
+)
+
+MODEL = {
+    "add": "All layers come at once: lm.Sequential([layer, layer], input_shape=...)",
+    "backward": _GRADIENTS,
+    "build": "A model is built when it is made: lm.Sequential([...], input_shape=...)",
+    "compile": "What it takes elsewhere stands in fit: fit(x, y, loss=..., optimizer=..., metrics=...)",
+    "cuda": "model.to('cupy') moves a model",
+    "eval": _NO_MODES,
+    "forward": "model.predict(x) gives the outputs",
+    "get_config": "It is called config",
+    "get_layer": "Layers go by name: model.layers[name]",
+    "get_weights": _ARRAYS,
+    "load_state_dict": _FILES,
+    "name": "Names belong to layers, nodes and inputs: model(x, name='encoder')",
+    "named_parameters": _ARRAYS,
+    "pop": "Make a model of fewer layers, and take values over by copy_values",
+    "predict_classes": "model.predict(x).argmax(axis=1) gives classes",
+    "predict_log_proba": _PROBABILITIES,
+    "predict_proba": _PROBABILITIES,
+    "save_weights": _FILES,
+    "score": "model.evaluate(x, y, loss=..., metrics='accuracy') measures",
+    "set_weights": _ARRAYS,
+    "state_dict": _ARRAYS,
+    "test_on_batch": "model.evaluate(x, y, loss=...) measures",
+    "to_json": "model.config() is the structure as plain data, and lm.from_config(config) makes a model of it",
+    "train": _NO_MODES,
+    "trainable_variables": _ARRAYS,
+    "trainable_weights": _ARRAYS,
+    "variables": _ARRAYS,
+    "weights": _ARRAYS,
+    "zero_grad": _GRADIENTS,
+}
+
+SEQUENTIAL = {**MODEL, "*": "All layers stand in one list: lm.Sequential([layer, layer], input_shape=...)"}
+
+SET = {  # of which nothing would come
+    "backend": "model.to('onednn') moves a model",
+    "callbacks": _IN_FIT,
+    "dtype": "model.copy(dtype='float64') is a model in another dtype",
+    "epochs": _IN_FIT,
+    "frozen_layers": "model.freeze('conv2d_*') and model.unfreeze(...) change it",
+    "layers": "Make a model of other layers, and take values over by copy_values",
+    "learning_rate": _RATE,
+    "loss": _IN_FIT,
+    "lr": _RATE,
+    "metrics": _IN_FIT,
+    "name": MODEL["name"],
+    "optimizer": _IN_FIT,
+    "parameters": _ARRAYS,
+    "state": "Arrays are assigned one by one: model.state['batch_normalization_1.mean'] = array",
+    "stop_training": "A callback ends training with: raise lm.StopTraining('why')",
+    "trainable": "model.freeze() keeps all parameters from training, model.freeze('conv2d_*') some, and "
+    "model.unfreeze() lets them learn again",
+    "training": _NO_MODES,
+    "weights": _ARRAYS,
+}
+
+# Arguments of methods of a model
+
+_LABEL_SMOOTHING = "Soften the targets: np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes"
+
+FIT = {
+    "class_weights": "It is called class_weight",
+    "clipnorm": "It is called clip_norm",
+    "clipvalue": "It is called clip_value",
+    "from_logits": "The loss says what it takes: softmax_cross_entropy and binary_cross_entropy logits, "
+    "categorical_cross_entropy probabilities",
+    "global_clipnorm": "It is called clip_norm",
+    "label_smoothing": _LABEL_SMOOTHING,
+    "learning_rate": "It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
+    "loss_weights": "A loss brings its own: lm.losses.Weighted('huber', 0.1)",
+    "lr": "It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
+    "max_grad_norm": "It is called clip_norm",
+    "return_dict": "evaluate always returns a dict by name",
+    "sample_weights": "It is called sample_weight",
+    "use_multiprocessing": "An iterable of batches makes them as it likes",
+    "validation_batch_size": "Validation takes batches of its own size",
+    "validation_freq": "Validation follows every epoch",
+    "verbose": "Say progress=True or progress=False to fit; the others print nothing",
+    "workers": "An iterable of batches makes them as it likes",
+}
+
+# Arguments of calls on nodes
+
+CALL = {
+    "initial_state": "States are inputs like others, one node each: layer(x, state)",
+    "mask": "Masks and lengths are inputs like others: layer(x, mask)",
+    "training": "fit trains and predict infers; a layer is called for both",
+}
+
+# Arguments of constructors, and attributes
+
+_PENALTIES = "fit takes penalties by names of parameters: penalties={'*.kernel': lm.regularization.L2(1e-4)}"
+_CONSTRAINTS = "fit takes constraints by names of parameters: constraints={'*.kernel': lm.regularization.MaxNorm(3)}"
+_INPUT = "The model takes it: lm.Sequential([...], input_shape=...), or lm.Input(shape)"
+_OF_MODEL = "A layer is configuration, and its arrays are the model's: model.parameters['dense_1.kernel']"
+_CHANNELS_FIRST = "Images are channels first, (N, channels, height, width), and x.transpose(0, 3, 1, 2) makes them so"
+
+LAYER = {
+    "activity_regularizer": "Penalties are of parameters alone: fit(..., penalties={'*.kernel': ...})",
+    "batch_first": "Sequences are (N, time, features)",
+    "batch_input_shape": _INPUT,
+    "bias_constraint": _CONSTRAINTS,
+    "bias_regularizer": _PENALTIES,
+    "data_format": _CHANNELS_FIRST,
+    "dtype": "A model has one dtype: lm.Sequential([...], dtype='float64')",
+    "embeddings_regularizer": _PENALTIES,
+    "get_weights": _OF_MODEL,
+    "in_channels": "Layers see it from their input, and it is left out",
+    "in_features": "Layers see it from their input, and it is left out",
+    "inplace": "Layers never write into their input",
+    "input_dim": _INPUT,
+    "input_length": "Layers see it from their input, and it is left out",
+    "input_shape": _INPUT,
+    "kernel_constraint": _CONSTRAINTS,
+    "kernel_regularizer": _PENALTIES,
+    "mask_zero": "Masks and lengths are inputs like others: layer(x, lengths)",
+    "name": "A name is given by .named('...'), as in layer.named('head')",
+    "num_features": "Layers see it from their input, and it is left out",
+    "output_shape": "A node has it: layer(x).shape; model.summary() shows all",
+    "p": "It is called rate",
+    "recurrent_dropout": "Dropout(rate) between recurrent layers",
+    "recurrent_regularizer": _PENALTIES,
+    "seed": "The model has it: lm.Sequential([...], seed=1)",
+    "set_weights": _OF_MODEL,
+    "state_dict": _OF_MODEL,
+    "stateful": "States are inputs and outputs: return_state=True, and layer(x, state)",
+    "trainable": "layer.frozen() is a copy that does not learn; model.freeze('name') and model.unfreeze('name') change "
+    "a model",
+    "weight": _OF_MODEL,
+    "weights": _OF_MODEL,
+}
+
+LOSS = {
+    "from_logits": "SoftmaxCrossEntropy and BinaryCrossEntropy take logits, CategoricalCrossEntropy probabilities",
+    "label_smoothing": _LABEL_SMOOTHING,
+    "name": "It goes by its registered name",
+    "reduction": "The loss is the weighted mean over samples; sample_weight and class_weight weigh them",
+    "weight": "fit(..., class_weight={0: 1.0, 1: 5.0}) weighs classes",
+}
+
+CALLBACK = {
+    "baseline": "It begins with the first epoch's value",
+    "initial_value_threshold": "It goes on from the best value of the file that is there",
+    "save_freq": "fit(..., checkpoint=path) also writes within epochs",
+    "save_weights_only": "A file has the model and its arrays, and model.load_weights(path) takes the arrays alone",
+    "start_from_epoch": "It begins with the first epoch",
+    "verbose": "fit(..., progress=True) prints a line for each epoch, and why training stopped",
+}
+
+OPTIMIZER = {
+    "betas": "They are called beta_1 and beta_2",
+    "clipnorm": "fit(..., clip_norm=1.0) scales gradients down",
+    "clipvalue": "fit(..., clip_value=1.0) holds gradients between bounds",
+    "decay": "A schedule stands in place of the learning rate: Adam(lm.schedules.Exponential(0.01, 100))",
+    "global_clipnorm": "fit(..., clip_norm=1.0) scales gradients down",
+    "name": "It goes by its registered name",
+    "params": "fit gives it the model's parameters: model.fit(x, y, loss=..., optimizer=lm.optimizers.Adam(0.001))",
+    "state_dict": "model.optimizer_state is what it remembers, and model.save(path) writes it too",
+    "step": _GRADIENTS,
+    "weight_decay": "AdamW has it; penalties of fit, {'*.kernel': lm.regularization.L2(1e-4)}, go with all",
+    "zero_grad": _GRADIENTS,
+}
+
+
+def hint(table: Mapping[str, str], name: str) -> str:
+    """Return what a table has for a name as a sentence to end an error with, or an empty string.
+
+    >>> hint(FIT, "clipnorm"), hint(FIT, "loss")
+    (' It is called clip_norm.', '')
+    """
+    return f" {table[name]}." if name in table else ""
+
+
+def absent(module: str, name: str, table: Mapping[str, str]) -> str:
+    """Return the message of an `AttributeError` of a module.
+
+    >>> absent("lamella.callbacks", "ModelCheckpoint", CALLBACKS)
+    "module 'lamella.callbacks' has no attribute 'ModelCheckpoint'; what stands for it is Checkpoint(path)"
+    """
+    instead = f"; what stands for it is {table[name]}" if name in table else ""
+    return f"module {module!r} has no attribute {name!r}{instead}"

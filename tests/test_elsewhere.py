@@ -1,0 +1,205 @@
+"""What people type who know Keras, PyTorch or scikit-learn gets an error that says what stands for it here."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+import lamella as lm
+import lamella_layers
+from lamella import elsewhere
+from lamella_layers import Dense
+
+X, Y = np.ones((9, 6)), np.arange(9) % 3
+TASK = {"loss": "softmax_cross_entropy", "optimizer": "adam"}
+
+
+def model() -> lm.Sequential:
+    return lm.Sequential([Dense(3)], input_shape=6)
+
+
+def said(call, *args, **kwargs) -> str:
+    with pytest.raises((AttributeError, TypeError)) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+CLASSES = {
+    "LAYERS": lamella_layers,
+    "LOSSES": lm.losses,
+    "METRICS": lm.metrics,
+    "OPTIMIZERS": lm.optimizers,
+    "CALLBACKS": lm.callbacks,
+}
+
+
+@pytest.mark.parametrize("table", CLASSES)
+def test_every_class_that_has_another_name_here_is_found(table):
+    for name, words in getattr(elsewhere, table).items():
+        assert f"has no attribute {name!r}; what stands for it is {words}" in said(getattr, CLASSES[table], name)
+
+
+def test_every_name_of_the_package_that_means_something_else_here_is_found():
+    for name, words in elsewhere.PACKAGE.items():
+        assert said(getattr, lm, name).endswith(f"has no attribute {name!r}. {words}.")
+
+
+@pytest.mark.parametrize("name", elsewhere.MODEL)
+def test_every_attribute_of_a_model_elsewhere_is_answered(name):
+    said_of = said(lambda: setattr(model(), name, None)) if hasattr(model(), name) else said(getattr, model(), name)
+    assert said_of.endswith(f". {elsewhere.MODEL[name]}.")
+
+
+@pytest.mark.parametrize("name", elsewhere.SET)
+def test_every_attribute_that_would_be_set_in_vain_is_answered(name):
+    assert said(lambda: setattr(model(), name, None)).endswith(f" {elsewhere.SET[name]}.")
+
+
+ARGUMENTS = [
+    ("FIT", lambda **given: model().fit(X, Y, **TASK, **given)),
+    ("FIT", lambda **given: model().evaluate(X, Y, loss="huber", **given)),
+    ("FIT", lambda **given: model().train_on_batch(X, Y, **TASK, **given)),
+    ("FIT", lambda **given: model().gradients(X, Y, loss="huber", **given)),
+    ("CALL", lambda **given: Dense(3)(lm.Input(6), **given)),
+    ("LAYER", lambda **given: Dense(3, **given)),
+    ("LOSS", lambda **given: lm.losses.MeanSquaredError(**given)),
+    ("OPTIMIZER", lambda **given: lm.optimizers.Adam(0.1, **given)),
+    ("CALLBACK", lambda **given: lm.callbacks.EarlyStopping(**given)),
+    ("CALLBACK", lambda **given: lm.callbacks.ReduceOnPlateau(**given)),
+    ("CALLBACK", lambda **given: lm.callbacks.Checkpoint("x.lamella", **given)),
+    ("CALLBACK", lambda **given: lm.callbacks.CSVLogger("x.csv", **given)),
+    ("CALLBACK", lambda **given: lm.callbacks.TensorBoardLogger("x", **given)),
+]
+
+
+@pytest.mark.parametrize(("table", "call"), ARGUMENTS)
+def test_every_argument_elsewhere_is_answered(table, call):
+    for name, words in getattr(elsewhere, table).items():
+        assert said(call, **{name: None}).endswith(f"there is no argument {name!r}. {words}.")
+
+
+@pytest.mark.parametrize(
+    ("table", "thing"),
+    [("LAYER", Dense(3)), ("LOSS", lm.losses.MeanSquaredError()), ("OPTIMIZER", lm.optimizers.Adam())],
+)
+def test_arguments_are_attributes_too(table, thing):
+    names = [name for name in getattr(elsewhere, table) if not hasattr(type(thing), name)]
+    assert len(names) > 3
+    for name in names:
+        words = getattr(elsewhere, table)[name]
+        assert said(getattr, thing, name) == f"{type(thing).__name__} has no {name!r}. {words}."
+        assert f" {words}." in said(lambda name=name: setattr(thing, name, None))
+
+
+def test_other_names_of_arguments_and_registered_names():
+    for theirs, ours in {"restore_best_weights": "restore_best", "min_delt": "min_delta"}.items():
+        assert f"Did you mean {ours!r}?" in said(lm.callbacks.EarlyStopping, **{theirs: True})
+    assert "Did you mean 'min_learning_rate'?" in said(lm.callbacks.ReduceOnPlateau, min_lr=0.1)
+    assert "Did you mean 'path'?" in said(lm.callbacks.Checkpoint, filepath="x")
+    with pytest.raises(lm.RegistryError, match="unknown name 'linear'. Did you mean 'dense'"):
+        lm.layer("linear")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: model().fit(X, Y, 10, 32),
+            "Sequential.fit: expected x and y by position and all others by name, got 10, 32 besides. Likely fix: name "
+            "it, as one of loss=, optimizer=, epochs=, batch_size=, validation_data=, validation_split=, ...",
+        ),
+        (
+            lambda: Dense(3, "relu"),
+            "expected units by position and all others by name, got 'relu' besides. Likely fix: name it, as one of "
+            "use_bias=, activation=, kernel_initializer=",
+        ),
+        (
+            lambda: lm.optimizers.AdamW(1e-3, 1e-4),
+            "got 0.0001 besides. Likely fix: name it, as one of beta_1=, beta_2=,",
+        ),
+        (lambda: lamella_layers.DepthwiseConv2D(3, 2), "name it, as one of depth_multiplier=, strides=, padding="),
+        (lambda: lamella_layers.GroupNormalization(8, 1), "name it, as one of epsilon=, axis="),
+        (lambda: lamella_layers.Normalization(-1), "name it, as one of mean=, variance=, axis="),
+        (lambda: lm.losses.MeanSquaredError(1), "expected nothing by position, got 1 besides."),
+        (lambda: lm.Sequential(Dense(3), Dense(2)), "All layers stand in one list: lm.Sequential([layer, layer]"),
+        (lambda: lm.callbacks.EarlyStopping("loss", 0.1), "name it, as one of patience=, min_delta=, mode="),
+        (lambda: lm.layers.Dense, "lm.layers() is the table of all layers, and has no 'Dense'; from lamella_layers"),
+        (lambda: lm.layers.Conv2d, "; from lamella_layers import Conv2D"),
+        (lambda: lm.layers.Linear, "what stands for it is Dense(units) of lamella_layers"),
+        (lambda: lm.Linear, "what stands for it is Dense(units) of lamella_layers"),
+        (lambda: lm.Dense, "; from lamella_layers import Dense"),
+        (lambda: lm.optimizers.Adam(model().parameters(), lr=0.1), "fit gives it the model's parameters"),
+    ],
+)
+def test_calls_of_other_libraries(call, words):
+    assert words in said(call)
+
+
+def test_what_evaluate_returns_is_not_taken_apart_into_names(tmp_path):
+    import json
+
+    import lamella_onnx
+
+    lamella_onnx.export_training_step(model(), tmp_path / "step", **TASK, samples=(X, Y))
+    session = lamella_onnx.TrainingSession(tmp_path / "step")
+    for measured in (
+        model().evaluate(X, Y, loss="softmax_cross_entropy", metrics="accuracy"),
+        session.evaluate(X, Y, metrics="accuracy"),
+    ):
+        with pytest.raises(TypeError, match=r"a dict by name, {'loss': .*}, and .* loss, ... = measured.values\(\)"):
+            loss, accuracy = measured
+        with pytest.raises(TypeError, match="a dict by name"):
+            loss, *_ = measured
+        with pytest.raises(TypeError, match="a dict by name"):
+            for loss, accuracy in [measured]:  # noqa: B007
+                pass
+        loss, accuracy = measured.values()
+        assert measured == {"loss": loss, "accuracy": accuracy} == {**measured} == dict(measured)
+        assert isinstance(measured, dict)
+        assert list(measured) == sorted(measured, reverse=True) == [*measured]
+        assert json.loads(json.dumps(measured)) == measured == pickle.loads(pickle.dumps(measured))
+        assert copy.deepcopy(measured) == measured | {}
+        assert repr(measured).startswith("{'loss': ")
+
+
+def test_a_model_called_on_arrays_says_predict():
+    with pytest.raises(lm.GraphError, match=r"Sequential was called with ndarray.*model.predict\(x\) takes arrays"):
+        model()(X)
+    with pytest.raises(lm.ArgumentError, match=r"expected a list of at least one layer, got \(\)"):
+        lm.Sequential()
+
+
+class Broken(lm.Layer):
+    @property
+    def weights(self):
+        return self.bogus
+
+    def forward_pass(self, ctx, x):
+        return x
+
+
+def test_a_property_that_fails_says_why_itself():
+    assert "'Broken' object has no attribute 'bogus'" in said(lambda: Broken().weights)
+
+
+class Owner(lm.Sequential):
+    """A subclass of users has attributes of its own, under names that mean something elsewhere too."""
+
+    def __init__(self):
+        super().__init__([Dense(3)], input_shape=6)
+        self.score = 0.5
+
+    @property
+    def weights(self):
+        return self.bogus
+
+
+def test_subclasses_have_attributes_of_their_own():
+    owner = Owner()
+    assert owner.score == 0.5
+    assert said(lambda: owner.weights) == "Owner has no 'bogus'."
+    assert re.search("has no 'predict_proba'", said(getattr, owner, "predict_proba"))

@@ -1,0 +1,109 @@
+"""``validation_split`` holds out the last rows, and is otherwise the same as ``validation_data``."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import lamella as lm
+from lamella.protocol import inputs
+from lamella_layers import Add, Dense
+
+RNG = np.random.default_rng(3)
+X, LABELS, WEIGHTS = RNG.standard_normal((50, 4)), RNG.integers(0, 3, 50), RNG.uniform(0.5, 2.0, 50)
+TASK = {"loss": "softmax_cross_entropy", "optimizer": "adam", "metrics": "accuracy", "epochs": 2, "batch_size": 8}
+
+
+def classifier() -> lm.Sequential:
+    return lm.Sequential([Dense(3)], input_shape=4)
+
+
+def history_of(model, *data, **options):
+    return model.fit(*data, **{**TASK, **options}).history, model.parameters["dense_1.kernel"].tobytes()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.01, 0.98])
+@pytest.mark.parametrize(
+    "options", [{}, {"sample_weight": WEIGHTS}, {"sample_weight": WEIGHTS, "class_weight": {1: 3.0}}]
+)
+def test_it_is_the_same_as_giving_the_last_rows(share, options):
+    count = int(np.floor(50 * (1.0 - share)))
+    weights = (WEIGHTS[count:],) if "sample_weight" in options else ()
+    apart = {**options, "sample_weight": WEIGHTS[:count]} if weights else options
+    held = X[count:], LABELS[count:], *weights
+    assert history_of(classifier(), X, LABELS, validation_split=share, **options) == history_of(
+        classifier(), X[:count], LABELS[:count], validation_data=held, **apart
+    )
+
+
+def test_several_inputs_outputs_and_weights_are_split_alike():
+    a, b = lm.Input(4, name="a"), lm.Input(2, name="b")
+
+    def model():
+        hidden = Add()(Dense(5)(a), Dense(5)(b))
+        return lm.Model([a, b], [Dense(3).named("label")(hidden), Dense(1).named("size")(hidden)])
+
+    x = {"a": X, "b": X[:, :2]}
+    y = {"label": LABELS, "size": X[:, 0]}
+    task = TASK | {"loss": {"label": "softmax_cross_entropy", "size": "huber"}, "metrics": ()}
+    weight = {"label": WEIGHTS, "size": np.ones(50)}
+
+    def part(arrays, rows):
+        return {name: array[rows] for name, array in arrays.items()}
+
+    learn, held = slice(0, 40), slice(40, None)
+    split = model().fit(x, y, **task, sample_weight=weight, validation_split=0.2)
+    given = model().fit(
+        part(x, learn), part(y, learn), **task, sample_weight=part(weight, learn),
+        validation_data=(part(x, held), part(y, held), part(weight, held)),
+    )  # fmt: skip
+    assert split.history == given.history
+
+
+def test_large_arrays_are_converted_batch_by_batch_on_both_sides(monkeypatch):
+    small = history_of(classifier(), X, np.eye(3, dtype="uint8")[LABELS], validation_split=0.2)
+    for module in (inputs, lm.training.data):
+        monkeypatch.setattr(module, "LARGE", 64)
+    assert history_of(classifier(), X, np.eye(3, dtype="uint8")[LABELS], validation_split=0.2) == small
+
+
+def test_an_interrupted_training_goes_on_bit_by_bit(tmp_path):
+    class Stop(lm.Callback):
+        def on_batch_end(self, model, rows, logs):
+            if model.step == 7:
+                raise KeyboardInterrupt
+
+    options = {"validation_split": 0.2, "sample_weight": WEIGHTS, "epochs": 3}
+    whole = history_of(classifier(), X, LABELS, **options)
+    place = {"checkpoint": tmp_path / "place", "resume": True}
+    stopped = classifier().fit(X, LABELS, **{**TASK, **options}, **place, callbacks=[Stop()])
+    assert stopped.interrupted
+    assert history_of(classifier(), X, LABELS, **options, **place) == whole
+    with pytest.warns(lm.MistakeWarning, match="number of rows is 25, was 40"):
+        classifier().fit(X, LABELS, **{**TASK, **options, "validation_split": 0.5, "epochs": 4}, **place)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"validation_split": 1.0}, "validation_split: expected a fraction in [0, 1), got 1.0"),
+        ({"validation_split": "0.1"}, "validation_split: expected a finite number, got '0.1'"),
+        ({"validation_split": 0.999}, "expected rows on both sides, got 0 to learn from and 50 held out of 50 rows"),
+        ({"validation_split": 0.1, "validation_data": (X, LABELS)}, "validation_data or validation_split, got both"),
+        ({"validation_split": 0.1, "sample_weight": np.arange(50) < 45}, "rows held out: every row weighs 0"),
+        ({"validation_split": 0.1, "sample_weight": np.arange(50) >= 45}, "rows to learn from: every row weighs 0"),
+        ({"validation_split": 0.1, "validation_steps": 3}, "validation_steps: expected None without validation_data"),
+    ],
+)
+def test_what_can_not_be_split(options, words):
+    model = classifier()
+    with pytest.raises(ValueError, match=re.escape(words)):
+        model.fit(X, LABELS, **TASK, **options)
+    assert model.step == 0
+
+
+def test_batches_can_not_be_split():
+    with pytest.raises(lm.ArgumentError, match=r"validation_split: expected 0 for batches.*validation_data=other"):
+        classifier().fit([(X, LABELS)], loss="huber", optimizer="sgd", validation_split=0.1)
