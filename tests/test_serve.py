@@ -505,4 +505,4 @@ def test_an_event_is_one_line_of_the_log(as_json):
         assert datetime.datetime.fromisoformat(told.pop("time")).timestamp() == pytest.approx(record.created, abs=1e-3)
         assert told == {"level": "info", "event": "answered", "call": record.call, "status": 200, "nothing": None}
     else:
-        assert line.endswith("info    answered  call='GET /a\\n\\x1b[2Jb'  status=200")
+        assert line.endswith('info    answered  call="GET /a\\n\\u001b[2Jb"  status=200')

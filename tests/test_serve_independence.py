@@ -204,22 +204,22 @@ ON_THE_BATCH = {
     "rows on the second axis": (
         "(float[7,N,3] x) => (float[7,N,3] y) { y = Relu(x) }",
         {},
-        "input 'x' has no first axis of any size",
+        "input 'x' has a first axis of",
     ),
     "a fixed number of rows": (
         "(float[3,4] x) => (float[3,4] y) { y = Relu(x) }",
         {},
-        "input 'x' has no first axis of any size",
+        "input 'x' has a first axis of",
     ),
     "a scalar beside the rows": (
         "(float[N,4] x, float s) => (float[N,4] y) { y = Mul(x, s) }",
         {},
-        "input 's' has no first axis of any size",
+        "input 's' has no axes",
     ),
     "a sum over all": (
         "(float[N,4] x) => (float[N,4] y, float s) { y = Relu(x)  s = ReduceSum<keepdims=0>(x) }",
         {},
-        "output 's' has no first axis of any size",
+        "output 's' has no axes",
     ),
     "nothing": ("() => (float[N] y) <float[2] c = {1, 2}> { y = Identity(c) }", {}, "no inputs"),
 }
@@ -261,4 +261,4 @@ def test_a_model_that_fails_for_several_rows_is_not_joined(tmp_path):
 
 def test_a_configuration_may_say_that_requests_are_not_joined(tmp_path):
     verdict = examined(tmp_path, *ROW_BY_ROW["perceptron"], max_batch_size=0)
-    assert (verdict.joined, verdict.reason) == (False, "its configuration says max_batch_size: 0")
+    assert (verdict.joined, verdict.reason) == (False, "its config.pbtxt says max_batch_size: 0")

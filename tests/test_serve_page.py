@@ -82,8 +82,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flowers = onnx.load(folder / "flowers.onnx")
     for key, value in {"labels": '["setosa", "versicolor", "virginica"]', "licence": "CC BY 4.0"}.items():
         flowers.metadata_props.add(key=key, value=value)
-    flowers.doc_string = "Kinds of irises."
     onnx.save(flowers, folder / "flowers.onnx")
+    flowers.doc_string = "Kinds of irises."
+    onnx.save(flowers, folder / "changed.onnx")
 
     kernel = np.random.default_rng(0).normal(size=(3, 1000)).astype("float32")
     write(
@@ -327,7 +328,6 @@ def agrees(shown: dict[str, list[str]], file: Path, request: dict[str, Any]) -> 
 def test_it_shows_what_a_model_is(page, address, models):
     page.open(address, "flowers")
     assert page.text("name") == page.driver.title == "flowers"
-    assert page.text("description") == "Kinds of irises."
     facts = dict(zip(*[iter(page.text("facts").split("\n"))] * 2, strict=True))
     file = models / "flowers.onnx"
     assert facts["Version"] == "1"
@@ -347,6 +347,10 @@ def test_it_shows_what_a_model_is(page, address, models):
     assert [float(row[2]) for row in rows] == pytest.approx([one["error"] for one in report["agreements"]], rel=0.05)
     assert {row[-1] for row in rows} == {"✓ agrees"}
     assert f"onnxruntime {report['versions']['onnxruntime']}" in page.text("parity")
+
+    page.open(address, "changed")
+    assert page.text("description") == "Kinds of irises."
+    assert page.text("parity").startswith("The file was changed after its export")
 
     page.open(address, "photos")
     assert page.text("input-list").split("\n") == ["photo", "FP32, batch × height × width × 3"]

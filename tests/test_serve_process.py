@@ -179,7 +179,7 @@ def test_clients_get_their_own_answers_over_the_network(tmp_path, start):
         ("same.onnx --token-file latin", "--token-file latin: expected one word of printable ASCII"),
         ("same.onnx --host nowhere.invalid", ""),  # in the system's own words
         ("same.onnx --host 192.0.2.1", "assign requested address"),
-        ("same.onnx --port {taken}", "in use"),
+        ("same.onnx --port {taken}", "is taken; take another by --port"),
     ],
 )
 def test_what_can_t_be_served_ends_in_one_clear_line(tmp_path, monkeypatch, capsys, arguments, reason):

@@ -34,7 +34,7 @@ from lamella_onnx.seal import PROOF, differences, seal
 from lamella_onnx.training.manifest import MANIFEST
 from lamella_onnx.validity import in_one_line
 
-__all__ = ["BATCH", "SEED", "make_proof", "need_model", "verify"]
+__all__ = ["BATCH", "SEED", "has_changed", "make_proof", "need_model", "verify"]
 
 SEED, BATCH = 0, 2
 _LARGEST_INSIDE = 64 * 1024  # a longer proof stands in a file beside the model
@@ -163,6 +163,21 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, dict[str, Any]]:
     except _WRONG as error:
         raise DataError(_damaged(error)) from error
     return content, proto, proof
+
+
+def has_changed(path: Path, proto: onnx.ModelProto) -> bool | None:
+    """Whether a file differs from what was exported, as its seal says; None where it has none, or that is not there."""
+    text = {entry.key: entry.value for entry in proto.metadata_props}.get(PROOF)
+    try:
+        if text is None:
+            return None
+        proof = _parsed(text)
+        if "sha256" in proof:
+            proof = _parsed(_beside(path, proof["sha256"]))
+        sealed = proof.pop("seal")
+        return bool(differences(proto, proof, sealed))
+    except (_Missing, DataError, *_WRONG):
+        return None
 
 
 def _parsed(text: str | bytes) -> dict[str, Any]:

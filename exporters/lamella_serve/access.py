@@ -34,8 +34,10 @@ class Access:
         """
         if self.token is not None:
             scheme, _, given = authorization.partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token.encode()):
+            if scheme.lower() != b"bearer":
                 raise Refusal(401, "this server needs a bearer token")
+            if not hmac.compare_digest(given.strip(), self.token.encode()):
+                raise Refusal(401, "the bearer token is wrong")
 
     def check_control(self) -> None:
         """See whether clients may load and unload models.

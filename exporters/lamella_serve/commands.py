@@ -25,21 +25,50 @@ __all__: list[str] = []
 
 
 def _configure_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="an ONNX file, a folder of them, or a repository")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen; only this machine reaches the default")
-    parser.add_argument("--port", type=int, default=8000, help="for HTTP; 0 takes any free one (default: 8000)")
-    parser.add_argument("--grpc-port", type=int, metavar="N", help="for gRPC, off unless given; 0 takes any free one")
-    parser.add_argument("--token-file", metavar="FILE", help="holds the token that clients have to send")
-    parser.add_argument("--max-batch-size", type=int, default=1024, metavar="ROWS", help="the most rows of one run")
-    parser.add_argument(
-        "--batch-delay", type=float, default=0.0, metavar="MS", help="to wait for more requests to join"
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="an ONNX file, a folder of them, or a repository")
+    add("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, for this machine only)")
+    add("--port", type=int, default=8000, help="the port for HTTP; 0 takes a free one (default: %(default)s)")
+    add("--grpc-port", type=int, metavar="N", help="the port for gRPC; 0 takes a free one (default: no gRPC)")
+    add("--token-file", metavar="FILE", help="a file with the token that clients have to send (default: no token)")
+    add(
+        "--max-batch-size",
+        type=int,
+        default=1024,
+        metavar="ROWS",
+        help="the most rows of a batch (default: %(default)s)",
     )
-    parser.add_argument("--instances", type=int, default=1, metavar="N", help="runs of a model at a time")
-    parser.add_argument("--max-queue", type=int, default=1000, metavar="N", help="the most requests that wait")
-    parser.add_argument("--max-body", type=float, default=64.0, metavar="MB", help="the largest body of a request")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="that a request may take")
-    parser.add_argument("--external-data", action="store_true", help="read arrays from files in a model's folder too")
-    parser.add_argument("--access-log", action="store_true", help="log every request")
+    add(
+        "--batch-delay",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="how long a batch waits for more (default: %(default)g)",
+    )
+    add("--instances", type=int, default=1, metavar="N", help="batches of a model at a time (default: %(default)s)")
+    add(
+        "--max-queue",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="requests that may wait for a model (default: %(default)s)",
+    )
+    add(
+        "--max-body",
+        type=float,
+        default=64.0,
+        metavar="MB",
+        help="the largest body of a request (default: %(default)g)",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="the longest a request may take (default: %(default)g)",
+    )
+    add("--external-data", action="store_true", help="read arrays from other files in a model's folder too")
+    add("--access-log", action="store_true", help="log every request")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -47,7 +76,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with _told_what_is_missing():
         from lamella_serve import application, logs
-        from lamella_serve.server import Address, is_loopback, run
+        from lamella_serve.server import Address, is_loopback, need_free, run
 
         if arguments.grpc_port is not None:
             import grpc  # noqa: F401  # to say that it is missing before models are loaded
@@ -56,6 +85,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         positive(port, name, minimum=0, maximum=65535)
     address = Address(arguments.host, arguments.port, arguments.grpc_port)
     token = None if arguments.token_file is None else _token(Path(arguments.token_file))
+    try:
+        need_free(address)
+    except OSError as error:
+        raise ArgumentError(str(error)) from error
     app = application(
         *arguments.paths,
         token=token,
@@ -73,11 +106,18 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _configure_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="an ONNX file, or a folder of them")
-    parser.add_argument("folder", metavar="FOLDER", help="the repository; it is made if it is not there")
-    parser.add_argument("--version", type=int, default=1, metavar="N", help="the number of this version (default: 1)")
-    parser.add_argument("--max-batch-size", type=int, default=1024, metavar="ROWS", help="the most rows of a request")
-    parser.add_argument("--external-data", action="store_true", help="take arrays from files in a model's folder too")
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="an ONNX file, or a folder of them")
+    add("folder", metavar="FOLDER", help="the repository; it is made if it is not there")
+    add("--version", type=int, default=1, metavar="N", help="the number of this version (default: %(default)s)")
+    add(
+        "--max-batch-size",
+        type=int,
+        default=1024,
+        metavar="ROWS",
+        help="the most rows of a batch (default: %(default)s)",
+    )
+    add("--external-data", action="store_true", help="take arrays from other files in a model's folder too")
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -105,7 +145,10 @@ def _told_what_is_missing() -> Iterator[None]:
 
 
 def _token(path: Path) -> str:
-    token = path.read_bytes().strip()
+    try:
+        token = path.read_bytes().strip()
+    except OSError as error:
+        raise ArgumentError(f"--token-file {path}: {error.strerror}") from error
     if not token or not all(0x21 <= byte <= 0x7E for byte in token):
         raise ArgumentError(f"--token-file {path}: expected one word of printable ASCII")
     return token.decode()
@@ -116,9 +159,7 @@ def _show(repository: Repository, address: Address) -> None:
     terminal = Terminal()
     terminal.print(_table(repository))
     beside = "" if address.grpc_port is None else f", and for gRPC on {styled(address.grpc, 'bold')}"
-    terminal.print(
-        f"\nlistening on {styled(address.http, 'bold')}, a page for people there too{beside}; Ctrl-C ends it"
-    )
+    terminal.print(f"\nlistening on {styled(address.http, 'bold')}{beside}; open it in a browser to try a model")
     sys.stdout.flush()
 
 
@@ -139,6 +180,8 @@ def _table(models: Iterable[ServedModel]) -> Table:
 @lm.hookimpl
 def lamella_commands() -> dict[str, Any]:
     return {
-        "export-repository": Command("write ONNX models as a repository for Triton", _configure_export, _export),
+        "export-repository": Command(
+            "write ONNX models as a repository for Triton or serve", _configure_export, _export
+        ),
         "serve": Command("serve ONNX models over HTTP and gRPC", _configure_serve, _serve),
     }

@@ -45,7 +45,8 @@ def examine(session: Session, trial: Trial | None, why: str) -> Verdict:
     for what, tensors in (("input", signature.inputs), ("output", signature.outputs)):
         for tensor in tensors:
             if not tensor.any_rows:
-                return Verdict(False, f"{what} {tensor.name!r} has no first axis of any size")
+                first = f"a first axis of {tensor.axes[0]}, not of any size" if tensor.axes else "no axes"
+                return Verdict(False, f"{what} {tensor.name!r} has {first}")
     if not signature.inputs:
         return Verdict(False, "the model has no inputs")
     if trial is None:

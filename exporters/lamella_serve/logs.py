@@ -40,7 +40,7 @@ class _Lines(logging.Formatter):
 def _printable(value: Any) -> str:
     """A value as it can't be taken for another line, or command the terminal."""
     said = str(value)
-    return said if said.isprintable() else repr(said)
+    return said if said.isprintable() and " " not in said else json.dumps(said, ensure_ascii=not said.isprintable())
 
 
 def answered(call: str, status: int, ns: int) -> None:

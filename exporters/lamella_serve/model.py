@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from lamella_serve.trials import Trial, first_that_runs, limits_of
 
 __all__ = ["ServedModel", "Settings"]
 
+_log = logging.getLogger("lamella_serve")
 _RUNS, _LONG = 9, 0.1  # a row is timed so often, or once if it takes so many seconds
 
 
@@ -83,7 +85,7 @@ class ServedModel:
         self.example = None if trial is None else trial.draw([1.0])
         self.verdict = self._judged(trial, said, max_batch_size)
         self.max_batch_size = (max_batch_size or limits.batch) if self.verdict.joined else 0
-        self.labels = dict(labels or {}) or self._own_labels()
+        self.labels = self._fitting(dict(labels or {}) or self._own_labels())
         self.statistics = Statistics()
         cost = None
         if self.seconds is not None and self.example and not self.session.open_ended:
@@ -98,20 +100,33 @@ class ServedModel:
 
     def _judged(self, trial: Trial | None, said: str, max_batch_size: int | None) -> Verdict:
         if max_batch_size == 0:
-            return Verdict(False, "its configuration says max_batch_size: 0")
+            return Verdict(False, "its config.pbtxt says max_batch_size: 0")
         return examine(self.session, trial, said)
 
     def _own_labels(self) -> dict[str, tuple[str, ...]]:
-        """The labels in the file's metadata, of each output whose last axis has as many places."""
+        """The labels in the file's metadata, of each output that they fit, or of the first if they fit none."""
         text = self.session.metadata.get("labels", "")
         try:
             listed = json.loads(text)
         except (ValueError, RecursionError):
             listed = text.splitlines()
         if not isinstance(listed, list) or not all(isinstance(label, str) for label in listed):
+            _log.warning("labels are no list of strings", extra={"model": self.name})
             return {}
-        outputs = [one for one in self.session.signature.outputs if one.axes and one.axes[-1] == len(listed)]
-        return {one.name: tuple(listed) for one in outputs}
+        fitting = [one.name for one in self.outputs if one.axes and one.axes[-1] == len(listed)]
+        return dict.fromkeys(fitting or [self.outputs[0].name], tuple(listed)) if listed else {}
+
+    def _fitting(self, labels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """Those labels that are as many as the places that they name; others are told, and left out."""
+        places = {one.name: one.axes[-1] if one.axes else 1 for one in self.outputs}
+        fitting = {}
+        for name, listed in labels.items():
+            if isinstance(places.get(name), str) or places.get(name) == len(listed):
+                fitting[name] = listed
+            else:
+                extra = {"model": self.name, "output": name, "labels": len(listed), "places": places.get(name)}
+                _log.warning("labels do not fit", extra=extra)
+        return fitting
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -60,7 +60,8 @@ def find(paths: Iterable[Path]) -> dict[str, Place]:
     for path in paths:
         for place in _at(path):
             if place.name in found:
-                raise DataError(f"{path}: there are two models of the name {place.name!r}; each needs its own")
+                first, second = (one.file or one.folder for one in (found[place.name], place))
+                raise DataError(f"{first} and {second}: two models have the name {place.name!r}; each needs its own")
             found[place.name] = place
     return found
 

@@ -136,7 +136,9 @@ class Repository:
             try:
                 return self._loaded(place), None
             except DataError as error:
-                return _unavailable(versions, in_one_line(error)), in_one_line(error)
+                reason = in_one_line(error)
+                _log.warning("not loaded", extra={"model": name, "reason": reason})
+                return _unavailable(versions, reason), reason
 
     async def unload(self, name: str) -> None:
         """Forget a model; what waits for it is still answered.
@@ -152,23 +154,25 @@ class Repository:
 
     def _loaded(self, place: Place) -> _Entry:
         entry = _Entry()
+        where = place.file or place.folder
         try:
             given = given_by(place.folder) if place.folder is not None else None
             versions = place.versions() if given is None else given.chosen(place.versions())
             if not versions:
                 raise DataError("there is no version to serve")
             for version in versions:
+                where = place.path(version, "model.onnx" if given is None else given.file)
                 entry.versions[version] = ServedModel(
                     place.name,
                     version,
-                    place.path(version, "model.onnx" if given is None else given.file),
+                    where,
                     self._settings,
                     max_batch_size=None if given is None else given.max_batch_size,
                     labels=None if given is None else given.labels,
                 )
         except (DataError, OSError) as error:
-            where = place.file or place.folder
-            raise DataError(f"{where}: {in_one_line(error)}") from error
+            said = error.strerror if isinstance(error, OSError) and error.strerror else in_one_line(error)
+            raise DataError(f"{where}: {said}") from error
         for model in entry.versions.values():
             _tell(model)
         return entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import ipaddress
 import logging
 import socket
@@ -19,7 +20,7 @@ from lamella_serve.http.connection import Connection
 if TYPE_CHECKING:
     from lamella_serve.grpc.server import GrpcServer
 
-__all__ = ["Address", "is_loopback", "run"]
+__all__ = ["Address", "is_loopback", "need_free", "run"]
 
 _log = logging.getLogger("lamella_serve")
 _GRACE = 30  # seconds that running requests get when the server ends
@@ -58,6 +59,27 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def need_free(address: Address) -> None:
+    """See whether the address can be listened on, before models are loaded.
+
+    Raises:
+        OSError: it can't; the message says which port, and why.
+    """
+    for option, port in (("--port", address.port), ("--grpc-port", address.grpc_port)):
+        if port is not None:
+            try:
+                _listener(address.host, port).close()
+            except OSError as error:
+                taken = error.errno == errno.EADDRINUSE
+                why = f"port {port} is taken; take another by {option}" if taken else error.strerror
+                raise OSError(f"can't listen on {address.host}: {why}") from error
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
 
 
 class _Server(uvicorn.Server):
@@ -105,8 +127,7 @@ def run(application: Starlette, address: Address, listening: Callable[[Address],
     Raises:
         OSError: the address is taken, or not this machine's.
     """
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.create_server((address.host, address.port), family=family, backlog=2048) as listener:
+    with _listener(address.host, address.port) as listener:
         bound = dataclasses.replace(address, port=listener.getsockname()[1])
         config = uvicorn.Config(
             application,

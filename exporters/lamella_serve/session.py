@@ -15,6 +15,7 @@ import onnxruntime
 from lamella import DataError
 from lamella_onnx.external import external_arrays
 from lamella_onnx.files import read
+from lamella_onnx.proof import has_changed
 from lamella_onnx.validity import in_one_line
 from lamella_serve.datatypes import DATATYPES, Array
 from lamella_serve.refusals import Refusal
@@ -38,6 +39,7 @@ class Session:
         metadata: the entries of the file's metadata.
         about: what else the file says of itself: producer, description, opset, IR version, size in bytes.
         files: the other files that hold its arrays.
+        changed: whether the file was changed after lamella had exported it; None where nothing tells.
         open_ended: whether the values of its inputs may say how long a run takes, so that no measurement foretells it.
     """
 
@@ -66,6 +68,7 @@ class Session:
             "ir_version": proto.ir_version,
             "size": len(content) + sum(file.stat().st_size for file in self.files),
         }
+        self.changed = has_changed(path, proto)
         self.open_ended = _is_open_ended(proto, self.signature)
         del proto
         self._session = _load(str(path.resolve()) if self.files else content, threads)

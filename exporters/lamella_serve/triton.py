@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -61,7 +62,10 @@ def export_repository(
     for place in find(as_path(model, _WHERE) for model in models).values():
         if place.file is None:
             raise DataError(f"{place.folder}: expected ONNX files; this is a repository already")
-        served.append((place.file, ServedModel(place.name, number, place.file, settings)))
+        try:
+            served.append((place.file, ServedModel(place.name, number, place.file, settings)))
+        except DataError as error:
+            raise DataError(f"{place.file}: {error}") from error
     for _, model in served:  # nothing is written unless all can be
         _need_room(target / model.name, model)
     target.mkdir(parents=True, exist_ok=True)
@@ -92,10 +96,21 @@ def _need_room(folder: Path, model: ServedModel) -> None:
             raise DataError(f"{folder} is there, without a {_CONFIG} that says what it is") from None
         return
     if there != _config(model):
+        now, then = _fields(_config(model)), _fields(there)
+        differing = [name for name in {**now, **then} if now.get(name) != then.get(name)]
         raise DataError(
-            f"{folder / _CONFIG} says something else than version {model.version} needs, and is for all versions. "
-            "Likely fix: export the model under another name"
+            f"{folder / _CONFIG} is for all versions, and has another {' and '.join(differing)} than version "
+            f"{model.version} needs. Likely fix: give all versions the same labels and --max-batch-size, or export a "
+            "model with other inputs or outputs under another name"
         )
+
+
+def _fields(config: str) -> dict[str, list[str]]:
+    """The fields of a configuration's text, each with all that is said of it."""
+    fields: dict[str, list[str]] = {}
+    for name, said in re.findall(r"^(\w+)((?:.*\n)(?:[ }].*\n)*)", config, re.MULTILINE):
+        fields.setdefault(name, []).append(said)
+    return fields
 
 
 def _write(target: Path, file: Path, model: ServedModel) -> None:

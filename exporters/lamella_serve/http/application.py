@@ -70,9 +70,10 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _as_json(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return Response(
-        orjson.dumps({"error": error.detail}), error.status_code, error.headers, media_type="application/json"
-    )
+    words = error.detail
+    if error.status_code == 404:
+        words = f"there is nothing at {request.url.path}; requests to a model go to /v2/models/NAME/infer"
+    return Response(orjson.dumps({"error": words}), error.status_code, error.headers, media_type="application/json")
 
 
 def _error(status: int, words: str, **headers: str) -> Response:

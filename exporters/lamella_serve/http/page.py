@@ -65,6 +65,7 @@ def about(repository: Repository, model: ServedModel) -> dict[str, Any]:
         },
         "milliseconds_per_row": None if model.seconds is None else 1e3 * model.seconds,
         "parity": _report(model),
+        "changed": model.session.changed,
         "example": _example(model),
     }
 

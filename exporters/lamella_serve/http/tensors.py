@@ -141,7 +141,7 @@ def _input(
             raise Refusal(400, f"{what}: there is neither data nor binary_data_size")
         data = given["data"]
         if truths and datatype.kind in "fi" and type(data) is list and bool in set(map(type, _flat(data))):
-            raise Refusal(400, f"{what}: expected values of {datatype.name}, got true or false")
+            raise Refusal(400, f"{what}: expected numbers for {datatype.name}, got true or false")
         return name, _array(data, datatype, shape, count, what), position
     if "data" in given:
         raise Refusal(400, f"{what}: expected data or a binary_data_size, got both")
@@ -188,7 +188,13 @@ def _converted(array: Array, data: list[Any], datatype: Datatype, what: str) -> 
         flat = array.ravel() if array.dtype.kind in "iu" else np.array(_flat(data), object)
         if array.dtype.kind in "iu" or all(type(value) is int for value in flat):
             return narrowed(flat, datatype, what)
-    raise Refusal(400, f"{what}: expected values of {datatype.name}, got others")
+    expected = {"f": "numbers", "i": "whole numbers", "b": "true or false"}[datatype.kind]
+    wrong = next((value for value in _flat(data) if not _fits(value, datatype)), data)
+    raise Refusal(400, f"{what}: expected {expected} for {datatype.name}, got {_named(wrong)}")
+
+
+def _fits(value: Any, datatype: Datatype) -> bool:
+    return type(value) in {"f": (int, float), "i": (int,), "b": (bool,)}[datatype.kind]
 
 
 def _flat(data: list[Any]) -> list[Any]:

@@ -89,7 +89,7 @@ function showModel() {
     ? `Requests that come together are joined into batches of up to ${whole(largest)} rows.`
     : "Each request is run by itself.";
   at("reason").textContent = `${reason[0].toUpperCase()}${reason.slice(1)}.`;
-  at("parity").replaceChildren(...parityView(about.parity));
+  at("parity").replaceChildren(...parityView(about.parity, about.changed));
   const metadata = Object.entries(about.metadata).filter(([key]) => key !== "labels"); // they stand at the output
   at("metadata").replaceChildren(...metadata.map(([key, value]) => fact(key, cut(value))));
   at("metadata-card").hidden = !metadata.length;
@@ -132,7 +132,11 @@ function tensorRow(spec) {
 }
 
 /** The report that the export stored in the file, as a table. */
-function parityView(report) {
+function parityView(report, changed) {
+  if (changed) {
+    const told = "The file was changed after its export, as by a quantizer. Its report is of the model that it was then.";
+    return [make("p.bad", { textContent: told })];
+  }
   if (report === null) {
     return [make("p.soft", { textContent: "The file holds no report. Files that lamella exports hold one." })];
   }
