@@ -342,6 +342,42 @@ def test_nobody_minds_a_request_that_was_given_up():
     assert [float(array[0, 0]) for (array,) in asyncio.run(main())] == [0, 4]
 
 
+@pytest.mark.parametrize(("joins", "runs"), [(True, [10]), (False, [2, 8])])
+def test_a_request_that_is_cancelled_before_its_turn_is_not_run(joins, runs):
+    model = Model()
+
+    async def main():
+        queue = model.queue(joins=joins, cost=Cost(1e-9, 1))
+        jobs = [job(queue, 1, rows) for rows in (1, 2, 4, 8)]
+        jobs[0].cancel()
+        jobs[2].cancel()
+        await asyncio.gather(jobs[1], jobs[3])
+
+    asyncio.run(main())
+    assert [rows for rows, _ in model.ran] == runs
+
+
+def test_a_run_that_all_have_cancelled_is_stopped():
+    model = Model()
+
+    async def main():
+        queue = model.queue()
+        jobs = [job(queue, n) for n in range(2)]
+        await settled(model, 1)
+        jobs[0].cancel()
+        await asyncio.sleep(0.02)
+        assert not model.stops[0].terminate
+        jobs[1].cancel()
+        last = job(queue, 3)
+        async with asyncio.timeout(10):
+            await settled(model, 2)  # the gate is still closed
+        model.gate.set()
+        return await last
+
+    assert asyncio.run(main())[0].tolist() == [[6]]
+    assert model.stops[0].terminate
+
+
 # With onnxruntime
 
 

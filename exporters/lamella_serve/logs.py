@@ -51,7 +51,8 @@ def answered(call: str, status: int, ns: int) -> None:
         status: the HTTP status of the answer, or what would be.
         ns: nanoseconds that it took.
     """
-    of_requests.info("answered", extra={"call": call, "status": status, "milliseconds": round(ns / 1e6, 3)})
+    if of_requests.isEnabledFor(logging.INFO):
+        of_requests.info("answered", extra={"call": call, "status": status, "milliseconds": round(ns / 1e6, 3)})
 
 
 def set_up(*, access: bool) -> None:
