@@ -110,6 +110,62 @@ ON_THE_BATCH = {
         {},
         "depend",
     ),
+    "pixels by the brightest of the batch": (
+        "(uint8[N,3,8,8] x) => (float[N,3] y) <int64[2] a = {2, 3}> { f = Cast<to=1>(x)  m = ReduceMax<keepdims=0>(f) "
+        "d = Div(f, m)  y = ReduceMean<keepdims=0>(d, a) }",
+        {},
+        "depend",
+    ),
+    "sound of whole numbers by the loudest": (
+        "(int16[N,400] x) => (float[N,400] y) { f = Cast<to=1>(x)  a = Abs(f)  m = ReduceMax<keepdims=0>(a) "
+        "y = Div(f, m) }",
+        {},
+        "depend",
+    ),
+    "texts cut to the longest mask": (
+        "(int64[N,T] ids, int64[N,T] mask) => (float[N,4] y) <int64[1] zero = {0}, int64[1] one = {1}> "
+        "{ b = Cast<to=9>(mask)  i = Cast<to=7>(b)  n = ReduceSum<keepdims=0>(i, one)  m = ReduceMax(n) "
+        "c = Slice(ids, zero, m, one)  e = Gather(w, c)  y = ReduceMean<keepdims=0>(e, one) }",
+        {"w": normal(300, 4)},
+        "depend",
+    ),
+    "until the last row ends": (
+        "(int32[N,16] x) => (int32[N,L] y) <int64[1] zero = {0}, int64[1] one = {1}, int32 lo = {1}, int32 hi = {16}> "
+        "{ r = ReduceMax<keepdims=0>(x, one)  c = Clip(r, lo, hi)  m = ReduceMax(c)  n = Cast<to=7>(m) "
+        "y = Slice(x, zero, n, one) }",
+        {},
+        "changes its shape",
+    ),
+    "any of many booleans": (
+        "(bool[N,32] x) => (float[N,32] y) { f = Cast<to=1>(x)  m = ReduceMax<keepdims=0>(f)  y = Add(f, m) }",
+        {},
+        "depend",
+    ),
+    "scores beside large boxes, by the best score": (
+        "(float[N,8] x) => (float[N,16] y) <float k = {1280.0}> { s = Sigmoid(x)  b = Mul(s, k) "
+        "m = ReduceMax<keepdims=0>(s)  p = Div(s, m)  y = Concat<axis=1>(b, p) }",
+        {},
+        "depend",
+    ),
+    "only where values are large": (
+        "(float[N,8] x) => (float[N,8] y, float[N,8] z) <float t = {100000.0}, float one = {1.0}> "
+        "{ y = Identity(x)  u = Sub(x, t)  r = Relu(u)  m = ReduceMax<keepdims=0>(r)  n = Add(m, one)  z = Div(r, n) }",
+        {},
+        "depend",
+    ),
+    "NaN of one row goes to all": (
+        "(float[N,8] x) => (float[N,8] y) <int64[1] a = {1}> { n = LayerNormalization(x, w) "
+        "m = ReduceMax<keepdims=0>(n)  d = Sub(n, m)  e = Exp(d)  s = ReduceSum(e, a)  y = Div(e, s) }",
+        {"w": np.ones(8, "float32")},
+        "depend",
+    ),
+    "the place of a row from the sixth on": (
+        "(float[N,4] x) => (float[N,4] y) <int64 zero = {0}, int64 one = {1}, int64 five = {5}, int64[1] a = {1}> "
+        "{ n = Shape<start=0, end=1>(x)  m = Squeeze(n)  r = Range(zero, m, one)  q = Sub(r, five)  f = Cast<to=1>(q) "
+        "w = Relu(f)  u = Unsqueeze(w, a)  y = Add(x, u) }",
+        {},
+        "depend",
+    ),
     "quantized by the batch": (
         "(float[N,8] x) => (float[N,4] y) { q, s, z = DynamicQuantizeLinear(x)  m = MatMulInteger(q, w, z) "
         "f = Cast<to=1>(m)  y = Mul(f, s) }",

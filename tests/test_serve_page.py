@@ -361,7 +361,7 @@ def test_it_shows_what_a_model_is(page, address, models):
 def test_it_lists_the_models(page, address):
     page.open(address)
     links = page.all("#models a")
-    assert sorted(link.text for link in links) == sorted(["digits", "flowers", "photos", "tiles", HOSTILE])
+    assert sorted(link.text for link in links) == sorted(["changed", "digits", "flowers", "photos", "tiles", HOSTILE])
     for link in links:
         link.click()
         page.wait("return document.title === arguments[0] && document.querySelector('#status').hidden", link.text)

@@ -2,13 +2,17 @@
 
 They do where a graph reduces over its batch axis, as a speech front end does that scales by the loudest clip, or where
 weights are quantized by the range of the batch. To join requests there gives everybody wrong answers, so it is tried.
+
+Two things are asked. A row's answer must be the same, to the last digits, at the same place of a batch of the same
+size, whatever its neighbours are: louder, quieter, zeros, NaN, infinite. Beside that, its answers alone and in batches
+of other sizes must be about the same: kernels round otherwise there, which some models amplify, and which is no leak.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,13 +21,19 @@ from lamella_serve.datatypes import Array
 from lamella_serve.refusals import Refusal
 from lamella_serve.session import Session
 from lamella_serve.signature import Tensor
-from lamella_serve.trials import Trial
+from lamella_serve.trials import Trial, others_that_run
 
 __all__ = ["Verdict", "examine"]
 
 _SCALES = (1.0, 1e-3, 1e3, 0.0, 30.0, 0.1)  # of rows that stand side by side
-_SLOW = 0.05  # seconds for a row, from which on fewer rows are tried
-_ALLOWED = {"FP64": 1e-6, "FP32": 1e-3, "FP16": 2e-2, "BF16": 5e-2}  # of a row's largest value: kernels round otherwise
+_ENOUGH = 3  # rows that the model answers alone
+_FAST = 5e-3  # seconds for a row, up to which every place of a batch is tried, all neighbours, and a large batch
+_LARGE = 40  # times the rows
+_EXACT = 1e-6  # of each value: how far equal batches may be apart
+_ABOUT = 0.05  # of a row's largest value: how far batches of different sizes may be apart
+
+Answers = Sequence[Array]
+Row = Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,73 +55,154 @@ def examine(session: Session, trial: Trial | None, why: str) -> Verdict:
     for what, tensors in (("input", signature.inputs), ("output", signature.outputs)):
         for tensor in tensors:
             if not tensor.any_rows:
-                first = f"a first axis of {tensor.axes[0]}, not of any size" if tensor.axes else "no axes"
-                return Verdict(False, f"{what} {tensor.name!r} has {first}")
+                axis = f"a first axis of {tensor.axes[0]}, not of any size" if tensor.axes else "no axes"
+                return Verdict(False, f"{what} {tensor.name!r} has {axis}")
     if not signature.inputs:
         return Verdict(False, "the model has no inputs")
     if trial is None:
         return Verdict(False, f"not checked, since no inputs were found that the model answers ({why})")
     try:
-        return _compared(session, trial)
+        first = _Comparison(session, trial)
+        first.need_rows()
+        for comparison in (first, *(_Comparison(session, other) for other in others_that_run(session, trial))):
+            comparison.run()
+        first.need_variety()
+    except _Depends as said:
+        return Verdict(False, str(said))
     except Refusal as error:
         return Verdict(False, f"rows that work alone fail together ({error.words})")
-
-
-def _compared(session: Session, trial: Trial) -> Verdict:
-    began = time.perf_counter()
-    session.run(trial.draw([1.0]))
-    scales = _SCALES if time.perf_counter() - began < _SLOW else _SCALES[:3]
-    drawn = trial.draw(scales)
-    rows = {k: {name: x[k : k + 1] for name, x in drawn.items()} for k in range(len(scales))}
-    alone = {k: session.run(row) for k, row in rows.items()}
-    for answers in alone.values():
-        if (said := _other_rows(session, 1, answers)) is not None:
-            return Verdict(False, said)
-    again = session.run(rows[0])
-    if (said := _differ(session, [0], again, alone)) is not None:
-        return Verdict(False, f"equal requests get different answers: {said}")
-    everyone = list(rows)
-    for order in (everyone, everyone[::-1], everyone[1:3]):
-        together = session.run({name: np.concatenate([rows[k][name] for k in order]) for name in drawn})
-        if (said := _other_rows(session, len(order), together)) is not None:
-            return Verdict(False, said)
-        if (said := _differ(session, order, together, alone)) is not None:
-            return Verdict(False, f"answers depend on the batch: {said} beside others")
-    if all(
-        _distance(one, answers[k], alone[0][k]) is None
-        for k, one in enumerate(session.signature.outputs)
-        for answers in alone.values()
-    ):
-        return Verdict(False, "not checked, since all inputs that were tried get equal answers")
+    scales = f"scales {min(_SCALES):g} to {max(_SCALES):g}"
     return Verdict(
         True,
-        f"answers do not depend on the batch: {len(scales)} rows of scales {min(scales):g} to {max(scales):g} gave "
-        "the same alone and side by side",
+        f"answers do not depend on the batch: {len(first.rows)} rows of {scales} gave the same alone and side by side",
     )
 
 
-def _other_rows(session: Session, rows: int, outputs: Sequence[Array]) -> str | None:
-    """Which output has not as many rows as the inputs."""
-    for tensor, array in zip(session.signature.outputs, outputs, strict=True):
-        if array.ndim == 0 or len(array) != rows:
-            return f"output {tensor.name!r} of {counted(rows, 'row')} has the shape {list(array.shape)}"
-    return None
+class _Depends(Exception):
+    """Requests may not be joined; the message says why."""
 
 
-def _differ(
-    session: Session, order: Sequence[int], together: Sequence[Array], alone: dict[int, list[Array]]
-) -> str | None:
-    """What differs between rows that were run together and alone."""
-    for place, tensor in enumerate(session.signature.outputs):
-        for position, k in enumerate(order):
-            off = _distance(tensor, together[place][position : position + 1], alone[k][place])
-            if off is not None:
-                return f"output {tensor.name!r} of a row of scale {_SCALES[k]:g} changes {off}"
-    return None
+class _Comparison:
+    """Rows of one trial, and what the model gives for each of them alone."""
+
+    def __init__(self, session: Session, trial: Trial) -> None:
+        self._session = session
+        self.rows: list[Row] = []
+        self._scales: list[float] = []
+        self._alone: list[Answers] = []
+        drawn = trial.draw(_SCALES)
+        began, said = time.perf_counter(), ""
+        for k, scale in enumerate(_SCALES):
+            row = {name: array[k : k + 1] for name, array in drawn.items()}
+            try:
+                answers = session.run(row)
+            except Refusal as error:  # such as a number that is no entry of a table
+                said = error.words
+                continue
+            self._need_rows(answers, 1)
+            self.rows.append(row)
+            self._scales.append(scale)
+            self._alone.append(answers)
+        self._is_fast = time.perf_counter() - began <= _FAST * len(_SCALES)
+        self._said = said
+
+    def need_rows(self) -> None:
+        """Raise unless the model answers enough of the rows."""
+        if len(self.rows) < _ENOUGH:
+            raise _Depends(f"not checked, since the model answers too few of the rows that were tried ({self._said})")
+
+    def need_variety(self) -> None:
+        """Raise unless answers vary, so that they could have differed."""
+        alike = [
+            all(_same(tensor, answers[at], self._alone[0][at]) for answers in self._alone)
+            for at, tensor in enumerate(self._session.signature.outputs)
+        ]
+        for tensor, same in zip(self._session.signature.outputs, alike, strict=True):
+            if same and (tensor.datatype.kind == "f" or all(alike)):
+                raise _Depends(f"not checked, since output {tensor.name!r} is the same for all inputs that were tried")
+
+    def run(self) -> None:
+        """Compare.
+
+        Raises:
+            _Depends: answers differ, or can't.
+            Refusal: rows that work alone fail together.
+        """
+        if len(self.rows) < 2:
+            return
+        self._compare(self._session.run(self.rows[0]), [0], "equal requests get different answers")
+        everyone = list(range(len(self.rows)))
+        for order in (everyone, everyone[::-1], *([everyone * _LARGE] if self._is_fast else [])):
+            self._compare(self._together([self.rows[k] for k in order]), order, "answers depend on the batch")
+        usual = self._together(self.rows)
+        for place in everyone if self._is_fast else everyone[-1:]:
+            self._compare_neighbours(place, usual)
+
+    def _together(self, rows: Sequence[Row]) -> Answers:
+        answers = self._session.run({name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        self._need_rows(answers, len(rows))
+        return answers
+
+    def _need_rows(self, answers: Answers, rows: int) -> None:
+        for tensor, array in zip(self._session.signature.outputs, answers, strict=True):
+            if array.ndim == 0 or len(array) != rows:
+                raise _Depends(f"output {tensor.name!r} of {counted(rows, 'row')} has the shape {list(array.shape)}")
+
+    def _compare(self, got: Answers, order: Sequence[int], what: str) -> None:
+        """Hold the answers of a batch against those of its rows alone."""
+        for at, tensor in enumerate(self._session.signature.outputs):
+            for place, k in enumerate(order):
+                if (off := _distance(tensor, got[at][place : place + 1], self._alone[k][at])) is not None:
+                    raise _Depends(f"{what}: {self._named(tensor, k)} changes {off} beside others")
+
+    def _compare_neighbours(self, place: int, usual: Answers) -> None:
+        """Give a row other neighbours, in a batch of the same size."""
+        for neighbours, what in self._neighbours(place):
+            rows = [*neighbours[:place], self.rows[place], *neighbours[place:]]
+            try:
+                got = self._together(rows)
+            except Refusal:  # then each of them runs alone
+                continue
+            for at, tensor in enumerate(self._session.signature.outputs):
+                one, other = (answers[at][place : place + 1] for answers in (usual, got))
+                if not _same(tensor, other, one):
+                    said = _distance(tensor, other, one) or "a little"
+                    named = self._named(tensor, place)
+                    raise _Depends(f"answers depend on the batch: {named} changes {said} beside {what}")
+
+    def _neighbours(self, place: int) -> Iterator[tuple[list[Row], str]]:
+        others = [*self.rows[:place], *self.rows[place + 1 :]]
+        yield [*others[1:], others[0]], "others"
+        if self._is_fast:
+            loudest = self.rows[max(range(len(self.rows)), key=self._scales.__getitem__)]
+            yield [loudest] * len(others), "louder ones"
+        if any(tensor.datatype.kind == "f" for tensor in self._session.signature.inputs):
+            for value in (np.nan, np.inf) if self._is_fast else (np.nan,):
+                ill = {
+                    tensor.name: np.full_like(others[0][tensor.name], value)
+                    if tensor.datatype.kind == "f"
+                    else others[0][tensor.name]
+                    for tensor in self._session.signature.inputs
+                }
+                yield [ill] * len(others), f"{value}"
+
+    def _named(self, tensor: Tensor, row: int) -> str:
+        return f"output {tensor.name!r} of a row of scale {self._scales[row]:g}"
+
+
+def _same(tensor: Tensor, one: Array, other: Array) -> bool:
+    """Whether two answers are the same, but for their last digits."""
+    if one.shape != other.shape:
+        return False
+    if tensor.datatype.kind != "f":
+        return bool(np.array_equal(one, other))
+    x, y = one.astype("float64"), other.astype("float64")
+    with np.errstate(invalid="ignore"):
+        return bool(((x == y) | (np.abs(x - y) <= _EXACT * np.abs(y)) | (np.isnan(x) & np.isnan(y))).all())
 
 
 def _distance(tensor: Tensor, got: Array, alone: Array) -> str | None:
-    """By how much two answers differ, in words; None where they agree."""
+    """By how much two answers differ, in words; None where they are about the same."""
     if got.shape != alone.shape:
         return f"its shape from {list(alone.shape)} to {list(got.shape)}"
     if tensor.datatype.kind != "f":
@@ -122,5 +213,4 @@ def _distance(tensor: Tensor, got: Array, alone: Array) -> str | None:
         return "between finite and not"
     largest = float(np.abs(y[finite]).max(initial=0.0))
     off = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
-    allowed = _ALLOWED[tensor.datatype.name] * largest + 1e-30
-    return None if off <= allowed else f"by {off / (largest or 1.0):.2g} of its largest value"
+    return None if off <= _ABOUT * largest + 1e-30 else f"by {off / (largest or 1.0):.2g} of its largest value"

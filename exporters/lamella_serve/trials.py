@@ -18,7 +18,7 @@ from lamella_serve.refusals import Refusal
 from lamella_serve.session import Session, Stop
 from lamella_serve.signature import Tensor
 
-__all__ = ["Limits", "Trial", "first_that_runs", "limits_of"]
+__all__ = ["Limits", "Trial", "first_that_runs", "limits_of", "others_that_run"]
 
 Limits = Mapping[str, tuple[Array, Array]]  # low <= value < high at each place of a row, by the names of inputs
 
@@ -66,21 +66,28 @@ class Trial:
         if tensor.datatype.kind == "s":
             return rng.choice(np.array(["a", "bc", "d e"], object), shape)
         if tensor.datatype.kind == "b":
-            return np.asarray(rng.random(shape) < 0.5)
+            return np.asarray(rng.random(shape) < 0.5 * np.minimum(self._by_row(tensor, scales), 1.0))
         if tensor.datatype.kind == "i":
             if low is None or high is None:
                 low, high = (0, self.integers) if self.integers is not None else (self.size, self.size + 1)
                 if self.integers is None and tensor.any_rows:  # rows have their own lengths, none longer than they are
                     low = (self.size + 1) // 2
             least, most = np.iinfo(tensor.datatype.numpy).min, np.iinfo(tensor.datatype.numpy).max
-            drawn = low + np.floor((np.asarray(high) - low) * rng.random(shape))
+            spread = (np.asarray(high) - low) * rng.random(shape)
+            if len(shape) > 1:  # a length for each row stays as long as it is
+                spread = spread * np.minimum(self._by_row(tensor, scales), 1.0)
+            drawn = low + np.floor(spread)
             return np.asarray(np.clip(drawn, least, most).astype(tensor.datatype.numpy))
-        values = rng.standard_normal(shape)
-        if low is not None and high is not None:
-            values = low + (high - low) * rng.random(shape)
-        if tensor.any_rows:
-            values *= np.reshape(scales, (-1,) + (1,) * (len(shape) - 1))
+        if low is None or high is None:
+            values = rng.standard_normal(shape) * self._by_row(tensor, scales)
+        else:
+            values = low + (high - low) * rng.random(shape) * np.minimum(self._by_row(tensor, scales), 1.0)
         return np.asarray(values, dtype=tensor.datatype.numpy)
+
+    def _by_row(self, tensor: Tensor, scales: Sequence[float]) -> Any:
+        """The scales, as they multiply the rows of an input; 1 where it has no rows."""
+        axes = len(self.shape(tensor, 1))
+        return np.reshape(scales, (-1,) + (1,) * (axes - 1)) if tensor.any_rows else 1.0
 
 
 def first_that_runs(session: Session, limits: Limits) -> tuple[Trial | None, str]:
@@ -102,10 +109,31 @@ def first_that_runs(session: Session, limits: Limits) -> tuple[Trial | None, str
             continue
         finally:
             watch.cancel()
-        if not all(map(np.array_equal, one, other)):
+        if _vary(session, one, other):
             return trial, ""
         dull = dull or trial
     return dull, said
+
+
+def _vary(session: Session, one: Sequence[Array], other: Sequence[Array]) -> bool:
+    """Whether two answers say something: they differ, each output of floats does, and these are finite."""
+    equal = list(map(np.array_equal, one, other))
+    floats = [at for at, tensor in enumerate(session.signature.outputs) if tensor.datatype.kind == "f"]
+    finite = all(np.isfinite(answer[at].astype("float64")).all() for answer in (one, other) for at in floats)
+    return finite and not all(equal) and not any(equal[at] for at in floats)
+
+
+def others_that_run(session: Session, trial: Trial) -> Iterator[Trial]:
+    """Other ways to fill the integers of a trial that the model answers: lengths and masks mean what counts do not."""
+    for integers in (256, 2, None):
+        other = dataclasses.replace(trial, integers=integers)
+        unlimited = any(one.datatype.kind == "i" and one.name not in trial.limits for one in trial.inputs)
+        if unlimited and other != trial:
+            try:
+                session.run(other.draw([1.0]))
+            except Refusal:
+                continue
+            yield other
 
 
 def _trials(inputs: tuple[Tensor, ...], limits: Limits) -> Iterator[Trial]:
