@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import shutil
+import weakref
 
 import numpy as np
 import onnx
@@ -519,6 +521,18 @@ def test_a_client_that_vanishes_within_its_request_changes_nothing(client):
 
 
 LONG = 150_000
+
+
+def test_a_model_that_is_unloaded_leaves_the_memory(client):
+    assert answer(client, "digits") == [1, 2, 3]
+    model = weakref.ref(client.application.state.repository.get("digits"))
+    session = weakref.ref(model().session)
+    assert unload(client).status == 200
+    gc.collect()
+    assert model() is None
+    assert session() is None
+
+
 COUNTING = """g (int64 n, float[1] x) => (float[1] y) <bool yes = {{1}}, float one = {{{}}}> {{
   y = Loop(n, yes, x) <body = b (int64 i, bool c, float[?] a) => (bool d, float[?] s)
     {{ d = Identity(c)  s = Add(a, one) }}> }}"""

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -243,13 +244,14 @@ class Queue:
                     job.done.set_result(answer)
 
     def _keep_watch(self) -> None:
-        """See to it that a request which takes too long is told so."""
+        """Look at the time again when the oldest request has had its share."""
         if self._running or self._waiting:
             oldest = min(job.arrived for job in (*self._waiting, *itertools.chain(*self._running)))
             wait = self._limits.timeout - (_now() - oldest) / 1e9
-            self._watch = asyncio.get_running_loop().call_later(max(wait, 0.05), self._expire)
+            self._watch = asyncio.get_running_loop().call_later(max(wait, 0.05), _expire, weakref.ref(self))
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Tell requests that take too long so."""
         self._watch = None
         oldest = _now() - int(self._limits.timeout * 1e9)
         for job in itertools.chain(*self._running):
@@ -262,6 +264,12 @@ class Queue:
     def _give_up(self, job: _Job, what: str) -> None:
         if not job.done.done():
             job.done.set_exception(Refusal(503, f"the request {what} within {self._limits.timeout:g} seconds"))
+
+
+def _expire(queue: weakref.ref[Queue]) -> None:
+    """Look at the time, unless the model is gone: the clock does not keep it."""
+    if (alive := queue()) is not None:
+        alive.expire()
 
 
 def _split(outputs: list[Array], rows: list[int]) -> list[list[Array]]:
