@@ -52,6 +52,7 @@ class Graph:
         operations: the layers, composites expanded.
         inputs, outputs: the numbers of these values.
         input_names, output_names: what users call them.
+        given_names: those of the outputs, where they do not follow from the layers.
         specs: of each value, by number.
         arrays: what the layers declared, by full name.
         calls, call_names: the layers as written, composites whole.
@@ -71,6 +72,7 @@ class Graph:
     outputs: tuple[int, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    given_names: tuple[str, ...] | None
     specs: dict[int, ArraySpec]
     arrays: dict[str, ArrayDeclaration]
     calls: tuple[Call, ...]
@@ -169,8 +171,19 @@ class _ByName(dict[str, Any]):
         return _ByName, (dict(self),)  # a copy sets nothing
 
 
-def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str = "Model") -> Graph:
-    """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values."""
+def assemble(
+    inputs: Any,
+    outputs: Any,
+    dtype: str,
+    *,
+    seed: int = 0,
+    kind: str = "Model",
+    given_names: Sequence[str] | None = None,
+) -> Graph:
+    """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values.
+
+    ``given_names`` are what users call the outputs; None for what they call the layers.
+    """
     dtype = dtype_name(dtype, "Model: dtype", FLOATS)
     seed = positive(seed, "seed", minimum=0, maximum=2**64 - 1)
     inputs, outputs = _one_or_more(inputs, "inputs"), _one_or_more(outputs, "outputs")
@@ -252,6 +265,12 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
     check_unique("inputs", input_names)
     check_unique("nodes", [*input_names, *(operation.name for operation in operations)])
     check_unique("nodes", [*input_names, *map(names.call, tops)])
+    known_outputs = output_names(inputs, input_names, outputs, names)
+    if given_names is not None:
+        if len(given_names) != len(outputs) or not all(isinstance(name, str) and name for name in given_names):
+            raise GraphError(f"Model: expected names for {counted(len(outputs), 'output')}, got {shown(given_names)}")
+        known_outputs = given_names = tuple(given_names)
+        check_unique("inputs and outputs", [*input_names, *known_outputs])
     held = [operation for operation in operations if operation.params or operation.state]
     return Graph(
         input_nodes=inputs,
@@ -260,7 +279,8 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         inputs=tuple(number[id(node)] for node in inputs),
         outputs=tuple(number[id(node)] for node in outputs),
         input_names=tuple(input_names),
-        output_names=output_names(inputs, input_names, outputs, names),
+        output_names=known_outputs,
+        given_names=given_names,
         specs=specs,
         arrays=arrays,
         calls=tops,

@@ -21,7 +21,7 @@ from lamella.files import archive
 from lamella.files.writing import check_place
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
-from lamella.network import Network
+from lamella.network import Appended, Network
 from lamella.optimizers import OPTIMIZERS, Optimizer
 from lamella.protocol.inputs import for_each, unwritable
 from lamella.regularization import Constraint, Penalty
@@ -126,8 +126,16 @@ def evaluate(
     metrics: Any = (),
     sample_weight: Any = None,
     batch_size: int = EVALUATE_ROWS,
+    append: Appended | Mapping[str, Appended] | None = None,
 ) -> dict[str, float]:
-    """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`."""
+    """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`.
+
+    ``append`` has layers run after the outputs, as in `predict`; loss and metrics are of what comes then.
+    """
+    if append is not None:
+        return evaluate(
+            model._with(append), x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, batch_size=batch_size
+        )
     losses = losses_of(model, loss)
     size = positive(batch_size, "batch_size")
     data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
