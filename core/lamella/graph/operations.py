@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import dtype_name, positive
 from lamella.errors import GraphError, counted, did_you_mean, shown
+from lamella.graph.axes import FeatureAxes
 from lamella.graph.naming import Names, check_unique, output_names
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.layer import Layer, build, call
@@ -193,6 +194,7 @@ def assemble(
     specs: dict[int, ArraySpec] = {}
     number: dict[int, int] = {}
     input_names: list[str] = []
+    axes = FeatureAxes()
     taken = 0
     takers = [(id(node), this.layer.needs_float64) for this in calls for node in this.inputs]
     wanting_float64 = {one for one, needs in takers if needs} - {one for one, needs in takers if not needs}
@@ -203,6 +205,7 @@ def assemble(
         if spec.is_float:  # the model's dtype, or float64 where that is asked for, or needed by all that take it
             wide = spec.dtype == "float64" or id(node) in wanting_float64
             specs[number[id(node)]] = spec.replace(dtype="float64" if wide else dtype)
+        axes.begin(number[id(node)], specs[number[id(node)]])
         input_names.append(node.name or f"input_{taken + 1}")
         taken += input_names[-1].startswith("input_")
     names = Names(input_names)
@@ -234,6 +237,13 @@ def assemble(
         for node, spec in zip(this.outputs, built, strict=True):
             number[id(node)] = len(number)
             specs[number[id(node)]] = spec
+        mistake = axes.follow(
+            name,
+            declare,
+            [(number[id(node)], spec) for node, spec in zip(this.inputs, given, strict=True)],
+            [(number[id(node)], spec) for node, spec in zip(this.outputs, built, strict=True)],
+        )
+        told += [mistake] if mistake else []
         for local, declaration in declared.items():
             full = f"{prefix}.{local}"
             known = arrays.setdefault(full, declaration)

@@ -191,6 +191,18 @@ class Data:
             weights[k] = own_weights
         return tuple(weights)
 
+    def rows_of_classes(self, k: int) -> np.ndarray[Any, Any] | None:
+        """How many rows each class of an output has, those that weigh 0 left out; None where targets are no classes."""
+        target, weights, spec = self.prepared[k], self.weights[k], self.model.output_specs[k]
+        classes = spec.shape[-1]
+        if target is None or k in self._later or len(spec.shape) != 2 or not isinstance(classes, int):
+            return None
+        counts = np.ones(len(target), bool) if weights is None else weights > 0.0
+        if target.ndim == 1 and target.dtype.kind == "i":
+            return np.bincount(target[counts], minlength=classes)
+        is_one_hot = target.ndim == 2 and np.all((target == 0) | (target == 1)) and np.all(target.sum(axis=1) == 1)
+        return np.sum(target[counts] == 1, axis=0) if is_one_hot else None
+
     def gather(self, rows: Any) -> Gathered:
         """Some of the rows, to take batches from."""
         bring = self.model.device.asarray

@@ -278,6 +278,7 @@ def fit(
                 f"fit: checkpoint: {checkpoint} is there. Likely fix: resume=True to go on from it; remove it, or give "
                 "another path, to begin anew"
             )
+    _warn_of_missing_classes(data, checked)
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     refuse_beside_another(model, "fit")
     steps = _steps(model, losses, bounds)
@@ -443,6 +444,33 @@ def _warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> N
                 MistakeWarning,
                 stacklevel=4,
             )
+
+
+ROWS_OF_A_CLASS = 10  # on average, from which on a class without any is no chance
+
+
+def _warn_of_missing_classes(data: Batches, checked: Batches | None) -> None:
+    """Say so if there is a unit for a class that no row has."""
+    if not isinstance(data, ArrayBatches):
+        return
+    for k, name in enumerate(data.data.model.output_names):
+        counts = data.data.rows_of_classes(k)
+        if counts is None or counts.all() or counts.sum() < ROWS_OF_A_CLASS * len(counts):
+            continue
+        (missing,) = np.nonzero(counts == 0)
+        held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
+        fix = f"{np.count_nonzero(counts)} units in the last layer, if there are no more classes"
+        if held is not None and held[missing].any():
+            fix = "rows in random order before some are held out, which have the missing ones"
+        elif missing.tolist() == [0]:
+            fix = "y - 1 if labels count from 1, and one unit less in the last layer"
+        told = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"fit: y of {name!r} has no row of class {told}, of {len(counts)} for which there are units. Likely fix: "
+            f"{fix}",
+            MistakeWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
