@@ -455,19 +455,24 @@ def _warn_of_missing_classes(data: Batches, checked: Batches | None) -> None:
         return
     for k, name in enumerate(data.data.model.output_names):
         counts = data.data.rows_of_classes(k)
-        if counts is None or counts.all() or counts.sum() < ROWS_OF_A_CLASS * len(counts):
+        if counts is None:
             continue
-        (missing,) = np.nonzero(counts == 0)
+        missing = np.flatnonzero(counts == 0).tolist()
+        if counts.sum() < ROWS_OF_A_CLASS * len(counts):  # few rows may lack some by chance
+            missing = [label for label in missing if label in data.data.weighted.get(k, ())]
+        if not missing:
+            continue
         held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
-        fix = f"{np.count_nonzero(counts)} units in the last layer, if there are no more classes"
+        fix = f"a last layer of {counted(np.count_nonzero(counts), 'unit')}, if there are no more classes"
         if held is not None and held[missing].any():
-            fix = "rows in random order before some are held out, which have the missing ones"
-        elif missing.tolist() == [0]:
+            fix = "rows in random order before some are held out, since these have what is missing"
+        elif missing == [0]:
             fix = "y - 1 if labels count from 1, and one unit less in the last layer"
+        elif any(label in data.data.weighted.get(k, ()) for label in missing):
+            fix = "a class_weight of the labels that there are"
         told = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         warnings.warn(
-            f"fit: y of {name!r} has no row of class {told}, of {len(counts)} for which there are units. Likely fix: "
-            f"{fix}",
+            f"fit: y of {name!r} has no row of {len(missing)} of {len(counts)} classes: {told}. Likely fix: {fix}",
             MistakeWarning,
             stacklevel=4,
         )
