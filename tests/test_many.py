@@ -155,7 +155,7 @@ def test_a_large_file_of_bytes_takes_little_memory_in_training_and_prediction(tm
     shape = (60_000, 2000)
     images = np.memmap(tmp_path / "images", "u1", "w+", shape=shape)  # sparse: 120 MB, of which nothing is written
     masks = np.memmap(tmp_path / "masks", "u1", "w+", shape=shape)
-    labels = np.zeros(len(images), "u1")
+    labels = np.arange(len(images)).astype("u1") % 3
     model = lm.Sequential([Dense(4), Dense(2000)], input_shape=2000)
     short = lm.Model(model.input_nodes, Dense(3)(*model.input_nodes))
     task = {"batch_size": 512, "progress": False, "optimizer": "sgd", "callbacks": [Once()]}

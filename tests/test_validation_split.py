@@ -107,3 +107,40 @@ def test_what_can_not_be_split(options, words):
 def test_batches_can_not_be_split():
     with pytest.raises(lm.ArgumentError, match=r"validation_split: expected 0 for batches.*validation_data=other"):
         classifier().fit([(X, LABELS)], loss="huber", optimizer="sgd", validation_split=0.1)
+
+
+def units(count: int) -> lm.Sequential:
+    return lm.Sequential([Dense(count)], input_shape=4)
+
+
+MANY = np.arange(200) % 5
+ROWS = np.zeros((200, 4))
+
+
+@pytest.mark.parametrize(
+    ("count", "y", "options", "words"),
+    [
+        (6, MANY, {}, "has no row of 1 of 6 classes: 5. Likely fix: a last layer of 5 units"),
+        (6, MANY + 1, {}, "of 1 of 6 classes: 0. Likely fix: y - 1 if labels count from 1, and one unit less"),
+        (13, np.eye(13)[MANY], {}, "has no row of 8 of 13 classes: 5, 6, 7, 8, 9, .... Likely fix: a last layer"),
+        (5, np.sort(MANY), {"validation_split": 0.2}, "1 of 5 classes: 4. Likely fix: rows in random order before"),
+        (5, MANY % 4, {"validation_data": (ROWS, MANY)}, "1 of 5 classes: 4. Likely fix: rows in random order before"),
+        (5, MANY, {"sample_weight": MANY != 2}, "1 of 5 classes: 2. Likely fix: a last layer of 4 units"),
+        (50, MANY, {"class_weight": {1: 2.0, 7: 3.0}}, "1 of 50 classes: 7. Likely fix: a class_weight of the labels"),
+    ],
+)
+def test_a_class_without_rows_is_told(count, y, options, words):
+    with pytest.warns(lm.MistakeWarning, match=re.escape(words)) as caught:
+        units(count).fit(ROWS, y, loss="softmax_cross_entropy", optimizer="sgd", **options)
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_what_need_not_have_rows_of_every_class():
+    task = {"optimizer": "sgd", "loss": "softmax_cross_entropy"}
+    units(5).fit(ROWS, MANY, **task, class_weight={1: 2.0}, validation_split=0.2)
+    units(50).fit(ROWS, MANY, **task)  # fewer rows than ten for each
+    units(6).fit(ROWS, np.eye(6)[MANY] * 0.5, **task)  # no labels
+    units(6).fit([(ROWS, MANY)], **task)  # a batch more may bring some
+    units(6).train_on_batch(ROWS, MANY, **task)
+    units(6).fit(ROWS, np.ones((200, 6)), **task | {"loss": "binary_cross_entropy"})
+    units(3).fit(ROWS, MANY[:, None] * np.ones(3), **task | {"loss": "mean_squared_error"})

@@ -17,6 +17,7 @@ from lamella.elsewhere import hint
 from lamella.errors import ArgumentError, did_you_mean, shown
 
 __all__ = [
+    "answer",
     "choice",
     "dtype_name",
     "extent",
@@ -27,11 +28,11 @@ __all__ = [
     "initializer_argument",
     "is_axis",
     "knows",
-    "misfit",
     "number",
     "pair",
     "positive",
     "text",
+    "too_many",
 ]
 
 _LARGEST = 2**63 - 1  # what NumPy's and ONNX's ints hold
@@ -208,8 +209,9 @@ def knows(elsewhere: Mapping[str, str]) -> Callable[[Callable[_P, _T]], Callable
     """Make a method answer arguments of other libraries, which it does not take, with what stands for them here."""
 
     def answering(method: Callable[_P, _T]) -> Callable[_P, _T]:
-        signature = inspect.signature(method)
-        own, most = signature.parameters, _most_by_position(signature)
+        own = inspect.signature(method).parameters
+        kinds = [one.kind for one in own.values()]
+        most = math.inf if inspect.Parameter.VAR_POSITIONAL in kinds else _by_position(own)
 
         @functools.wraps(method)
         def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -217,7 +219,9 @@ def knows(elsewhere: Mapping[str, str]) -> Callable[[Callable[_P, _T]], Callable
             if unknown is not None or len(args) > most:
                 owner, called = type(args[0]).__name__, method.__name__
                 where = owner if called == "__init__" else f"{owner}.{called}"
-                raise TypeError(f"{where}: {misfit(signature, args, kwargs, elsewhere)}")
+                if unknown is not None:
+                    raise TypeError(f"{where}: there is no argument {unknown!r}.{answer(unknown, own, elsewhere)}")
+                raise TypeError(f"{where}: {too_many(own, args, elsewhere)}")
             return method(*args, **kwargs)
 
         return checked
@@ -225,29 +229,26 @@ def knows(elsewhere: Mapping[str, str]) -> Callable[[Callable[_P, _T]], Callable
     return answering
 
 
-def misfit(
-    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any], elsewhere: Mapping[str, str]
-) -> str:
-    """Return what is wrong with a call that gives an unknown argument or too many by position; nothing if neither."""
-    own = signature.parameters
-    for name in kwargs:
-        if name not in own:
-            return f"there is no argument {name!r}.{hint(elsewhere, name) or did_you_mean(name, own)}"
-    if len(args) <= (most := int(min(_most_by_position(signature), len(args)))):
+def answer(name: str, own: Iterable[str], elsewhere: Mapping[str, str]) -> str:
+    """Return what stands for an argument that there is not, or resembles it, to end an error with."""
+    return hint(elsewhere, name) or did_you_mean(name, own)
+
+
+def too_many(own: Mapping[str, inspect.Parameter], given: Sequence[Any], elsewhere: Mapping[str, str]) -> str:
+    """Return what is wrong if more is given by position than may be, else an empty string."""
+    most = _by_position(own)
+    if len(given) <= most:
         return ""
     ahead = [name for name in list(own)[:most] if name not in ("self", "model")]
     rest = [f"{name}=" for name in list(own)[most:]]
     names = ", ".join(rest[:6]) + (", ..." if len(rest) > 6 else "")
     return (
         f"expected {' and '.join(ahead) or 'nothing'} by position{' and all others by name' if rest else ''}, got "
-        f"{', '.join(map(shown, args[most:]))} besides."
+        f"{', '.join(map(shown, given[most:]))} besides."
         + (hint(elsewhere, "*") or (f" Likely fix: name it, as one of {names}" if rest else ""))
     )
 
 
-def _most_by_position(signature: inspect.Signature) -> float:
+def _by_position(own: Mapping[str, inspect.Parameter]) -> int:
     """How many arguments may be given by position."""
-    kinds = [one.kind for one in signature.parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return math.inf
-    return sum(kind is not inspect.Parameter.KEYWORD_ONLY for kind in kinds)
+    return sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in own.values())

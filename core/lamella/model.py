@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +10,11 @@ from lamella import elsewhere
 from lamella.arguments import file_path, flag, knows
 from lamella.backends import get_backend
 from lamella.elsewhere import hint
-from lamella.errors import ArgumentError, DataError, GraphError, MistakeWarning, did_you_mean, shown
+from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean, shown
 from lamella.files import archive, structure
+from lamella.graph.appending import ends_of
 from lamella.graph.operations import Graph, assemble
-from lamella.network import Network
+from lamella.network import Appended, Network, warn_of_mistakes
 from lamella.protocol.layer import Layer
 from lamella.protocol.node import Input, Node
 from lamella.training import fit as training
@@ -60,12 +59,32 @@ class Model(Network):
         backend: str | None = None,
     ) -> None:
         super().__init__(assemble(inputs, outputs, dtype, seed=seed), backend=backend)
-        _warn(self.graph)
+        warn_of_mistakes(self.graph.warnings)
 
     fit = training.fit
     train_on_batch = training.train_on_batch
     evaluate = training.evaluate
     gradients = training.gradients
+
+    def appended(self, append: Appended | Mapping[str, Appended]) -> Model:
+        """Return a new model of the same layers and values, with more layers after the outputs.
+
+        ``append`` is a layer or model, or several, or a dict of these by output, where the outputs keep their names:
+        ``{"digit": Activation("softmax")}``. An appended model brings its values, and its outputs keep the names they
+        have there; layers begin with initial values.
+
+        Raises:
+            ArgumentError: something that can't follow the outputs.
+            GraphError: layers that do not fit them.
+
+        >>> import lamella as lm
+        >>> from lamella_layers import Activation, Dense
+        >>> model = lm.Sequential([Dense(3)], input_shape=4)  # ends in logits, which is what its loss takes
+        >>> model.appended(Activation("softmax")).predict([[0.0] * 4])
+        array([[0.33333334, 0.33333334, 0.33333334]], dtype=float32)
+        """
+        graph = self._extended_graph(ends_of(self.graph, append))
+        return self._filled(Model._of(graph, backend=self.backend))
 
     def summary(self) -> None:
         """Print a table of layers with output shapes, parameters, connections, and shared and frozen marks."""
@@ -145,7 +164,7 @@ class Sequential(Model):
                     f"Sequential: layers[{position}] {layer!r} has {len(node)} outputs; use lamella.Model for that"
                 )
         Network.__init__(self, assemble(first, node, dtype, seed=seed, kind="Sequential"), backend=backend)
-        _warn(self.graph)
+        warn_of_mistakes(self.graph.warnings)
 
 
 def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Model:
@@ -216,13 +235,3 @@ def made_of(graph: Graph, backend: str | None, *, drawn: bool = True) -> Model:
     """Return a model of the class that a graph was written as; ``drawn``: with initial values."""
     kinds: dict[str, type[Model]] = {"Model": Model, "Sequential": Sequential}
     return kinds[graph.kind]._of(graph, backend=backend, frozen=graph.frozen_layers, drawn=drawn)
-
-
-def _warn(graph: Graph) -> None:
-    """Tell whoever called the package what layers take for a mistake."""
-    package, level = __name__.partition(".")[0], 1
-    frame: Any = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    for text in graph.warnings:
-        warnings.warn(text, MistakeWarning, stacklevel=level)

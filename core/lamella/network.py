@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import fnmatch
 import os
+import sys
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -21,15 +22,18 @@ from lamella.engine.threads import thread_count
 from lamella.engine.values import Holding, OptimizerState, Values, assign
 from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive, structure
+from lamella.graph.appending import Ends, ends_of, extended, same_ends
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import cut
 from lamella.protocol.inputs import as_inputs, converted
-from lamella.protocol.layer import call
+from lamella.protocol.layer import Layer, call
 from lamella.protocol.node import Node, valid_name
 from lamella.protocol.spec import FLOATS, ArraySpec
 
-__all__ = ["Network", "inference_of"]
+__all__ = ["Appended", "Network", "inference_of", "warn_of_mistakes"]
+
+N = TypeVar("N", bound="Network")
 
 _OTHERS = (".onnx", ".h5", ".hdf5", ".keras", ".pt", ".pth", ".pkl", ".pickle", ".npz")  # formats of others
 _KEPT = 4  # batch sizes for which prepared passes are kept
@@ -66,6 +70,7 @@ class Network:
         self._history: Any = None
         self.prepared_steps: Any = None  # what training keeps from one call to the next
         self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
+        self._longer: list[tuple[Ends, Network]] = []  # those with layers after the outputs that are kept
         if drawn:
             draw(self.values.parameters, self.seed)
             draw(self.values.state, self.seed)
@@ -228,12 +233,20 @@ class Network:
 
     # What it does
 
-    def predict(self, x: Any, batch_size: int | None = None) -> Any:
+    def predict(
+        self, x: Any, batch_size: int | None = None, *, append: Appended | Mapping[str, Appended] | None = None
+    ) -> Any:
         """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs.
 
         On NumPy the rows run in slices small enough for the cache; ``batch_size`` bounds what a GPU, or a network that
         walks over time, holds at a time.
+
+        ``append`` has layers run after the outputs, as `appended` would: ``predict(x, append=Activation("softmax"))``
+        gives probabilities where the model ends in logits. What was prepared for layers without arrays is kept for the
+        next call; others are put together anew.
         """
+        if append is not None:
+            return self._with(append).predict(x, batch_size)
         arrays = as_inputs(self.input_names, self.input_specs, x, large_as_given=True)
         self._warn_of_outer_training()
         rows = len(arrays[0])
@@ -247,6 +260,43 @@ class Network:
                 ]
                 outputs = tuple(np.concatenate(part, axis=0) for part in zip(*parts, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _with(self, append: Appended | Mapping[str, Appended]) -> Network:
+        """Return a network with layers after the outputs of this one, and its values.
+
+        It follows when these change, and is kept for the next time, unless the layers bring arrays of their own.
+        """
+        ends = ends_of(self.graph, append)
+        for known, longer in self._longer:
+            if same_ends(known, ends):
+                return longer
+        graph = self._extended_graph(ends)
+        if graph.arrays.keys() != self.graph.arrays.keys():
+            return self._filled(Network(graph, backend=self.backend))
+        longer = _Longer(graph, self)
+        self._longer = [*self._longer[1 - _KEPT :], (ends, longer)]
+        return longer
+
+    def _extended_graph(self, ends: Ends) -> Graph:
+        graph = extended(self.graph, ends)
+        warn_of_mistakes(text for text in graph.warnings if text not in self.graph.warnings)
+        return graph
+
+    def _filled(self, longer: N) -> N:
+        """A network that has this one's layers and others, with this one's values."""
+        if self.graph.arrays:
+            longer.copy_values(self)
+        appended = [inner for inner in longer.graph.models if inner not in self.graph.models]
+        for inner in appended:
+            if isinstance(inner, Graph):  # without values
+                continue
+            held = any(inner in other.graph.models for other in appended if not isinstance(other, Graph))
+            if not held and (differing := longer.differing(inner)):  # else values are the other's
+                raise ArgumentError(
+                    f"append: {inner!r} and the model share {', '.join(sorted(differing))}, one layer object, "
+                    "which has other values in each. Likely fix: append copy.deepcopy(...) of it"
+                )
+        return longer
 
     def _warn_of_outer_training(self) -> None:
         """Say so where nothing was trained but copies of this network's layers in an outer one."""
@@ -365,7 +415,7 @@ class Network:
         with Change(self, "to"):
             moved = self.copy(backend=backend)
             self.device, self.values, self._whole = moved.device, moved.values, moved._whole
-            self._prepared = {}
+            self._prepared, self._longer = {}, []
         return self
 
     @classmethod
@@ -379,7 +429,10 @@ class Network:
         """Return a model of the same layers with the same values, in another dtype or on another backend if given."""
         graph = self.graph
         if dtype is not None and (dtype := dtype_name(dtype, "copy: dtype", FLOATS)) != self.dtype:
-            graph = assemble(graph.input_nodes, graph.output_nodes, dtype, seed=self.seed, kind=graph.kind)
+            names = graph.given_names
+            graph = assemble(
+                graph.input_nodes, graph.output_nodes, dtype, seed=self.seed, kind=graph.kind, given_names=names
+            )
         backend = self.backend if backend is None else backend
         return self._of(graph, backend=backend, frozen=self._frozen, drawn=False)._become(self)
 
@@ -504,6 +557,38 @@ class Network:
     def expand(self, *nodes: Node) -> Node | tuple[Node, ...]:
         """Run through the model's own layers on other nodes; called by the graph."""
         return self.graph.expand(*nodes)
+
+
+Appended = Layer | Network | Graph | Sequence[Layer | Network | Graph]
+"""What may follow the outputs: a layer, a model, or several."""
+
+
+class _Longer(Network):
+    """A network with layers after the outputs of another one, whose values are its own."""
+
+    def __init__(self, graph: Graph, base: Network) -> None:
+        self._base = weakref.ref(base)  # which holds this one
+        super().__init__(graph, backend=base.backend, drawn=False)
+
+    @property
+    def values(self) -> Values:
+        base = self._base()
+        assert base is not None
+        return base.values
+
+    @values.setter
+    def values(self, values: Values) -> None:
+        """Nothing: those that a network makes for itself are not needed."""
+
+
+def warn_of_mistakes(texts: Iterable[str]) -> None:
+    """Tell whoever called the package what layers take for a mistake."""
+    package, level = __name__.partition(".")[0], 1
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    for told in texts:
+        warnings.warn(told, MistakeWarning, stacklevel=level)
 
 
 def _own(output: Any) -> Any:

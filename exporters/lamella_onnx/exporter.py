@@ -14,8 +14,8 @@ from onnx import helper
 
 from lamella import ArgumentError, LamellaError, Model
 from lamella.errors import shown
+from lamella.network import Appended
 from lamella.protocol.inputs import as_inputs, row_count
-from lamella_onnx.append import Appended, extended
 from lamella_onnx.files import as_path, write
 from lamella_onnx.finite import need_finite_results, need_finite_values
 from lamella_onnx.models import Trace, trace_model
@@ -102,9 +102,9 @@ def export(
     path = as_path(path, "export")
     opset = resolve(opset, target)
     properties = _properties(metadata)
-    names = model.output_names
     if append is not None:
-        model, names = extended(model, append)
+        model = model.appended(append)
+    names = model.output_names
     size = sum(array.nbytes for array in (*model.parameters.values(), *model.state.values()))
     if size > LARGEST:
         raise ArgumentError(

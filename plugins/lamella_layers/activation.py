@@ -71,6 +71,8 @@ class Activation(lm.Layer):
                 f"expected axis={self.axis} to be one of the axes after the batch, got {x}; along the batch axis the "
                 "samples would depend on each other"
             )
+        along = self.has_axis and self.config()["axis"] is None
+        declare.features(-1 if along else None, fix="the argument axis=1")
         if self.has_axis and self.function.probabilities and x.shape[self.axis] == 1:
             declare.warn(
                 f"{self!r} runs along an axis of size 1, axis={self.axis} of {x}: it gives 1 whatever comes in, and "
@@ -134,6 +136,7 @@ class PReLU(lm.Layer):
                 f"expected floats with known sizes but along shared_axes={self.shared_axes}, got {x}. Likely fix: "
                 "share axes of unknown size, such as time; x.astype('float32') for integers"
             )
+        declare.features(None)
         declare.parameter("alpha", known, self.alpha_initializer)
         return x
 

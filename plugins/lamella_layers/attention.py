@@ -145,6 +145,7 @@ class ScaledDotProductAttention(lm.Layer):
                 f"mask: expected bools (N, {query.shape[1]}, {key.shape[1]}), or 1 in place of either size, or "
                 f"(N, {key.shape[1]}), got {mask}. Likely fix: lm.Input(shape, 'bool')"
             )
+        declare.features(-1)
         if key.shape[1] == 1:
             declare.warn(
                 f"{self!r}: softmax runs over one key, {key}: its weight is 1 whatever comes in, and queries and "

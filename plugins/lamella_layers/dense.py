@@ -60,6 +60,12 @@ class Dense(lm.Layer):
                 f"expected floats (N, ..., features) with a known number of features, one or more, got {x}. Likely "
                 "fix: Flatten() or Reshape((..., features)) before this layer, or x.astype('float32') for integers"
             )
+        declare.features(
+            -1,
+            fix="Flatten() before it, or Conv2D(units, 1) for every pixel"
+            if len(x.shape) == 4
+            else "Flatten() before it, or Permute((2, 1)) for every step",
+        )
         declare.parameter(
             "kernel", (features, self.units), self.kernel_initializer, fan_in=features, fan_out=self.units
         )

@@ -59,7 +59,7 @@ class Dropout(_Dropout):
     """
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
-        return _floats(x, "Dropout")
+        return _floats(declare, x, "Dropout")
 
 
 class SpatialDropout2D(_Dropout):
@@ -86,6 +86,7 @@ class SpatialDropout2D(_Dropout):
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         image_shape(x)
+        declare.features(1)
         return x
 
     def _draws(self, x: Any) -> tuple[Any, ...]:
@@ -118,7 +119,7 @@ class GaussianNoise(lm.Layer):
         self.stddev = number(stddev, "stddev", minimum=0.0)
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
-        return _floats(x, "GaussianNoise")
+        return _floats(declare, x, "GaussianNoise")
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
         if not ctx.training:
@@ -131,9 +132,10 @@ class GaussianNoise(lm.Layer):
         return dy
 
 
-def _floats(x: lm.ArraySpec, name: str) -> lm.ArraySpec:
+def _floats(declare: lm.Declare, x: lm.ArraySpec, name: str) -> lm.ArraySpec:
     if not x.is_float:
         raise lm.GraphError(f"expected floats, got {x}; integers can't be scaled. Put {name} after an embedding")
+    declare.features(None)
     return x
 
 

@@ -59,6 +59,7 @@ class Embedding(lm.Layer):
                 f"which is one more than the greatest. Likely fix: input_dim={x.high}"
             )
         shape = (self.input_dim, self.output_dim)
+        declare.features(-1)
         declare.parameter("embeddings", shape, self.embeddings_initializer, fan_in=shape[0], fan_out=shape[1])
         return lm.ArraySpec((*x.shape, self.output_dim), declare.dtype)
 
@@ -111,6 +112,7 @@ class PositionEmbedding(lm.Layer):
         time = x.shape[1]
         if isinstance(time, int) and time > self.sequence_length:
             raise lm.GraphError(f"expected a time of at most sequence_length={self.sequence_length}, got {time} in {x}")
+        declare.features(-1)
         declare.parameter("positions", (self.sequence_length, x.shape[2]), self.initializer)
         return x.replace(low=None, high=None)
 

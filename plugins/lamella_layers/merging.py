@@ -47,6 +47,7 @@ class _Merging(lm.Layer):
                 f"expected shapes that are equal, or 1 where they differ, got {_list(inputs)}. Axes that are missing "
                 "are added after the batch; Reshape puts them elsewhere, Dense or a 1x1 convolution changes channels"
             )
+        declare.features(None)
         return inputs[0].replace(shape=whole, low=None, high=None)
 
     def forward_pass(self, ctx: lm.Context, *inputs: Any) -> Any:
@@ -320,6 +321,7 @@ class Concatenate(lm.Layer):
                 f"{_list(inputs)}. Channels of images are axis 1, features the last"
             )
         axis = axes[0]
+        declare.features(-1 if self.axis == -1 else None, fix=f"the argument axis=1, or axis={axis} if that is meant")
         total = sum(size for size in sizes if isinstance(size, int))
         lows, highs = ([limit for x in inputs if (limit := getattr(x, end)) is not None] for end in ("low", "high"))
         return inputs[0].replace(

@@ -24,6 +24,7 @@ class _Padding2D(lm.Layer):
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         channels, height, width = image_shape(x)
+        declare.features(1)
         rows, columns = self.padding
         return x.replace(shape=("N", channels, height + sum(rows), width + sum(columns)))
 
@@ -111,6 +112,7 @@ class Cropping2D(lm.Layer):
                 f"expected an image that is larger than cropping={self.cropping}, which takes away "
                 f"{sum(self.cropping[0])} rows and {sum(self.cropping[1])} columns, got {x}"
             )
+        declare.features(1)
         return x.replace(shape=("N", channels, height, width))
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:

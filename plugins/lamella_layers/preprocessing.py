@@ -47,6 +47,7 @@ class Rescaling(lm.Layer):
         self.scale, self.offset = number(scale, "scale"), number(offset, "offset")
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
+        declare.features(None)
         return x.replace(dtype=declare.dtype, low=None, high=None)
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
@@ -191,6 +192,7 @@ class Normalization(lm.Layer):
                 f"mean={self.config()['mean']}, variance={self.config()['variance']}. Likely fix: an input that goes "
                 "to this layer alone, which is float64 then"
             )
+        declare.features(None)
         return x.replace(dtype=declare.dtype, low=None, high=None)
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:

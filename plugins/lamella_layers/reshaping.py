@@ -167,6 +167,7 @@ class UpSampling2D(lm.Layer):
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         channels, height, width = image_shape(x)
+        declare.features(1)
         return x.replace(shape=("N", channels, height * self.size[0], width * self.size[1]))
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:

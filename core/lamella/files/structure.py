@@ -92,6 +92,7 @@ class Writer:
             "inputs": inputs,
             "calls": calls,
             "outputs": [places[id(node)] for node in graph.output_nodes],
+            **({} if graph.given_names is None else {"output_names": list(graph.given_names)}),
             "frozen": sorted(model.frozen_layers),
         }
 
@@ -291,7 +292,10 @@ class Reader:
         outputs = tuple(_at(_at(nodes, number), k) for number, k in config["outputs"])
         if config["class"] not in ("Model", "Sequential"):
             raise ValueError(f"class: expected 'Model' or 'Sequential', got {config['class']!r}")
-        graph = assemble(nodes[0], outputs, config["dtype"], seed=config["seed"], kind=config["class"])
+        names = config.get("output_names")
+        graph = assemble(
+            nodes[0], outputs, config["dtype"], seed=config["seed"], kind=config["class"], given_names=names
+        )
         frozen = frozenset(config["frozen"])
         known = {operation.prefix for operation in graph.operations if operation.params or operation.state}
         if unknown := frozen - known:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import dtype_name, positive
 from lamella.errors import GraphError, counted, did_you_mean, shown
+from lamella.graph.axes import FeatureAxes
 from lamella.graph.naming import Names, check_unique, output_names
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.layer import Layer, build, call
@@ -52,6 +53,7 @@ class Graph:
         operations: the layers, composites expanded.
         inputs, outputs: the numbers of these values.
         input_names, output_names: what users call them.
+        given_names: those of the outputs, where they do not follow from the layers.
         specs: of each value, by number.
         arrays: what the layers declared, by full name.
         calls, call_names: the layers as written, composites whole.
@@ -71,6 +73,7 @@ class Graph:
     outputs: tuple[int, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    given_names: tuple[str, ...] | None
     specs: dict[int, ArraySpec]
     arrays: dict[str, ArrayDeclaration]
     calls: tuple[Call, ...]
@@ -169,8 +172,19 @@ class _ByName(dict[str, Any]):
         return _ByName, (dict(self),)  # a copy sets nothing
 
 
-def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str = "Model") -> Graph:
-    """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values."""
+def assemble(
+    inputs: Any,
+    outputs: Any,
+    dtype: str,
+    *,
+    seed: int = 0,
+    kind: str = "Model",
+    given_names: Sequence[str] | None = None,
+) -> Graph:
+    """Name the layers between inputs and outputs, propagate shapes and dtypes, and number the values.
+
+    ``given_names`` are what users call the outputs; None for what they call the layers.
+    """
     dtype = dtype_name(dtype, "Model: dtype", FLOATS)
     seed = positive(seed, "seed", minimum=0, maximum=2**64 - 1)
     inputs, outputs = _one_or_more(inputs, "inputs"), _one_or_more(outputs, "outputs")
@@ -180,6 +194,7 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
     specs: dict[int, ArraySpec] = {}
     number: dict[int, int] = {}
     input_names: list[str] = []
+    axes = FeatureAxes()
     taken = 0
     takers = [(id(node), this.layer.needs_float64) for this in calls for node in this.inputs]
     wanting_float64 = {one for one, needs in takers if needs} - {one for one, needs in takers if not needs}
@@ -190,6 +205,7 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         if spec.is_float:  # the model's dtype, or float64 where that is asked for, or needed by all that take it
             wide = spec.dtype == "float64" or id(node) in wanting_float64
             specs[number[id(node)]] = spec.replace(dtype="float64" if wide else dtype)
+        axes.begin(number[id(node)], specs[number[id(node)]])
         input_names.append(node.name or f"input_{taken + 1}")
         taken += input_names[-1].startswith("input_")
     names = Names(input_names)
@@ -221,6 +237,13 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         for node, spec in zip(this.outputs, built, strict=True):
             number[id(node)] = len(number)
             specs[number[id(node)]] = spec
+        mistake = axes.follow(
+            name,
+            declare,
+            [(number[id(node)], spec) for node, spec in zip(this.inputs, given, strict=True)],
+            [(number[id(node)], spec) for node, spec in zip(this.outputs, built, strict=True)],
+        )
+        told += [mistake] if mistake else []
         for local, declaration in declared.items():
             full = f"{prefix}.{local}"
             known = arrays.setdefault(full, declaration)
@@ -252,6 +275,12 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
     check_unique("inputs", input_names)
     check_unique("nodes", [*input_names, *(operation.name for operation in operations)])
     check_unique("nodes", [*input_names, *map(names.call, tops)])
+    known_outputs = output_names(inputs, input_names, outputs, names)
+    if given_names is not None:
+        if len(given_names) != len(outputs) or not all(isinstance(name, str) and name for name in given_names):
+            raise GraphError(f"Model: expected names for {counted(len(outputs), 'output')}, got {shown(given_names)}")
+        known_outputs = given_names = tuple(given_names)
+        check_unique("inputs and outputs", [*input_names, *known_outputs])
     held = [operation for operation in operations if operation.params or operation.state]
     return Graph(
         input_nodes=inputs,
@@ -260,7 +289,8 @@ def assemble(inputs: Any, outputs: Any, dtype: str, *, seed: int = 0, kind: str 
         inputs=tuple(number[id(node)] for node in inputs),
         outputs=tuple(number[id(node)] for node in outputs),
         input_names=tuple(input_names),
-        output_names=output_names(inputs, input_names, outputs, names),
+        output_names=known_outputs,
+        given_names=given_names,
         specs=specs,
         arrays=arrays,
         calls=tops,

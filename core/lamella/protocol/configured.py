@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from lamella import registry
-from lamella.arguments import misfit
+from lamella.arguments import answer, too_many
 from lamella.elsewhere import hint
 from lamella.errors import ArgumentError
 
@@ -60,7 +60,12 @@ class _ConfiguredType(type):
         try:
             bound = cls._signature.bind(*args, **kwargs)
         except TypeError as error:
-            fault = misfit(cls._signature, args, kwargs, cls._elsewhere) or f"{error}."
+            own = cls._signature.parameters
+            unknown = next((name for name in kwargs if name not in own), None)
+            if unknown is None:
+                fault = too_many(own, args, cls._elsewhere) or f"{error}."
+            else:
+                fault = f"{error}.{answer(unknown, own, cls._elsewhere)}"
             raise TypeError(f"{cls.__name__}{cls._signature}: {fault}") from None
         bound.apply_defaults()
         config = {name: _freeze(value) for name, value in bound.arguments.items()}

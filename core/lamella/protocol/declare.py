@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamella.arguments import dtype_name, is_axis, positive
 from lamella.arguments import text as words
 from lamella.errors import GraphError, shown
 from lamella.protocol.spec import FLOATS, whole
 
-__all__ = ["ArrayDeclaration", "Declare"]
+__all__ = ["ArrayDeclaration", "Declare", "FeatureAxis"]
 
 _MOST = 1 << 48  # entries of an array; NumPy's own error for more is about dimensions
 
@@ -32,6 +32,13 @@ class ArrayDeclaration:
     groups: int = 1
 
 
+class FeatureAxis(NamedTuple):
+    """Along which axis a layer has its features, None for where its input has them, and how to make it another."""
+
+    axis: int | None
+    fix: str
+
+
 class Declare:
     """Handed to ``Layer.build``: where a layer asks for its arrays. ``dtype`` is the model's float dtype."""
 
@@ -39,6 +46,7 @@ class Declare:
         self.dtype = dtype_name(dtype, "Declare: dtype", FLOATS)
         self.arrays: dict[str, ArrayDeclaration] = {}
         self.warnings: list[str] = []
+        self.feature_axis: FeatureAxis | None = None  # unless the layer says so, nobody knows
 
     def parameter(
         self,
@@ -78,6 +86,19 @@ class Declare:
     def state(self, name: str, shape: Sequence[int], initializer: Any) -> None:
         """Ask for an array that ``ctx.update`` changes, such as a running mean."""
         self._add(name, shape, initializer, None, None, None, trainable=False)
+
+    def features(self, axis: int | None, *, fix: str = "") -> None:
+        """Say along which axis inputs and outputs have their features: 1, as images do, or -1, as sequences do.
+
+        None is for layers that leave every number where it is, and so the features, too. A layer that says nothing may
+        move them anywhere. Where a layer before this one has its features along another axis, models of both come with
+        a `MistakeWarning`, which ends with the ``fix``.
+        """
+        if axis is not None and not is_axis(axis):
+            raise GraphError(f"features: axis: expected an int or None, got {shown(axis)}")
+        if not isinstance(fix, str):
+            raise GraphError(f"features: fix: expected words, got {shown(fix)}")
+        self.feature_axis = FeatureAxis(axis, fix)
 
     def warn(self, text: str) -> None:
         """Say that something is most probably a mistake: a `MistakeWarning` where a model is made of the layer."""

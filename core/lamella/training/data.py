@@ -90,6 +90,7 @@ class Data:
         rows = [len(target) for target in self.prepared if target is not None]
         if any(count != self.rows for count in rows):
             raise DataError(f"x has {counted(self.rows, 'row')} and y has {rows[0]}; expected equally many")
+        self.weighted: dict[int, list[int]] = {}  # the labels that class_weight names, by output
         self.weights = self._given_weights = as_weights(model.output_names, self.rows, sample_weight)
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)
@@ -179,6 +180,7 @@ class Data:
                         f"class_weight: label {own}: expected 0 to {classes - 1}, the classes of {name!r}"
                     )
                 factors[labels == own] = number(weight, f"class_weight: weight of {label}", minimum=0.0)
+            self.weighted[k] = list(map(int, of_labels))
             given = weights[k]
             with np.errstate(over="ignore"):
                 own_weights = factors if given is None else given * factors
@@ -190,6 +192,18 @@ class Data:
                 )
             weights[k] = own_weights
         return tuple(weights)
+
+    def rows_of_classes(self, k: int) -> np.ndarray[Any, Any] | None:
+        """How many rows each class of an output has, those that weigh 0 left out; None where targets are no classes."""
+        target, weights, spec = self.prepared[k], self.weights[k], self.model.output_specs[k]
+        classes = spec.shape[-1]
+        if target is None or k in self._later or len(spec.shape) != 2 or not isinstance(classes, int):
+            return None
+        rows = target if weights is None else target[weights > 0.0]
+        if rows.ndim == 1 and rows.dtype.kind == "i" and rows.size and 0 <= rows.min() <= rows.max() < classes:
+            return np.bincount(rows, minlength=classes)
+        is_one_hot = rows.ndim == 2 and np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(axis=1) == 1)
+        return np.count_nonzero(rows, axis=0) if is_one_hot else None
 
     def gather(self, rows: Any) -> Gathered:
         """Some of the rows, to take batches from."""

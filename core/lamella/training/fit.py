@@ -21,7 +21,7 @@ from lamella.files import archive
 from lamella.files.writing import check_place
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
-from lamella.network import Network
+from lamella.network import Appended, Network
 from lamella.optimizers import OPTIMIZERS, Optimizer
 from lamella.protocol.inputs import for_each, unwritable
 from lamella.regularization import Constraint, Penalty
@@ -126,8 +126,16 @@ def evaluate(
     metrics: Any = (),
     sample_weight: Any = None,
     batch_size: int = EVALUATE_ROWS,
+    append: Appended | Mapping[str, Appended] | None = None,
 ) -> dict[str, float]:
-    """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`."""
+    """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`.
+
+    ``append`` has layers run after the outputs, as in `predict`; loss and metrics are of what comes then.
+    """
+    if append is not None:
+        return evaluate(
+            model._with(append), x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, batch_size=batch_size
+        )
     losses = losses_of(model, loss)
     size = positive(batch_size, "batch_size")
     data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
@@ -270,6 +278,7 @@ def fit(
                 f"fit: checkpoint: {checkpoint} is there. Likely fix: resume=True to go on from it; remove it, or give "
                 "another path, to begin anew"
             )
+    _warn_of_missing_classes(data, checked)
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     refuse_beside_another(model, "fit")
     steps = _steps(model, losses, bounds)
@@ -435,6 +444,38 @@ def _warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> N
                 MistakeWarning,
                 stacklevel=4,
             )
+
+
+ROWS_OF_A_CLASS = 10  # on average, from which on a class without any is no chance
+
+
+def _warn_of_missing_classes(data: Batches, checked: Batches | None) -> None:
+    """Say so if there is a unit for a class that no row has."""
+    if not isinstance(data, ArrayBatches):
+        return
+    for k, name in enumerate(data.data.model.output_names):
+        counts = data.data.rows_of_classes(k)
+        if counts is None:
+            continue
+        missing = np.flatnonzero(counts == 0).tolist()
+        if counts.sum() < ROWS_OF_A_CLASS * len(counts):  # few rows may lack some by chance
+            missing = [label for label in missing if label in data.data.weighted.get(k, ())]
+        if not missing:
+            continue
+        held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
+        fix = f"a last layer of {counted(np.count_nonzero(counts), 'unit')}, if there are no more classes"
+        if held is not None and held[missing].any():
+            fix = "rows in random order before some are held out, since these have what is missing"
+        elif missing == [0]:
+            fix = "y - 1 if labels count from 1, and one unit less in the last layer"
+        elif any(label in data.data.weighted.get(k, ()) for label in missing):
+            fix = "a class_weight of the labels that there are"
+        told = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"fit: y of {name!r} has no row of {len(missing)} of {len(counts)} classes: {told}. Likely fix: {fix}",
+            MistakeWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:

@@ -78,6 +78,7 @@ class Convolution(lm.Layer):
         if channels % groups:
             raise lm.GraphError(f"expected a number of channels that groups={groups} divides, got {channels} in {x}")
         grid = self._windows(x).grid
+        declare.features(1)
         self._declare(declare, channels, filters, groups, shape=(filters, channels // groups))
         return x.replace(shape=("N", filters, *grid))
 

@@ -96,6 +96,7 @@ class Conv2DTranspose(Convolution):
                 f"expected a number of channels that groups={self.groups} divides, got {channels} in {x}"
             )
         image = self._windows(x).image
+        declare.features(1)
         shape = (channels, self.filters // self.groups)
         self._declare(declare, channels, self.filters, self.groups, shape, unit_axis=1)
         return x.replace(shape=("N", self.filters, *image))

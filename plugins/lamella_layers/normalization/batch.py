@@ -68,7 +68,7 @@ class BatchNormalization(lm.Layer):
         self.epsilon, self.axis = epsilon_argument(epsilon), axis_argument(axis)
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
-        channels = known_channels(x, self.axis)
+        channels = known_channels(declare, x, self.axis)
         declare.parameter("gamma", (channels,), "ones")
         declare.parameter("beta", (channels,), "zeros")
         declare.state("mean", (channels,), "zeros")

@@ -36,8 +36,11 @@ def axis_argument(value: int | None) -> int | None:
     return value
 
 
-def known_channels(x: lm.ArraySpec, axis: int | None) -> int:
-    """Return how many channels there are, or say what is wrong with the input."""
+def known_channels(declare: lm.Declare, x: lm.ArraySpec, axis: int | None) -> int:
+    """Return how many channels there are, or say what is wrong with the input.
+
+    Whoever gives ``axis`` says where the channels are; else a layer before may have them elsewhere.
+    """
     axes = len(x.shape)
     place = 1 if axis == 1 else channel_axis(axes) if axis is None else axes - 1
     channels = x.shape[place] if axes in (2, 3, 4) and not (axes == 4 and place == 3) else None
@@ -47,6 +50,7 @@ def known_channels(x: lm.ArraySpec, axis: int | None) -> int:
             f"height, width) with a known number of channels, got {x}. Likely fix: Reshape(...) to one of these, or "
             "x.astype('float32') for integers"
         )
+    declare.features(place if axis is None else None, fix="the argument axis=1")
     return channels
 
 

@@ -65,7 +65,7 @@ class GroupNormalization(lm.Layer):
         self.epsilon, self.axis = epsilon_argument(epsilon), axis_argument(axis)
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
-        channels = known_channels(x, self.axis)
+        channels = known_channels(declare, x, self.axis)
         if channels % self.groups:
             raise lm.GraphError(
                 f"expected groups={self.groups} to share out the channels evenly, got {channels} in {x}"

@@ -41,6 +41,8 @@ class FeatureNormalization(lm.Layer):
         shape = tuple(x.shape[axis] for axis in axes)
         if not all(isinstance(size, int) for size in shape):
             raise lm.GraphError(f"expected known sizes along axis={_one(self.axes)}, got {x}; parameters need them")
+        alone = self.axes == (-1,)
+        declare.features(-1 if alone else None, fix="the argument axis=1, or GroupNormalization(1)")
         declare.parameter("gamma", shape, "ones")  # type: ignore[arg-type]
         if self.centered:
             declare.parameter("beta", shape, "zeros")  # type: ignore[arg-type]

@@ -77,6 +77,7 @@ class GlobalPooling(lm.Layer):
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         if len(x.shape) != 2 + self.axes or not x.is_float or 0 in x.shape:
             image_shape(x, self.axes)  # says what is wrong; here, sizes need not be known
+        declare.features(1)
         return x.replace(shape=(*x.shape[:2], *(1,) * (self.axes if self.keepdims else 0)))
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:

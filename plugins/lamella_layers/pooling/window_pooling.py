@@ -28,6 +28,7 @@ class WindowPooling(lm.Layer):
 
     def build(self, declare: lm.Declare, x: lm.ArraySpec) -> lm.ArraySpec:
         channels, *_ = image_shape(x, self.axes)
+        declare.features(1)
         return x.replace(shape=("N", channels, *self._windows(x).grid))
 
     def _windows(self, x: Any) -> Windows:

@@ -116,6 +116,7 @@ class Recurrent(lm.Layer):
                 f"lengths (N,) of the sequences; got {', '.join(map(str, initial))}"
             )
         width = len(self.gates) * self.units
+        declare.features(-1)
         declare.parameter("kernel", (features, width), self.kernel_initializer, fan_in=features, fan_out=width)
         declare.parameter(
             "recurrent_kernel", (self.units, width), self.recurrent_initializer, fan_in=self.units, fan_out=width
