@@ -816,6 +816,7 @@ def numeric(value: Any, shape: tuple[Any, ...] | None = None) -> bool:
 RIGHT: dict[str, Callable[[Any], bool]] = {
     "ArraySpec dtype": lambda value: value is int,  # NumPy knows it
     "ArraySpec.replace": lambda value: True,  # as the constructor
+    "Declare.features fix": lambda value: value == "",  # the default
     "Configured.replace": lambda value: True,  # as the constructor
     "Declare.parameter initializer": lambda value: callable(value) or isinstance(value, str),  # looked up later
     "Declare.state initializer": lambda value: callable(value) or isinstance(value, str),

@@ -123,8 +123,8 @@ def test_an_unknown_command_gets_a_suggestion_and_the_plugins_that_might_give_it
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith(
-        "lamella: unknown command 'verfy'; expected one of check, demo, export, export-repository, inspect, layers, new-plugin, serve, verify. "
-        "Did you mean 'verify'?"
+        "lamella: unknown command 'verfy'; expected one of check, demo, export, export-repository, inspect, layers, "
+        "new-plugin, serve, verify. Did you mean 'verify'?"
     )
     assert "\nplugin 'swish' of an unknown distribution" in error
 
