@@ -119,7 +119,7 @@ class Client:
         messages = [{"type": "http.request", "body": content, "more_body": False}]
         return await self.exchange(method, path, messages, **headers)
 
-    async def exchange(self, method: str, path: str, messages: list[dict[str, Any]], **headers: str) -> Reply:
+    async def exchange(self, method: str, path: str, messages: list[dict[str, Any]], **headers: str) -> Reply | None:
         """Send one request whose body comes in these messages, behind which the client says nothing more."""
         sent: list[dict[str, Any]] = []
         left = list(messages)
@@ -148,6 +148,8 @@ class Client:
         }
         async with asyncio.timeout(PATIENCE):
             await self.application(scope, receive, send)
+        if not sent:
+            return None  # the client has gone
         start, *rest = sent
         body = b"".join(message.get("body", b"") for message in rest)
         got = {name.decode(): said.decode() for name, said in start["headers"]}

@@ -273,14 +273,9 @@ def part(body, more=True):
 
 def test_a_body_may_come_in_parts(client):
     body = json.dumps(one([1, 2, 3])).encode()
-    messages = [
-        part(b""),
-        part(body[:7]),
-        {"type": "http.request", "more_body": True},
-        part(body[7:]),
-        part(b"", False),
-    ]
-    assert values(ask(client, messages)) == [1, 2, 3]
+    nothing, last = {"type": "http.request", "more_body": True}, {"type": "http.request", "body": body[7:]}
+    assert values(ask(client, [part(b""), part(body[:7]), nothing, last])) == [1, 2, 3]
+    assert values(ask(client, [part(body), part(b"", False)])) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/v2/repository/index"])
@@ -457,6 +452,14 @@ def test_statistics_count_every_request(tmp_path):
         (1, 1),
         (2, 2),
     ]
+
+
+def test_a_client_that_vanishes_within_its_request_is_counted(tmp_path):
+    write(tmp_path / "digits.onnx", DIGITS)
+    client = Client(tmp_path)
+    for messages in ([part(b'{"inputs"')], []):
+        assert ask(client, [*messages, {"type": "http.disconnect"}]) is None
+    assert b'lamella_requests_total{model="digits",status="499",version="1"} 2.0' in client.get("/metrics").body
 
 
 def test_metrics_are_prometheus_text(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
-from serving import write
+from serving import Client, write
 
+from lamella_onnx.seal import PROOF
 from lamella_serve.model import ServedModel, Settings
 
 
@@ -224,6 +227,22 @@ ON_THE_BATCH = {
         {},
         "depend",
     ),
+    "normalized in half precision": (
+        "(float16[N,3] x) => (float16[N,3] y) <int64[1] a = {0}> { m = ReduceMean(x, a)  y = Sub(x, m) }",
+        {},
+        "depend",
+    ),
+    "normalized in double precision": (
+        "(double[N,3] x) => (double[N,3] y) <int64[1] a = {0}> { m = ReduceMean(x, a)  y = Sub(x, m) }",
+        {},
+        "depend",
+    ),
+    "normalized in bfloat16": (
+        "(bfloat16[N,3] x) => (bfloat16[N,3] y) <int64[1] a = {0}> { f = Cast<to=1>(x)  m = ReduceMean(f, a) "
+        "d = Sub(f, m)  y = Cast<to=16>(d) }",
+        {},
+        "depend",
+    ),
     "each row with each": (
         "(float[N,4] x) => (float[N,M] y) { t = Transpose(x)  y = MatMul(x, t) }",
         {},
@@ -277,6 +296,11 @@ ON_THE_BATCH = {
         {},
         "output 's' has no axes",
     ),
+    "nothing that shows": (
+        "(float[N,4] x) => (float[N,4] y) <float zero = {0}> { y = Mul(x, zero) }",
+        {},
+        "not checked, since all inputs that were tried get equal answers",
+    ),
     "nothing": ("() => (float[N] y) <float[2] c = {1, 2}> { y = Identity(c) }", {}, "no inputs"),
 }
 
@@ -318,3 +342,59 @@ def test_a_model_that_fails_for_several_rows_is_not_joined(tmp_path):
 def test_a_configuration_may_say_that_requests_are_not_joined(tmp_path):
     verdict = examined(tmp_path, *ROW_BY_ROW["perceptron"], max_batch_size=0)
     assert (verdict.joined, verdict.reason) == (False, "its config.pbtxt says max_batch_size: 0")
+
+
+# Inputs to try
+
+
+@pytest.mark.parametrize("size", [16, 32, 48, 64, 224, 512, 1024, 16000, 8])
+def test_usual_sizes_are_tried(tmp_path, size):
+    path = write(tmp_path / "model.onnx", "g (float[N,K] x) => (float[N,K] y) { y = Add(x, w) }", {"w": normal(size)})
+    model = ServedModel("model", 1, path, Settings())
+    assert model.example["x"].shape == (1, size)
+    assert model.verdict.joined
+
+
+PLACES = """g (int64[N,2] i, float[N,2] x) => (float[N,2] y) <int64 n = {500}>
+  { k = Sub(i, n)  t = Gather(w, k)  y = Add(t, x) }"""
+
+
+def test_values_are_tried_within_the_limits_of_the_proof(tmp_path):
+    limits = [{"name": "i", "low": [500, 505], "high": [505, 510]}, {"name": "x", "low": [-3, -3], "high": [1, -2]}]
+    path = write(tmp_path / "model.onnx", PLACES, {"w": normal(10)}, **{PROOF: json.dumps({"inputs": limits})})
+    client = Client(path)
+    about = client.get("/about/model").json
+    assert about["batching"]["joined"]
+    assert [(given["low"], given["high"]) for given in about["inputs"]] == [(500, 510), (-3, 1)]
+    (i, j), (x, y) = (given["data"] for given in about["example"]["inputs"])
+    assert 500 <= i < 505 <= j < 510
+    assert -3 <= x < 1
+    assert -3 <= y < -2
+    assert client.infer("model", about["example"]).status == 200
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        {},
+        {"inputs": 5},
+        {"inputs": [5]},
+        {"inputs": [{"name": "i"}]},
+        {"inputs": [{"name": "i", "low": "a", "high": 510}]},
+        {"inputs": [{"name": "i", "low": 510, "high": 500}]},
+        {"inputs": [{"name": "i", "low": [500], "high": [500, 510]}]},
+        {"inputs": [{"name": "i", "low": [500] * 3, "high": [510] * 3}]},
+        {"inputs": [{"name": "i", "low": [[500]], "high": [[510]]}]},
+        {"inputs": [{"name": "i", "low": None, "high": None}]},
+        {"inputs": [{"name": "z", "low": 500, "high": 510}]},
+    ],
+    ids=lambda proof: str(proof)[:40],
+)
+def test_a_proof_that_says_nothing_of_the_inputs_is_passed_over(tmp_path, proof):
+    said = proof if isinstance(proof, str) else json.dumps(proof)
+    path = write(tmp_path / "model.onnx", PLACES, {"w": normal(10)}, **{PROOF: said})
+    verdict = ServedModel("model", 1, path, Settings()).verdict
+    assert "no inputs were found that the model answers" in verdict.reason

@@ -176,6 +176,7 @@ def test_a_configuration_limits_the_batch(tmp_path, said, most, joined):
     client = Client(tmp_path)
     assert client.get("/v2/models/digits/config").json["max_batch_size"] == most
     assert client.get("/about/digits").json["batching"]["joined"] is joined
+    assert ("dynamic_batching" in client.get("/v2/models/digits/config").json) is joined
     request = {"inputs": [tensor("FP32", [3, 3], [0] * 9)]}
     assert client.infer("digits", request).status == (400 if most == 2 else 200)
 
@@ -240,6 +241,12 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path):
     assert "config.pbtxt can't be read" in refused(tmp_path)
 
 
+def test_the_configuration_tells_how_long_requests_wait_for_others(tmp_path):
+    client = Client(plus(tmp_path, 1), batch_delay=0.0025)
+    batching = client.get("/v2/models/model/config").json["dynamic_batching"]
+    assert batching == {"preferred_batch_size": [], "max_queue_delay_microseconds": 2500}
+
+
 # Labels
 
 
@@ -267,6 +274,9 @@ def test_labels_belong_to_each_output_with_as_many_places(tmp_path):
     )
     about = Client(write(tmp_path / "digits.onnx", graph, labels=json.dumps(LABELS))).get("/about/digits").json
     assert [output["labels"] for output in about["outputs"]] == [LABELS, None, None]
+    two = "g (float[N,3] x) => (float[N,3] y, float[N,3] z) { y = Identity(x)  z = Neg(x) }"
+    config = Client(write(tmp_path / "two.onnx", two, labels=json.dumps(LABELS))).get("/v2/models/two/config").json
+    assert [output["label_filename"] for output in config["output"]] == ["labels_1.txt", "labels_2.txt"]
 
 
 # Models that are refused
