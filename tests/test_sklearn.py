@@ -644,7 +644,8 @@ def test_verify_finds_every_change(tmp_path):
     assert {row["name"]: row["dtype"] for row in said["inputs"]}["city"] == "string"
     assert set(said["inputs"][3]["values"]) == set(X.city)
     said.pop("seal")
-    for wrong, words in (([1, 2], "the values of input 'city'"), ([], "the values of input 'city'"), (None, "'city'")):
+    long = ["x" * 10**6, *["y"] * 200]  # as an array of NumPy, 800 MB
+    for wrong, words in (([1, 2], "values of input 'city'"), ([], "values"), (None, "'city'"), (long, "inputs of 8")):
         said["inputs"][3]["values"] = wrong
         proof.value = json.dumps(said)
         path.write_bytes(proto.SerializeToString())

@@ -56,9 +56,10 @@ class Probes:
     sizes: Mapping[int, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
     def bytes(self, batch: int) -> int:
-        """Return how many bytes a batch takes."""
+        """Return how many bytes a batch takes, with the values that it is drawn from."""
         sizes = {"N": batch, **self.sizes.get(batch, {})}
-        return sum(_itemsize(row) * math.prod(max(n, 1) for n in row.sized(sizes)) for row in self.inputs)
+        counts = (math.prod(max(n, 1) for n in row.sized(sizes)) + len(row.values or ()) for row in self.inputs)
+        return sum(_itemsize(row) * count for row, count in zip(self.inputs, counts, strict=True))
 
     @np.errstate(over="ignore", invalid="ignore")  # ranges that exceed the dtype
     def draw(self, batch: int, seed: int) -> Arrays:

@@ -349,6 +349,8 @@ def _recorded(packed: dict[str, Any]) -> tuple[str, _Recorded]:
 def _unpacked(packed: dict[str, Any]) -> Array:
     if packed["dtype"] == "string":
         _need(isinstance(packed["data"], list) and all(map(_is_text, packed["data"])), "strings")
+        longest = max(map(len, packed["data"]), default=0)
+        _need(4 * longest * len(packed["data"]) <= _LARGEST_INPUTS, f"strings of up to {longest:,} letters")
         return np.array(packed["data"], "str").reshape(packed["shape"])
     _need(packed["dtype"] in DTYPE_NAMES and all(map(_is_size, packed["shape"])), f"an array of {packed['dtype']!r}")
     dtype = np.dtype(packed["dtype"])

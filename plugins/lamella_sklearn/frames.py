@@ -50,21 +50,25 @@ class Column:
         return "string" if self.values is None else _DTYPES[self.values.dtype.kind]
 
     def range(self, *, between: bool) -> Range:
-        """What random values are drawn from; ``between``: floats other than the samples' own, too."""
+        """What random values are drawn from: the samples' own, or all within their range.
+
+        Numbers may be categories, so those of a data frame's column are drawn from the samples' own, unless they are
+        many. ``between``: floats are drawn from their range.
+        """
         given = self.need()
-        shape = ("N", given.shape[1])
-        if self.dtype != "float32" or not between:
-            known = np.unique(given)
-            return Range(self.name, shape, self.dtype, values=known[:: -(-len(known) // PLACES)].tolist())
-        axis = 0 if given.shape[1] <= PLACES else None
-        finite = np.isfinite(given)
-        low, high = (
-            reduce(given.astype("float64"), axis=axis, where=finite, initial=end)
-            for reduce, end in ((np.min, np.inf), (np.max, -np.inf))
+        shape, known = ("N", self.width), np.unique(given)
+        own = self.dtype in ("string", "bool") or (
+            self.width == 1 and len(known) <= PLACES and not (between and self.dtype == "float32")
         )
-        nothing = low > high  # no value is finite
+        if own:
+            return Range(self.name, shape, self.dtype, values=known[:: -(-len(known) // PLACES)].tolist())
+        numbers, axis = given.astype("float64"), 0 if self.width <= PLACES else None
+        finite = np.isfinite(numbers)
+        low = np.min(numbers, axis=axis, where=finite, initial=np.inf)
+        high = np.max(numbers, axis=axis, where=finite, initial=-np.inf) + (self.dtype == "int64")
+        some = low <= high  # else no value is finite
         return Range(
-            self.name, shape, self.dtype, np.where(nothing, 0.0, low).tolist(), np.where(nothing, 1.0, high).tolist()
+            self.name, shape, self.dtype, np.where(some, low, 0.0).tolist(), np.where(some, high, 1.0).tolist()
         )
 
 
