@@ -13,7 +13,8 @@ from forging import forge
 import lamella as lm
 from lamella_layers import BatchNormalization, Dense, GroupNormalization, LayerNormalization, RMSNormalization
 from lamella_onnx import ParityError, export, verify
-from lamella_onnx.probes import candidates
+from lamella_onnx.parity import compare
+from lamella_onnx.probes import Probes, Range, candidates
 from lamella_onnx.proof import BATCH, SEED
 
 NETS = int(os.environ.get("LAMELLA_NETS", "16"))
@@ -96,3 +97,19 @@ def test_right_files_are_written_and_wrong_values_found(seed, tmp_path):
 def test_the_law_accepts_a_layer_whose_formula_export_writes(layer):
     report = lm.testing.check_layer(layer, lm.ArraySpec(("N", 4), low=1e4, high=1e4 + 1))
     assert {verdict.law: verdict.outcome for verdict in report.verdicts}["onnx"] == "holds"
+
+
+def test_strings_and_choices_are_drawn_and_compared():
+    cities, sizes = ["Bern", "Z\u00fcrich"], [3, 5, 9]
+    rows = (Range("city", ("N", 1), "string", values=cities), Range("size", ("N", 2), "int64", values=sizes))
+    probes = Probes(rows)
+    city, size = probes.draw(50, SEED)
+    assert city.shape == (50, 1)
+    assert set(city.ravel()) == set(cities)
+    assert (size.shape, size.dtype) == ((50, 2), np.int64)
+    assert set(size.ravel()) == set(sizes)
+    assert probes.bytes(50) == 52 * 4 * len("Zürich") + 103 * 8
+    np.testing.assert_array_equal(city, probes.draw(50, SEED)[0])
+    assert compare(city, city.astype("U30"), city) == (0.0, 0.0, "equal")  # lengths are in the dtype
+    assert compare(city, np.full_like(city, "Bern"), city)[0] == (city != "Bern").sum()
+    assert compare(city, size, size)[0] == np.inf

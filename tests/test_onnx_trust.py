@@ -409,6 +409,13 @@ STRANGERS = {
             [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)],
             output=helper.make_tensor_value_info("y", TensorProto.STRING, ["N", 4]),
         ),
+        "output 'y' on the proof differs by inf where 0 is allowed",
+    ),
+    "an odd kind of number": (
+        lambda: stranger(
+            [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.BFLOAT16)],
+            output=helper.make_tensor_value_info("y", TensorProto.BFLOAT16, ["N", 4]),
+        ),
         "'y' has elements of a kind that lamella does not know",
     ),
     "a scalar, and a scalar in the proof": (

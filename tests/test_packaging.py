@@ -25,6 +25,7 @@ SOURCES = {
     "lamella_onnx": ROOT / "exporters",
     "lamella_pytest": ROOT / "core",
     "lamella_serve": ROOT / "exporters",
+    "lamella_sklearn": ROOT / "plugins",
 }
 MODULES = [
     found.name
@@ -141,6 +142,11 @@ def imports_of(package: str) -> Iterator[tuple[str, str]]:
                 "onnxruntime",
             }
             | {"orjson", "prometheus_client", "starlette", "uvicorn", "grpc"},
+        ),
+        (
+            "lamella_sklearn",
+            {"lamella", "lamella_layers", "lamella_onnx", "lamella_sklearn", "numpy", "onnx"}
+            | {"scipy", "skl2onnx", "sklearn"},
         ),
     ],
 )

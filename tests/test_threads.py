@@ -441,6 +441,16 @@ def test_threads_default_to_the_cores_there_are():
     assert threads.thread_count() == 3
 
 
+def test_omp_num_threads_is_a_limit(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8))
+    monkeypatch.setattr(threads, "_quota", lambda: 6)
+    for given, cores in (("4", 4), (" 2,1", 2), ("64", 6), ("0", 6), ("-1", 6), ("all", 6), ("", 6)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert threads.available_cores() == cores, given
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads.available_cores() == 6
+
+
 def test_blas_is_held_to_one_thread_whatever_thread_trains():
     seen = []
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnx import helper
 
@@ -36,7 +37,7 @@ from lamella_onnx.runtime import ParityError, resolve, session
 from lamella_onnx.seal import PROOF, REPORT
 from lamella_onnx.validity import not_valid
 
-__all__ = ["export"]
+__all__ = ["Proven", "as_properties", "export", "nothing_written", "write_proven"]
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
@@ -101,7 +102,7 @@ def export(
     need_model(model, "export")
     path = as_path(path, "export")
     opset = resolve(opset, target)
-    properties = _properties(metadata)
+    properties = as_properties(metadata)
     if append is not None:
         model = model.appended(append)
     names = model.output_names
@@ -114,20 +115,35 @@ def export(
     need_finite_values(model)
     if given is not None:
         row_count(given, "samples")
-    with _nothing_written(path):
-        trace, probes, evidence, agreements = _agreed(model, names, opset, given)
-    proto = trace.proto
-    report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(agreements))
-    of_proof = next(batch for batch in evidence if batch.data == f"batch of {BATCH}")
-    helper.set_model_props(proto, {**properties, REPORT: report.to_json()})
-    proof, beside = make_proof(proto, of_proof, probes, names)
+    with nothing_written(path):
+        proto, proven = _agreed(model, names, opset, given)
+    return write_proven(path, proto, opset, proven, properties)
+
+
+class Proven(NamedTuple):
+    """What a graph was compared on, and how it agrees."""
+
+    names: Sequence[str]  # of the outputs
+    probes: Probes
+    evidence: Sequence[Evidence]
+    agreements: Sequence[Agreement]
+
+
+def write_proven(
+    path: Path, proto: onnx.ModelProto, opset: int, proven: Proven, metadata: Mapping[str, str]
+) -> ParityReport:
+    """Write a graph that agrees, with its report and its proof."""
+    report = ParityReport(str(path), opset, proto.ir_version, versions(), tuple(proven.agreements))
+    of_proof = next(batch for batch in proven.evidence if batch.data == f"batch of {BATCH}")
+    helper.set_model_props(proto, {**metadata, REPORT: report.to_json()})
+    proof, beside = make_proof(proto, of_proof, proven.probes, proven.names)
     proto.metadata_props.add(key=PROOF, value=proof)
     write(path, proto.SerializeToString(), beside)
     return report
 
 
 @contextlib.contextmanager
-def _nothing_written(path: Path) -> Iterator[None]:
+def nothing_written(path: Path) -> Iterator[None]:
     """Say in every `ParityError` that there is no file."""
     try:
         yield
@@ -135,9 +151,7 @@ def _nothing_written(path: Path) -> Iterator[None]:
         raise ParityError(f"{path} is not written: {error}") from error
 
 
-def _agreed(
-    model: Model, names: tuple[str, ...], opset: int, samples: Arrays | None
-) -> tuple[Trace, Probes, list[Evidence], list[Agreement]]:
+def _agreed(model: Model, names: tuple[str, ...], opset: int, samples: Arrays | None) -> tuple[onnx.ModelProto, Proven]:
     """Trace a model into a graph that agrees with the engine; with it, return what was compared, and how it agrees."""
     trace, loaded = _loaded(model, names, opset)
     exact = model.copy(dtype="float64", backend="numpy")
@@ -157,7 +171,7 @@ def _agreed(
             f"{wrong.allowed:.3g} is allowed; {blame(trace, model, exact, batch.inputs, batch.data)}"
             f"{_inexact(batch, names.index(wrong.output))}"
         )
-    return trace, probes, evidence, agreements
+    return trace.proto, Proven(names, probes, evidence, agreements)
 
 
 def _loaded(
@@ -196,7 +210,8 @@ def _inexact(batch: Evidence, output: int) -> str:
     )
 
 
-def _properties(metadata: Mapping[str, str] | None) -> dict[str, str]:
+def as_properties(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Return texts by name for a file's metadata."""
     if not isinstance(metadata, Mapping | None):
         raise ArgumentError(f"export: metadata: expected a dict of texts by name, got {shown(metadata)}")
     for name, value in (metadata or {}).items():

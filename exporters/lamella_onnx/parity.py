@@ -15,7 +15,7 @@ largest absolute value of the median row. A row agrees
   of the output, relative to that row's scale. Rows where this is above 1e-3 are left out, and have the first limit
   only: so large a difference is no rounding.
 
-NaN and infinities must stand in the same places; integers and bools must be equal.
+NaN and infinities must stand in the same places; integers, bools and strings must be equal.
 
 An example: rows ``[1, 200]`` and ``[3, -4]`` have the scales 200 and 4, so the second row may differ by 4e-5. It
 differs by 1e-4. But the engine's float32 is off by 0.002 in the first row, which is 1e-5 of its scale; so the second
@@ -49,6 +49,7 @@ from lamella_onnx.validity import in_one_line
 __all__ = [
     "PLAUSIBLE",
     "ROUNDING",
+    "TOLERANCE",
     "Agreement",
     "Evidence",
     "ParityReport",
@@ -95,6 +96,8 @@ def compare(got: Array, e32: Array, e64: Array, *, by_row: bool = False) -> tupl
 
     If some rows need the second limit, it is one of them. Without ``by_row`` the array is one row.
     """
+    if got.dtype.kind == e32.dtype.kind == "U" and got.shape == e32.shape:  # strings, whose lengths are in the dtype
+        return float(np.count_nonzero(got != e32)), 0.0, "equal"
     if got.shape != e32.shape or got.dtype != e32.dtype:
         return np.inf, 0.0, f"{got.dtype} {got.shape} for {e32.dtype} {e32.shape}"
     if e32.dtype.kind != "f":

@@ -29,6 +29,7 @@ class Range:
     """An input and its range: values are drawn with ``low <= value < high``. None: floats without limits.
 
     A limit is a float, or nested lists with one for each place of a row, where axes of size 1 stand for any size.
+    ``values`` are what is drawn from in place of a range: strings always are, and whatever has no values in between.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Range:
     dtype: str
     low: float | list[Any] | None = None
     high: float | list[Any] | None = None
+    values: list[Any] | None = None
 
     def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """Return the shape for some sizes; a symbol that they lack gets a size, which is added to them."""
@@ -54,9 +56,10 @@ class Probes:
     sizes: Mapping[int, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
     def bytes(self, batch: int) -> int:
-        """Return how many bytes a batch takes."""
+        """Return how many bytes a batch takes, with the values that it is drawn from."""
         sizes = {"N": batch, **self.sizes.get(batch, {})}
-        return sum(np.dtype(row.dtype).itemsize * math.prod(max(n, 1) for n in row.sized(sizes)) for row in self.inputs)
+        counts = (math.prod(max(n, 1) for n in row.sized(sizes)) + len(row.values or ()) for row in self.inputs)
+        return sum(_itemsize(row) * count for row, count in zip(self.inputs, counts, strict=True))
 
     @np.errstate(over="ignore", invalid="ignore")  # ranges that exceed the dtype
     def draw(self, batch: int, seed: int) -> Arrays:
@@ -72,6 +75,10 @@ class Probes:
             low, high = (np.asarray(limit, "float64") for limit in given)
             key = mix_keys(None, (seed, batch, zlib.crc32(row.name.encode())))
             unit = uniform(get_backend("numpy").xp, key, batch, 0, row.sized(sizes)).astype("float64")
+            if row.values is not None:
+                known = np.array(row.values, "str" if row.dtype == "string" else row.dtype)
+                arrays.append(known[(unit * len(known)).astype("int64")])
+                continue
             is_float = "float" in row.dtype  # then high - low may overflow
             values = low * (1.0 - unit) + high * unit if is_float else np.floor(unit * (high - low) + low)
             arrays.append(values.astype(row.dtype, order="C"))
@@ -80,6 +87,12 @@ class Probes:
     def batches(self, seed: int) -> dict[str, Arrays]:
         """Draw the batches that graphs are compared on, by their names in reports."""
         return {f"batch of {size}": self.draw(size, seed) for size in BATCHES}
+
+
+def _itemsize(row: Range) -> int:
+    if row.dtype == "string":
+        return 4 * max(map(len, row.values or ()), default=0)
+    return np.dtype(row.dtype).itemsize
 
 
 def candidates(model: Model, samples: Arrays | None = None) -> Iterator[Probes]:

@@ -40,7 +40,7 @@ SEED, BATCH = 0, 2
 _LARGEST_INSIDE = 64 * 1024  # a longer proof stands in a file beside the model
 _LARGEST_INPUTS = 2**29  # bytes that a proof may ask to draw
 _WRONG = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)  # in what is no proof
-_ELEMENTS = {helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in DTYPE_NAMES}
+_ELEMENTS = {helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in DTYPE_NAMES} | {onnx.TensorProto.STRING}
 
 
 class _Recorded(NamedTuple):
@@ -71,7 +71,7 @@ def make_proof(
     """
     results = zip(names, evidence.e32, evidence.e64, strict=True)
     outputs = [{"name": name, "value": _packed(e32), "exact": _packed(e64)} for name, e32, e64 in results]
-    inputs = [dataclasses.asdict(row) for row in probes.inputs]
+    inputs = [_described(row) for row in probes.inputs]
     sizes = {str(batch): named for batch, named in probes.sizes.items()}
     proof = {"seed": SEED, "batch": BATCH, "inputs": inputs, "sizes": sizes, "outputs": outputs}
     text = json.dumps({**proof, "seal": seal(proto, proof)})
@@ -80,7 +80,14 @@ def make_proof(
     return json.dumps({"sha256": digest(text.encode())}), text.encode()
 
 
+def _described(row: Range) -> dict[str, Any]:
+    """A range as plain data; most have no values, and lamella 0.1 knows of none."""
+    return {key: value for key, value in dataclasses.asdict(row).items() if key != "values" or value is not None}
+
+
 def _packed(array: Array) -> dict[str, Any]:
+    if array.dtype.kind == "U":
+        return {"dtype": "string", "shape": array.shape, "data": array.ravel().tolist()}
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return {"dtype": array.dtype.name, "shape": array.shape, "data": base64.b64encode(little.tobytes()).decode()}
 
@@ -319,7 +326,11 @@ def _taken_apart(proof: dict[str, Any]) -> tuple[Probes, dict[str, _Recorded]]:
 def _range(packed: dict[str, Any]) -> Range:
     row = Range(**{**packed, "shape": tuple(packed["shape"])})
     sizes_known = all(_is_size(n) or isinstance(n, str) for n in row.shape) and row.shape[0] == "N"
-    _need(isinstance(row.name, str) and row.dtype in DTYPE_NAMES and sizes_known, f"input {packed!r}")
+    _need(isinstance(row.name, str) and row.dtype in (*DTYPE_NAMES, "string") and sizes_known, f"input {packed!r}")
+    if row.values is not None or row.dtype == "string":
+        _need(isinstance(row.values, list) and row.values, f"the values of input {row.name!r}")
+        kinds = {"string": (str,), "bool": (bool,)}.get(row.dtype, (int, float))
+        _need(all(type(one) in kinds for one in row.values or ()), f"the values of input {row.name!r}")
     if row.low is not None or row.high is not None:
         _need(_is_limit(row.low, row.shape) and _is_limit(row.high, row.shape), f"input {row.name!r}")
     return row
@@ -351,6 +362,11 @@ def _recorded(packed: dict[str, Any]) -> tuple[str, _Recorded]:
 
 
 def _unpacked(packed: dict[str, Any]) -> Array:
+    if packed["dtype"] == "string":
+        _need(isinstance(packed["data"], list) and all(map(_is_text, packed["data"])), "strings")
+        longest = max(map(len, packed["data"]), default=0)
+        _need(4 * longest * len(packed["data"]) <= _LARGEST_INPUTS, f"strings of up to {longest:,} letters")
+        return np.array(packed["data"], "str").reshape(packed["shape"])
     _need(packed["dtype"] in DTYPE_NAMES and all(map(_is_size, packed["shape"])), f"an array of {packed['dtype']!r}")
     dtype = np.dtype(packed["dtype"])
     flat = np.frombuffer(base64.b64decode(packed["data"], validate=True), dtype.newbyteorder("<"))

@@ -141,10 +141,14 @@ def refusal(what: str, error: Exception) -> ParityError:
 
 
 def run(loaded: onnxruntime.InferenceSession, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Run a model; inputs and outputs by name. What the graph has no input for is left out."""
+    """Run a model; inputs and outputs by name. What the graph has no input for is left out.
+
+    Strings come as NumPy's, and not as objects.
+    """
     given = {value.name: feeds[value.name] for value in loaded.get_inputs()}
     try:
-        return dict(zip([value.name for value in loaded.get_outputs()], loaded.run(None, given), strict=True))
+        outputs = [array.astype("str") if array.dtype == object else array for array in loaded.run(None, given)]
+        return dict(zip([value.name for value in loaded.get_outputs()], outputs, strict=True))
     except Exception as error:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
         raise refusal(f"the graph on {shapes}", error) from error

@@ -43,12 +43,22 @@ _memory_is_kept = False
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use: its affinity, and no more than a container's quota."""
+    """Return how many cores this process may use: its affinity, and no more than a container's quota.
+
+    ``OMP_NUM_THREADS`` is a limit too. Who starts several processes sets it, as joblib does for those of scikit-learn,
+    so that their threads together are no more than there are cores.
+    """
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system
         cores = os.cpu_count() or 1
-    return max(1, min(cores, _quota()))
+    return max(1, min(cores, _quota(), _limit()))
+
+
+def _limit() -> int:
+    """What ``OMP_NUM_THREADS`` says of the outermost loops, such as 4 in "4,2"."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdecimal() and int(given) else 1_000_000
 
 
 def _quota() -> int:

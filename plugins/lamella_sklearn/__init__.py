@@ -1,0 +1,43 @@
+"""Networks as estimators of scikit-learn, and pipelines as proven ONNX files.
+
+>>> from sklearn.datasets import load_wine
+>>> from sklearn.pipeline import make_pipeline
+>>> from sklearn.preprocessing import StandardScaler
+>>> import lamella_sklearn
+>>> X, y = load_wine(return_X_y=True)
+>>> pipeline = make_pipeline(StandardScaler(), lamella_sklearn.LamellaClassifier(random_state=0)).fit(X, y)
+>>> lamella_sklearn.to_onnx(pipeline, "wine.onnx", X).agrees
+True
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lamella.errors import did_you_mean
+
+try:
+    from lamella_sklearn.estimators import LamellaClassifier, LamellaRegressor
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "sklearn":
+        raise
+    raise ImportError("lamella_sklearn needs scikit-learn: pip install 'lamella[sklearn]'", name="sklearn") from error
+
+if TYPE_CHECKING:
+    from lamella_sklearn.export import to_onnx
+
+__all__ = ["LamellaClassifier", "LamellaRegressor", "to_onnx"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "to_onnx":
+        try:
+            from lamella_sklearn.export import to_onnx
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] != "skl2onnx":
+                raise
+            raise ImportError("to_onnx needs skl2onnx: pip install 'lamella[sklearn]'", name="skl2onnx") from error
+        return to_onnx
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__
