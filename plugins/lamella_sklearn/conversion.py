@@ -21,7 +21,6 @@ from sklearn.compose import TransformedTargetRegressor
 import lamella as lm
 from lamella.errors import in_words
 from lamella_layers import Activation
-from lamella_onnx.append import extended
 from lamella_onnx.models import trace_model
 from lamella_onnx.runtime import ParityError
 from lamella_onnx.tracer import TraceError
@@ -257,7 +256,7 @@ def _regressor(scope: Any, operator: Any, container: Any) -> None:
 
 def _classifier(scope: Any, operator: Any, container: Any) -> None:
     estimator, (label, probabilities) = operator.raw_operator, [one.full_name for one in operator.outputs]
-    model, _ = extended(estimator.model_, Activation("sigmoid" if estimator.multilabel_ else "softmax"))
+    model = estimator.model_.appended(Activation("sigmoid" if estimator.multilabel_ else "softmax"))
     _network(scope, operator, container, model, probabilities)
     if estimator.multilabel_:
         half = _constant(
