@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ from lamella_serve.refusals import Refusal
 from lamella_serve.session import Stop
 from lamella_serve.statistics import Statistics
 
-__all__ = ["Cost", "Limits", "Queue"]
+__all__ = ["Cost", "Limits", "Queue", "elements"]
 
 _now = time.perf_counter_ns
 _SHORT = 0.2e-3  # seconds; what runs no longer runs on the event loop: a thread would take as long to be told
+_BLOCKED = 2_000_000  # nanoseconds; a model that once held the event loop for longer runs on threads from then on
 _JOINED = 20e-3  # seconds; to join more than that makes all wait, and gains nothing on a CPU
 
 _threads = ThreadPoolExecutor(64, "lamella_serve")  # at most; each queue runs no more than its instances at a time
@@ -54,6 +56,17 @@ class Cost(NamedTuple):
 
     seconds: float
     elements: int
+
+
+def elements(inputs: Mapping[str, Array]) -> int:
+    """Return how many elements there are to work on: strings count by their length, axes of size 0 as those of 1."""
+    return sum([_size(x) for x in inputs.values()])
+
+
+def _size(array: Array) -> int:
+    if array.dtype.kind == "O":
+        return array.size + sum(map(len, array.flat))
+    return array.size or math.prod([n or 1 for n in array.shape])
 
 
 class _Job:
@@ -95,6 +108,7 @@ class Queue:
         """
         self._run, self._limits, self._statistics, self._joins = run, limits, statistics, joins
         self._cost = cost
+        self._inline = cost is not None
         self._waiting: deque[_Job] = deque()
         self._running: list[list[_Job]] = []
         self._scheduled: asyncio.Handle | None = None
@@ -138,8 +152,10 @@ class Queue:
         if not self._waiting or len(self._running) >= self._limits.instances:
             return
         jobs = self._taken()
-        if jobs and not self._running and self._expected(jobs) <= _SHORT:
+        if jobs and self._inline and not self._running and self._expected(jobs) <= _SHORT:
+            began = time.thread_time_ns()  # and not the clock's: the system may have been busy with others
             self._finish(self._ran(jobs, None))
+            self._inline = time.thread_time_ns() - began <= _BLOCKED
         elif jobs:
             self._begin(jobs)
         if self._waiting and self._scheduled is None:
@@ -149,8 +165,8 @@ class Queue:
         """Seconds that a run will take."""
         if self._cost is None:
             return float("inf")
-        elements = sum([x.size for job in jobs for x in job.inputs.values()])
-        return self._cost.seconds * max(1.0, elements / max(1, self._cost.elements))
+        count = sum([elements(job.inputs) for job in jobs])
+        return self._cost.seconds * max(1.0, count / max(1, self._cost.elements))
 
     def _taken(self) -> list[_Job]:
         """The requests to run next: the oldest one, and those like it that may be joined with it.

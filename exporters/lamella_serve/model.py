@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lamella.engine.threads import available_cores
-from lamella_serve.batching import Cost, Limits, Queue
+from lamella_serve.batching import Cost, Limits, Queue, elements
 from lamella_serve.independence import Verdict, examine
 from lamella_serve.session import Session
 from lamella_serve.signature import Tensor
@@ -89,7 +89,7 @@ class ServedModel:
         self.statistics = Statistics()
         cost = None
         if self.seconds is not None and self.example and not self.session.open_ended:
-            cost = Cost(self.seconds, sum(x.size for x in self.example.values()))
+            cost = Cost(self.seconds, elements(self.example))
         self.queue = Queue(
             self.session.run,
             dataclasses.replace(limits, batch=max(self.max_batch_size, 1)),
