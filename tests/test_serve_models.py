@@ -114,6 +114,25 @@ def test_links_within_a_folder_are_followed_and_those_out_of_it_are_not(tmp_path
     assert answer(Client(tmp_path / "models" / "b"), "b") == [1, 2, 3]  # this folder was named
 
 
+def test_links_out_of_a_folder_are_not_followed_for_configurations_and_labels_either(tmp_path):
+    outside, models = tmp_path / "outside", tmp_path / "models"
+    plus(models / "digits" / "1", 1)
+    outside.mkdir()
+    (outside / "secret").write_text("password: hunter2")
+    (models / "digits" / "config.pbtxt").symlink_to(outside / "secret")
+    assert "config.pbtxt is a link to a place outside of" in refused(models)
+    (models / "digits" / "config.pbtxt").unlink()
+    configure(models / "digits", 'output { name: "y" label_filename: "names" }')
+    (models / "digits" / "names").symlink_to(outside / "secret")
+    assert "outside of the model's folder" in refused(models)
+    shutil.rmtree(models / "digits")
+    (models / "digits").symlink_to(outside)  # a folder elsewhere, whose model is a link back into this one
+    (outside / "1").mkdir()
+    (outside / "1" / "model.onnx").symlink_to(plus(models / ".kept", 1))
+    configure(outside, 'output { name: "y" label_filename: "secret" }')
+    assert "is a link to a place outside of" in refused(models)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -166,7 +185,12 @@ def test_a_configuration_chooses_versions(tmp_path, policy, served):
 
 @pytest.mark.parametrize(
     ("said", "most", "joined"),
-    [("", 1024, True), ("max_batch_size: 2", 2, True), ("max_batch_size: 0", 0, False)],
+    [
+        ("", 1024, True),
+        ("max_batch_size: 2", 2, True),
+        ("max_batch_size: 2000", 1024, True),
+        ("max_batch_size: 0", 0, False),
+    ],
 )
 def test_a_configuration_limits_the_batch(tmp_path, said, most, joined):
     plus(tmp_path / "digits" / "1", 1)
@@ -238,6 +262,21 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path):
     assert "config.pbtxt can't be read" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a {" * 100_000,
+        'output [ { name: "y" label_filename: "a\\000b" } ]',
+        'default_model_filename: "a\\000b"',
+    ],
+    ids=["deep", "labels", "file"],
+)
+def test_a_configuration_that_readers_fail_at_is_refused(tmp_path, text):
+    plus(tmp_path / "digits" / "1", 1)
+    configure(tmp_path / "digits", text)
+    assert "it can't be read: " in refused(tmp_path)
+
+
 # Labels
 
 
@@ -251,6 +290,7 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path):
         ('["ant", "bee", 3]', "5.000000:1"),
         ('{"0": "ant", "1": "bee", "2": "cat"}', "5.000000:1"),
         ("[" * 100_000, "5.000000:1"),
+        ('["\\ud800", "b", "c"]', "5.000000:1"),  # half of a surrogate pair
         ("", "5.000000:1"),
     ],
 )
@@ -291,6 +331,22 @@ def passing(given):
     return make
 
 
+def elements_of(kind):
+    def make(folder):
+        proto = onnx.load(plus(folder, 1))
+        proto.graph.input[0].type.tensor_type.elem_type = kind
+        (folder / "model.onnx").write_bytes(proto.SerializeToString())
+
+    return make
+
+
+def spoilt(folder, text):
+    """A file some of whose text is no UTF-8."""
+    content = (folder / "model.onnx").read_bytes()
+    assert text in content
+    return content.replace(text, text[:1] + b"\xff" * (len(text) - 1))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -307,6 +363,9 @@ def passing(given):
         ),
         (with_output(["float[N,3]", "Nonsense(x)"]), "can't load it: "),
         (with_output(["float[N,3]", "Add(x, z)"]), "can't load it: "),
+        (passing(value(TensorProto.FLOAT, ("N", *[1] * 70))), "it can't be read: "),
+        (elements_of(999), "it can't be read: "),
+        (lambda folder: plus(folder, 1).write_bytes(spoilt(folder, b"\x01x")), "has a name that is no UTF-8"),
         (
             with_output(["bfloat16[N]", "Cast<to=16>(x)"], "g (float[N] x, string[N] s) => ({} y) {{ y = {} }}"),
             "BF16 beside strings",
@@ -319,6 +378,9 @@ def test_a_model_that_the_protocol_can_t_carry_is_refused(tmp_path, make, reason
     assert said.startswith(f"{tmp_path / 'model.onnx'}: ")
     assert reason in said
     assert len(said) < 500
+    with pytest.raises(lm.DataError) as caught:
+        lamella_serve.export_repository([tmp_path / "model.onnx"], tmp_path / "models")
+    assert str(caught.value) == said
 
 
 def test_maps_of_scikit_learn_are_refused_with_the_way_out(tmp_path):
@@ -330,6 +392,27 @@ def test_maps_of_scikit_learn_are_refused_with_the_way_out(tmp_path):
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 4)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
     assert "options={'zipmap': False}" in refused(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("text", [b"\x06author", b"\x08somebody", b"\x05maker", b"\x05notes"])
+def test_texts_that_are_no_text_are_shown_as_far_as_they_are(tmp_path, text):
+    proto = onnx.load(write(tmp_path / "model.onnx", SAME, author="somebody"))
+    proto.producer_name, proto.doc_string = "maker", "notes"
+    onnx.save(proto, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(spoilt(tmp_path, text))
+    assert "\ufffd" in str(Client(tmp_path).get("/about/model").json)
+
+
+@pytest.mark.parametrize("report", ['{"a": 123456789012345678901234567890}', "[" * 400 + "]" * 400, '"\\ud800"'])
+def test_a_report_that_can_t_be_written_as_json_is_left_out(tmp_path, report):
+    client = Client(write(tmp_path / "model.onnx", SAME, **{"lamella.report": report}))
+    assert client.get("/about/model").json["parity"] is None
+
+
+def test_a_file_whose_name_is_no_text_is_shown_as_far_as_it_is(tmp_path):
+    plus(tmp_path, 1)
+    (tmp_path / "model.onnx").rename(tmp_path / os.fsdecode(b"\xff.onnx"))
+    assert index(Client(tmp_path)) == {"\ufffd1": ("READY", None)}
 
 
 def test_inputs_with_a_default_are_left_out(tmp_path):
@@ -397,6 +480,10 @@ def test_arrays_that_are_cut_short_are_refused(tmp_path):
         ({"max_body": 0}, "max_body: expected a positive int"),
         ({"timeout": 0}, "timeout: expected"),
         ({"external_data": "yes"}, "external_data: expected"),
+        ({"token": ""}, "token: expected one word of printable ASCII"),
+        ({"token": " "}, "token: expected one word of printable ASCII"),
+        ({"token": "grün"}, "token: expected one word of printable ASCII"),
+        ({"token": 123}, "token: expected one word of printable ASCII"),
         ({"local": 1}, "local: expected"),
     ],
 )

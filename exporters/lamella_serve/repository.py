@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lamella import DataError
+from lamella.errors import shown
 from lamella_onnx.validity import in_one_line
 from lamella_serve.configuration import given_by
-from lamella_serve.model import ServedModel, Settings
-from lamella_serve.places import Place, find
+from lamella_serve.model import DAMAGED, ServedModel, Settings
+from lamella_serve.places import Place, find, is_version
 from lamella_serve.refusals import Refusal
 
 __all__ = ["Repository"]
@@ -66,10 +67,9 @@ class Repository:
         if entry is not None and entry.versions:
             if not version:
                 return entry.versions[max(entry.versions)]
-            try:
-                found = entry.versions.get(int(version))
-            except ValueError:
-                raise Refusal(400, f"version {version!r} of model {name!r} is no number") from None
+            if not is_version(version):
+                raise Refusal(400, f"version {shown(version)} of model {name!r} is no number")
+            found = entry.versions.get(int(version))
             if found is not None:
                 return found
         raise Refusal(404, self._unknown(name, version))
@@ -156,7 +156,7 @@ class Repository:
         entry = _Entry()
         where = place.file or place.folder
         try:
-            given = given_by(place.folder) if place.folder is not None else None
+            given = given_by(place) if place.folder is not None else None
             versions = place.versions() if given is None else given.chosen(place.versions())
             if not versions:
                 raise DataError("there is no version to serve")
@@ -173,6 +173,8 @@ class Repository:
         except (DataError, OSError) as error:
             said = error.strerror if isinstance(error, OSError) and error.strerror else in_one_line(error)
             raise DataError(f"{where}: {said}") from error
+        except DAMAGED as error:
+            raise DataError(f"{where}: it can't be read: {in_one_line(error)}") from error
         for model in entry.versions.values():
             _tell(model)
         return entry

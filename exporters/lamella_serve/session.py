@@ -65,11 +65,11 @@ class Session:
         proto = _parsed(content)
         self.files = _external(path, proto, external_data)
         self.signature: Signature = signature_of(proto.graph)
-        self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        self.metadata = {_text(entry.key): _text(entry.value) for entry in proto.metadata_props}
         opset = next((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), None)
         self.about = {
-            "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
-            "description": proto.doc_string or proto.graph.doc_string,
+            "producer": f"{_text(proto.producer_name)} {_text(proto.producer_version)}".strip(),
+            "description": _text(proto.doc_string or proto.graph.doc_string),
             "opset": opset,
             "ir_version": proto.ir_version,
             "size": len(content) + sum(file.stat().st_size for file in self.files),
@@ -122,6 +122,11 @@ def _bits(value: Any) -> Array:
     shape = tuple(value.shape())
     count = int(np.prod(shape))
     return np.frombuffer(ctypes.string_at(value.data_ptr(), 2 * count), np.uint16, count).reshape(shape)
+
+
+def _text(said: str | bytes) -> str:
+    """What a file says; protobuf gives bytes where they are no UTF-8."""
+    return said if isinstance(said, str) else said.decode(errors="replace")
 
 
 def _is_open_ended(proto: onnx.ModelProto) -> bool:

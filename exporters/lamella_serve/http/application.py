@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from typing import Any
 
@@ -29,7 +30,7 @@ from lamella_serve.repository import Repository
 __all__ = ["make_application"]
 
 _log = logging.getLogger("lamella_serve")
-_LOOPBACK = (b"localhost", b"127.0.0.1", b"[::1]")
+_LOOPBACK = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
 def make_application(repository: Repository, access: Access) -> Starlette:
@@ -110,27 +111,33 @@ class _Guard:
             send = _logged(scope, send)
         headers = dict(scope["headers"])
         refused = None
-        if (b"origin" in headers or b"sec-fetch-site" in headers) and self._is_foreign(headers):
-            refused = _error(403, "pages of other sites may not use this server")
+        if foreign := self._foreign(scope["method"], headers):
+            refused = _error(403, foreign)
         elif scope["path"].removeprefix(scope.get("root_path", "")) not in self._open:
             try:
                 self._access.check_token(headers.get(b"authorization", b""))
             except Refusal as error:
                 refused = _error(error.status, error.words, **{"WWW-Authenticate": "Bearer"})
-        await (self._app if refused is None else refused)(scope, receive, send)
+        try:
+            await (self._app if refused is None else refused)(scope, receive, send)
+        except Exception:
+            _log.exception("failed", extra={"path": scope["path"]})
+            await _error(500, FAILED)(scope, receive, send)
 
-    def _is_foreign(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a browser asks for another site's page, or for one whose name was made to mean this machine."""
-        host = headers.get(b"host", b"")
-        origin = headers.get(b"origin")
-        if origin is not None and origin.partition(b"://")[2] != host:
-            return True
-        return (
-            self._access.local
-            and self._access.token is None
-            and host.rpartition(b":")[0] not in _LOOPBACK
-            and host not in _LOOPBACK
-        )
+    def _foreign(self, method: str, headers: dict[bytes, bytes]) -> str | None:
+        """Why it may be another site's page that asks; None: it is none.
+
+        Such a page may have a name that was made to mean this machine. Then browsers take the server for its own, and
+        send with GET nothing but the name that tells.
+        """
+        host, origin = headers.get(b"host"), headers.get(b"origin")
+        elsewhere = method != "GET" and headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+        if elsewhere or (origin is not None and origin.partition(b"://")[2] != host):
+            return "pages of other sites may not use this server"
+        private = self._access.local and self._access.token is None
+        if private and host is not None and not _LOOPBACK.fullmatch(host):
+            return "this server is for this machine only; ask for it as localhost or 127.0.0.1"
+        return None
 
 
 class _Infer:
