@@ -316,6 +316,26 @@ def test_a_full_queue_refuses_at_once():
     asyncio.run(main())
 
 
+def test_requests_that_were_given_up_keep_no_place_in_the_queue():
+    model = Model()
+
+    async def main():
+        queue = model.queue(joins=False, queue=2)
+        jobs = [job(queue, 0)]
+        await settled(model, 1)
+        jobs += [job(queue, 1), job(queue, 2)]
+        jobs[1].cancel()
+        assert len(queue) == 1
+        jobs.append(job(queue, 3))
+        with pytest.raises(Refusal, match="2 requests wait"):
+            job(queue, 4)
+        model.gate.set()
+        return await asyncio.gather(jobs[0], *jobs[2:])
+
+    assert [float(array[0, 0]) for (array,) in asyncio.run(main())] == [0, 4, 6]
+    assert len(model.ran) == 3
+
+
 def test_a_request_that_takes_too_long_is_told_so_and_its_run_is_stopped():
     model = Model()
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import onnx
@@ -632,6 +633,28 @@ def test_what_was_accepted_is_answered_by_the_model_it_was_for(tmp_path, what):
         assert third.status == 404
     else:
         assert values(third) == [2 * LONG]
+
+
+def test_loads_that_wait_for_each_other_leave_threads_to_others(client, monkeypatch):
+    gate = threading.Event()
+    repository = client.application.state.repository
+    loaded = repository._loaded
+    monkeypatch.setattr(repository, "_loaded", lambda place: (gate.wait(10), loaded(place))[1])
+
+    async def main():
+        loads = [
+            asyncio.create_task(client.answer("POST", "/v2/repository/models/digits/load"))
+            for _ in range(40)  # more than there are threads
+        ]
+        await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(2):
+                await asyncio.to_thread(str)  # as bodies are packed
+        finally:
+            gate.set()
+        return await asyncio.gather(*loads)
+
+    assert {reply.status for reply in client.run(main())} == {200}
 
 
 def test_others_are_answered_while_a_model_is_loaded(client, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -10,7 +11,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +20,17 @@ from lamella_serve.refusals import Refusal
 from lamella_serve.session import Stop
 from lamella_serve.statistics import Statistics
 
-__all__ = ["Cost", "Limits", "Queue", "elements"]
+__all__ = ["Cost", "Limits", "Queue", "elements", "still_runs"]
 
 _now = time.perf_counter_ns
 _SHORT = 0.2e-3  # seconds; what runs no longer runs on the event loop: a thread would take as long to be told
 _BLOCKED = 2_000_000  # nanoseconds; a model that once held the event loop for longer runs on threads from then on
 _JOINED = 20e-3  # seconds; to join more than that makes all wait, and gains nothing on a CPU
 
-_threads = ThreadPoolExecutor(64, "lamella_serve")  # at most; each queue runs no more than its instances at a time
+_threads = concurrent.futures.ThreadPoolExecutor(
+    64, "lamella_serve"
+)  # at most; each queue runs no more than its instances at a time
+_runs: set[concurrent.futures.Future[None]] = set()  # those that threads do, for whichever model
 
 Run = Callable[[dict[str, Array], Any], list[Array]]
 
@@ -91,6 +94,11 @@ class _Ran(NamedTuple):
     splitting: int
 
 
+def still_runs(seconds: float) -> bool:
+    """Whether a model runs on after so many seconds. One that is to stop does so between operators only."""
+    return bool(concurrent.futures.wait(_runs, seconds).not_done)
+
+
 class Queue:
     """Runs a model for all who ask. Everything but the runs themselves happens on the event loop.
 
@@ -115,7 +123,7 @@ class Queue:
         self._watch: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(not job.done.done() for job in self._waiting)  # the others' clients have cancelled them
 
     def answer(self, inputs: dict[str, Array], rows: int) -> asyncio.Future[list[Array]]:
         """Return the model's outputs for some inputs, once they are there.
@@ -124,6 +132,8 @@ class Queue:
             Refusal: too many wait already.
         """
         loop = asyncio.get_running_loop()
+        if len(self._waiting) >= self._limits.queue:
+            self._waiting = deque(job for job in self._waiting if not job.done.done())
         if len(self._waiting) >= self._limits.queue:
             raise Refusal(429, f"{len(self._waiting)} requests wait for this model already; try again later")
         kind = tuple([x.shape[1:] for x in inputs.values()]) if self._joins else None
@@ -221,7 +231,9 @@ class Queue:
             if self._waiting and self._scheduled is None:
                 self._scheduled = loop.call_soon(self._next)
 
-        loop.run_in_executor(_threads, work)
+        run = _threads.submit(work)
+        _runs.add(run)
+        run.add_done_callback(_runs.discard)
 
     def _ran(self, jobs: list[_Job], stop: Any) -> list[_Ran]:
         """Run some requests, together if that works, so that none fails for another's inputs."""

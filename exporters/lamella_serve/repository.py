@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ class Repository:
         """
         self._paths, self._settings = paths, settings
         self._entries: dict[str, _Entry] = {}
-        self._loading = threading.Lock()
+        self._loading = asyncio.Lock()
         for place in find(paths).values():
             self._entries[place.name] = self._loaded(place)
 
@@ -116,7 +115,8 @@ class Repository:
         """
         if parameters:
             raise Refusal(400, "this server loads models from its own folders, as they are there: send no parameters")
-        entry, reason = await asyncio.to_thread(self._load, name)
+        async with self._loading:  # and not in the thread: those that wait there would keep all threads from others
+            entry, reason = await asyncio.to_thread(self._load, name)
         before = self._entries.get(name)
         if entry.versions or before is None or not before.versions:
             self._entries[name] = entry
@@ -125,20 +125,19 @@ class Repository:
 
     def _load(self, name: str) -> tuple[_Entry, str | None]:
         """What is at a model's place, and why it can't be served."""
-        with self._loading:
-            try:
-                place = find(self._paths).get(name)
-                if place is None:
-                    raise Refusal(404, f"there is no model {name!r} at the paths that this server was started with")
-                versions = place.versions()
-            except (DataError, OSError) as error:
-                raise Refusal(400, f"model {name!r} can't be loaded: {in_one_line(error)}") from error
-            try:
-                return self._loaded(place), None
-            except DataError as error:
-                reason = in_one_line(error)
-                _log.warning("not loaded", extra={"model": name, "reason": reason})
-                return _unavailable(versions, reason), reason
+        try:
+            place = find(self._paths).get(name)
+            if place is None:
+                raise Refusal(404, f"there is no model {name!r} at the paths that this server was started with")
+            versions = place.versions()
+        except (DataError, OSError) as error:
+            raise Refusal(400, f"model {name!r} can't be loaded: {in_one_line(error)}") from error
+        try:
+            return self._loaded(place), None
+        except DataError as error:
+            reason = in_one_line(error)
+            _log.warning("not loaded", extra={"model": name, "reason": reason})
+            return _unavailable(versions, reason), reason
 
     async def unload(self, name: str) -> None:
         """Forget a model; what waits for it is still answered.

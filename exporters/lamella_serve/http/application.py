@@ -6,7 +6,8 @@ import asyncio
 import logging
 import re
 import time
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -30,6 +31,8 @@ from lamella_serve.repository import Repository
 __all__ = ["make_application"]
 
 _log = logging.getLogger("lamella_serve")
+_PATIENCE = 0.05  # seconds; whose answer takes longer is watched, and short requests do not pay for it
+_T = TypeVar("_T")
 _LOOPBACK = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
@@ -140,6 +143,41 @@ class _Guard:
         return None
 
 
+async def _while_there(receive: Any, work: Coroutine[Any, Any, _T]) -> _T:
+    """Do some work, but cancel it if the client goes away meanwhile.
+
+    Raises:
+        Gone: the client has gone away.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    looking: asyncio.Task[None] | None = None
+    gone = False
+
+    async def look() -> None:
+        nonlocal gone
+        gone = (await receive())["type"] == "http.disconnect"
+        if gone:
+            task.cancel()
+
+    def begin() -> None:
+        nonlocal looking
+        looking = loop.create_task(look())
+
+    timer = loop.call_later(_PATIENCE, begin)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone:
+            task.uncancel()
+            raise bodies.Gone from None
+        raise
+    finally:
+        timer.cancel()
+        if looking is not None:
+            looking.cancel()
+
+
 class _Infer:
     """Answers requests to a model. It speaks ASGI itself, since most of the time of small models is spent here."""
 
@@ -170,7 +208,8 @@ class _Infer:
             body = await bodies.unpacked(body, headers.get(b"content-encoding"), most)
             length = headers.get(b"inference-header-content-length")
             request = decode(body, None if length is None else length.decode("latin-1"), model)
-            content, head = encode(model, request.id, await answer(model, request.inputs, request.wanted))
+            outputs = await _while_there(receive, answer(model, request.inputs, request.wanted))
+            content, head = encode(model, request.id, outputs)
         except Refusal as error:
             if error.status >= 500:
                 _log.warning("refused", extra={"model": model.name, "status": error.status, "reason": error.words})
