@@ -8,6 +8,7 @@ import gzip
 import json
 import logging
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -135,6 +136,10 @@ def test_the_page_gets_an_example_that_works(client):
         ("GET", "/v2/models/digits/versions/2/ready", 404),
         ("GET", "/v2/models/digits/versions/x", 400),
         ("GET", "/v2/models/digits/versions/" + "9" * 5000, 400),
+        ("GET", "/v2/models/digits/versions/+1", 400),
+        ("GET", "/v2/models/digits/versions/0_1", 400),
+        ("GET", "/v2/models/digits/versions/1 ", 400),
+        ("GET", "/v2/models/digits/versions/\u0661", 400),
         ("POST", "/v2/repository/models/nope/load", 404),
         ("POST", "/v2/repository/models/nope/unload", 404),
         ("GET", "/v2/models/digits/infer", 405),
@@ -148,7 +153,7 @@ def test_the_page_gets_an_example_that_works(client):
 def test_what_is_not_there_is_refused_with_the_reason(client, method, path, status):
     reply = client.ask(method, path)
     assert reply.status == status
-    assert reply.error
+    assert 0 < len(reply.error) < 400
 
 
 def test_an_unknown_name_is_answered_with_those_there_are(client):
@@ -363,6 +368,8 @@ def test_models_are_changed_with_a_token_or_on_this_machine_only(client, guarded
     ("host", "origin", "status"),
     [
         ("localhost:8000", "http://localhost:8000", 200),
+        ("127.0.0.2:8000", "http://127.0.0.2:8000", 200),
+        ("127.0.0.1.elsewhere.org", "http://127.0.0.1.elsewhere.org", 403),
         ("127.0.0.1:8000", "http://127.0.0.1:8000", 200),
         ("[::1]:8000", "http://[::1]:8000", 200),
         ("localhost", "https://localhost", 200),
@@ -381,7 +388,25 @@ def test_pages_of_other_sites_are_refused(client, host, origin, status):
 def test_a_page_whose_name_was_made_to_mean_this_machine_is_refused_without_an_origin(client):
     assert client.get("/v2", host="elsewhere.org:8000", sec_fetch_site="same-origin").status == 403
     assert client.get("/v2", host="localhost:8000", sec_fetch_site="same-origin").status == 200
-    assert client.get("/v2", host="elsewhere.org:8000").status == 200  # no browser
+    reply = client.get("/v2", host="elsewhere.org:8000")  # over plain HTTP, browsers say no more
+    assert (reply.status, "ask for it as localhost or 127.0.0.1" in reply.error) == (403, True)
+    assert client.get("/v2", host="LOCALHOST").status == client.get("/v2").status == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pages_of_other_sites_change_no_models(client, site):
+    path = "/v2/repository/models/two/unload"
+    assert client.post(path, host="localhost:8000", sec_fetch_site=site).status == 403
+    assert client.get("/v2/models/two", host="localhost:8000", sec_fetch_site=site).status == 200
+
+
+def test_a_failure_of_the_server_is_told_as_json_and_logged(tmp_path, caplog, monkeypatch):
+    client = Client(write(tmp_path / "digits.onnx", DIGITS))
+    monkeypatch.setattr(client.application.state.repository, "index", lambda ready: 1 / 0)
+    reply = client.post("/v2/repository/index")
+    assert (reply.status, reply.error) == (500, "this server failed; its log says how")
+    (record,) = caplog.records
+    assert (record.path, record.exc_info[0]) == ("/v2/repository/index", ZeroDivisionError)
 
 
 def test_a_server_that_others_reach_may_have_any_name(guarded):
@@ -485,6 +510,10 @@ def test_metrics_are_prometheus_text(tmp_path):
     assert samples["lamella_batch_rows_sum",] == 5
     assert samples["lamella_queue_requests",] == 0
     assert client.get("/metrics", accept="application/openmetrics-text; version=1.0.0").body.endswith(b"# EOF\n")
+    assert client.get("/metrics", accept="application/openmetrics-text; version=x").headers == {
+        **reply.headers,
+        "content-length": mock.ANY,
+    }
 
 
 def test_each_request_is_logged_if_that_is_asked_for(client, guarded, caplog):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from serving import SEED, TIMES, Client, tensor, values, write
 
-from lamella_serve.batching import Cost, Limits, Queue
+from lamella_serve.batching import Cost, Limits, Queue, elements
 from lamella_serve.refusals import Refusal
 from lamella_serve.session import Session
 from lamella_serve.statistics import Statistics
@@ -204,6 +204,46 @@ def test_only_runs_that_are_short_for_sure_run_without_a_thread(cost, rows, at_o
     assert model.ran == [(rows, at_once)]
 
 
+@pytest.mark.parametrize(("elsewhere", "at_once"), [(True, True), (False, False)], ids=["others'", "its own"])
+def test_a_model_that_once_took_longer_than_was_measured_runs_on_threads(elsewhere, at_once):
+    model = Model()
+    model.gate.set()
+    once = [True]
+
+    def slow(inputs, stop):
+        if once:
+            once.clear()
+            if elsewhere:  # the system was busy with others
+                time.sleep(0.02)
+            else:
+                until = time.thread_time() + 0.005
+                while time.thread_time() < until:
+                    pass
+        return model(inputs, stop)
+
+    async def main():
+        queue = Queue(slow, Limits(), Statistics(), joins=True, cost=Cost(0.1e-3, 1))
+        for n in range(3):
+            await job(queue, n)
+
+    asyncio.run(main())
+    assert model.ran == [(1, True), (1, at_once), (1, at_once)]
+
+
+@pytest.mark.parametrize(
+    ("array", "count"),
+    [
+        (np.zeros((2, 3)), 6),
+        (np.zeros((2, 0, 3)), 6),  # a sum over no elements has six
+        (np.zeros(()), 1),
+        (np.array([["ab", ""], ["cde", "f"]], object), 10),
+    ],
+    ids=str,
+)
+def test_it_is_known_how_much_there_is_to_work_on(array, count):
+    assert elements({"x": array, "y": np.zeros(4)}) == count + 4
+
+
 def test_a_short_run_takes_a_thread_while_another_runs():
     model = Model()
 
@@ -280,6 +320,26 @@ def test_a_full_queue_refuses_at_once():
         job(queue, 4).cancel()
 
     asyncio.run(main())
+
+
+def test_requests_that_were_given_up_keep_no_place_in_the_queue():
+    model = Model()
+
+    async def main():
+        queue = model.queue(joins=False, queue=2)
+        jobs = [job(queue, 0)]
+        await settled(model, 1)
+        jobs += [job(queue, 1), job(queue, 2)]
+        jobs[1].cancel()
+        assert len(queue) == 1
+        jobs.append(job(queue, 3))
+        with pytest.raises(Refusal, match="2 requests wait"):
+            job(queue, 4)
+        model.gate.set()
+        return await asyncio.gather(jobs[0], *jobs[2:])
+
+    assert [float(array[0, 0]) for (array,) in asyncio.run(main())] == [0, 4, 6]
+    assert len(model.ran) == 3
 
 
 def test_a_request_that_takes_too_long_is_told_so_and_its_run_is_stopped():
@@ -443,6 +503,14 @@ def test_the_event_loop_is_free_while_a_model_runs(tmp_path):
         ("(int64 n) => (int64[K] y) <int64 a = {0}, int64 b = {1}> { y = Range(a, n, b) }", True),
         ("(float[N] x) => (float[N] y) <int64[1] s = {1}> { y = Expand(x, s) }", False),
         ("(int64[N] x) => (int64[N] y) { y = Add(x, x) }", False),
+        ("(float n) => (int64[K] y) <int64 a = {0}, int64 b = {1}> { m = Cast<to=7>(n)  y = Range(a, m, b) }", True),
+        ("(int64 n) => (float[K] y) { y = HannWindow(n) }", True),
+        ("(float[N,K] x, int64[1] k) => (float[N,M] y, int64[N,M] z) { y, z = TopK(x, k) }", True),
+        ("(float[N,K] x) => (float[N,3] y, int64[N,3] z) <int64[1] k = {3}> { y, z = TopK(x, k) }", False),
+        ("(float[N,K] x) => (float[N,K] y) <float b = {0}> "
+         "{ s = Shape(x)  t = Abs(s)  z = Expand(b, t)  y = Add(x, z) }", False),
+        ("(float[N] x, bool c) => (float[N] y) { y = If(c) <then_branch = t () => (float[N] a) { a = Abs(x) }, "
+         "else_branch = e () => (float[N] b) { b = Neg(x) }> }", True),
     ],
 )  # fmt: skip
 def test_it_is_known_which_models_take_longer_for_some_values(tmp_path, graph, open_ended):

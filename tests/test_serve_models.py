@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import shutil
+import threading
 import weakref
 
 import numpy as np
@@ -116,6 +117,25 @@ def test_links_within_a_folder_are_followed_and_those_out_of_it_are_not(tmp_path
     assert answer(Client(tmp_path / "models" / "b"), "b") == [1, 2, 3]  # this folder was named
 
 
+def test_links_out_of_a_folder_are_not_followed_for_configurations_and_labels_either(tmp_path):
+    outside, models = tmp_path / "outside", tmp_path / "models"
+    plus(models / "digits" / "1", 1)
+    outside.mkdir()
+    (outside / "secret").write_text("password: hunter2")
+    (models / "digits" / "config.pbtxt").symlink_to(outside / "secret")
+    assert "config.pbtxt is a link to a place outside of" in refused(models)
+    (models / "digits" / "config.pbtxt").unlink()
+    configure(models / "digits", 'output { name: "y" label_filename: "names" }')
+    (models / "digits" / "names").symlink_to(outside / "secret")
+    assert "outside of the model's folder" in refused(models)
+    shutil.rmtree(models / "digits")
+    (models / "digits").symlink_to(outside)  # a folder elsewhere, whose model is a link back into this one
+    (outside / "1").mkdir()
+    (outside / "1" / "model.onnx").symlink_to(plus(models / ".kept", 1))
+    configure(outside, 'output { name: "y" label_filename: "secret" }')
+    assert "is a link to a place outside of" in refused(models)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -168,7 +188,12 @@ def test_a_configuration_chooses_versions(tmp_path, policy, served):
 
 @pytest.mark.parametrize(
     ("said", "most", "joined"),
-    [("", 1024, True), ("max_batch_size: 2", 2, True), ("max_batch_size: 0", 0, False)],
+    [
+        ("", 1024, True),
+        ("max_batch_size: 2", 2, True),
+        ("max_batch_size: 2000", 1024, True),
+        ("max_batch_size: 0", 0, False),
+    ],
 )
 def test_a_configuration_limits_the_batch(tmp_path, said, most, joined):
     plus(tmp_path / "digits" / "1", 1)
@@ -241,10 +266,8 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path):
     assert "config.pbtxt can't be read" in refused(tmp_path)
 
 
-def test_the_configuration_tells_how_long_requests_wait_for_others(tmp_path):
-    client = Client(plus(tmp_path, 1), batch_delay=0.0025)
-    batching = client.get("/v2/models/model/config").json["dynamic_batching"]
-    assert batching == {"preferred_batch_size": [], "max_queue_delay_microseconds": 2500}
+import threading
+import weakref
 
 
 # Labels
@@ -260,6 +283,7 @@ def test_the_configuration_tells_how_long_requests_wait_for_others(tmp_path):
         ('["ant", "bee", 3]', "5.000000:1"),
         ('{"0": "ant", "1": "bee", "2": "cat"}', "5.000000:1"),
         ("[" * 100_000, "5.000000:1"),
+        ('["\\ud800", "b", "c"]', "5.000000:1"),  # half of a surrogate pair
         ("", "5.000000:1"),
     ],
 )
@@ -303,6 +327,22 @@ def passing(given):
     return make
 
 
+def elements_of(kind):
+    def make(folder):
+        proto = onnx.load(plus(folder, 1))
+        proto.graph.input[0].type.tensor_type.elem_type = kind
+        (folder / "model.onnx").write_bytes(proto.SerializeToString())
+
+    return make
+
+
+def spoilt(folder, text):
+    """A file some of whose text is no UTF-8."""
+    content = (folder / "model.onnx").read_bytes()
+    assert text in content
+    return content.replace(text, text[:1] + b"\xff" * (len(text) - 1))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -319,6 +359,9 @@ def passing(given):
         ),
         (with_output(["float[N,3]", "Nonsense(x)"]), "can't load it: "),
         (with_output(["float[N,3]", "Add(x, z)"]), "can't load it: "),
+        (passing(value(TensorProto.FLOAT, ("N", *[1] * 70))), "it can't be read: "),
+        (elements_of(999), "it can't be read: "),
+        (lambda folder: plus(folder, 1).write_bytes(spoilt(folder, b"\x01x")), "has a name that is no UTF-8"),
         (
             with_output(["bfloat16[N]", "Cast<to=16>(x)"], "g (float[N] x, string[N] s) => ({} y) {{ y = {} }}"),
             "BF16 beside strings",
@@ -331,6 +374,9 @@ def test_a_model_that_the_protocol_can_t_carry_is_refused(tmp_path, make, reason
     assert said.startswith(f"{tmp_path / 'model.onnx'}: ")
     assert reason in said
     assert len(said) < 500
+    with pytest.raises(lm.DataError) as caught:
+        lamella_serve.export_repository([tmp_path / "model.onnx"], tmp_path / "models")
+    assert str(caught.value) == said
 
 
 def test_maps_of_scikit_learn_are_refused_with_the_way_out(tmp_path):
@@ -342,6 +388,27 @@ def test_maps_of_scikit_learn_are_refused_with_the_way_out(tmp_path):
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 4)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
     assert "options={'zipmap': False}" in refused(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("text", [b"\x06author", b"\x08somebody", b"\x05maker", b"\x05notes"])
+def test_texts_that_are_no_text_are_shown_as_far_as_they_are(tmp_path, text):
+    proto = onnx.load(write(tmp_path / "model.onnx", SAME, author="somebody"))
+    proto.producer_name, proto.doc_string = "maker", "notes"
+    onnx.save(proto, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(spoilt(tmp_path, text))
+    assert "\ufffd" in str(Client(tmp_path).get("/about/model").json)
+
+
+@pytest.mark.parametrize("report", ['{"a": 123456789012345678901234567890}', "[" * 400 + "]" * 400, '"\\ud800"'])
+def test_a_report_that_can_t_be_written_as_json_is_left_out(tmp_path, report):
+    client = Client(write(tmp_path / "model.onnx", SAME, **{"lamella.report": report}))
+    assert client.get("/about/model").json["parity"] is None
+
+
+def test_a_file_whose_name_is_no_text_is_shown_as_far_as_it_is(tmp_path):
+    plus(tmp_path, 1)
+    (tmp_path / "model.onnx").rename(tmp_path / os.fsdecode(b"\xff.onnx"))
+    assert index(Client(tmp_path)) == {"\ufffd1": ("READY", None)}
 
 
 def test_inputs_with_a_default_are_left_out(tmp_path):
@@ -409,6 +476,10 @@ def test_arrays_that_are_cut_short_are_refused(tmp_path):
         ({"max_body": 0}, "max_body: expected a positive int"),
         ({"timeout": 0}, "timeout: expected"),
         ({"external_data": "yes"}, "external_data: expected"),
+        ({"token": ""}, "token: expected one word of printable ASCII"),
+        ({"token": " "}, "token: expected one word of printable ASCII"),
+        ({"token": "grün"}, "token: expected one word of printable ASCII"),
+        ({"token": 123}, "token: expected one word of printable ASCII"),
         ({"local": 1}, "local: expected"),
     ],
 )
@@ -569,6 +640,28 @@ def test_what_was_accepted_is_answered_by_the_model_it_was_for(tmp_path, what):
         assert third.status == 404
     else:
         assert values(third) == [2 * LONG]
+
+
+def test_loads_that_wait_for_each_other_leave_threads_to_others(client, monkeypatch):
+    gate = threading.Event()
+    repository = client.application.state.repository
+    loaded = repository._loaded
+    monkeypatch.setattr(repository, "_loaded", lambda place: (gate.wait(10), loaded(place))[1])
+
+    async def main():
+        loads = [
+            asyncio.create_task(client.answer("POST", "/v2/repository/models/digits/load"))
+            for _ in range(40)  # more than there are threads
+        ]
+        await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(2):
+                await asyncio.to_thread(str)  # as bodies are packed
+        finally:
+            gate.set()
+        return await asyncio.gather(*loads)
+
+    assert {reply.status for reply in client.run(main())} == {200}
 
 
 def test_others_are_answered_while_a_model_is_loaded(client, tmp_path):

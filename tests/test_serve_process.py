@@ -143,6 +143,40 @@ def test_a_run_that_does_not_end_holds_no_server(tmp_path, start):
     assert status == 0
 
 
+APART = """g (int64[1] n) => (int64 k) <int64 a = {0}, int64 b = {1}, float ten = {10}, float unit = {1}> {
+  m = Squeeze(n)  r = Range(a, m, b)  f = Cast<to=1>(r)  low = Mul(f, ten)  high = Add(low, unit)
+  ends = Constant<value_ints=[1, -1, 1]>()  l = Reshape(low, ends)  h = Reshape(high, ends)
+  boxes = Concat<axis=2>(l, l, h, h)  row = Constant<value_ints=[1, 1, -1]>()  scores = Reshape(f, row)
+  kept = NonMaxSuppression(boxes, scores, n)  k = Size(kept) }"""  # compares each box with all others
+
+
+def test_an_operator_that_takes_long_holds_no_server(tmp_path, start):
+    server = start(write(tmp_path / "boxes.onnx", APART), grace=0.3)
+    request = {"inputs": [tensor("INT64", [1], [400_000], "n")]}  # a minute or two
+    assert values(*server.ask("POST", "/v2/models/boxes/infer", {"inputs": [tensor("INT64", [1], [9], "n")]})) == [27]
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(server.ask, "POST", "/v2/models/boxes/infer", request)
+        time.sleep(0.3)
+        began = time.monotonic()
+        status, logged = server.end()
+        assert time.monotonic() - began < 10
+        assert asked.result()[0] == 503
+    assert status == 0
+    assert [line["event"] for line in logged][:2] == ["loaded", "ends when what it accepted is answered"]
+
+
+def test_nothing_is_worked_on_for_clients_that_have_gone(tmp_path, start):
+    server = start(write(tmp_path / "counter.onnx", COUNTING))
+    for _ in range(3):
+        with contextlib.closing(server.connect()) as connection:
+            connection.request("POST", "/v2/models/counter/infer", json.dumps(count(ENDLESS)))
+            time.sleep(0.1)
+    assert values(*server.ask("POST", "/v2/models/counter/infer", count(2))) == [2]
+    metrics = server.ask("GET", "/metrics")[1]
+    assert b'lamella_requests_total{model="counter",status="499",version="1"} 3.0' in metrics
+    assert b'lamella_queue_requests{model="counter",version="1"} 0.0' in metrics
+
+
 def test_clients_get_their_own_answers_over_the_network(tmp_path, start):
     server = start(write(tmp_path / "same.onnx", SAME), "--host", HOST)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -339,6 +340,21 @@ def test_classes_come_as_bytes_too(client):
     assert blob == packed(["1.000000:1:bee"], "object")
 
 
+@pytest.mark.parametrize("count", [1, 7, 400, 1000])
+def test_the_likeliest_of_many_come_in_order(client, count):
+    row = np.random.default_rng(count).integers(0, 50, 1000).astype("float32")  # each value about 20 times
+    row[::100] = NAN
+    order = np.argsort(-row, kind="stable")[:count]
+    assert values(classes(client, count, [row.tolist()], "same_FP32", output="y")) == [f"{row[n]:f}:{n}" for n in order]
+
+
+def test_an_answer_names_not_too_many_classes(client):
+    rows = [[0.0] * 128] * 512
+    assert len(values(classes(client, 64, rows, "same_FP32", output="y"))) == 2**15
+    reply = classes(client, 65, rows, "same_FP32", output="y")
+    assert (reply.status, "names at most 32,768 classes, this one 33,280" in reply.error) == (400, True)
+
+
 def test_strings_have_no_classes(client):
     assert "needs scores" in classes(client, 1, [["a"]], "same_BYTES", "BYTES", "y").error
 
@@ -422,6 +438,7 @@ def test_a_request_that_is_wrong_is_refused_with_the_reason(client, body, reason
         ({"shape": [2**31, 2**31]}, "is too large"),
         ({"shape": [0, 2**63], "data": []}, "is too large"),
         ({"shape": [0, 2**62], "data": []}, "is too large"),
+        ({"shape": [1, 2**20 + 1, 0], "data": []}, "is too large"),  # a sum over the last axis has as many elements
         ({"shape": [1] * 65}, "expected at most 64 axes, got 65"),
         ({"shape": [1] * 64, "data": [1]}, "expected shape [-1, 3], -1 being any size"),
         ({"shape": [3]}, "expected shape [-1, 3], -1 being any size, got [3]"),
@@ -433,6 +450,7 @@ def test_a_request_that_is_wrong_is_refused_with_the_reason(client, body, reason
         ({"data": {"0": 1}}, "expected data as a list, got an object"),
         ({"data": [[1, 2], [3]]}, "lists of unequal lengths"),
         ({"data": [1, [2, 3]]}, "lists of unequal lengths"),
+        ({"data": [[1, [True]], 2]}, "lists of unequal lengths"),
         ({"data": json.loads("[" * 500 + "]" * 500)}, "lists of unequal lengths"),
         ({"data": []}, "takes 3 elements, got 0"),
         ({"parameters": []}, "parameters: expected an object, got a list"),
@@ -445,6 +463,36 @@ def test_an_input_that_is_wrong_is_refused_with_the_reason(client, change, reaso
     assert reply.status == 400
     assert reason in reply.error
     assert len(reply.error) < 400
+
+
+def test_large_json_is_refused_with_the_way_out(client):
+    reply = client.infer("digits", b" " * 16_000_001)
+    assert (reply.status, "send tensors as binary data" in reply.error) == (413, True)
+    request = {"inputs": [tensor("FP32", [1, 4_000_001], None)], "outputs": [{"name": "s"}]}
+    body, headers = in_binary(request, bytes(16_000_004))
+    assert values(client.infer("sum", body, **headers)) == [0]
+
+
+def test_lists_that_are_deep_beside_others_that_are_not_take_no_time(client):
+    deep = json.loads("[" * 900 + "]" * 900)
+    for model, datatype, value in (("same_BYTES", "BYTES", ""), ("same_FP32", "FP32", True)):
+        began = time.monotonic()
+        reply = client.infer(model, {"inputs": [tensor(datatype, [1, 1], [deep] + [value] * 100_000)]})
+        assert time.monotonic() - began < 1  # 5 seconds, if each level were copied
+        assert (reply.status, "lists of unequal lengths" in reply.error) == (400, True)
+
+
+@pytest.mark.parametrize("datatype", ["INT32", "INT64"])
+@pytest.mark.parametrize("operator", ["Div", "Mod"])
+def test_what_faults_when_it_is_divided_is_refused(tmp_path, datatype, operator):
+    kind = datatype.lower()
+    graph = f"g ({kind}[N,K] x) => ({kind}[N,K] y) <{kind} n = {{-1}}> {{ y = {operator}(x, n) }}"
+    client = Client(write(tmp_path / "quotients.onnx", graph))
+    least = np.iinfo(kind).min
+    reply = client.infer("quotients", one([5, least], datatype))
+    assert (reply.status, f"{least} can't be divided" in reply.error) == (400, True)
+    assert client.infer("quotients", one([5, least + 1], datatype)).status == 200
+    assert values(client.infer("quotients", {"inputs": [tensor(datatype, [1, 0], [])]})) == []
 
 
 def test_an_input_without_data_is_refused(client):

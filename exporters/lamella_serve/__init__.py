@@ -49,7 +49,7 @@ def application(
         max_queue: the most requests that wait for a model.
         max_body: bytes that a request's body may have.
         timeout: seconds that a request may take.
-        local: whether only programs on this machine reach the server; then browsers have to know it by a loopback name.
+        local: whether only programs on this machine reach the server; then it goes by a loopback name only.
 
     Raises:
         DataError: a model can't be served, or there is none.
@@ -58,7 +58,7 @@ def application(
     """
     from lamella.arguments import flag, number, positive
     from lamella_onnx.files import as_path
-    from lamella_serve.access import Access
+    from lamella_serve.access import Access, checked_token
     from lamella_serve.batching import Limits
     from lamella_serve.http.application import make_application
     from lamella_serve.model import Settings
@@ -74,7 +74,7 @@ def application(
     )
     settings = Settings(limits, flag(external_data, f"{where}: external_data"))
     access = Access(
-        token,
+        None if token is None else checked_token(token, f"{where}: token"),
         positive(max_body, f"{where}: max_body"),
         limits.timeout,
         flag(local, f"{where}: local"),

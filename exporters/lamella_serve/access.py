@@ -5,9 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hmac
 
+from lamella.errors import ArgumentError
 from lamella_serve.refusals import Refusal
 
-__all__ = ["Access"]
+__all__ = ["Access", "checked_token"]
+
+
+def checked_token(token: object, where: str) -> str:
+    """Return a token, if clients can send it.
+
+    Raises:
+        ArgumentError: they can't.
+    """
+    if not isinstance(token, str) or not token or not all("!" <= sign <= "~" for sign in token):
+        raise ArgumentError(f"{where}: expected one word of printable ASCII")  # and not what it is: it is a secret
+    return token
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,17 @@ from lamella_serve.refusals import Refusal
 from lamella_serve.session import Stop
 from lamella_serve.statistics import Statistics
 
-__all__ = ["Cost", "Limits", "Queue"]
+__all__ = ["Cost", "Limits", "Queue", "elements", "still_runs"]
 
 _now = time.perf_counter_ns
 _SHORT = 0.2e-3  # seconds; what runs no longer runs on the event loop: a thread would take as long to be told
+_BLOCKED = 2_000_000  # nanoseconds; a model that once held the event loop for longer runs on threads from then on
 _JOINED = 20e-3  # seconds; to join more than that makes all wait, and gains nothing on a CPU
 
-_threads = ThreadPoolExecutor(64, "lamella_serve")  # at most; each queue runs no more than its instances at a time
+_threads = concurrent.futures.ThreadPoolExecutor(
+    64, "lamella_serve"
+)  # at most; each queue runs no more than its instances at a time
+_runs: set[concurrent.futures.Future[None]] = set()  # those that threads do, for whichever model
 
 Run = Callable[[dict[str, Array], Any], list[Array]]
 
@@ -57,6 +62,17 @@ class Cost(NamedTuple):
     elements: int
 
 
+def elements(inputs: Mapping[str, Array]) -> int:
+    """Return how many elements there are to work on: strings count by their length, axes of size 0 as those of 1."""
+    return sum([_size(x) for x in inputs.values()])
+
+
+def _size(array: Array) -> int:
+    if array.dtype.kind == "O":
+        return array.size + sum(map(len, array.flat))
+    return array.size or math.prod([n or 1 for n in array.shape])
+
+
 class _Job:
     """A request that waits for its answer."""
 
@@ -79,6 +95,11 @@ class _Ran(NamedTuple):
     splitting: int
 
 
+def still_runs(seconds: float) -> bool:
+    """Whether a model runs on after so many seconds. One that is to stop does so between operators only."""
+    return bool(concurrent.futures.wait(_runs, seconds).not_done)
+
+
 class Queue:
     """Runs a model for all who ask. Everything but the runs themselves happens on the event loop.
 
@@ -96,13 +117,14 @@ class Queue:
         """
         self._run, self._limits, self._statistics, self._joins = run, limits, statistics, joins
         self._cost = cost
+        self._inline = cost is not None
         self._waiting: deque[_Job] = deque()
         self._running: list[list[_Job]] = []
         self._scheduled: asyncio.Handle | None = None
         self._watch: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(not job.done.done() for job in self._waiting)  # the others' clients have cancelled them
 
     def answer(self, inputs: dict[str, Array], rows: int) -> asyncio.Future[list[Array]]:
         """Return the model's outputs for some inputs, once they are there.
@@ -111,6 +133,8 @@ class Queue:
             Refusal: too many wait already.
         """
         loop = asyncio.get_running_loop()
+        if len(self._waiting) >= self._limits.queue:
+            self._waiting = deque(job for job in self._waiting if not job.done.done())
         if len(self._waiting) >= self._limits.queue:
             raise Refusal(429, f"{len(self._waiting)} requests wait for this model already; try again later")
         kind = tuple([x.shape[1:] for x in inputs.values()]) if self._joins else None
@@ -139,8 +163,10 @@ class Queue:
         if not self._waiting or len(self._running) >= self._limits.instances:
             return
         jobs = self._taken()
-        if jobs and not self._running and self._expected(jobs) <= _SHORT:
+        if jobs and self._inline and not self._running and self._expected(jobs) <= _SHORT:
+            began = time.thread_time_ns()  # and not the clock's: the system may have been busy with others
             self._finish(self._ran(jobs, None))
+            self._inline = time.thread_time_ns() - began <= _BLOCKED
         elif jobs:
             self._begin(jobs)
         if self._waiting and self._scheduled is None:
@@ -150,8 +176,8 @@ class Queue:
         """Seconds that a run will take."""
         if self._cost is None:
             return float("inf")
-        elements = sum([x.size for job in jobs for x in job.inputs.values()])
-        return self._cost.seconds * max(1.0, elements / max(1, self._cost.elements))
+        count = sum([elements(job.inputs) for job in jobs])
+        return self._cost.seconds * max(1.0, count / max(1, self._cost.elements))
 
     def _taken(self) -> list[_Job]:
         """The requests to run next: the oldest one, and those like it that may be joined with it.
@@ -206,7 +232,9 @@ class Queue:
             if self._waiting and self._scheduled is None:
                 self._scheduled = loop.call_soon(self._next)
 
-        loop.run_in_executor(_threads, work)
+        run = _threads.submit(work)
+        _runs.add(run)
+        run.add_done_callback(_runs.discard)
 
     def _ran(self, jobs: list[_Job], stop: Any) -> list[_Ran]:
         """Run some requests, together if that works, so that none fails for another's inputs."""

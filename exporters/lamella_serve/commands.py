@@ -15,6 +15,7 @@ from lamella.arguments import number, positive
 from lamella.cli import Command
 from lamella.errors import ArgumentError, LamellaError
 from lamella.terminal import Column, Table, Terminal, styled
+from lamella_serve.access import checked_token
 
 if TYPE_CHECKING:
     from lamella_serve.model import ServedModel
@@ -146,12 +147,10 @@ def _told_what_is_missing() -> Iterator[None]:
 
 def _token(path: Path) -> str:
     try:
-        token = path.read_bytes().strip()
+        content = path.read_bytes()
     except OSError as error:
         raise ArgumentError(f"--token-file {path}: {error.strerror}") from error
-    if not token or not all(0x21 <= byte <= 0x7E for byte in token):
-        raise ArgumentError(f"--token-file {path}: expected one word of printable ASCII")
-    return token.decode()
+    return checked_token(content.strip().decode("latin-1"), f"--token-file {path}")
 
 
 def _show(repository: Repository, address: Address) -> None:

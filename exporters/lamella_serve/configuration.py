@@ -15,6 +15,7 @@ from lamella import DataError
 from lamella_onnx.files import read
 from lamella_onnx.validity import in_one_line
 from lamella_serve.model import ServedModel
+from lamella_serve.places import Place
 from lamella_serve.protocol import message
 from lamella_serve.signature import Tensor
 
@@ -92,14 +93,15 @@ class Given:
         return kept if self.newest is None else kept[-self.newest :]
 
 
-def given_by(folder: Path) -> Given:
+def given_by(place: Place) -> Given:
     """Read the ``config.pbtxt`` in a model's folder, if there is one.
 
     Raises:
         DataError: it can't be read, or is for another kind of model.
     """
+    assert place.folder is not None
     try:
-        content = read(folder / "config.pbtxt")
+        content = read(place.inside(place.folder / "config.pbtxt"))
     except FileNotFoundError:
         return Given()
     try:
@@ -114,7 +116,7 @@ def given_by(folder: Path) -> Given:
     file = config.default_model_filename or "model.onnx"
     if Path(file).name != file:
         raise DataError(f"config.pbtxt names the file {file!r}; expected one in the folder of a version")
-    labels = {one.name: _labels(folder, one.label_filename) for one in config.output if one.label_filename}
+    labels = {one.name: _labels(place, place.folder, one.label_filename) for one in config.output if one.label_filename}
     policy = config.version_policy
     which = policy.WhichOneof("policy_choice")
     return Given(
@@ -126,12 +128,12 @@ def given_by(folder: Path) -> Given:
     )
 
 
-def _labels(folder: Path, name: str) -> tuple[str, ...]:
+def _labels(place: Place, folder: Path, name: str) -> tuple[str, ...]:
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"config.pbtxt names the labels {name!r}, which are outside of the model's folder")
     try:
-        return tuple(read(file).decode().splitlines())
+        return tuple(read(place.inside(file)).decode().splitlines())
     except FileNotFoundError:
         raise DataError(f"config.pbtxt names the labels {name!r}, which are not there") from None
     except UnicodeDecodeError:

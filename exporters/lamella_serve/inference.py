@@ -17,6 +17,8 @@ __all__ = ["Answer", "InferRequest", "Wanted", "answer", "checked_shape", "input
 
 _LARGEST = 2**63 // 8 - 1  # elements of 8 bytes that an array of NumPy can have
 _AXES = 64  # that one can have
+_NAMES = 2**15  # values of an answer that are named as classes
+_EMPTY = 2**20  # elements of an array without its axes of size 0: a sum over these has as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def checked_shape(sizes: Sequence[object], what: str) -> tuple[tuple[int, ...], 
             raise Refusal(400, f"{what}: shape: expected sizes of 0 or more, got {shown(list(sizes))}")
         shape.append(size)
         volume *= size or 1
-    if volume > _LARGEST:
+    if volume > (_EMPTY if 0 in shape else _LARGEST):
         raise Refusal(400, f"{what}: shape {shown(list(sizes))} is too large")
     return tuple(shape), 0 if 0 in shape else volume
 
@@ -126,6 +128,10 @@ def _checked(model: ServedModel, inputs: dict[str, Array]) -> int:
             raise Refusal(
                 400, f"input {tensor.name!r}: expected shape [{expected}], -1 being any size, got {list(array.shape)}"
             )
+        if model.session.divides and tensor.datatype.name in ("INT32", "INT64") and array.size:
+            least = np.iinfo(array.dtype).min  # processors fault when they divide it by -1, and onnxruntime lets them
+            if array.min() == least:
+                raise Refusal(400, f"input {tensor.name!r}: {least} can't be divided, which this model does")
         if array.ndim:
             rows.add(len(array))
     if not model.max_batch_size:
@@ -147,8 +153,13 @@ def _answer(model: ServedModel, wanted: Wanted, array: Array, datatype: Datatype
     batched = model.max_batch_size > 0 and array.ndim > 0
     rows = array.reshape(len(array) if batched else 1, math.prod(array.shape[1:] if batched else array.shape))
     labels = model.labels.get(wanted.name, ())
-    named = np.empty((len(rows), min(wanted.classes, rows.shape[1])), object)
-    for place, row in enumerate(rows):
+    shape = (len(rows), min(wanted.classes, rows.shape[1]))
+    if math.prod(shape) > _NAMES:
+        raise Refusal(
+            400, f"output {wanted.name!r}: an answer names at most {_NAMES:,} classes, this one {math.prod(shape):,}"
+        )
+    named = np.empty(shape, object)
+    for place, row in enumerate(rows if named.size else ()):
         named[place] = _largest(row, named.shape[1], labels)
     return Answer(wanted, DATATYPES["BYTES"], named if batched else named[0])
 
@@ -156,7 +167,9 @@ def _answer(model: ServedModel, wanted: Wanted, array: Array, datatype: Datatype
 def _largest(row: Array, count: int, labels: Sequence[str]) -> list[str]:
     whole = row.dtype.kind in "biu"
     falling = ~row if whole else -row.astype("float64")  # the complement turns whole numbers round, and none overflows
-    order = np.argsort(falling, kind="stable")[:count]
+    last = np.partition(falling, count - 1)[count - 1]
+    places = np.flatnonzero(~(falling > last))  # with its equals, and NaN if that is the last
+    order = places[np.argsort(falling[places], kind="stable")[:count]]
     written = "d" if whole else "f"
     return [
         f"{row[place].item():{written}}:{place}" + (f":{labels[place]}" if place < len(labels) else "")

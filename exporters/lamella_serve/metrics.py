@@ -43,5 +43,8 @@ def exposition(repository: Repository, accept: str) -> tuple[bytes, str]:
     registry = prometheus_client.CollectorRegistry()
     registry.register(_Collector(repository))
     prometheus_client.ProcessCollector(registry=registry)
-    write, kind = choose_encoder(accept)
+    try:
+        write, kind = choose_encoder(accept)
+    except Exception:  # it takes what readers send for well-formed
+        write, kind = choose_encoder("")
     return write(registry), kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -11,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from lamella.engine.threads import available_cores
-from lamella_serve.batching import Cost, Limits, Queue
+from lamella_serve.batching import Cost, Limits, Queue, elements
 from lamella_serve.independence import Verdict, examine
 from lamella_serve.session import Session
 from lamella_serve.signature import Tensor
 from lamella_serve.statistics import Statistics
 from lamella_serve.trials import Trial, first_that_runs, limits_of
 
-__all__ = ["ServedModel", "Settings"]
+__all__ = ["DAMAGED", "ServedModel", "Settings"]
+
+DAMAGED = (OverflowError, RecursionError, TypeError, ValueError)  # what may come of a file whose parts do not fit
 
 _log = logging.getLogger("lamella_serve")
 _RUNS, _LONG = 9, 0.1  # a row is timed so often, or once if it takes so many seconds
@@ -84,12 +86,12 @@ class ServedModel:
         self.seconds = None if trial is None else _timed(self.session, trial)
         self.example = None if trial is None else trial.draw([1.0])
         self.verdict = self._judged(trial, said, max_batch_size)
-        self.max_batch_size = (max_batch_size or limits.batch) if self.verdict.joined else 0
+        self.max_batch_size = min(max_batch_size or limits.batch, limits.batch) if self.verdict.joined else 0
         self.labels = self._fitting(dict(labels or {}) or self._own_labels())
         self.statistics = Statistics()
         cost = None
         if self.seconds is not None and self.example and not self.session.open_ended:
-            cost = Cost(self.seconds, sum(x.size for x in self.example.values()))
+            cost = Cost(self.seconds, elements(self.example))
         self.queue = Queue(
             self.session.run,
             dataclasses.replace(limits, batch=max(self.max_batch_size, 1)),
@@ -107,8 +109,8 @@ class ServedModel:
         """The labels in the file's metadata, of each output that they fit, or of the first if they fit none."""
         text = self.session.metadata.get("labels", "")
         try:
-            listed = json.loads(text)
-        except (ValueError, RecursionError):
+            listed = orjson.loads(text)
+        except ValueError:
             listed = text.splitlines()
         if not isinstance(listed, list) or not all(isinstance(label, str) for label in listed):
             _log.warning("labels are no list of strings", extra={"model": self.name})

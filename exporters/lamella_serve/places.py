@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lamella import DataError
 
-__all__ = ["Place", "find"]
+__all__ = ["Place", "find", "is_version"]
 
 _SUFFIX = ".onnx"
 
@@ -34,7 +34,7 @@ class Place:
         """The versions that are there."""
         if self.folder is None:
             return [1]
-        return sorted(int(one.name) for one in self.folder.iterdir() if _is_version(one))
+        return sorted(int(one.name) for one in self.folder.iterdir() if _holds_version(one))
 
     def path(self, version: int, file: str) -> Path:
         """Where a version's model stands.
@@ -44,6 +44,14 @@ class Place:
         """
         path = self.file if self.folder is None else self.folder / str(version) / file
         assert path is not None
+        return self.inside(path)
+
+    def inside(self, path: Path) -> Path:
+        """Return a path that may be read.
+
+        Raises:
+            DataError: a link leads outside of the folder that the user named.
+        """
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             raise DataError(f"{path} is a link to a place outside of {self.root}")
         return path
@@ -70,16 +78,28 @@ def _at(path: Path) -> list[Place]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder")
     if not path.is_dir():
-        return [Place(path.stem, Path(os.path.realpath(path)).parent, file=path)]
-    if any(map(_is_version, path.iterdir())):
-        return [Place(Path(os.path.abspath(path)).name, path, folder=path)]
+        return [Place(_name(path.with_suffix("")), Path(os.path.realpath(path)).parent, file=path)]
+    if any(map(_holds_version, path.iterdir())):
+        return [Place(_name(Path(os.path.abspath(path))), path, folder=path)]
     inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    folders = [one for one in inside if one.is_dir() and any(map(_is_version, one.iterdir()))]
+    folders = [one for one in inside if one.is_dir() and any(map(_holds_version, one.iterdir()))]
     files = [one for one in inside if one.is_file() and one.suffix == _SUFFIX]
     if not folders and not files:
         raise DataError(f"{path}: no model is in this folder; expected files NAME.onnx, or NAME/1/model.onnx")
-    return [Place(one.name, path, folder=one) for one in folders] + [Place(one.stem, path, file=one) for one in files]
+    return [Place(_name(one), path, folder=one) for one in folders] + [
+        Place(_name(one.with_suffix("")), path, file=one) for one in files
+    ]
 
 
-def _is_version(path: Path) -> bool:
-    return path.is_dir() and path.name.isascii() and path.name.isdigit() and not path.name.startswith("0")
+def _holds_version(path: Path) -> bool:
+    return path.is_dir() and is_version(path.name)
+
+
+def is_version(name: str) -> bool:
+    """Whether a name is a version's: a whole number above 0, of 64 bits."""
+    return name.isascii() and name.isdigit() and not name.startswith("0") and len(name) < 19
+
+
+def _name(path: Path) -> str:
+    """A file's name, as text even where its bytes are none."""
+    return os.fsencode(path.name).decode(errors="replace")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lamella import DataError
+from lamella.errors import shown
 from lamella_onnx.validity import in_one_line
 from lamella_serve.configuration import given_by
-from lamella_serve.model import ServedModel, Settings
-from lamella_serve.places import Place, find
+from lamella_serve.model import DAMAGED, ServedModel, Settings
+from lamella_serve.places import Place, find, is_version
 from lamella_serve.refusals import Refusal
 
 __all__ = ["Repository"]
@@ -47,7 +47,7 @@ class Repository:
         """
         self._paths, self._settings = paths, settings
         self._entries: dict[str, _Entry] = {}
-        self._loading = threading.Lock()
+        self._loading = asyncio.Lock()
         for place in find(paths).values():
             self._entries[place.name] = self._loaded(place)
 
@@ -66,10 +66,9 @@ class Repository:
         if entry is not None and entry.versions:
             if not version:
                 return entry.versions[max(entry.versions)]
-            try:
-                found = entry.versions.get(int(version))
-            except ValueError:
-                raise Refusal(400, f"version {version!r} of model {name!r} is no number") from None
+            if not is_version(version):
+                raise Refusal(400, f"version {shown(version)} of model {name!r} is no number")
+            found = entry.versions.get(int(version))
             if found is not None:
                 return found
         raise Refusal(404, self._unknown(name, version))
@@ -116,7 +115,8 @@ class Repository:
         """
         if parameters:
             raise Refusal(400, "this server loads models from its own folders, as they are there: send no parameters")
-        entry, reason = await asyncio.to_thread(self._load, name)
+        async with self._loading:  # and not in the thread: those that wait there would keep all threads from others
+            entry, reason = await asyncio.to_thread(self._load, name)
         before = self._entries.get(name)
         if entry.versions or before is None or not before.versions:
             self._entries[name] = entry
@@ -125,20 +125,19 @@ class Repository:
 
     def _load(self, name: str) -> tuple[_Entry, str | None]:
         """What is at a model's place, and why it can't be served."""
-        with self._loading:
-            try:
-                place = find(self._paths).get(name)
-                if place is None:
-                    raise Refusal(404, f"there is no model {name!r} at the paths that this server was started with")
-                versions = place.versions()
-            except (DataError, OSError) as error:
-                raise Refusal(400, f"model {name!r} can't be loaded: {in_one_line(error)}") from error
-            try:
-                return self._loaded(place), None
-            except DataError as error:
-                reason = in_one_line(error)
-                _log.warning("not loaded", extra={"model": name, "reason": reason})
-                return _unavailable(versions, reason), reason
+        try:
+            place = find(self._paths).get(name)
+            if place is None:
+                raise Refusal(404, f"there is no model {name!r} at the paths that this server was started with")
+            versions = place.versions()
+        except (DataError, OSError) as error:
+            raise Refusal(400, f"model {name!r} can't be loaded: {in_one_line(error)}") from error
+        try:
+            return self._loaded(place), None
+        except DataError as error:
+            reason = in_one_line(error)
+            _log.warning("not loaded", extra={"model": name, "reason": reason})
+            return _unavailable(versions, reason), reason
 
     async def unload(self, name: str) -> None:
         """Forget a model; what waits for it is still answered.
@@ -156,7 +155,7 @@ class Repository:
         entry = _Entry()
         where = place.file or place.folder
         try:
-            given = given_by(place.folder) if place.folder is not None else None
+            given = given_by(place) if place.folder is not None else None
             versions = place.versions() if given is None else given.chosen(place.versions())
             if not versions:
                 raise DataError("there is no version to serve")
@@ -173,6 +172,8 @@ class Repository:
         except (DataError, OSError) as error:
             said = error.strerror if isinstance(error, OSError) and error.strerror else in_one_line(error)
             raise DataError(f"{where}: {said}") from error
+        except DAMAGED as error:
+            raise DataError(f"{where}: it can't be read: {in_one_line(error)}") from error
         for model in entry.versions.values():
             _tell(model)
         return entry

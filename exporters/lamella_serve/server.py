@@ -8,13 +8,16 @@ import dataclasses
 import errno
 import ipaddress
 import logging
+import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.applications import Starlette
 
+from lamella_serve.batching import still_runs
 from lamella_serve.http.connection import Connection
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Address", "is_loopback", "need_free", "run"]
 
 _log = logging.getLogger("lamella_serve")
+_STOPPING = 1.0  # seconds that a run gets to stop, when nobody waits for it and the server ends
 _GRACE = 30  # seconds that running requests get when the server ends
 
 
@@ -142,5 +146,11 @@ def run(application: Starlette, address: Address, listening: Callable[[Address],
             timeout_graceful_shutdown=_GRACE,
         )
         server = _Server(config, application, bound, listening)
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when all is done
-            server.run(sockets=[listener])
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when all is done
+                server.run(sockets=[listener])
+        finally:
+            if still_runs(_STOPPING):  # Python would wait for its threads, and nobody waits for these
+                sys.stdout.flush()
+                logging.shutdown()
+                os._exit(0)

@@ -26,8 +26,13 @@ __all__ = ["Session", "Stop"]
 Stop = onnxruntime.RunOptions  # ends a run from another thread, with `terminate = True`
 
 _BF16 = DATATYPES["BF16"]
-_LOOPS = {"Loop", "Scan"}
-_SIZED_BY_VALUES = {"ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile"}  # as those of an input say
+_SIZED_BY_VALUES = {  # operators whose work depends on values, and which of their inputs is the first to hold such
+    **dict.fromkeys(
+        ("BlackmanWindow", "ConstantOfShape", "HammingWindow", "HannWindow", "MelWeightMatrix", "Range"), 0
+    ),
+    **dict.fromkeys(("AffineGrid", "CenterCropPad", "Col2Im", "DFT", "Expand", "MaxUnpool", "NonMaxSuppression"), 1),
+    **dict.fromkeys(("OneHot", "Pad", "Resize", "STFT", "Tile", "TopK", "Upsample"), 1),
+}
 _SILENT = 4  # onnxruntime's log level for fatal errors only: what goes wrong is told to whoever asked
 
 
@@ -41,6 +46,7 @@ class Session:
         files: the other files that hold its arrays.
         changed: whether the file was changed after lamella had exported it; None where nothing tells.
         open_ended: whether the values of its inputs may say how long a run takes, so that no measurement foretells it.
+        divides: whether it has divisions, perhaps of integers.
     """
 
     def __init__(self, path: Path, *, external_data: bool, threads: int) -> None:
@@ -59,17 +65,18 @@ class Session:
         proto = _parsed(content)
         self.files = _external(path, proto, external_data)
         self.signature: Signature = signature_of(proto.graph)
-        self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        self.metadata = {_text(entry.key): _text(entry.value) for entry in proto.metadata_props}
         opset = next((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), None)
         self.about = {
-            "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
-            "description": proto.doc_string or proto.graph.doc_string,
+            "producer": f"{_text(proto.producer_name)} {_text(proto.producer_version)}".strip(),
+            "description": _text(proto.doc_string or proto.graph.doc_string),
             "opset": opset,
             "ir_version": proto.ir_version,
             "size": len(content) + sum(file.stat().st_size for file in self.files),
         }
         self.changed = has_changed(path, proto)
-        self.open_ended = _is_open_ended(proto, self.signature)
+        self.open_ended = _is_open_ended(proto)
+        self.divides = any(node.op_type in ("Div", "Mod") for node in _nodes(proto))
         del proto
         self._session = _load(str(path.resolve()) if self.files else content, threads)
         self.names = [tensor.name for tensor in self.signature.outputs]
@@ -117,19 +124,34 @@ def _bits(value: Any) -> Array:
     return np.frombuffer(ctypes.string_at(value.data_ptr(), 2 * count), np.uint16, count).reshape(shape)
 
 
-def _is_open_ended(proto: onnx.ModelProto, signature: Signature) -> bool:
-    operators = set(_operators(proto.graph))
-    counts = any(tensor.datatype.kind == "i" for tensor in signature.inputs)
-    return bool(operators & _LOOPS or (counts and operators & _SIZED_BY_VALUES) or proto.functions)
+def _text(said: str | bytes) -> str:
+    """What a file says; protobuf gives bytes where they are no UTF-8."""
+    return said if isinstance(said, str) else said.decode(errors="replace")
 
 
-def _operators(graph: onnx.GraphProto) -> Iterator[str]:
-    """The operators of a graph and of the graphs within."""
-    for node in graph.node:
-        yield node.op_type
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _operators(inner)
+def _is_open_ended(proto: onnx.ModelProto) -> bool:
+    fixed = {"", *(array.name for array in proto.graph.initializer)}  # what does not depend on values of the inputs
+    for node in proto.graph.node:
+        if node.op_type in ("Shape", "Size") or fixed.issuperset(node.input):
+            fixed.update(node.output)
+        first = _SIZED_BY_VALUES.get(node.op_type)
+        if any(_graphs(node)) or (first is not None and not fixed.issuperset(node.input[first:])):
+            return True
+    return len(proto.functions) > 0
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of functions and of the graphs within too."""
+    left: list[Any] = [proto.graph, *proto.functions]
+    while left:
+        for node in left.pop().node:
+            yield node
+            left += _graphs(node)
+
+
+def _graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs in a node: the branches of If, the body of Loop."""
+    return [graph for one in node.attribute for graph in ((one.g, *one.graphs) if one.HasField("g") else one.graphs)]
 
 
 def _parsed(content: bytes) -> onnx.ModelProto:

@@ -70,6 +70,8 @@ def _tensors(what: str, values: Iterable[onnx.ValueInfoProto]) -> tuple[Tensor, 
 
 
 def _tensor(what: str, value: onnx.ValueInfoProto) -> Tensor:
+    if not isinstance(value.name, str):  # protobuf gives bytes where they are no UTF-8
+        raise DataError(f"{what} {value.name!r} has a name that is no UTF-8")
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         said = (kind or "value without a type").removesuffix("_type").replace("_", " ")
@@ -90,5 +92,5 @@ def _axes(tensor: onnx.TypeProto.Tensor) -> tuple[int | str, ...]:
     sizes = []
     for axis in tensor.shape.dim:
         known = axis.WhichOneof("value") == "dim_value" and axis.dim_value >= 0
-        sizes.append(axis.dim_value if known else axis.dim_param)
+        sizes.append(axis.dim_value if known else axis.dim_param if isinstance(axis.dim_param, str) else "")
     return tuple(sizes)

@@ -13,9 +13,10 @@ from lamella.arguments import flag, positive
 from lamella.errors import DataError
 from lamella.files.writing import write_atomically
 from lamella_onnx.files import as_path, read
+from lamella_onnx.validity import in_one_line
 from lamella_serve.batching import Limits
 from lamella_serve.configuration import configuration, label_file, written
-from lamella_serve.model import ServedModel, Settings
+from lamella_serve.model import DAMAGED, ServedModel, Settings
 from lamella_serve.places import find
 
 __all__ = ["export_repository"]
@@ -66,6 +67,8 @@ def export_repository(
             served.append((place.file, ServedModel(place.name, number, place.file, settings)))
         except DataError as error:
             raise DataError(f"{place.file}: {error}") from error
+        except DAMAGED as error:
+            raise DataError(f"{place.file}: it can't be read: {in_one_line(error)}") from error
     for _, model in served:  # nothing is written unless all can be
         _need_room(target / model.name, model)
     target.mkdir(parents=True, exist_ok=True)

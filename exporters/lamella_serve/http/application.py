@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -29,7 +31,9 @@ from lamella_serve.repository import Repository
 __all__ = ["make_application"]
 
 _log = logging.getLogger("lamella_serve")
-_LOOPBACK = (b"localhost", b"127.0.0.1", b"[::1]")
+_PATIENCE = 0.05  # seconds; whose answer takes longer is watched, and short requests do not pay for it
+_T = TypeVar("_T")
+_LOOPBACK = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
 def make_application(repository: Repository, access: Access) -> Starlette:
@@ -110,27 +114,68 @@ class _Guard:
             send = _logged(scope, send)
         headers = dict(scope["headers"])
         refused = None
-        if (b"origin" in headers or b"sec-fetch-site" in headers) and self._is_foreign(headers):
-            refused = _error(403, "pages of other sites may not use this server")
+        if foreign := self._foreign(scope["method"], headers):
+            refused = _error(403, foreign)
         elif scope["path"].removeprefix(scope.get("root_path", "")) not in self._open:
             try:
                 self._access.check_token(headers.get(b"authorization", b""))
             except Refusal as error:
                 refused = _error(error.status, error.words, **{"WWW-Authenticate": "Bearer"})
-        await (self._app if refused is None else refused)(scope, receive, send)
+        try:
+            await (self._app if refused is None else refused)(scope, receive, send)
+        except Exception:
+            _log.exception("failed", extra={"path": scope["path"]})
+            await _error(500, FAILED)(scope, receive, send)
 
-    def _is_foreign(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a browser asks for another site's page, or for one whose name was made to mean this machine."""
-        host = headers.get(b"host", b"")
-        origin = headers.get(b"origin")
-        if origin is not None and origin.partition(b"://")[2] != host:
-            return True
-        return (
-            self._access.local
-            and self._access.token is None
-            and host.rpartition(b":")[0] not in _LOOPBACK
-            and host not in _LOOPBACK
-        )
+    def _foreign(self, method: str, headers: dict[bytes, bytes]) -> str | None:
+        """Why it may be another site's page that asks; None: it is none.
+
+        Such a page may have a name that was made to mean this machine. Then browsers take the server for its own, and
+        send with GET nothing but the name that tells.
+        """
+        host, origin = headers.get(b"host"), headers.get(b"origin")
+        elsewhere = method != "GET" and headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+        if elsewhere or (origin is not None and origin.partition(b"://")[2] != host):
+            return "pages of other sites may not use this server"
+        private = self._access.local and self._access.token is None
+        if private and host is not None and not _LOOPBACK.fullmatch(host):
+            return "this server is for this machine only; ask for it as localhost or 127.0.0.1"
+        return None
+
+
+async def _while_there(receive: Any, work: Coroutine[Any, Any, _T]) -> _T:
+    """Do some work, but cancel it if the client goes away meanwhile.
+
+    Raises:
+        Gone: the client has gone away.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    looking: asyncio.Task[None] | None = None
+    gone = False
+
+    async def look() -> None:
+        nonlocal gone
+        gone = (await receive())["type"] == "http.disconnect"
+        if gone:
+            task.cancel()
+
+    def begin() -> None:
+        nonlocal looking
+        looking = loop.create_task(look())
+
+    timer = loop.call_later(_PATIENCE, begin)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone:
+            task.uncancel()
+            raise bodies.Gone from None
+        raise
+    finally:
+        timer.cancel()
+        if looking is not None:
+            looking.cancel()
 
 
 class _Infer:
@@ -163,7 +208,8 @@ class _Infer:
             body = await bodies.unpacked(body, headers.get(b"content-encoding"), most)
             length = headers.get(b"inference-header-content-length")
             request = decode(body, None if length is None else length.decode("latin-1"), model)
-            content, head = encode(model, request.id, await answer(model, request.inputs, request.wanted))
+            outputs = await _while_there(receive, answer(model, request.inputs, request.wanted))
+            content, head = encode(model, request.id, outputs)
         except Refusal as error:
             if error.status >= 500:
                 _log.warning("refused", extra={"model": model.name, "status": error.status, "reason": error.words})

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -84,8 +85,10 @@ def _limit(model: ServedModel, name: str, end: int) -> float | None:
 def _report(model: ServedModel) -> Any:
     """The comparison that was made at export."""
     try:
-        return json.loads(model.session.metadata.get(REPORT, "null"))
-    except (ValueError, RecursionError):  # another's entry, or a damaged one
+        said = json.loads(model.session.metadata.get(REPORT, "null"))
+        orjson.dumps(said)  # which takes less than Python does
+        return said
+    except (ValueError, TypeError, RecursionError):  # another's entry, or a damaged one
         return None
 
 

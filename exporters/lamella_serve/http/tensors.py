@@ -21,6 +21,7 @@ from lamella_serve.refusals import Refusal
 
 __all__ = ["decode", "encode", "parse"]
 
+_MOST_JSON = 16_000_000  # bytes; to read so many holds the event loop for two seconds at worst
 _NOTHING: dict[str, Any] = {}
 
 
@@ -28,8 +29,10 @@ def parse(content: bytes | memoryview) -> dict[str, Any]:
     """Return the JSON object in a body.
 
     Raises:
-        Refusal: there is none.
+        Refusal: there is none, or it is too large.
     """
+    if len(content) > _MOST_JSON:
+        raise Refusal(413, f"JSON may have {_MOST_JSON:,} bytes, got {len(content):,}; send tensors as binary data")
     try:
         parsed = orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -140,7 +143,7 @@ def _input(
             refuse_shared_memory(parameters, what)
             raise Refusal(400, f"{what}: there is neither data nor binary_data_size")
         data = given["data"]
-        if truths and datatype.kind in "fi" and type(data) is list and bool in set(map(type, _flat(data))):
+        if truths and datatype.kind in "fi" and type(data) is list and bool in set(map(type, _flat(data, what))):
             raise Refusal(400, f"{what}: expected numbers for {datatype.name}, got true or false")
         return name, _array(data, datatype, shape, count, what), position
     if "data" in given:
@@ -160,7 +163,7 @@ def _array(data: Any, datatype: Datatype, shape: tuple[int, ...], count: int, wh
     if type(data) is not list:
         raise Refusal(400, f"{what}: expected data as a list, got {_named(data)}")
     if datatype.kind == "s":
-        texts = _flat(data)
+        texts = _flat(data, what)
         if not all(type(text) is str for text in texts):
             raise Refusal(400, f"{what}: expected strings")
         array = np.empty(len(texts), object)
@@ -169,7 +172,7 @@ def _array(data: Any, datatype: Datatype, shape: tuple[int, ...], count: int, wh
         try:
             array = np.array(data)
         except ValueError:  # lists of unequal lengths, or too deep
-            raise Refusal(400, f"{what}: data has lists of unequal lengths") from None
+            raise _ragged(what) from None
     if array.size != count:
         raise Refusal(400, f"{what}: shape {list(shape)} takes {count:,} elements, got {array.size:,}")
     if datatype.kind != "s" and array.dtype != datatype.numpy:
@@ -185,11 +188,11 @@ def _converted(array: Array, data: list[Any], datatype: Datatype, what: str) -> 
     if datatype.kind == "b" and array.dtype.kind in "iu" and ((array == 0) | (array == 1)).all():
         return array.astype(bool)
     if datatype.kind == "i":
-        flat = array.ravel() if array.dtype.kind in "iu" else np.array(_flat(data), object)
+        flat = array.ravel() if array.dtype.kind in "iu" else np.array(_flat(data, what), object)
         if array.dtype.kind in "iu" or all(type(value) is int for value in flat):
             return narrowed(flat, datatype, what)
     expected = {"f": "numbers", "i": "whole numbers", "b": "true or false"}[datatype.kind]
-    wrong = next((value for value in _flat(data) if not _fits(value, datatype)), data)
+    wrong = next((value for value in _flat(data, what) if not _fits(value, datatype)), data)
     raise Refusal(400, f"{what}: expected {expected} for {datatype.name}, got {_named(wrong)}")
 
 
@@ -197,11 +200,17 @@ def _fits(value: Any, datatype: Datatype) -> bool:
     return type(value) in {"f": (int, float), "i": (int,), "b": (bool,)}[datatype.kind]
 
 
-def _flat(data: list[Any]) -> list[Any]:
+def _flat(data: list[Any], what: str) -> list[Any]:
     """The elements of nested lists."""
     while data and type(data[0]) is list:
-        data = [value for row in data for value in (row if type(row) is list else [row])]
+        if set(map(type, data)) != {list}:  # else what is not nested would be copied once for each level of what is
+            raise _ragged(what)
+        data = [value for row in data for value in row]
     return data
+
+
+def _ragged(what: str) -> Refusal:
+    return Refusal(400, f"{what}: data has lists of unequal lengths")
 
 
 def _wanted(request: dict[str, Any], model: ServedModel, binary_output: bool) -> list[Wanted]:
