@@ -266,10 +266,6 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path):
     assert "config.pbtxt can't be read" in refused(tmp_path)
 
 
-import threading
-import weakref
-
-
 # Labels
 
 

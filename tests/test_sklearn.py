@@ -236,7 +236,7 @@ def test_layers():
     assert classifier(layers=normalized).fit(SCALED, WINES).model_.parameters["dense_1.kernel"].shape == (13, 26)
     assert list(classifier(hidden_layer_sizes=()).fit(SCALED, WINES).model_.layers) == ["dense_1"]
     with pytest.raises(ValueError, match=r"LamellaClassifier: layers: expected the last one to give .*Flatten\(\)"):
-        classifier(layers=images[:2]).fit(X, y)
+        classifier(layers=images[:1]).fit(X, y)
     twice = Dense(64)
     with pytest.raises(ValueError, match=r"layers: one layer stands in the list twice.*a function that makes the list"):
         classifier(layers=[twice, twice]).fit(X, y)
