@@ -74,19 +74,20 @@ def fit(*callbacks, model=None, epochs=10, **options):
 @pytest.mark.parametrize(
     ("values", "options", "epochs", "best"),
     [
-        ([3, 2, 2, 2, 1, 1, 1, 1], {"patience": 3}, 8, 4),
-        ([3, 2, 2, 2, 1, 1, 1, 1], {"patience": 2}, 4, 1),
-        ([3, 2.5, 2.4, 2.3, 2.2, 0], {"patience": 3, "min_delta": 1}, 4, 0),
-        ([3, math.nan, math.nan, 1], {"patience": 2}, 3, 0),
-        ([math.nan, 2, 3, 3], {"patience": 2}, 4, 1),
-        ([1, 2, 3, 3, 3], {"patience": 2, "mode": "max"}, 5, 2),
-        ([1, 2, 3, 3, 3], {"patience": 2, "mode": "min"}, 3, 0),
+        ([3, 2, 2, 2, 1, 1, 1, 1], {"patience": 3}, 8, 5),
+        ([3, 2, 2, 2, 1, 1, 1, 1], {"patience": 2}, 4, 2),
+        ([3, 2.5, 2.4, 2.3, 2.2, 0], {"patience": 3, "min_delta": 1}, 4, 1),
+        ([3, math.nan, math.nan, 1], {"patience": 2}, 3, 1),
+        ([math.nan, 2, 3, 3], {"patience": 2}, 4, 2),
+        ([1, 2, 3, 3, 3], {"patience": 2, "mode": "max"}, 5, 3),
+        ([1, 2, 3, 3, 3], {"patience": 2, "mode": "min"}, 3, 1),
     ],
 )
 def test_early_stopping_ends_where_patience_does(values, options, epochs, best):
     stop = EarlyStopping("n", **options)
     history = fit(Script("n", values), stop, epochs=len(values))
     assert (history.epochs, stop.best_epoch) == (epochs, best)
+    assert stop.state_dict()["best_epoch"] == best - 1  # as files have it, also those of earlier versions
     assert history.stopped == (f"n has not improved for {options['patience']} epochs")
     assert not history.interrupted
 

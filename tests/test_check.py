@@ -143,6 +143,10 @@ def test_json_holds_the_verdicts(module, capsys):
     [
         ("lamela", "'lamela': no installed distribution, package or module of that name; .* Did you mean 'lamella'"),
         ("lamella:Desne", r"'lamella' has no layer 'Desne'\. Did you mean 'dense'\? Expected one of accuracy, "),
+        (
+            "lamella:xyz",
+            r"Expected one of .*\. After a change of its entry points, a package has to be installed again",
+        ),
         ("hollow", "'hollow' gives nothing by its hooks, so there is nothing to examine"),
         ("json", "'json' has no hooks, so there is nothing to examine.*, or name the module .* such as json.my_layer"),
         ("json:dumps", "'json' has no hooks, so there is nothing to examine"),

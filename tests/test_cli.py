@@ -127,6 +127,8 @@ def test_an_unknown_command_gets_a_suggestion_and_the_plugins_that_might_give_it
         "new-plugin, serve, verify. Did you mean 'verify'?"
     )
     assert "\nplugin 'swish' of an unknown distribution" in error
+    assert cli.main(["xyz"]) == 2
+    assert "verify. After a change of its entry points, a package has to be installed again" in capsys.readouterr()[1]
 
 
 def test_commands_of_one_name_are_told_apart_by_their_distributions(monkeypatch, capsys):

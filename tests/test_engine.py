@@ -1,6 +1,8 @@
 """The engine: coroutines and sums over the batch, what a context gives, and errors that say where."""
 
+import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from lamella.engine.passes import Batch
 from lamella.engine.rounds import Slices
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import consecutive
-from lamella_layers import Dense, Dropout
+from lamella_layers import Dense, Dropout, Embedding
 
 
 def sliced(model, x, y, sizes, loss="mean_squared_error", threads=1):
@@ -415,3 +417,53 @@ def test_numpys_functions_take_what_they_always_took():
     assert xp.sum(x, 0).shape == (3,)
     assert xp.reshape(xp.sum(x), (1,)).shape == (1,)
     assert xp.max(x, 1).shape == (2,)
+
+
+def astray(x):
+    return np.dot(x, np.ones((9, 9)))  # HERE
+
+
+class Astray(lm.Layer):
+    """NumPy fails in a function that the layer calls, in a pass that sums over the batch or not."""
+
+    def __init__(self, way: str):
+        self.way = way
+
+    def forward_pass(self, ctx, x):
+        return astray(x) if self.way == "forward" else x
+
+    def backward_pass(self, ctx, dy):
+        return astray(dy)
+
+
+class AstrayInSums(lm.Layer):
+    def forward_pass(self, ctx, x):
+        if ctx.training:
+            yield (len(x),)
+        return astray(x)
+
+    def backward_pass(self, ctx, dy):
+        return dy
+
+
+class AstrayLoss(lm.losses.Loss):
+    def forward(self, ctx, prediction, target):
+        return astray(prediction)
+
+
+def test_an_error_of_numpy_names_file_and_line():
+    line = next(k for k, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "# HERE" in text)
+    place = rf"ValueError: shapes .* not aligned.* \({re.escape(__file__)}, line {line}\)"
+    for layer, loss in (
+        (Astray("forward"), "huber"),
+        (Astray("backward"), "huber"),
+        (AstrayInSums(), "huber"),
+        (Dense(3), AstrayLoss()),
+    ):
+        model = lm.Sequential([Dense(4), layer], input_shape=4)
+        size = model.output_specs[0].shape[1]
+        with pytest.raises(lm.LayerError, match=place):
+            model.train_on_batch(np.ones((2, 4)), np.ones((2, size)), loss=loss, optimizer="sgd")
+    with pytest.raises(lm.LayerError) as caught:  # what a layer of lamella says is enough
+        lm.Sequential([Embedding(3, 2)], input_shape=4, input_dtype="int64").predict(np.full((2, 4), 7))
+    assert "line" not in str(caught.value)

@@ -495,3 +495,32 @@ def test_a_composite_may_make_a_model_for_itself():
     ]
     twin = pickle.loads(pickle.dumps(lm.Sequential([Dense(2)], input_shape=3, backend="strict")))
     assert twin.backend == "strict"
+
+
+class Highway(lm.Layer):
+    """The sum goes wrong where the input has not as many features as there are units."""
+
+    def __init__(self, units: int):
+        self.units = units
+
+    def expand(self, x):
+        if x.shape[-1] == 1:
+            raise lm.GraphError("expected more than one feature")
+        return Add()(Dense(self.units)(x), x)
+
+
+def test_errors_of_expand_name_the_layer_and_what_it_was_called_with():
+    for size, words in (
+        (
+            4,
+            r"^Highway\(3\), called with \(N, 4\) float32: Add\(\), called with \(N, 3\) float32 and \(N, 4\)",
+        ),
+        (1, r"^Highway\(3\), called with \(N, 1\) float32: expected more than one feature$"),
+    ):
+        with pytest.raises(lm.GraphError, match=words):
+            lm.Sequential([Highway(3)], input_shape=size)
+    with pytest.raises(lm.GraphError, match=r"^Highway 'road', called with"):
+        Highway(3)(lm.Input(4), name="road")
+    inner = lm.Sequential([Highway(4)], input_shape=4)
+    with pytest.raises(lm.GraphError, match=r"^<Sequential .*> was called with \(N, 5\) float32; expected"):
+        inner(lm.Input(5))

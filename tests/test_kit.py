@@ -1492,3 +1492,27 @@ def test_a_declared_surrogate_is_skipped_visibly_and_an_undeclared_one_is_not():
     gradient, *others = check_specimen(specimen).verdicts
     assert (gradient.outcome, gradient.detail) == ("skipped", "declared a surrogate: rounding has no slope")
     assert {verdict.outcome for verdict in others} == {"holds"}
+
+
+class Through(lm.Layer):
+    def __init__(self, function):
+        self.function = function
+
+    def forward_pass(self, ctx, x):
+        return self.function(x)
+
+    def backward_pass(self, ctx, dy):
+        return self.function(dy)
+
+
+def test_a_report_says_what_agreed_and_shows_no_address():
+    report = check_layer(Through(lambda x: 2.0 * x), ROW)
+    said = {verdict.law: verdict.detail for verdict in report.verdicts}
+    assert said["gradient"].startswith("1 gradient and difference quotients agree, largest relative error ")
+    assert said["slicing"].startswith("slices give what the whole batch gives, largest relative difference ")
+    assert said["backends"].startswith("numpy and strict agree, largest relative difference ")
+    assert re.fullmatch(r"onnxruntime agrees, largest error \S+; Mul", said["onnx"])
+    assert str(report).startswith(
+        "Through(<function test_a_report_says_what_agreed_and_shows_no_address.<locals>.<lambda"
+    )
+    assert " at 0x" not in str(report) + repr(report)

@@ -198,3 +198,16 @@ def test_a_notebook_gets_a_line_for_each_epoch(monkeypatch):
     model = lm.Sequential([Dense(1)], input_shape=2)
     model.fit([[0.0, 1.0]] * 4, [[1.0]] * 4, loss="mean_squared_error", optimizer="sgd", epochs=2)
     assert [line.split("  loss")[0] for line in notebook.getvalue().splitlines()] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_words_are_not_cut_where_they_open_or_join():
+    text = "ScaledDotProductAttention(num_heads=2, dropout=0.4)"
+    assert fold(text, 30) == ["ScaledDotProductAttention(", "num_heads=2, dropout=0.4)"]
+    assert fold(text, 13) == ["ScaledDotProd", "uctAttention(", "num_heads=2,", "dropout=0.4)"]
+    assert fold("(N,\N{NO-BREAK SPACE}3)", 5) == ["(N,\N{NO-BREAK SPACE}3", ")"]
+    made = Table(["specimen", "laws"])
+    made.add(text, "8 hold")
+    assert [plain(line) for line in made.lines(36)[2:]] == [
+        " ScaledDotProductAttention(   8 hold",
+        " num_heads=2, dropout=0.4)",
+    ]

@@ -105,7 +105,8 @@ class EarlyStopping(Callback):
         restore_best: whether the model ends with parameters and state of its best epoch, however training ends.
 
     Attributes:
-        best, best_epoch: the best value so far, and the epoch that gave it, counted from 0; None before.
+        best, best_epoch: the best value so far, and the epoch that gave it, counted from 1 as lines of progress count
+            them; None before.
 
     Raises:
         ArgumentError: the logs have no such value.
@@ -144,7 +145,7 @@ class EarlyStopping(Callback):
     def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
         value = _monitored("EarlyStopping", self.monitor, logs)
         if _is_better(value, self.best, self.larger, self.min_delta):
-            self.best, self.best_epoch, self._waited = value, epoch, 0
+            self.best, self.best_epoch, self._waited = value, epoch + 1, 0
             if self.restore_best:
                 self._values = {**model.parameters, **model.state}
             return
@@ -154,10 +155,12 @@ class EarlyStopping(Callback):
             raise StopTraining(f"{self.monitor} has not improved for {epochs}")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited, "values": self._values}
+        before = None if self.best_epoch is None else self.best_epoch - 1  # in files, epochs count from 0
+        return {"best": self.best, "best_epoch": before, "waited": self._waited, "values": self._values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.best, before = state["best"], state["best_epoch"]
+        self.best_epoch = None if before is None else before + 1
         self._waited, self._values = state["waited"], state["values"]
 
     def on_train_end(self, model: Network) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 from lamella.elsewhere import NAMES
@@ -22,6 +23,7 @@ __all__ = [
     "counted",
     "did_you_mean",
     "in_words",
+    "place_of",
     "shown",
 ]
 
@@ -95,6 +97,18 @@ def in_words(error: BaseException) -> str:
     except BaseException as another:
         message = f"(its message can't be had: {type(another).__name__} in __str__)"
     return f"{type(error).__name__}: {message}"
+
+
+def place_of(error: BaseException) -> str:
+    """Return where in the code of others an error arose, as ``" (file, line 12)"``, or an empty string.
+
+    It is the deepest line of the file that was called first, such as that of a layer: there it calls NumPy, say.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = frames[0][0].f_code.co_filename if frames else ""
+    others = [(frame.f_code.co_filename, line) for frame, line in frames if frame.f_code.co_filename != own]
+    lines = [line for file, line in others if file == others[0][0]]
+    return f" ({others[0][0]}, line {lines[-1]})" if others else ""
 
 
 def shown(value: object) -> str:

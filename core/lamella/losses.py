@@ -12,7 +12,7 @@ import numpy as np
 from lamella import elsewhere, registry
 from lamella.arguments import flag, number
 from lamella.backends import Backend, get_backend
-from lamella.errors import ArgumentError, DataError, LayerError
+from lamella.errors import ArgumentError, DataError, LayerError, place_of
 from lamella.hookspecs import hookimpl
 from lamella.primitives import one_hot, primitive, relu, sigmoid
 from lamella.protocol.configured import Configured
@@ -116,7 +116,8 @@ def loss_and_slope(
     except Exception as error:
         given = f"prediction {described(prediction)} and target {described(target)}"
         hint = "; make new arrays: predictions and targets are never written to" if "read-only" in str(error) else ""
-        raise LayerError(f"{loss!r} failed on {given}: {type(error).__name__}: {error}{hint}") from error
+        words = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise LayerError(f"{loss!r} failed on {given}: {words}{hint}") from error
     ctx.saved = ()
     if getattr(each, "shape", None) != weights.shape:
         raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")

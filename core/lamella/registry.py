@@ -29,6 +29,7 @@ from lamella.errors import ArgumentError, RegistryError, did_you_mean, in_words,
 
 __all__ = [
     "FAILURES",
+    "INSTALL_AGAIN",
     "SCRIPT",
     "Entry",
     "Kind",
@@ -53,6 +54,9 @@ __all__ = [
     "specimens",
     "where_is",
 ]
+
+INSTALL_AGAIN = "After a change of its entry points, a package has to be installed again: python -m pip install -e ."
+"""What those should know who do not find what their own package gives."""
 
 FAILURES = (Exception, SystemExit, GeneratorExit)
 """What the code of others may raise while it runs. An interruption is none: it is the user's."""
@@ -374,9 +378,10 @@ class Registry:
                 raise RegistryError(f"{kind}: {name!r} is given by {given}; {fix}")
         known = {entry.name for one in asked for entry in self._entry_list(one, kind)}
         known |= set() if distribution else self._script.get(kind, {}).keys()
+        close = did_you_mean(plain, known)
         raise RegistryError(
-            f"{kind}: unknown name {name!r}.{did_you_mean(plain, known)} Expected one of "
-            f"{', '.join(sorted(known)) or 'none'}.{''.join(self._silent(asked, kind))}"
+            f"{kind}: unknown name {name!r}.{close} Expected one of {', '.join(sorted(known)) or 'none'}."
+            f"{'' if close else f' {INSTALL_AGAIN}.'}{''.join(self._silent(asked, kind))}"
         )
 
     def _silent(self, plugins: Iterable[Plugin], kind: str) -> list[str]:

@@ -16,6 +16,7 @@ __all__ = ["Column", "Line", "Table", "Terminal", "aside", "fold", "plain", "sty
 
 _CODES = {"bold": 1, "dim": 2, "italic": 3, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
 _RESET, _ERASE, _HIDE, _SHOW = "\x1b[0m", "\r\x1b[2K", "\x1b[?25l", "\x1b[?25h"
+_JOINT = r"\w[(=]|/"  # after which a word may go on in the next line
 _STYLE = r"\x1b\[[\d;]*m"
 _Cells = list[tuple[str, str]]  # characters, each with its style
 
@@ -73,10 +74,11 @@ def _fitting(cells: _Cells, width: int) -> int:
 def fold(text: str, width: int) -> list[str]:
     """Break text into lines that fit; lines keep the indentation of the first.
 
-    Lines end between words, else after ``_`` or ``/``, else anywhere; a no-break space holds words together.
+    Lines end between words, else behind ``Conv2D(``, ``size=`` or ``/``, else behind ``_``, else anywhere; a no-break
+    space holds words together.
 
-    >>> fold("  one two three", 9)
-    ['  one two', '  three']
+    >>> fold("  one two three", 9), fold("Conv2D(strides=2)", 12)
+    (['  one two', '  three'], ['Conv2D(', 'strides=2)'])
     """
     lines = []
     for line in text.split("\n"):
@@ -85,9 +87,12 @@ def fold(text: str, width: int) -> list[str]:
         indent = indent if len(indent) <= width // 2 else []
         while (end := _fitting(rest, width)) < len(rest):
             end = max(end, 1)
-            spaces = [at for at in range(len(indent) + 1, end + 1) if rest[at][0] == " "]
-            joints = [at for at in range(len(indent) + 1, end + 1) if rest[at - 1][0] in "_/"]
-            at = (spaces or joints or [end])[-1]
+            places = range(len(indent) + 1, end + 1)
+            spaces = [at for at in places if rest[at][0] == " "]
+            ends = [one.end() for one in re.finditer(_JOINT, "".join(character for character, _ in rest))]
+            joints = [at for at in places if at in ends]
+            weak = [at for at in places if rest[at - 1][0] == "_"]
+            at = (spaces or joints or weak or [end])[-1]
             lines.append(_joined(rest[:at]).rstrip(" "))
             rest = rest[at:]
             while rest and rest[0][0] == " ":
@@ -99,7 +104,9 @@ def fold(text: str, width: int) -> list[str]:
 
 def _longest_word(text: str) -> int:
     """The width below which folding breaks a word of it, with the indentation that the word would get."""
-    return max(width_of(word) for line in plain(text).split("\n") for word in re.findall(r"^ *[^ ]*|[^ ]+", line))
+    word = rf"[^ ]+?(?:{_JOINT})|[^ ]+"
+    found = [one for line in plain(text).split("\n") for one in re.findall(rf"^ *(?:{word})|{word}", line)]
+    return max(map(width_of, found), default=0)
 
 
 class Column(NamedTuple):

@@ -57,7 +57,7 @@ def same_in_onnx(case: Case) -> str:
     if graph is None:
         return ""
     operators = [node.op_type for node in graph.graph.node]
-    return f"{' '.join(operators) or 'no operators'}; largest error {most(errors):.1e}"
+    return f"onnxruntime agrees, largest error {most(errors):.1e}; {' '.join(operators) or 'no operators'}"
 
 
 def _is_written(case: Case, dtype: str, opset: int) -> None:

@@ -76,7 +76,8 @@ def _run(arguments: list[str]) -> int:
         if full:
             raise errors.RegistryError(f"several distributions give the command {asked!r}; say {' or '.join(full)}")
         hint = errors.did_you_mean(asked, commands)
-        known = f"unknown command {asked!r}; expected one of {', '.join(sorted(commands))}.{hint}"
+        fix = hint or f" {registry.INSTALL_AGAIN}"
+        known = f"unknown command {asked!r}; expected one of {', '.join(sorted(commands))}.{fix}"
         raise errors.RegistryError("\n".join([known, *registry.broken()]))
     parsed = root.parse_args(arguments)
     if asked is None:

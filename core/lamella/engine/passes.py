@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from lamella.backends import Backend
 from lamella.engine.gradients import Gradients
-from lamella.errors import LayerError, counted
+from lamella.errors import LayerError, counted, place_of
 from lamella.graph.operations import Operation
 from lamella.graph.plan import Plan
 from lamella.losses import Loss, loss_and_slope
 from lamella.protocol.context import Arrays, Context, Phase
+from lamella.protocol.layer import LAYERS
 from lamella.protocol.spec import described
 
 __all__ = ["Batch", "Pass", "Request", "StepResult", "Watcher"]
@@ -415,7 +416,9 @@ class Pass:
         elif method == "backward_pass" and not ctx.saved and isinstance(error, ValueError | IndexError | TypeError):
             hint = "; ctx.saved is empty, since forward_pass saved nothing: ctx.save(...) is missing there"
         where = f"{operation.label}.{method} failed on {' and '.join(map(described, args))}, rows {ctx.rows}"
-        return LayerError(f"{where}: {type(error).__name__}: {error}{hint}")
+        entry = LAYERS.entry_of(type(operation.layer))
+        place = "" if entry is not None and entry.plugin.is_own else place_of(error)
+        return LayerError(f"{where}: {type(error).__name__}: {error}{place}{hint}")
 
 
 def _drive(operation: Operation, method: str, running: Any, training: bool) -> Generator[Request, Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -162,7 +163,7 @@ class Configured(metaclass=_ConfiguredType):
                 given.append(repr(_thaw(value)))
             elif argument.default is argument.empty or value != _freeze(argument.default):
                 given.append(f"{argument.name}={_thaw(value)!r}")
-        return f"{type(self).__name__}({', '.join(given)})"
+        return re.sub(r" at 0x[0-9a-fA-F]+(?=>)", "", f"{type(self).__name__}({', '.join(given)})")  # of functions
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.config())

@@ -150,6 +150,10 @@ def call(layer: Any, nodes: tuple[Any, ...], name: str | None) -> Any:
         try:
             _check_takes(layer, "expand", len(nodes))
             expanded = layer.expand(*nodes)
+        except ValueError as error:
+            if not isinstance(layer, Layer):  # a model says itself what it was called with
+                raise
+            raise GraphError(f"{_called(layer, [node.spec for node in nodes], name)}: {error}") from error
         finally:
             _open_group.reset(token)
         specs = _built(layer, nodes, name) if expanded is None else ()
@@ -210,6 +214,12 @@ def _does_not_take(signature: inspect.Signature, count: int) -> str:
     return ""
 
 
+def _called(layer: Layer, inputs: list[ArraySpec], name: str | None) -> str:
+    """A layer and what it was called with, for messages."""
+    label = f"{type(layer).__name__} {name!r}" if name else repr(layer)
+    return f"{label}, called with {' and '.join(map(str, inputs)) or 'no inputs'}"
+
+
 def _renamed(layer: Layer) -> str:
     """What somebody who comes from another engine may have called a method."""
     names = {"forward": "forward_pass", "call": "forward_pass", "backward": "backward_pass"}
@@ -219,8 +229,7 @@ def _renamed(layer: Layer) -> str:
 
 def build(layer: Layer, inputs: list[ArraySpec], dtype: str, name: str | None) -> tuple[tuple[ArraySpec, ...], Declare]:
     """Run a layer's ``build`` and check what it returns."""
-    label = f"{type(layer).__name__} {name!r}" if name else repr(layer)
-    where = f"{label}, called with {' and '.join(map(str, inputs)) or 'no inputs'}"
+    where = _called(layer, inputs, name)
     declare = Declare(dtype)
     try:
         _check_takes(layer, "build", len(inputs), first="declare")

@@ -33,6 +33,12 @@ class _Row(NamedTuple):
         return "loss" if self.subject.kind == "losses" else self.subject.kind.removesuffix("s")
 
     @property
+    def title_of_whole_specs(self) -> str:
+        """The title, of which no line ends within the spec of an input."""
+        whole = (spec.replace(" ", "\N{NO-BREAK SPACE}") for spec in self.inputs)
+        return f"{self.title.removesuffix(', '.join(self.inputs))}{', '.join(whole)}"
+
+    @property
     def broken(self) -> list[Verdict]:
         return [verdict for verdict in self.verdicts if verdict.outcome == "broken"]
 
@@ -169,7 +175,7 @@ def _table(rows: list[_Row]) -> Table:
         for row in rows:
             if row.subject.kind == kind:
                 laws = styled(row.summary, "red" if row.broken else "green")
-                table.add(row.subject.name, row.title, laws, f"{row.seconds:.2f}")
+                table.add(row.subject.name, row.title_of_whole_specs, laws, f"{row.seconds:.2f}")
     return table
 
 

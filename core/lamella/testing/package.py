@@ -167,7 +167,9 @@ def _unregistered(name: str, layer: str, plugins: list[Plugin], subjects: list[S
         if cls:
             return Subject(layer, "layers", cls, module, ())
     known = {subject.name for subject in subjects}
-    expected = f"{did_you_mean(layer, known)} Expected one of {', '.join(sorted(known)) or 'none'}"
+    close = did_you_mean(layer, known)
+    expected = f"{close} Expected one of {', '.join(sorted(known)) or 'none'}"
+    expected += "" if close else f". {registry.INSTALL_AGAIN}"
     raise RegistryError("\n".join([f"{name!r} has no layer {layer!r}.{expected}", *faults]))
 
 

@@ -25,7 +25,9 @@ def backends(case: Case) -> str:
     """
     others = [name for name in installed_backends() if name not in ("numpy", "strict")]
     shares = [share for name in others for share in accuracy_on(case, name)]
-    told = f"; {', '.join(others)}: at most {most(shares):.0%} of what rounding explains" if others else ""
+    told = (
+        f"; {', '.join(others)}: float32 error at most {most(shares):.0%} of what rounding explains" if others else ""
+    )
     try:
         case.model("float64", "strict")
     except ImportError as error:
@@ -36,7 +38,7 @@ def backends(case: Case) -> str:
     worst += [case.check(_strict, True, None), case.check(_strict, False, 300.0)]
     if not case.failed:
         worst += [case.check(_strict, True, 1.0, sizes) for sizes in case.other_sizes]
-    return f"largest relative difference {most(worst):.1e}{told}"
+    return f"numpy and strict agree, largest relative difference {most(worst):.1e}{told}"
 
 
 def _strict(case: Case, training: bool, scale: float | None, sizes: dict[str, int] | None = None) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lamella.errors import LayerError
+from lamella.errors import LayerError, counted
 from lamella.testing.case import Case
 from lamella.testing.comparison import Broken, Skipped, compare, largest, most, named
 from lamella.testing.diagnosis.gradients import diagnosis_of_gradient, title
@@ -56,7 +56,8 @@ def gradient(case: Case) -> str:
         for mode in MODES:
             case.check(_on_demand, mode)
             case.check(_linear, mode)
-    return f"{len(targets)} gradient{'s' * (len(targets) > 1)} right, largest relative error {most(errors):.1e}"
+    told = counted(len(targets), "gradient")
+    return f"{told} and difference quotients agree, largest relative error {most(errors):.1e}"
 
 
 def _right_in_modes(case: Case, target: Target, modes: tuple[Mode, ...] = MODES) -> float:
