@@ -407,10 +407,11 @@ def examples() -> dict[str, Callable[[], Example]]:
     for name in lm.metrics.__all__:
         if name == "Metric":
             continue
-        labelled = measures((spec, LABELS if name in ("Accuracy", "TopKAccuracy") else spec))
+        of_classes = name not in ("BinaryAccuracy", "R2") and "Error" not in name
+        labelled = measures((spec, LABELS if of_classes else spec))
         options = {"k": 2} if name == "TopKAccuracy" else {}
         found.setdefault(f"metrics.{name}", of(getattr(lm.metrics, name), labelled, **options))
-        target = np.array([0, 1]) if name in ("Accuracy", "TopKAccuracy") else predicted
+        target = np.array([0, 1]) if of_classes else predicted
         found[f"metrics.{name}.update"] = of_method(
             lambda name=name, options=options: getattr(lm.metrics, name)(**options),
             "update",
@@ -420,7 +421,8 @@ def examples() -> dict[str, Callable[[], Example]]:
         kind = getattr(lm.losses, name)
         if isinstance(kind, type) and name != "Loss":
             make = (lambda: lm.losses.Weighted("huber", 0.5)) if name == "Weighted" else kind
-            target = np.array([0, 1]) if "Cross" in name and name != "BinaryCrossEntropy" else predicted
+            target = np.array([0, 1]) if "Cross" in name and "Binary" not in name else predicted
+            target = target > 0.5 if name == "Hinge" else target
             found[f"losses.{name}.__call__"] = of_method(make, "__call__", {"prediction": predicted, "target": target})
     rules = lm.regularization
     for kind in (rules.L1, rules.L2, rules.MaxNorm):
@@ -615,9 +617,9 @@ ENGINE = {
 """Public names that are no calls of users, and why."""
 
 METHODS = {
-    "backward", "backward_pass", "build", "config", "examine", "expand", "forward", "forward_pass", "infer",
-    "migrate", "bound", "load_state_dict", "needs_threshold", "on_batch_end", "on_epoch_begin", "on_epoch_end",
-    "on_train_begin", "on_train_end", "per_sample", "prepare", "result",
+    "backward", "backward_pass", "build", "config", "counted", "examine", "expand", "forward", "forward_pass", "infer",
+    "merge", "migrate", "bound", "load_state_dict", "on_batch_end", "on_epoch_begin", "on_epoch_end",
+    "on_train_begin", "on_train_end", "per_sample", "prepare", "result", "score", "unsaid",
 }  # fmt: skip
 """Methods that classes define and the engine calls."""
 PARTS = {"bias_initializer", "bias_of_z", "merge", "pool", "pool_dx", "split", "step", "step_dx"}

@@ -87,10 +87,13 @@ def _loss(draw: Draw, spec: lm.ArraySpec) -> Any:
     if not spec.is_float or draw.chance(0.1):
         return None
     choices: list[Any] = [
-        "mean_squared_error", "mean_absolute_error", losses.Huber(draw.pick(0.1, 1.0)), "binary_cross_entropy"
+        "mean_squared_error", "mean_absolute_error", losses.Huber(draw.pick(0.1, 1.0)), "binary_cross_entropy",
+        "log_cosh", "hinge", losses.BinaryFocalCrossEntropy(draw.pick(0.5, 2.0), label_smoothing=draw.pick(0.0, 0.1)),
     ]  # fmt: skip
     if len(spec.shape) > 1 and isinstance(spec.shape[-1], int) and spec.shape[-1] > 1:
-        choices += ["softmax_cross_entropy"] * 3
+        options = draw.options(label_smoothing=0.1, ignore_class=1)
+        choices += ["softmax_cross_entropy", losses.SoftmaxCrossEntropy(**options)] * 2
+        choices += [losses.SoftmaxFocalCrossEntropy(**options)]
     return draw.pick(*choices)
 
 

@@ -521,12 +521,12 @@ def mish(scale):
 
 def test_activations_are_those_that_were_saved(distributions, tmp_path):
     acme, zeta = (
-        ("acme", "1.0", {"activations": {"mish": mish(2.0)}}),
-        ("zeta", "1.0", {"activations": {"mish": mish(3.0)}}),
+        ("acme", "1.0", {"activations": {"bent": mish(2.0)}}),
+        ("zeta", "1.0", {"activations": {"bent": mish(3.0)}}),
     )
     x = np.ones((1, 4), "float32")
     distributions.install(acme)
-    model = lm.Sequential([Dense(2, activation="mish")], input_shape=4)
+    model = lm.Sequential([Dense(2, activation="bent")], input_shape=4)
     expected = model.predict(x)
     model.save(tmp_path / "m")
     loaded = lm.load(tmp_path / "m")
@@ -540,7 +540,7 @@ def test_activations_are_those_that_were_saved(distributions, tmp_path):
     distributions.install(zeta)
     with pytest.raises(lm.RegistryError, match="no installed distribution 'acme' has lamella plugins. Install it"):
         lm.load(tmp_path / "m")
-    distributions.install(("acme", "2.0", {"activations": {"mish": mish(2.0)}}))
+    distributions.install(("acme", "2.0", {"activations": {"bent": mish(2.0)}}))
     with pytest.warns(lm.VersionWarning, match=r"written with acme 1.0; 2.0 is installed"):
         lm.load(tmp_path / "m")
 
@@ -790,8 +790,8 @@ def test_inspect_tells_what_a_file_holds(tmp_path, capsys):
 
 
 def test_inspect_needs_no_plugin(distributions, tmp_path):
-    distributions.install(("acme", "1.0", {"activations": {"mish": mish(2.0)}}))
-    lm.Sequential([Dense(2, activation="mish")], input_shape=4).save(tmp_path / "m")
+    distributions.install(("acme", "1.0", {"activations": {"bent": mish(2.0)}}))
+    lm.Sequential([Dense(2, activation="bent")], input_shape=4).save(tmp_path / "m")
     distributions.install()
     assert lm.inspect(tmp_path / "m").distributions == {"lamella": lm.__version__, "acme": "1.0"}
 

@@ -16,6 +16,7 @@ from lamella.testing.laws import laws_of
 from lamella_layers import Dense
 
 ROW, LABEL = lm.ArraySpec(("N", 4)), lm.ArraySpec(("N",), "int64", low=0, high=4)
+STEPS, PADDED = lm.ArraySpec(("N", "T", 4)), lm.ArraySpec(("N", "T"), "int64", low=-1, high=4)
 KEPT = []  # what faulty ones keep where they should not
 
 
@@ -230,6 +231,18 @@ def test_faults_of_metrics_are_caught_by_their_law(fault):
         (lm.metrics.MeanAbsoluteError(), ROW, ROW),
         (lm.metrics.MeanSquaredError(), lm.ArraySpec(("N",)), lm.ArraySpec(("N",))),
         (lm.metrics.RootMeanSquaredError(), ROW, ROW),
+        (lm.metrics.MeanAbsolutePercentageError(), ROW, ROW),
+        (lm.metrics.Accuracy(ignore_class=-1), STEPS, PADDED),
+        (lm.metrics.TopKAccuracy(2, ignore_class=3), ROW, LABEL),
+        (lm.metrics.Precision(), ROW, LABEL),
+        (lm.metrics.Recall(None), ROW, LABEL),
+        (lm.metrics.F1("weighted", ignore_class=-1), STEPS, PADDED),
+        (lm.metrics.F1("micro", multilabel=True), ROW, lm.ArraySpec(("N", 4), "int64", low=0, high=2)),
+        (lm.metrics.ConfusionMatrix(), ROW, LABEL),
+        (lm.metrics.AUC(), lm.ArraySpec(("N", 1)), lm.ArraySpec(("N", 1), "int64", low=0, high=2)),
+        (lm.metrics.AUC("pr", None, from_logits=True, ignore_class=-1), STEPS, PADDED),
+        (lm.metrics.AUC("roc", "micro", multilabel=True), ROW, lm.ArraySpec(("N", 4), "int64", low=0, high=2)),
+        (lm.metrics.R2("raw_values"), ROW, ROW),
     ],
     ids=lambda one: repr(one) if isinstance(one, lm.metrics.Metric) else str(one),
 )

@@ -26,6 +26,7 @@ __all__ = [
     "initializer_argument",
     "is_axis",
     "knows",
+    "measured",
     "number",
     "pair",
     "positive",
@@ -106,6 +107,20 @@ def number(
     if above is not None and result <= above:
         raise ArgumentError(f"{name}: expected a number above {above:g}, got {shown(value)}")
     return result
+
+
+def measured(value: Any, name: str) -> Any:
+    """Return what was measured: a float, or an array of floats such as those of classes.
+
+    >>> import numpy as np
+    >>> measured(1, "loss"), measured(np.array([1, 2]), "recall")
+    (1.0, array([1., 2.]))
+    """
+    if not isinstance(value, np.ndarray) or not value.ndim:
+        return number(value, name, finite=False)
+    if value.dtype.kind not in "fiub":
+        raise ArgumentError(f"{name}: expected numbers, got an array of {value.dtype}")
+    return value.astype("float64")
 
 
 def is_axis(value: Any) -> TypeGuard[int]:

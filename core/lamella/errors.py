@@ -71,18 +71,19 @@ class MistakeWarning(UserWarning):
 _LONGEST = 200  # characters of a value in an error message
 
 _ELSEWHERE = {  # what other libraries call things, where the words are too different to be taken for typing errors
-    "bce": "binary_cross_entropy",
+    "average_precision": "auc",
+    "cross_entropy": "softmax_cross_entropy",
     "double": "float64",
+    "f1_score": "f1",
     "float": "float32",
     "he": "he_normal",
     "int": "int64",
     "kaiming": "he_normal",
     "long": "int64",
     "lr": "learning_rate",
-    "mae": "mean_absolute_error",
-    "mse": "mean_squared_error",
-    "rmse": "root_mean_squared_error",
-    "swish": "silu",
+    "r2_score": "r2",
+    "roc_auc": "auc",
+    "sparse_categorical_crossentropy": "softmax_cross_entropy",
     "xavier": "glorot_uniform",
 }
 

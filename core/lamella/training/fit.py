@@ -124,8 +124,11 @@ def evaluate(
     metrics: Any = (),
     sample_weight: Any = None,
     batch_size: int = EVALUATE_ROWS,
-) -> dict[str, float]:
-    """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`."""
+) -> dict[str, Any]:
+    """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`.
+
+    Each is a float; metrics of each class, and a confusion matrix, are arrays.
+    """
     losses = losses_of(model, loss)
     size = positive(batch_size, "batch_size")
     data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
@@ -146,9 +149,10 @@ def measure(
     for rows in data.epoch():
         predictions = infer(rows.batch.inputs)
         means = []
-        for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
+        every = zip(losses, predictions, rows.prepared, rows.weights, rows.sums, strict=True)
+        for loss, prediction, target, weights, total in every:
             each = np.zeros(1) if loss is None else _each(loss, prediction, target)
-            means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
+            means.append(float(np.sum(each if weights is None else each * weights) / total) if total else 0.0)
         meter.add(means, 0.0, predictions, rows)
         between()
 
@@ -308,7 +312,7 @@ def fit(
             if writer is not None:
                 place = place._replace(batch=place.batch + 1, drawn=place.drawn + 1)
             if listeners.of_batches:
-                listeners.end_batch(model, rows.size, meter.logs())
+                listeners.end_batch(model, rows.size, meter.logs(ended=False))
             if listeners.stopped:
                 place = place._replace(ends=listeners.stopped)
             if writer is not None and writer.is_due:

@@ -350,6 +350,7 @@ def _target(task: Task, k: int, sample: Array | None) -> Range:
         low, high = float(sample.min()), float(sample.max()) + (sample.dtype.kind != "f")
         return Range(title, axes_of(spec, sample.shape), sample.dtype.name, low, high if low < high else low + 1.0)
     forms = [Range(title, spec.shape, spec.dtype, low, 1.0) for low in (-1.0, 0.0)]
+    forms.append(Range(title, spec.shape, "int64", 0.0, 2.0))  # yes or no
     if len(spec.shape) > 1 and isinstance(spec.shape[-1], int):
         forms.insert(0, Range(title, spec.shape[:-1], "int64", 0.0, float(spec.shape[-1])))
     refusal: DataError | None = None

@@ -42,6 +42,7 @@ from lamella.engine.rounds import run_alone
 from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.optimizers import Optimizer
+from lamella.training.data import weight_that_counts
 from lamella.training.rules import Rules
 from lamella_onnx.models import whole_batch
 from lamella_onnx.parity import TOLERANCE, Agreement
@@ -102,7 +103,11 @@ class Engine:
         inputs = self.inputs(example)
         one = Pass(self.plan, self.backend, len(inputs[0]), arrays, recording=True, watcher=watcher)
         targets = tuple(None if y is None else self.cast(y) for y in example.targets)
-        shares = tuple(None if w is None else (w / (float(w.sum()) or 1.0)).astype(self.dtype) for w in example.weights)
+        every = zip(task.losses, targets, example.weights, strict=True)
+        shares = tuple(
+            None if w is None else (w / (weight_that_counts(len(w), loss, y, w) or 1.0)).astype(self.dtype)
+            for loss, y, w in every
+        )
         low, high = map(int, values[SEED])
         with np.errstate(all="ignore"):
             batch = Batch(tuple(inputs), targets, shares)

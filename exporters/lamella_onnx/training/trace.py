@@ -153,7 +153,8 @@ def trace_training(
     one = Pass(plan, TracerBackend(graph), rows, arrays, recording=True, watcher=watcher)
     key = tuple(xp.astype(word, xp.uint32) for word in (seed[0], seed[1], step))
     with _in_loss(), watcher.errors():
-        shares = [None if own is None else _shares(xp, own) for own in weights]
+        every = zip(losses, of_targets, weights, strict=True)
+        shares = [None if own is None else _shares(xp, loss, target, own) for loss, target, own in every]
         batch = Batch(tuple(inputs), tuple(of_targets), tuple(shares))
         result = run_alone(one.step(batch, losses, key), whole_batch)
     gradients = {name: result.gradients[name] for name in learned}
@@ -257,9 +258,10 @@ def moving_state(model: Network) -> list[str]:
     return list(dict.fromkeys(full for operation in own for full in operation.state.values()))
 
 
-def _shares(xp: Any, weights: Any) -> Any:
-    """Each row's weight over that of all; all are 0 where the sum is."""
-    total = xp.sum(weights)
+def _shares(xp: Any, loss: Any, target: Any, weights: Any) -> Any:
+    """Each row's weight over that of all that counts; all are 0 where the sum is."""
+    counted = loss.counted(xp, target, weights.dtype)
+    total = xp.sum(weights if counted is None else weights * counted)
     return weights / xp.where(total == 0.0, xp.ones_like(total), total)
 
 
