@@ -321,6 +321,9 @@ TASK = {"loss": "huber", "optimizer": "sgd"}
 LABELS = lm.ArraySpec(("N",), "int64", low=0, high=2)
 
 
+AROUND = ("ExponentialMovingAverage", "GradientAccumulation", "LearningRateMultipliers")
+
+
 class _Stop(lm.Callback):
     """Ends training after some steps, however many are asked for."""
 
@@ -403,7 +406,14 @@ def examples() -> dict[str, Callable[[], Example]]:
     for name in lm.optimizers.__all__:
         if name == "Optimizer":
             continue
-        found.setdefault(f"optimizers.{name}", of(getattr(lm.optimizers, name), steps))
+        valid = {"optimizer": "sgd"} if name in AROUND else {}
+        valid |= {"steps": 2} if name == "GradientAccumulation" else {}
+        valid |= {"multipliers": {"head.*": 0.5}} if name == "LearningRateMultipliers" else {}
+        kind = getattr(lm.optimizers, name)
+        found[f"optimizers.{name}"] = of(kind, steps, **valid)
+        found[f"optimizers.{name}.with_learning_rate"] = of_method(
+            lambda kind=kind, valid=valid: kind(**valid), "with_learning_rate", {"learning_rate": 0.1}, steps
+        )
     for name in lm.metrics.__all__:
         if name == "Metric":
             continue
@@ -619,7 +629,8 @@ ENGINE = {
 METHODS = {
     "backward", "backward_pass", "build", "config", "counted", "examine", "expand", "forward", "forward_pass", "infer",
     "merge", "migrate", "bound", "load_state_dict", "on_batch_end", "on_epoch_begin", "on_epoch_end",
-    "on_train_begin", "on_train_end", "per_sample", "prepare", "result", "score", "unsaid",
+    "on_train_begin", "on_train_end", "per_sample", "prepare", "result", "rule_of", "score",
+    "unsaid",
 }  # fmt: skip
 """Methods that classes define and the engine calls."""
 PARTS = {"bias_initializer", "bias_of_z", "merge", "pool", "pool_dx", "split", "step", "step_dx"}

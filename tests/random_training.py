@@ -98,7 +98,9 @@ def _loss(draw: Draw, spec: lm.ArraySpec) -> Any:
 
 
 def _optimizer(draw: Draw) -> optimizers.Optimizer:
-    kind = draw.pick(*(getattr(optimizers, name) for name in optimizers.__all__ if name not in ("Optimizer",)))
+    around = (optimizers.GradientAccumulation, optimizers.ExponentialMovingAverage, optimizers.LearningRateMultipliers)
+    every = [getattr(optimizers, name) for name in optimizers.__all__ if name not in ("Optimizer",)]
+    kind = draw.pick(*(one for one in every if one not in around))
     rate = draw.pick(1e-3, 0.1, schedules.Cosine(0.1, 20), schedules.WarmUp(0.01, 5))
     options: dict[str, Any] = {"learning_rate": rate}
     if kind is optimizers.SGD:
@@ -106,4 +108,13 @@ def _optimizer(draw: Draw) -> optimizers.Optimizer:
         options |= {"nesterov": bool(options["momentum"]) and draw.chance(0.5)}
     if kind is optimizers.RMSprop:
         options |= draw.options(momentum=0.9, centered=True)
-    return kind(**options)
+    if kind in (optimizers.Adam, optimizers.AdamW):
+        options |= draw.options(amsgrad=True)
+    if kind in (optimizers.AdamW, optimizers.Lion):
+        options |= draw.options(weight_decay=0.1, exclude_from_weight_decay="*")
+    found: optimizers.Optimizer = kind(**options)
+    if draw.chance(0.2):
+        found = optimizers.LearningRateMultipliers(found, {"*": draw.pick(0.0, 0.1, 2.0)})
+    if draw.chance(0.2):
+        found = optimizers.GradientAccumulation(found, draw.pick(2, 3))
+    return optimizers.ExponentialMovingAverage(found, 0.5) if draw.chance(0.2) else found

@@ -85,6 +85,7 @@ NOT_IN_PYTORCH = {
     GaussianNoise: "its random numbers are its own; tests/test_families.py measures their moments",
     Normalization: "PyTorch has none; tests/test_preprocessing.py compares it with the statistics themselves",
     Rescaling: "PyTorch has none; its formula is one line",
+    optimizers.Lion: "PyTorch has none; tests/test_against_keras.py compares it with Keras's",
 }
 
 
@@ -741,10 +742,40 @@ def optimizer_cases(draw):
             o.SGD(rate, momentum, nesterov),
             functools.partial(t.SGD, lr=rate, momentum=momentum, nesterov=nesterov),
         ),
-        o.Adam: (o.Adam(**adam), functools.partial(t.Adam, **torch_adam)),
+        o.Adam: (o.Adam(**adam, amsgrad=centered), functools.partial(t.Adam, **torch_adam, amsgrad=centered)),
         o.AdamW: (
-            o.AdamW(**adam, weight_decay=small),
-            functools.partial(t.AdamW, **torch_adam, weight_decay=small),
+            o.AdamW(**adam, weight_decay=rate, amsgrad=centered, exclude_from_weight_decay="*.bias"),
+            lambda tensors: t.AdamW(
+                [
+                    {"params": [x for x in tensors if x.ndim > 1], "weight_decay": rate},
+                    {"params": [x for x in tensors if x.ndim == 1], "weight_decay": 0.0},
+                ],
+                **torch_adam,
+                amsgrad=centered,
+            ),
+        ),
+        o.Nadam: (
+            o.Nadam(**adam, momentum_decay=small),
+            functools.partial(t.NAdam, **torch_adam, momentum_decay=small),
+        ),
+        o.Adamax: (o.Adamax(**adam), functools.partial(t.Adamax, **torch_adam)),
+        o.GradientAccumulation: (
+            o.GradientAccumulation(o.Adam(**adam), 3),
+            lambda tensors: Thirds(tensors, torch_adam),
+        ),
+        o.ExponentialMovingAverage: (
+            o.ExponentialMovingAverage(o.SGD(rate), share),
+            functools.partial(t.SGD, lr=rate),
+        ),
+        o.LearningRateMultipliers: (
+            o.LearningRateMultipliers(o.SGD(rate, momentum), {"dense_1.*": share, "*.bias": 2.0}),
+            lambda tensors: t.SGD(
+                [
+                    {"params": [x], "lr": rate * (share if k < 2 else 1.0) * (2.0 if x.ndim == 1 else 1.0)}
+                    for k, x in enumerate(tensors)
+                ],
+                momentum=momentum,
+            ),
         ),
         o.RMSprop: (
             o.RMSprop(rate, share, momentum, small, centered),
@@ -758,8 +789,31 @@ def optimizer_cases(draw):
     }
 
 
+class Thirds:
+    """PyTorch's way to accumulate: three backward passes of a third of the loss before each step."""
+
+    def __init__(self, tensors: Any, options: Any) -> None:
+        self.optimizer, self.calls, self.sums = torch.optim.Adam(tensors, **options), 0, None
+        self.tensors = tensors
+
+    def zero_grad(self) -> None:
+        for tensor in self.tensors:
+            tensor.grad = None
+
+    def step(self) -> None:
+        self.calls += 1
+        own = [tensor.grad / 3.0 for tensor in self.tensors]
+        self.sums = own if self.sums is None else [a + b for a, b in zip(self.sums, own, strict=True)]
+        if self.calls % 3 == 0:
+            for tensor, mean in zip(self.tensors, self.sums, strict=True):
+                tensor.grad = mean
+            self.optimizer.step()
+            self.sums = None
+
+
 OPTIMIZERS = [optimizers.SGD, optimizers.Adam, optimizers.AdamW, optimizers.RMSprop, optimizers.Adagrad,
-              optimizers.Adadelta]  # fmt: skip
+              optimizers.Adadelta, optimizers.Nadam, optimizers.Adamax, optimizers.GradientAccumulation,
+              optimizers.ExponentialMovingAverage, optimizers.LearningRateMultipliers]  # fmt: skip
 
 
 # The comparison
@@ -779,6 +833,14 @@ def table() -> Iterator[dict[str, dict[str, float]]]:
     for name, row in rows.items():
         cells = (f"{row[column]:.1e}" if column in row else "-" for column in ("forward", "inputs", "parameters"))
         print(f"{name:<28}" + "".join(f"{cell:>12}" for cell in cells))
+
+
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    """NAdam keeps the product of its momenta in PyTorch's default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def note(row, column, ours, theirs, words):
@@ -842,6 +904,7 @@ def compare(example, training, draw, row):
 
 @needs_torch
 @pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+@pytest.mark.usefixtures("float64_by_default")
 def test_optimizers_agree(cls, draw, table):
     row = table.setdefault(cls.__name__, {})
     for _ in range(REPEATS // 3):
@@ -850,6 +913,14 @@ def test_optimizers_agree(cls, draw, table):
         tensors = {name: torch.tensor(np.array(value), requires_grad=True) for name, value in model.parameters.items()}
         first, first_bias, second, second_bias = tensors.values()
         other = theirs(list(tensors.values()))
+        average = None
+        if cls is optimizers.ExponentialMovingAverage:
+            module = torch.nn.ParameterList(tensors.values())
+            averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(ours.momentum)
+            average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=averaging)
+            tensors = dict(zip(tensors, module, strict=True))
+            first, first_bias, second, second_bias = tensors.values()
+            other = theirs(list(tensors.values()))
         for _ in range(12):
             x, y = draw.array(5, 3), draw.array(5, 2)
             loss = model.train_on_batch(x, y, loss="mean_squared_error", optimizer=ours)
@@ -861,6 +932,10 @@ def test_optimizers_agree(cls, draw, table):
             note(row, "forward", np.asarray(loss), expected, repr(ours))
             for name, value in model.parameters.items():
                 note(row, "parameters", value, tensors[name], repr(ours))
+            if average is not None:
+                average.update_parameters(module)
+                for value, theirs_now in zip(model.averaged().parameters.values(), average.module, strict=True):
+                    note(row, "parameters", value, theirs_now, repr(ours))
 
 
 def test_everything_built_in_is_compared_or_says_why_not():

@@ -99,6 +99,17 @@ OPTIMIZERS = [
     optimizers.RMSprop(0.01, centered=True),
     optimizers.Adagrad(0.05, initial_accumulator_value=0.1),
     optimizers.Adadelta(1.0),
+    optimizers.Adam(0.01, amsgrad=True),
+    optimizers.AdamW(0.01, weight_decay=0.5, amsgrad=True, exclude_from_weight_decay=("*.bias",)),
+    optimizers.Nadam(0.01),
+    optimizers.Adamax(0.01),
+    optimizers.Lion(0.001, weight_decay=0.1, exclude_from_weight_decay="dense_1.*"),
+    optimizers.GradientAccumulation(optimizers.Nadam(0.01), 2),
+    optimizers.ExponentialMovingAverage(optimizers.SGD(0.1, momentum=0.9), 0.5),
+    optimizers.LearningRateMultipliers(optimizers.SGD(0.1), {"dense_1.*": 0.5, "*.bias": 2.0}),
+    optimizers.ExponentialMovingAverage(
+        optimizers.LearningRateMultipliers(optimizers.AdamW(0.01, exclude_from_weight_decay="*.bias"), {"*.bias": 2.0})
+    ),
 ]
 
 

@@ -16,12 +16,15 @@ from lamella.graph.operations import Graph, assemble
 from lamella.network import Network
 from lamella.protocol.layer import Layer
 from lamella.protocol.node import Input, Node
+from lamella.training import apply
 from lamella.training import fit as training
 
 __all__ = ["Model", "Sequential", "from_config", "load"]
 
 
-_ASSIGNED = frozenset(("device", "graph", "optimizer_state", "prepared_steps", "seed", "step", "values"))
+_ASSIGNED = frozenset(
+    ("device", "graph", "optimizer_state", "prepared_steps", "prepared_update", "seed", "step", "values")
+)
 _IN_FIT = "It is an argument of fit"
 _INSTEAD = {
     "backend": "model.to('onednn') moves a model",
@@ -87,6 +90,7 @@ class Model(Network):
     train_on_batch = training.train_on_batch
     evaluate = training.evaluate
     gradients = training.gradients
+    apply_gradients = apply.apply_gradients
 
     def summary(self) -> None:
         """Print a table of layers with output shapes, parameters, connections, and shared and frozen marks."""

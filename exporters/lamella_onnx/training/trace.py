@@ -21,9 +21,10 @@ from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import SGD, Optimizer
+from lamella.optimizers.optimizer import Rule, rules_of
 from lamella.protocol.spec import ArraySpec
 from lamella.training.rules import Rules
-from lamella.training.step import checked_update
+from lamella.training.update import checked_update
 from lamella_onnx.models import Naming, Stored, TracerBackend, whole_batch
 from lamella_onnx.runtime import DEFAULT_OPSET
 from lamella_onnx.tracer import Graph, Traced, TraceError, new_graph, write
@@ -183,12 +184,14 @@ def trace_training(
     for name, prediction in zip(names, result.predictions, strict=True):
         gives(name, "prediction", prediction)
     new: dict[str, Any] = {}
+    of_names = rules_of(optimizer, model.parameters)
     for name in learned:
         own_t = t + 1 - (missed or {}).get(name, 0)
         own = raw[name], stored.kept(name, shaped[name]), dict(slots[name])
-        with _saying(f"{optimizer!r}.update"):
-            moved = optimizer.update(xp, *own, rate, own_t)
-        new[name], after = checked_update(optimizer, raw[name], slots[name], moved)
+        rule, factor = of_names.get(name, Rule(optimizer))
+        with _saying(f"{rule!r}.update"):
+            moved = rule.update(xp, *own, rate if factor == 1.0 else rate * factor, own_t)
+        new[name], after = checked_update(rule, raw[name], slots[name], moved)
         new |= {f"{name}.{slot}": array for slot, array in after.items()}
     with _saying("constraints"):
         bounded = rules.bounded(xp, {name: stored.seen(name, new[name]) for name in rules.bounds(learned)})
