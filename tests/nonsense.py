@@ -43,7 +43,7 @@ MODULES = {
     "regularization.": lm.regularization,
     "schedules.": lm.schedules,
     "testing.": lm.testing,
-    "initializers.": lamella.initializers,
+    "initializers.": lm.initializers,
     "activations.": lamella.activations,
     "datasets.": lamella.datasets,
     "lamella_layers.": ll,
@@ -444,6 +444,10 @@ def examples() -> dict[str, Callable[[], Example]]:
         "Cosine": {"learning_rate": 0.1, "steps": 10},
         "WarmUp": {"schedule": 0.1, "steps": 10},
         "OneCycle": {"learning_rate": 0.1, "steps": 10},
+        "CosineRestarts": {"learning_rate": 0.1, "steps": 10},
+        "InverseTime": {"learning_rate": 0.1, "every": 10.0},
+        "PiecewiseConstant": {"boundaries": (10,), "values": (0.1, 0.01)},
+        "Polynomial": {"learning_rate": 0.1, "steps": 10},
     }
     for name, valid in schedules.items():
         kind = getattr(lm.schedules, name)
@@ -454,17 +458,27 @@ def examples() -> dict[str, Callable[[], Example]]:
         if isinstance(kind, type) and issubclass(kind, lm.Callback) and name != "Callback":
             valid = {"path": "out"} if name in ("CSVLogger", "Checkpoint") else {}
             valid = {"folder": "logs"} if name == "TensorBoardLogger" else valid
+            valid = {"on_epoch_end": lambda model, epoch, logs: None} if name == "Lambda" else valid
             found[f"callbacks.{name}"] = of(kind, listens, **valid)
     for name in lamella.initializers.__all__:
         function = getattr(lamella.initializers, name)
-        if callable(function):
-            found[f"initializers.{name}"] = of(function, rng=np.random.default_rng(0), shape=(3, 4))
+        drawn = {"rng": np.random.default_rng(0), "shape": (3, 4)}
+        if name == "Initializer":
+            continue
+        if isinstance(function, type):
+            found[f"initializers.{name}"] = of(function, lambda made: made(np.random.default_rng(0), (3, 4)))
+            found[f"initializers.{name}.__call__"] = of_method(function, "__call__", drawn)
+        elif callable(function) and name != "initializer_of":
+            found[f"initializers.{name}"] = of(function, **drawn)
     trained = {"x": X, "y": Y, **TASK}
     for name, valid in {
         "fit": {**trained, "progress": False},
         "train_on_batch": trained,
         "evaluate": {"x": X, "y": Y, "loss": "huber"},
         "gradients": {"x": X, "y": Y, "loss": "huber"},
+        "apply_gradients": {"gradients": model().gradients(X, Y, loss="huber")[1], "optimizer": "sgd"},
+        "find_learning_rate": {**trained, "steps": 3},
+        "until": {"name": "head"},
         "predict": {"x": X},
         "freeze": {"pattern": "head"},
         "unfreeze": {"pattern": "head"},
@@ -611,6 +625,8 @@ ENGINE = {
     "backends.Backend": "plugins define it and the engine calls it",
     "backends.Namespace": "plugins' backends make it",
     "Callback": "`fit` calls it",
+    "initializers.Initializer": "a base class without arguments",
+    "initializers.initializer_of": "the engine calls it",
     "losses.Loss": "a base class without arguments",
     "schedules.Schedule": "a base class without arguments",
     "metrics.Metric": "a base class without arguments",
@@ -628,12 +644,12 @@ ENGINE = {
 
 METHODS = {
     "backward", "backward_pass", "build", "config", "counted", "examine", "expand", "forward", "forward_pass", "infer",
-    "merge", "migrate", "bound", "load_state_dict", "on_batch_end", "on_epoch_begin", "on_epoch_end",
+    "merge", "migrate", "bound", "draw", "load_state_dict", "on_batch_end", "on_epoch_begin", "on_epoch_end",
     "on_train_begin", "on_train_end", "per_sample", "prepare", "result", "rule_of", "score",
     "unsaid",
 }  # fmt: skip
 """Methods that classes define and the engine calls."""
-PARTS = {"bias_initializer", "bias_of_z", "merge", "pool", "pool_dx", "split", "step", "step_dx"}
+PARTS = {"bias_of_z", "merge", "pool", "pool_dx", "split", "step", "step_dx"}
 """Methods of families of layers, which their passes call."""
 ARRAY_CODE = {"update", "value", "gradient", "apply"}  # of optimizers and rules: arrays of the backend
 

@@ -354,7 +354,7 @@ def optimizer(**changes):
         (lambda h, a: h["model"].pop("calls"), "KeyError: 'calls'"),
         (layer(kind="laws", type="lamella:onnx", config={"case": 1}), "KeyError: 'laws'"),
         (layer(kind="losses", type="lamella:huber", config={}), "'lamella:huber' is no Layer"),
-        (layer(kind="initializers", type="lamella:zeros"), "KeyError: 'initializers'"),
+        (layer(kind="initializers", type="lamella:zeros"), "'lamella:zeros' is no Layer"),
         (layer(type=3), "no configuration of a model"),
         (layer(config=[1]), "no configuration of a model"),
         (layer(name="a/../b"), "expected letters, digits, '_' and '-', got 'a/../b'"),
@@ -572,6 +572,36 @@ def test_what_is_not_needed_to_predict_need_not_be_there(distributions, tmp_path
     again = lm.load(tmp_path / "again")
     assert again.layers == model.layers
     assert lm.from_config(again.config()).predict(x).tolist() == [[1.0, 1.0]]
+
+
+def test_an_initializer_with_settings_is_not_needed_either(distributions, tmp_path):
+    class Small(lm.initializers.Initializer):
+        def __init__(self, value=0.25):
+            self.value = value
+
+        def draw(self, rng, shape, fan_in, fan_out):
+            return np.full(shape, self.value)
+
+    acme = "acme", "1.0", {"initializers": {"small": Small}}
+    distributions.install(acme)
+    layers = [Dense(2, kernel_initializer=Small(0.5), bias_initializer="small"), lm.layer("lstm", units=2)]
+    layers[1] = lm.layer("lstm", units=2, bias_initializer=Small(0.125))
+    model = lm.Sequential(layers, input_shape=(3, 4))
+    model.save(tmp_path / "m")
+    assert "acme" in lm.inspect(tmp_path / "m").distributions
+    distributions.install()
+    loaded = lm.load(tmp_path / "m")
+    x = np.ones((1, 3, 4), "float32")
+    for twin in (loaded, loaded.copy(), copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        np.testing.assert_array_equal(twin.predict(x), model.predict(x))
+    assert "acme:small" in repr(loaded.layers["dense_1"])
+    loaded.save(tmp_path / "again")
+    with pytest.raises(lm.RegistryError, match="pip install acme"):
+        lm.from_config(loaded.config())
+    distributions.install(acme)
+    again = lm.from_config(lm.load(tmp_path / "again").config())
+    for name, array in model.parameters.items():
+        np.testing.assert_array_equal(again.parameters[name], array)
 
 
 def test_classes_of_a_script(distributions, tmp_path):

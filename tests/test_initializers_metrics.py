@@ -7,8 +7,9 @@ import zlib
 import numpy as np
 import pytest
 
+import lamella as lm
 from lamella.errors import ArgumentError, DataError
-from lamella.initializers import lamella_initializers
+from lamella.initializers import Constant, TruncatedNormal, VarianceScaling, lamella_initializers
 from lamella.metrics import (
     AUC,
     F1,
@@ -27,6 +28,19 @@ from lamella.metrics import (
     lamella_metrics,
 )
 from lamella.registry import snake_case
+from lamella_layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    Conv1D,
+    Conv2D,
+    Conv2DTranspose,
+    Dense,
+    DepthwiseConv2D,
+    MultiHeadAttention,
+    SeparableConv2D,
+)
 
 GIVEN = lamella_initializers()
 SCALED = {  # name -> variance as a function of fan_in, fan_out
@@ -71,9 +85,129 @@ def test_variance(name, shape, fans, expected):
 def test_constants():
     np.testing.assert_array_equal(draw("zeros", (2, 3)), np.zeros((2, 3)))
     np.testing.assert_array_equal(draw("ones", (3,)), np.ones(3))
-    assert set(GIVEN) == {"zeros", "ones", "uniform", "orthogonal", *SCALED, *ALIASES}
+    objects = {"constant", "truncated_normal", "variance_scaling"}
+    assert set(GIVEN) == {"zeros", "ones", "uniform", "orthogonal", *SCALED, *ALIASES, *objects}
     assert all(GIVEN[alias] is GIVEN[name] for alias, name in ALIASES.items())
     assert all(pickle.loads(pickle.dumps(f)) is f and f.__doc__ for f in GIVEN.values())
+
+
+RNG = np.random.default_rng
+
+
+def test_objects_are_configuration_and_draw_again():
+    for made, text in (
+        (Constant(0.5), "Constant(value=0.5)"),
+        (TruncatedNormal(1.0, 0.2), "TruncatedNormal(mean=1.0, stddev=0.2)"),
+        (VarianceScaling(2.0, "fan_avg", "uniform"), None),
+    ):
+        assert pickle.loads(pickle.dumps(made)) == made.replace() == made
+        assert text in (None, repr(made))
+        np.testing.assert_array_equal(made(RNG(3), (40, 30)), made(RNG(3), (40, 30)))
+        assert made(RNG(3), (0, 30), 5, 5).shape == (0, 30)
+        assert GIVEN[snake_case(type(made).__name__)] is type(made)
+    np.testing.assert_array_equal(Constant(0.5)(RNG(0), (2, 3)), np.full((2, 3), 0.5))
+
+
+def test_truncated_normal_has_the_moments_of_its_distribution():
+    values = TruncatedNormal(1.0, 0.2)(RNG(0), (400, 500))
+    assert abs(values - 1.0).max() <= 0.4
+    assert values.mean() == pytest.approx(1.0, abs=1e-3)
+    density = math.exp(-2.0) / math.sqrt(2.0 * math.pi)
+    variance = 1.0 - 4.0 * density / math.erf(math.sqrt(2.0))  # of standard normal values within [-2, 2]
+    assert values.std() == pytest.approx(0.2 * math.sqrt(variance), rel=5e-3)
+    assert math.sqrt(variance) == pytest.approx(0.87962566103423978, rel=1e-12)
+    inside = np.mean(abs(values - 1.0) < 0.2) * math.erf(math.sqrt(2.0))
+    assert inside == pytest.approx(math.erf(math.sqrt(0.5)), abs=3e-3)
+
+
+@pytest.mark.parametrize("distribution", ["truncated_normal", "normal", "uniform"])
+@pytest.mark.parametrize(("mode", "fan"), [("fan_in", 400), ("fan_out", 500), ("fan_avg", 450)])
+def test_variance_scaling(mode, fan, distribution):
+    made = VarianceScaling(3.0, mode, distribution)
+    for values in (made(RNG(1), (400, 500)), made(RNG(1), (200_000,), 400, 500)):
+        assert values.var() == pytest.approx(3.0 / fan, rel=0.01)
+        assert abs(values).max() <= {"uniform": 1.733, "truncated_normal": 2.275, "normal": 9.0}[distribution] * (
+            math.sqrt(3.0 / fan)
+        )
+    assert made(RNG(1), (5,), *((9, None) if mode == "fan_in" else (9, 9))).shape == (5,)
+
+
+def test_one_fan_is_enough_where_the_other_makes_no_difference():
+    assert VarianceScaling(mode="fan_out")(RNG(0), (5,), None, 3).shape == (5,)
+    with pytest.raises(ArgumentError, match=r"VarianceScaling: fan_in and fan_out don't follow from shape \(5,\)"):
+        VarianceScaling(mode="fan_avg")(RNG(0), (5,), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Constant("x"), "Constant: value: expected a finite number, got 'x'"),
+        (lambda: TruncatedNormal(stddev=0), "TruncatedNormal: stddev: expected a number above 0, got 0"),
+        (lambda: VarianceScaling(0), "VarianceScaling: scale: expected a number above 0, got 0"),
+        (lambda: VarianceScaling(mode="in"), "mode: expected one of 'fan_in', 'fan_out', 'fan_avg', got 'in'"),
+        (lambda: VarianceScaling(distribution="x"), "distribution: expected one of 'truncated_normal', 'normal', 'uni"),
+        (lambda: Constant(1.0)(0, (3,)), "Constant: rng: expected a numpy.random.Generator, got 0"),
+        (lambda: Dense(3, kernel_initializer=Constant), r"got the class Constant; did you mean Constant\(\)\?"),
+    ],
+)
+def test_settings_that_do_not_fit(make, words):
+    with pytest.raises(ArgumentError, match=words):
+        make()
+
+
+LAYERS = [
+    (Dense(3), (4,), 1),
+    (Dense(3, activation="relu"), (4,), 1),
+    (Conv1D(4, 3), (2, 9), 1),
+    (Conv2D(4, 3, groups=2), (2, 9, 9), 1),
+    (Conv2DTranspose(4, 3), (2, 9, 9), 1),
+    (DepthwiseConv2D(3), (2, 9, 9), 1),
+    (SeparableConv2D(4, 3), (2, 9, 9), 1),
+    (RNN(3), (5, 2), 1),
+    (GRU(3), (5, 2), 2),
+    (LSTM(3), (5, 2), 1),
+    (Bidirectional(GRU(3, bias_initializer=Constant(0.25))), (5, 2), 4),
+    (MultiHeadAttention(2, 3), (5, 4), 4),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "count"), LAYERS, ids=lambda one: type(one).__name__)
+def test_every_bias_has_an_initializer(layer, shape, count, tmp_path):
+    if "bias_initializer" in layer.config():
+        zeros = lm.Sequential([layer], input_shape=shape)
+        layer = layer.replace(bias_initializer=Constant(0.25))
+        by_name = lm.Sequential([layer.replace(bias_initializer="zeros")], input_shape=shape)
+        for name, array in zeros.parameters.items():
+            np.testing.assert_array_equal(by_name.parameters[name], array)
+        with pytest.raises(lm.RegistryError, match=r"(initializer of 'bias'|bias_initializer).*Did you mean 'zeros'"):
+            lm.Sequential([layer.replace(bias_initializer="zeroes")], input_shape=shape)
+    model = lm.Sequential([layer], input_shape=shape)
+    model.save(tmp_path / "m.lamella")
+    for one in (model, lm.from_config(lm.load(tmp_path / "m.lamella").config())):
+        biases = {name: array for name, array in one.parameters.items() if "bias" in name.rpartition(".")[2]}
+        assert len(biases) == count
+        for array in biases.values():
+            expected = np.full(array.shape, 0.25, "float32")
+            if isinstance(layer, LSTM):
+                expected[3:6] = 1.0  # the forget gate
+            np.testing.assert_array_equal(array, expected)
+
+
+def test_objects_of_scripts_are_saved_by_their_registered_names(tmp_path):
+    @lm.register("ramp")
+    class Ramp(lm.initializers.Initializer):
+        def __init__(self, end=1.0):
+            self.end = end
+
+        def draw(self, rng, shape, fan_in, fan_out):
+            return np.linspace(0.0, self.end, math.prod(shape)).reshape(shape)
+
+    model = lm.Sequential([Dense(2, kernel_initializer=Ramp(3.0), bias_initializer="ramp")], input_shape=2)
+    np.testing.assert_array_equal(model.parameters["dense_1.kernel"], [[0.0, 1.0], [2.0, 3.0]])
+    np.testing.assert_array_equal(model.parameters["dense_1.bias"], [0.0, 1.0])
+    model.save(tmp_path / "m.lamella")
+    assert lm.load(tmp_path / "m.lamella").layers["dense_1"] == model.layers["dense_1"]
+    assert b"script:ramp" in (tmp_path / "m.lamella").read_bytes()
 
 
 def test_uniform_has_one_width_for_all_shapes():

@@ -13,6 +13,7 @@ from lamella import (
     backends,
     callbacks,
     commands,  # noqa: F401  declares what plugins may give
+    initializers,
     losses,
     metrics,
     optimizers,
@@ -72,6 +73,7 @@ __all__ = [
     "callbacks",
     "from_config",
     "hookimpl",
+    "initializers",
     "inspect",
     "layer",
     "layers",

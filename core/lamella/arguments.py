@@ -196,7 +196,11 @@ def function(value: Any, name: str, signature: str) -> Any:
 
 
 def initializer_argument(value: Any, name: str) -> Any:
-    """Return ``value`` if it can be an initializer: a registered name, or a function."""
+    """Return ``value`` if it can be an initializer: a registered name, a function, or an object that is called."""
+    if isinstance(value, type):
+        raise ArgumentError(
+            f"{name}: expected an initializer, got the class {value.__name__}; did you mean {value.__name__}()?"
+        )
     if not callable(value) and not (isinstance(value, str) and value):
         raise ArgumentError(
             f"{name}: expected a registered name or a function (rng, shape, fan_in, fan_out) -> array, got "

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from lamella.arguments import choice, file_path, flag, number, positive, text
+from lamella.arguments import choice, file_path, flag, function, number, positive, text
 from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive
 from lamella.network import Network
@@ -35,6 +35,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "EarlyStopping",
+    "Lambda",
     "LearningRateMonitor",
     "ReduceOnPlateau",
     "StopTraining",
@@ -423,6 +424,46 @@ class CSVLogger(Callback):
         if self._file is not None:
             self._file.close()
         self._file = None
+
+
+class Lambda(Callback):
+    """Calls functions at events, in place of a class with methods.
+
+    Arguments:
+        on_train_begin, on_epoch_begin, on_batch_end, on_epoch_end, on_train_end: functions with the arguments of the
+            method of `Callback`, but for ``self``.
+
+    Raises:
+        ArgumentError: what is no function, or none at all; when training begins, one with other arguments.
+
+    Source: https://keras.io/api/callbacks/lambda_callback/
+
+    >>> tell = Lambda(on_epoch_end=lambda model, epoch, logs: print(epoch, logs["loss"]))
+    >>> tell.on_epoch_end(None, 0, {"loss": 0.5})
+    0 0.5
+    """
+
+    def __init__(
+        self,
+        *,
+        on_train_begin: Callable[..., Any] | None = None,
+        on_epoch_begin: Callable[..., Any] | None = None,
+        on_batch_end: Callable[..., Any] | None = None,
+        on_epoch_end: Callable[..., Any] | None = None,
+        on_train_end: Callable[..., Any] | None = None,
+    ) -> None:
+        given = {
+            "on_train_begin": (on_train_begin, "(model, epochs, batches)"),
+            "on_epoch_begin": (on_epoch_begin, "(model, epoch)"),
+            "on_batch_end": (on_batch_end, "(model, rows, logs)"),
+            "on_epoch_end": (on_epoch_end, "(model, epoch, logs)"),
+            "on_train_end": (on_train_end, "(model)"),
+        }
+        if all(one is None for one, _ in given.values()):
+            raise ArgumentError(f"Lambda: expected a function for one event at least, of {', '.join(given)}")
+        for event, (one, signature) in given.items():
+            if one is not None:
+                setattr(self, event, function(one, f"Lambda: {event}", signature))
 
 
 class TensorBoardLogger(Callback):

@@ -16,7 +16,7 @@ from lamella.graph.operations import Graph, assemble
 from lamella.network import Network
 from lamella.protocol.layer import Layer
 from lamella.protocol.node import Input, Node
-from lamella.training import apply
+from lamella.training import apply, rates
 from lamella.training import fit as training
 
 __all__ = ["Model", "Sequential", "from_config", "load"]
@@ -91,6 +91,34 @@ class Model(Network):
     evaluate = training.evaluate
     gradients = training.gradients
     apply_gradients = apply.apply_gradients
+    find_learning_rate = rates.find_learning_rate
+
+    def until(self, name: str, *others: str) -> Model:
+        """Return a model that ends with the layer of a name, or with several, as its outputs.
+
+        It has the values of now, which training either of the two no longer shares. Names are those of `summary`; a
+        layer such as ``Dense(3, activation="relu")`` ends after its activation. Where layers are left out that come
+        before others, the numbers of those count anew.
+
+        Raises:
+            ArgumentError: there is no layer of that name.
+
+        >>> import lamella as lm
+        >>> from lamella_layers import Dense
+        >>> model = lm.Sequential([Dense(8, activation="relu"), Dense(3)], input_shape=4)
+        >>> model.until("dense_1")
+        <Sequential (N, 4) float32 -> (N, 8) float32, 40 parameters>
+        """
+        graph = self.graph
+        try:
+            outputs = [node for one in (name, *others) for node in graph.nodes_of(one)]
+        except ArgumentError as error:
+            raise ArgumentError(f"until: {error}") from None
+        kind = graph.kind if len(outputs) == 1 else "Model"
+        part = assemble(graph.inputs_of(outputs), outputs, self.dtype, seed=self.seed, kind=kind)
+        made = made_of(part, self.backend, drawn=False)
+        made.copy_values(self)
+        return made
 
     def summary(self) -> None:
         """Print a table of layers with output shapes, parameters, connections, and shared and frozen marks."""

@@ -96,7 +96,8 @@ def _checked(model: Network, gradients: Any) -> dict[str, Array]:
             raise DataError(
                 f"{where}: expected numbers of shape {declared[name].shape}, got {array.dtype} {array.shape}"
             )
-        arrays[name] = array.astype(model.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            arrays[name] = array.astype(model.dtype, copy=False)
         if not np.isfinite(arrays[name]).all():
             raise NonFiniteError(f"{where}: it is not finite; nothing was changed. Lower the learning rate")
     return arrays

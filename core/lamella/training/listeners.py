@@ -90,3 +90,5 @@ def _check_event(callback: Callback, name: str) -> None:
         raise ArgumentError(
             f"callbacks: {type(callback).__name__}.{name}: {error}; expected {name}({', '.join(expected)})"
         ) from None
+    except ValueError as error:  # of some built-in types
+        raise ArgumentError(f"callbacks: {type(callback).__name__}.{name}: {error}; put a function around it") from None
