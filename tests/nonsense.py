@@ -43,7 +43,7 @@ MODULES = {
     "regularization.": lm.regularization,
     "schedules.": lm.schedules,
     "testing.": lm.testing,
-    "initializers.": lamella.initializers,
+    "initializers.": lm.initializers,
     "activations.": lamella.activations,
     "datasets.": lamella.datasets,
     "lamella_layers.": ll,
@@ -321,6 +321,9 @@ TASK = {"loss": "huber", "optimizer": "sgd"}
 LABELS = lm.ArraySpec(("N",), "int64", low=0, high=2)
 
 
+AROUND = ("ExponentialMovingAverage", "GradientAccumulation", "LearningRateMultipliers")
+
+
 class _Stop(lm.Callback):
     """Ends training after some steps, however many are asked for."""
 
@@ -403,14 +406,22 @@ def examples() -> dict[str, Callable[[], Example]]:
     for name in lm.optimizers.__all__:
         if name == "Optimizer":
             continue
-        found.setdefault(f"optimizers.{name}", of(getattr(lm.optimizers, name), steps))
+        valid = {"optimizer": "sgd"} if name in AROUND else {}
+        valid |= {"steps": 2} if name == "GradientAccumulation" else {}
+        valid |= {"multipliers": {"head.*": 0.5}} if name == "LearningRateMultipliers" else {}
+        kind = getattr(lm.optimizers, name)
+        found[f"optimizers.{name}"] = of(kind, steps, **valid)
+        found[f"optimizers.{name}.with_learning_rate"] = of_method(
+            lambda kind=kind, valid=valid: kind(**valid), "with_learning_rate", {"learning_rate": 0.1}, steps
+        )
     for name in lm.metrics.__all__:
         if name == "Metric":
             continue
-        labelled = measures((spec, LABELS if name in ("Accuracy", "TopKAccuracy") else spec))
+        of_classes = name not in ("BinaryAccuracy", "R2") and "Error" not in name
+        labelled = measures((spec, LABELS if of_classes else spec))
         options = {"k": 2} if name == "TopKAccuracy" else {}
         found.setdefault(f"metrics.{name}", of(getattr(lm.metrics, name), labelled, **options))
-        target = np.array([0, 1]) if name in ("Accuracy", "TopKAccuracy") else predicted
+        target = np.array([0, 1]) if of_classes else predicted
         found[f"metrics.{name}.update"] = of_method(
             lambda name=name, options=options: getattr(lm.metrics, name)(**options),
             "update",
@@ -420,7 +431,8 @@ def examples() -> dict[str, Callable[[], Example]]:
         kind = getattr(lm.losses, name)
         if isinstance(kind, type) and name != "Loss":
             make = (lambda: lm.losses.Weighted("huber", 0.5)) if name == "Weighted" else kind
-            target = np.array([0, 1]) if "Cross" in name and name != "BinaryCrossEntropy" else predicted
+            target = np.array([0, 1]) if "Cross" in name and "Binary" not in name else predicted
+            target = target > 0.5 if name == "Hinge" else target
             found[f"losses.{name}.__call__"] = of_method(make, "__call__", {"prediction": predicted, "target": target})
     rules = lm.regularization
     for kind in (rules.L1, rules.L2, rules.MaxNorm):
@@ -432,6 +444,10 @@ def examples() -> dict[str, Callable[[], Example]]:
         "Cosine": {"learning_rate": 0.1, "steps": 10},
         "WarmUp": {"schedule": 0.1, "steps": 10},
         "OneCycle": {"learning_rate": 0.1, "steps": 10},
+        "CosineRestarts": {"learning_rate": 0.1, "steps": 10},
+        "InverseTime": {"learning_rate": 0.1, "every": 10.0},
+        "PiecewiseConstant": {"boundaries": (10,), "values": (0.1, 0.01)},
+        "Polynomial": {"learning_rate": 0.1, "steps": 10},
     }
     for name, valid in schedules.items():
         kind = getattr(lm.schedules, name)
@@ -442,17 +458,27 @@ def examples() -> dict[str, Callable[[], Example]]:
         if isinstance(kind, type) and issubclass(kind, lm.Callback) and name != "Callback":
             valid = {"path": "out"} if name in ("CSVLogger", "Checkpoint") else {}
             valid = {"folder": "logs"} if name == "TensorBoardLogger" else valid
+            valid = {"on_epoch_end": lambda model, epoch, logs: None} if name == "Lambda" else valid
             found[f"callbacks.{name}"] = of(kind, listens, **valid)
     for name in lamella.initializers.__all__:
         function = getattr(lamella.initializers, name)
-        if callable(function):
-            found[f"initializers.{name}"] = of(function, rng=np.random.default_rng(0), shape=(3, 4))
+        drawn = {"rng": np.random.default_rng(0), "shape": (3, 4)}
+        if name == "Initializer":
+            continue
+        if isinstance(function, type):
+            found[f"initializers.{name}"] = of(function, lambda made: made(np.random.default_rng(0), (3, 4)))
+            found[f"initializers.{name}.__call__"] = of_method(function, "__call__", drawn)
+        elif callable(function) and name != "initializer_of":
+            found[f"initializers.{name}"] = of(function, **drawn)
     trained = {"x": X, "y": Y, **TASK}
     for name, valid in {
         "fit": {**trained, "progress": False},
         "train_on_batch": trained,
         "evaluate": {"x": X, "y": Y, "loss": "huber"},
         "gradients": {"x": X, "y": Y, "loss": "huber"},
+        "apply_gradients": {"gradients": model().gradients(X, Y, loss="huber")[1], "optimizer": "sgd"},
+        "find_learning_rate": {**trained, "steps": 3},
+        "until": {"name": "head"},
         "predict": {"x": X},
         "freeze": {"pattern": "head"},
         "unfreeze": {"pattern": "head"},
@@ -601,6 +627,8 @@ ENGINE = {
     "backends.Backend": "plugins define it and the engine calls it",
     "backends.Namespace": "plugins' backends make it",
     "Callback": "`fit` calls it",
+    "initializers.Initializer": "a base class without arguments",
+    "initializers.initializer_of": "the engine calls it",
     "losses.Loss": "a base class without arguments",
     "schedules.Schedule": "a base class without arguments",
     "metrics.Metric": "a base class without arguments",
@@ -618,12 +646,13 @@ ENGINE = {
 """Public names that are no calls of users, and why."""
 
 METHODS = {
-    "backward", "backward_pass", "build", "config", "examine", "expand", "forward", "forward_pass", "infer",
-    "migrate", "bound", "load_state_dict", "needs_threshold", "on_batch_end", "on_epoch_begin", "on_epoch_end",
-    "on_train_begin", "on_train_end", "per_sample", "prepare", "result",
+    "backward", "backward_pass", "build", "config", "counted", "examine", "expand", "forward", "forward_pass", "infer",
+    "merge", "migrate", "bound", "draw", "load_state_dict", "on_batch_end", "on_epoch_begin", "on_epoch_end",
+    "on_train_begin", "on_train_end", "per_sample", "prepare", "result", "rule_of", "score",
+    "unsaid",
 }  # fmt: skip
 """Methods that classes define and the engine calls."""
-PARTS = {"bias_initializer", "bias_of_z", "merge", "pool", "pool_dx", "split", "step", "step_dx"}
+PARTS = {"bias_of_z", "merge", "pool", "pool_dx", "split", "step", "step_dx"}
 """Methods of families of layers, which their passes call."""
 ARRAY_CODE = {"update", "value", "gradient", "apply"}  # of optimizers and rules: arrays of the backend
 

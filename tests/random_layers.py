@@ -351,8 +351,13 @@ def labels(kind: type[losses.Loss]) -> Callable[[Draw], Configuration]:
         limits = {"low": 0.0, "high": 1.0} if kind is losses.CategoricalCrossEntropy else {}
         classes, sizes = d.some(2, 6), d.sizes(d.some(0, 2), "T", "S")
         prediction = lm.ArraySpec(("N", *sizes, classes), **limits)
-        numbered = lm.ArraySpec(("N", *sizes), d.pick(*INTEGERS), low=0, high=classes)
-        return kind(), prediction, d.pick(numbered, *soft(prediction.shape))
+        options = d.options(label_smoothing=d.pick(0.1, 1.0), ignore_class=d.pick(-1, 0, 1))
+        if kind is losses.SoftmaxFocalCrossEntropy:
+            options |= d.options(gamma=d.pick(0.0, 0.5, 1.0, 3.0))
+        low = min(0, options.get("ignore_class", 0))
+        dtypes = [name for name in INTEGERS if low == 0 or name.startswith("i")]
+        numbered = lm.ArraySpec(("N", *sizes), d.pick(*dtypes), low=low, high=classes)
+        return kind(**options), prediction, d.pick(numbered, *soft(prediction.shape))
 
     return draw
 
@@ -363,15 +368,45 @@ def soft(shape: Sequence[Any]) -> list[lm.ArraySpec]:
     return [lm.ArraySpec(shape, low=0.0, high=1.0), lm.ArraySpec(shape, "int64", low=0, high=2)]
 
 
-def binary_cross_entropy(d: Draw) -> Configuration:
+def binary(kind: type[losses.Loss]) -> Callable[[Draw], Configuration]:
+    def draw(d: Draw) -> Configuration:
+        sizes = d.sizes(d.some(0, 3), "T", "S")
+        prediction, options = d.floats(*sizes), d.options(label_smoothing=d.pick(0.1, 1.0))
+        if kind is losses.BinaryFocalCrossEntropy:
+            options |= d.options(gamma=d.pick(0.0, 0.5, 1.0, 3.0), alpha=d.pick(0.0, 0.25, 1.0))
+        elif d.chance(0.3):
+            options, prediction = options | {"from_logits": False}, lm.ArraySpec(prediction.shape, low=0.0, high=1.0)
+        return kind(**options), prediction, d.pick(*soft(prediction.shape))
+
+    return draw
+
+
+def hinge(d: Draw) -> Configuration:
     prediction = d.floats(*d.sizes(d.some(0, 3), "T", "S"))
-    return losses.BinaryCrossEntropy(), prediction, d.pick(*soft(prediction.shape))
+    return losses.Hinge(), prediction, lm.ArraySpec(prediction.shape, d.pick("int8", "int64", "bool"), low=0, high=2)
+
+
+def kl_divergence(d: Draw) -> Configuration:
+    shares = lm.ArraySpec(("N", *d.sizes(d.some(0, 2), "T", "S"), d.some(1, 6)), low=0.0, high=1.0)
+    return losses.KLDivergence(), shares, shares
+
+
+def poisson(d: Draw) -> Configuration:
+    log_input = d.chance(0.5)
+    limits = {"low": -5.0, "high": 5.0} if log_input else {"low": 0.1, "high": 100.0}
+    prediction = lm.ArraySpec(("N", *d.sizes(d.some(0, 3), "T", "S")), **limits)
+    return losses.Poisson(log_input=log_input), prediction, lm.ArraySpec(prediction.shape, "int64", low=0, high=20)
+
+
+def cosine_similarity(d: Draw) -> Configuration:
+    vectors = d.floats(*d.sizes(d.some(0, 2), "T", "S"), d.some(1, 6))
+    return losses.CosineSimilarity(), vectors, vectors
 
 
 def distance(d: Draw) -> Configuration:
     huber = losses.Huber(**d.options(delta=10.0 ** d.some(-3, 3)))
-    sizes = d.sizes(d.some(0, 3), "T", "S")
-    return d.pick(losses.MeanSquaredError(), losses.MeanAbsoluteError(), huber), d.floats(*sizes), d.floats(*sizes)
+    sizes, others = d.sizes(d.some(0, 3), "T", "S"), (losses.MeanSquaredError, losses.MeanAbsoluteError, losses.LogCosh)
+    return d.pick(huber, *(kind() for kind in others)), d.floats(*sizes), d.floats(*sizes)
 
 
 def one_distance(kind: type[losses.Loss]) -> Callable[[Draw], Configuration]:
@@ -407,7 +442,10 @@ GENERATORS: dict[type, Callable[[Draw], Configuration]] = {
     ll.Reshape: reshape,
     ll.ScaledDotProductAttention: attention,
     ll.UpSampling2D: up_sampling,
-    losses.BinaryCrossEntropy: binary_cross_entropy,
+    losses.CosineSimilarity: cosine_similarity,
+    losses.Hinge: hinge,
+    losses.KLDivergence: kl_divergence,
+    losses.Poisson: poisson,
     losses.Weighted: weighted,
     **{kind: pooling(kind, 1) for kind in (ll.MaxPooling1D, ll.AveragePooling1D)},
     **{kind: pooling(kind, 2) for kind in (ll.MaxPooling2D, ll.AveragePooling2D)},
@@ -421,7 +459,10 @@ GENERATORS: dict[type, Callable[[Draw], Configuration]] = {
     **{kind: merging(kind) for kind in (ll.Add, ll.Average, ll.Maximum, ll.Minimum, ll.Multiply, ll.Subtract)},
     **{kind: recurrent(kind) for kind in (ll.RNN, ll.LSTM, ll.GRU, ll.Bidirectional)},
     **{kind: labels(kind) for kind in (losses.SoftmaxCrossEntropy, losses.CategoricalCrossEntropy)},
+    losses.SoftmaxFocalCrossEntropy: labels(losses.SoftmaxFocalCrossEntropy),
+    **{kind: binary(kind) for kind in (losses.BinaryCrossEntropy, losses.BinaryFocalCrossEntropy)},
     **{kind: one_distance(kind) for kind in (losses.MeanSquaredError, losses.MeanAbsoluteError, losses.Huber)},
+    losses.LogCosh: one_distance(losses.LogCosh),
 }
 """By class, what draws a configuration, valid or not."""
 

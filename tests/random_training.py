@@ -87,15 +87,20 @@ def _loss(draw: Draw, spec: lm.ArraySpec) -> Any:
     if not spec.is_float or draw.chance(0.1):
         return None
     choices: list[Any] = [
-        "mean_squared_error", "mean_absolute_error", losses.Huber(draw.pick(0.1, 1.0)), "binary_cross_entropy"
+        "mean_squared_error", "mean_absolute_error", losses.Huber(draw.pick(0.1, 1.0)), "binary_cross_entropy",
+        "log_cosh", "hinge", losses.BinaryFocalCrossEntropy(draw.pick(0.5, 2.0), label_smoothing=draw.pick(0.0, 0.1)),
     ]  # fmt: skip
     if len(spec.shape) > 1 and isinstance(spec.shape[-1], int) and spec.shape[-1] > 1:
-        choices += ["softmax_cross_entropy"] * 3
+        options = draw.options(label_smoothing=0.1, ignore_class=1)
+        choices += ["softmax_cross_entropy", losses.SoftmaxCrossEntropy(**options)] * 2
+        choices += [losses.SoftmaxFocalCrossEntropy(**options)]
     return draw.pick(*choices)
 
 
 def _optimizer(draw: Draw) -> optimizers.Optimizer:
-    kind = draw.pick(*(getattr(optimizers, name) for name in optimizers.__all__ if name not in ("Optimizer",)))
+    around = (optimizers.GradientAccumulation, optimizers.ExponentialMovingAverage, optimizers.LearningRateMultipliers)
+    every = [getattr(optimizers, name) for name in optimizers.__all__ if name not in ("Optimizer",)]
+    kind = draw.pick(*(one for one in every if one not in around))
     rate = draw.pick(1e-3, 0.1, schedules.Cosine(0.1, 20), schedules.WarmUp(0.01, 5))
     options: dict[str, Any] = {"learning_rate": rate}
     if kind is optimizers.SGD:
@@ -103,4 +108,13 @@ def _optimizer(draw: Draw) -> optimizers.Optimizer:
         options |= {"nesterov": bool(options["momentum"]) and draw.chance(0.5)}
     if kind is optimizers.RMSprop:
         options |= draw.options(momentum=0.9, centered=True)
-    return kind(**options)
+    if kind in (optimizers.Adam, optimizers.AdamW):
+        options |= draw.options(amsgrad=True)
+    if kind in (optimizers.AdamW, optimizers.Lion):
+        options |= draw.options(weight_decay=0.1, exclude_from_weight_decay="*")
+    found: optimizers.Optimizer = kind(**options)
+    if draw.chance(0.2):
+        found = optimizers.LearningRateMultipliers(found, {"*": draw.pick(0.0, 0.1, 2.0)})
+    if draw.chance(0.2):
+        found = optimizers.GradientAccumulation(found, draw.pick(2, 3))
+    return optimizers.ExponentialMovingAverage(found, 0.5) if draw.chance(0.2) else found

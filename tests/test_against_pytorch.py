@@ -85,6 +85,7 @@ NOT_IN_PYTORCH = {
     GaussianNoise: "its random numbers are its own; tests/test_families.py measures their moments",
     Normalization: "PyTorch has none; tests/test_preprocessing.py compares it with the statistics themselves",
     Rescaling: "PyTorch has none; its formula is one line",
+    optimizers.Lion: "PyTorch has none; tests/test_against_keras.py compares it with Keras's",
 }
 
 
@@ -159,14 +160,19 @@ def _(draw, layer):
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "elu": lambda x: F.elu(x),
     "gelu": lambda x: F.gelu(x),
+    "hard_sigmoid": lambda x: torch.clamp(x / 6.0 + 0.5, 0.0, 1.0),  # whose slope PyTorch rounds to float32
+    "hard_silu": lambda x: F.hardswish(x),
     "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
     "linear": lambda x: x + 0.0,
+    "mish": lambda x: F.mish(x),
     "relu": lambda x: F.relu(x),
+    "relu6": lambda x: F.relu6(x),
     "selu": lambda x: F.selu(x),
     "sigmoid": lambda x: torch.sigmoid(x),
     "silu": lambda x: F.silu(x),
     "softmax": lambda x: F.softmax(x, -1),
     "softplus": lambda x: F.softplus(x, threshold=1e9),  # by default PyTorch takes a straight line from 20 on
+    "softsign": lambda x: F.softsign(x),
     "tanh": lambda x: torch.tanh(x),
 }
 for name, function in ACTIVATIONS.items():
@@ -585,43 +591,134 @@ def per_sample(values):
     return values.flatten(1).mean(1) if values.ndim > 1 else values
 
 
+def of_classes(draw):
+    """Shape, and labels of which some do not count, or one-hot rows or shares; options, and what PyTorch calls them."""
+    shape = draw.size(2, 7, draw.size(2, 4))
+    smoothing = draw.one_of(0.0, float(draw.rng.uniform()))
+    theirs = {"label_smoothing": smoothing, "reduction": "none"}
+    if draw.chance():
+        return shape, draw.rng.dirichlet(np.ones(shape[-1]), shape[:-1]), {"label_smoothing": smoothing}, theirs
+    labels, ignored = draw.rng.integers(0, shape[-1], shape[:-1]), draw.one_of(None, 0, -1)
+    options = {"label_smoothing": smoothing, "ignore_class": ignored}
+    if ignored is None:
+        return shape, labels, options, theirs
+    return (
+        shape,
+        np.where(draw.rng.uniform(size=labels.shape) < 0.3, ignored, labels),
+        options,
+        theirs | {"ignore_index": ignored},
+    )
+
+
+def classes_second(x, t, **options):
+    """PyTorch's cross entropy, which wants classes on the second axis."""
+    t = t.movedim(-1, 1) if t.ndim == x.ndim else t
+    return per_sample(F.cross_entropy(x.movedim(-1, 1), t, **options))
+
+
 @case(losses.SoftmaxCrossEntropy)
 def _(draw, loss):
-    shape = draw.size(2, 7, draw.size(2, 4))
-    x, labels = 3.0 * draw.array(*shape), draw.rng.integers(0, shape[-1], shape[:-1])
-    if draw.chance():
-        return Example(loss(), (x, labels), lambda p, x, t: per_sample(
-            F.cross_entropy(x.movedim(-1, 1), t, reduction="none")))  # fmt: skip
-    shares = draw.rng.dirichlet(np.ones(shape[-1]), shape[:-1])
-    return Example(loss(), (x, shares), lambda p, x, t: per_sample(
-        F.cross_entropy(x.movedim(-1, 1), t.movedim(-1, 1), reduction="none")))  # fmt: skip
+    shape, target, options, theirs = of_classes(draw)
+    return Example(loss(**options), (3.0 * draw.array(*shape), target), lambda p, x, t: classes_second(x, t, **theirs))
 
 
 @case(losses.CategoricalCrossEntropy)
 def _(draw, loss):
+    shape, target, options, theirs = of_classes(draw)
+    shares = draw.rng.dirichlet(np.full(shape[-1], 3.0), shape[:-1])
+    return Example(loss(**options), (shares, target), lambda p, x, t: -classes_of(x.log(), t, **theirs))
+
+
+def classes_of(log_p, t, *, label_smoothing, reduction, ignore_index=None):
+    """The mean over places of log_p at smooth targets, without another softmax."""
+    rows = t
+    if t.ndim < log_p.ndim:
+        rows = F.one_hot(torch.where(t == ignore_index, 0, t) if ignore_index is not None else t, log_p.shape[-1])
+    rows = (1.0 - label_smoothing) * rows.to(log_p.dtype) + label_smoothing / log_p.shape[-1]
+    if ignore_index is not None:
+        rows = rows * (t != ignore_index)[..., None]
+    return per_sample((rows * log_p).sum(-1))
+
+
+@case(losses.SoftmaxFocalCrossEntropy)
+def _(draw, loss):
+    (shape, target, options, theirs), gamma = of_classes(draw), float(draw.rng.uniform(0.0, 4.0))
+
+    def same(p, x, t):
+        log_p = F.log_softmax(x, -1)
+        return -classes_of((1.0 - log_p.exp()) ** gamma * log_p, t, **theirs)
+
+    return Example(loss(gamma, **options), (2.0 * draw.array(*shape), target), same)
+
+
+@case(losses.KLDivergence)
+def _(draw, loss):
     shape = draw.size(2, 7, draw.size(2, 4))
-    shares, labels = (
-        draw.rng.dirichlet(np.full(shape[-1], 3.0), shape[:-1]),
-        draw.rng.integers(0, shape[-1], shape[:-1]),
-    )
-    return Example(loss(), (shares, labels), lambda p, x, t: per_sample(
-        F.nll_loss(x.log().movedim(-1, 1), t, reduction="none")))  # fmt: skip
+    p, t = (draw.rng.dirichlet(np.full(shape[-1], 3.0), shape[:-1]) for _ in range(2))
+    return Example(loss(), (p, t), lambda _, p, t: per_sample(F.kl_div(p.log(), t, reduction="none").sum(-1)))
 
 
-@case(losses.BinaryCrossEntropy)
+@case(losses.BinaryCrossEntropy, label="logits")
+def _(draw, loss):
+    shape, smoothing = draw.size(1, 7, draw.size(1, 4)), draw.one_of(0.0, float(draw.rng.uniform()))
+    return Example(loss(label_smoothing=smoothing), (10.0 * draw.array(*shape), draw.rng.uniform(size=shape)),
+                   lambda p, x, t: per_sample(F.binary_cross_entropy_with_logits(
+                       x, (1.0 - smoothing) * t + 0.5 * smoothing, reduction="none")))  # fmt: skip
+
+
+@case(losses.BinaryCrossEntropy, label="probabilities")
 def _(draw, loss):
     shape = draw.size(1, 7, draw.size(1, 4))
-    return Example(loss(), (10.0 * draw.array(*shape), draw.rng.uniform(size=shape)),
-                   lambda p, x, t: per_sample(F.binary_cross_entropy_with_logits(x, t, reduction="none")))  # fmt: skip
+    return Example(loss(from_logits=False), (draw.rng.uniform(0.01, 0.99, shape), draw.rng.uniform(size=shape)),
+                   lambda p, x, t: per_sample(F.binary_cross_entropy(x, t, reduction="none")))  # fmt: skip
 
 
-@case(losses.MeanSquaredError, losses.MeanAbsoluteError, losses.Huber, losses.Weighted)
+@case(losses.BinaryFocalCrossEntropy)
+def _(draw, loss):
+    shape, gamma = draw.size(1, 7, draw.size(1, 4)), float(draw.rng.uniform(0.0, 4.0))
+    alpha = draw.one_of(None, float(draw.rng.uniform()))
+
+    def same(p, x, t):
+        s = torch.sigmoid(x)
+        weight = 1.0 if alpha is None else alpha * t + (1.0 - alpha) * (1.0 - t)
+        missing = 1.0 - (s * t + (1.0 - s) * (1.0 - t))
+        return per_sample(weight * missing**gamma * F.binary_cross_entropy_with_logits(x, t, reduction="none"))
+
+    target = draw.rng.integers(0, 2, shape) if draw.chance() else draw.rng.uniform(size=shape)
+    return Example(loss(gamma, alpha), (2.0 * draw.array(*shape), target.astype(float)), same)
+
+
+@case(losses.Hinge)
+def _(draw, loss):
+    shape = draw.size(1, 7, draw.size(1, 4))
+    return Example(loss(), (draw.array(*shape), draw.rng.integers(0, 2, shape)),
+                   lambda p, x, t: per_sample(torch.clamp(1.0 - (2.0 * t - 1.0) * x, min=0.0)))  # fmt: skip
+
+
+@case(losses.Poisson)
+def _(draw, loss):
+    shape, log_input = draw.size(1, 7, draw.size(1, 4)), draw.chance()
+    x = draw.array(*shape) if log_input else draw.rng.uniform(0.1, 20.0, shape)
+    how = {"log_input": log_input, "eps": 1e-7, "reduction": "none"}
+    return Example(loss(log_input=log_input), (x, draw.rng.poisson(3.0, shape)),
+                   lambda p, x, t: per_sample(F.poisson_nll_loss(x, t, **how)))  # fmt: skip
+
+
+@case(losses.CosineSimilarity)
+def _(draw, loss):
+    shape = draw.size(2, 7, draw.size(2, 4))
+    return Example(loss(), (draw.array(*shape), draw.array(*shape)),
+                   lambda p, x, t: -per_sample(F.cosine_similarity(x, t, -1)))  # fmt: skip
+
+
+@case(losses.MeanSquaredError, losses.MeanAbsoluteError, losses.Huber, losses.LogCosh, losses.Weighted)
 def _(draw, loss):
     shape, delta, weight = draw.size(1, 7, draw.size(1, 4)), *draw.rng.uniform(0.1, 2.0, 2)
     ours, same = {
         losses.MeanSquaredError: (loss, F.mse_loss),
         losses.MeanAbsoluteError: (loss, F.l1_loss),
         losses.Huber: (lambda: loss(delta), functools.partial(F.huber_loss, delta=delta)),
+        losses.LogCosh: (loss, lambda x, t, reduction: torch.log(torch.cosh(x - t))),
         losses.Weighted: (lambda: loss("huber", weight), lambda *x, **how: weight * F.huber_loss(*x, **how)),
     }[loss]
     return Example(ours(), (draw.array(*shape), draw.array(*shape)),
@@ -645,10 +742,40 @@ def optimizer_cases(draw):
             o.SGD(rate, momentum, nesterov),
             functools.partial(t.SGD, lr=rate, momentum=momentum, nesterov=nesterov),
         ),
-        o.Adam: (o.Adam(**adam), functools.partial(t.Adam, **torch_adam)),
+        o.Adam: (o.Adam(**adam, amsgrad=centered), functools.partial(t.Adam, **torch_adam, amsgrad=centered)),
         o.AdamW: (
-            o.AdamW(**adam, weight_decay=small),
-            functools.partial(t.AdamW, **torch_adam, weight_decay=small),
+            o.AdamW(**adam, weight_decay=rate, amsgrad=centered, exclude_from_weight_decay="*.bias"),
+            lambda tensors: t.AdamW(
+                [
+                    {"params": [x for x in tensors if x.ndim > 1], "weight_decay": rate},
+                    {"params": [x for x in tensors if x.ndim == 1], "weight_decay": 0.0},
+                ],
+                **torch_adam,
+                amsgrad=centered,
+            ),
+        ),
+        o.Nadam: (
+            o.Nadam(**adam, momentum_decay=small),
+            functools.partial(t.NAdam, **torch_adam, momentum_decay=small),
+        ),
+        o.Adamax: (o.Adamax(**adam), functools.partial(t.Adamax, **torch_adam)),
+        o.GradientAccumulation: (
+            o.GradientAccumulation(o.Adam(**adam), 3),
+            lambda tensors: Thirds(tensors, torch_adam),
+        ),
+        o.ExponentialMovingAverage: (
+            o.ExponentialMovingAverage(o.SGD(rate), share),
+            functools.partial(t.SGD, lr=rate),
+        ),
+        o.LearningRateMultipliers: (
+            o.LearningRateMultipliers(o.SGD(rate, momentum), {"dense_1.*": share, "*.bias": 2.0}),
+            lambda tensors: t.SGD(
+                [
+                    {"params": [x], "lr": rate * (share if k < 2 else 1.0) * (2.0 if x.ndim == 1 else 1.0)}
+                    for k, x in enumerate(tensors)
+                ],
+                momentum=momentum,
+            ),
         ),
         o.RMSprop: (
             o.RMSprop(rate, share, momentum, small, centered),
@@ -662,8 +789,31 @@ def optimizer_cases(draw):
     }
 
 
+class Thirds:
+    """PyTorch's way to accumulate: three backward passes of a third of the loss before each step."""
+
+    def __init__(self, tensors: Any, options: Any) -> None:
+        self.optimizer, self.calls, self.sums = torch.optim.Adam(tensors, **options), 0, None
+        self.tensors = tensors
+
+    def zero_grad(self) -> None:
+        for tensor in self.tensors:
+            tensor.grad = None
+
+    def step(self) -> None:
+        self.calls += 1
+        own = [tensor.grad / 3.0 for tensor in self.tensors]
+        self.sums = own if self.sums is None else [a + b for a, b in zip(self.sums, own, strict=True)]
+        if self.calls % 3 == 0:
+            for tensor, mean in zip(self.tensors, self.sums, strict=True):
+                tensor.grad = mean
+            self.optimizer.step()
+            self.sums = None
+
+
 OPTIMIZERS = [optimizers.SGD, optimizers.Adam, optimizers.AdamW, optimizers.RMSprop, optimizers.Adagrad,
-              optimizers.Adadelta]  # fmt: skip
+              optimizers.Adadelta, optimizers.Nadam, optimizers.Adamax, optimizers.GradientAccumulation,
+              optimizers.ExponentialMovingAverage, optimizers.LearningRateMultipliers]  # fmt: skip
 
 
 # The comparison
@@ -683,6 +833,14 @@ def table() -> Iterator[dict[str, dict[str, float]]]:
     for name, row in rows.items():
         cells = (f"{row[column]:.1e}" if column in row else "-" for column in ("forward", "inputs", "parameters"))
         print(f"{name:<28}" + "".join(f"{cell:>12}" for cell in cells))
+
+
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    """NAdam keeps the product of its momenta in PyTorch's default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def note(row, column, ours, theirs, words):
@@ -709,7 +867,7 @@ def test_layers_and_losses_agree(name, draw, table):
 
 def spec_of(x):
     """The spec of an input, with the limits that losses ask of their targets."""
-    limits = {"low": 0, "high": int(x.max()) + 1} if x.dtype.kind == "i" else {}
+    limits = {"low": min(0, int(x.min())), "high": int(x.max()) + 1} if x.dtype.kind == "i" else {}
     if x.dtype.kind == "f" and x.min() >= 0.0 and x.max() <= 1.0:
         limits = {"low": 0, "high": 1}
     return lm.ArraySpec(("N", *x.shape[1:]), {"f": "float32", "i": "int64", "b": "bool"}[x.dtype.kind], **limits)
@@ -746,6 +904,7 @@ def compare(example, training, draw, row):
 
 @needs_torch
 @pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+@pytest.mark.usefixtures("float64_by_default")
 def test_optimizers_agree(cls, draw, table):
     row = table.setdefault(cls.__name__, {})
     for _ in range(REPEATS // 3):
@@ -754,6 +913,14 @@ def test_optimizers_agree(cls, draw, table):
         tensors = {name: torch.tensor(np.array(value), requires_grad=True) for name, value in model.parameters.items()}
         first, first_bias, second, second_bias = tensors.values()
         other = theirs(list(tensors.values()))
+        average = None
+        if cls is optimizers.ExponentialMovingAverage:
+            module = torch.nn.ParameterList(tensors.values())
+            averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(ours.momentum)
+            average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=averaging)
+            tensors = dict(zip(tensors, module, strict=True))
+            first, first_bias, second, second_bias = tensors.values()
+            other = theirs(list(tensors.values()))
         for _ in range(12):
             x, y = draw.array(5, 3), draw.array(5, 2)
             loss = model.train_on_batch(x, y, loss="mean_squared_error", optimizer=ours)
@@ -765,6 +932,10 @@ def test_optimizers_agree(cls, draw, table):
             note(row, "forward", np.asarray(loss), expected, repr(ours))
             for name, value in model.parameters.items():
                 note(row, "parameters", value, tensors[name], repr(ours))
+            if average is not None:
+                average.update_parameters(module)
+                for value, theirs_now in zip(model.averaged().parameters.values(), average.module, strict=True):
+                    note(row, "parameters", value, theirs_now, repr(ours))
 
 
 def test_everything_built_in_is_compared_or_says_why_not():
@@ -777,4 +948,5 @@ def test_everything_built_in_is_compared_or_says_why_not():
     }
     assert compared | set(NOT_IN_PYTORCH) == built_in
     assert not compared & set(NOT_IN_PYTORCH)
-    assert set(ACTIVATIONS) == {entry.name for entry in registry.entries("activations")}
+    given = {entry.name: entry.object for entry in registry.entries("activations")}
+    assert {id(given[name]) for name in ACTIVATIONS} == set(map(id, given.values()))  # some have two names

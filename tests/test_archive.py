@@ -354,7 +354,7 @@ def optimizer(**changes):
         (lambda h, a: h["model"].pop("calls"), "KeyError: 'calls'"),
         (layer(kind="laws", type="lamella:onnx", config={"case": 1}), "KeyError: 'laws'"),
         (layer(kind="losses", type="lamella:huber", config={}), "'lamella:huber' is no Layer"),
-        (layer(kind="initializers", type="lamella:zeros"), "KeyError: 'initializers'"),
+        (layer(kind="initializers", type="lamella:zeros"), "'lamella:zeros' is no Layer"),
         (layer(type=3), "no configuration of a model"),
         (layer(config=[1]), "no configuration of a model"),
         (layer(name="a/../b"), "expected letters, digits, '_' and '-', got 'a/../b'"),
@@ -521,12 +521,12 @@ def mish(scale):
 
 def test_activations_are_those_that_were_saved(distributions, tmp_path):
     acme, zeta = (
-        ("acme", "1.0", {"activations": {"mish": mish(2.0)}}),
-        ("zeta", "1.0", {"activations": {"mish": mish(3.0)}}),
+        ("acme", "1.0", {"activations": {"bent": mish(2.0)}}),
+        ("zeta", "1.0", {"activations": {"bent": mish(3.0)}}),
     )
     x = np.ones((1, 4), "float32")
     distributions.install(acme)
-    model = lm.Sequential([Dense(2, activation="mish")], input_shape=4)
+    model = lm.Sequential([Dense(2, activation="bent")], input_shape=4)
     expected = model.predict(x)
     model.save(tmp_path / "m")
     loaded = lm.load(tmp_path / "m")
@@ -540,7 +540,7 @@ def test_activations_are_those_that_were_saved(distributions, tmp_path):
     distributions.install(zeta)
     with pytest.raises(lm.RegistryError, match="no installed distribution 'acme' has lamella plugins. Install it"):
         lm.load(tmp_path / "m")
-    distributions.install(("acme", "2.0", {"activations": {"mish": mish(2.0)}}))
+    distributions.install(("acme", "2.0", {"activations": {"bent": mish(2.0)}}))
     with pytest.warns(lm.VersionWarning, match=r"written with acme 1.0; 2.0 is installed"):
         lm.load(tmp_path / "m")
 
@@ -572,6 +572,36 @@ def test_what_is_not_needed_to_predict_need_not_be_there(distributions, tmp_path
     again = lm.load(tmp_path / "again")
     assert again.layers == model.layers
     assert lm.from_config(again.config()).predict(x).tolist() == [[1.0, 1.0]]
+
+
+def test_an_initializer_with_settings_is_not_needed_either(distributions, tmp_path):
+    class Small(lm.initializers.Initializer):
+        def __init__(self, value=0.25):
+            self.value = value
+
+        def draw(self, rng, shape, fan_in, fan_out):
+            return np.full(shape, self.value)
+
+    acme = "acme", "1.0", {"initializers": {"small": Small}}
+    distributions.install(acme)
+    layers = [Dense(2, kernel_initializer=Small(0.5), bias_initializer="small"), lm.layer("lstm", units=2)]
+    layers[1] = lm.layer("lstm", units=2, bias_initializer=Small(0.125))
+    model = lm.Sequential(layers, input_shape=(3, 4))
+    model.save(tmp_path / "m")
+    assert "acme" in lm.inspect(tmp_path / "m").distributions
+    distributions.install()
+    loaded = lm.load(tmp_path / "m")
+    x = np.ones((1, 3, 4), "float32")
+    for twin in (loaded, loaded.copy(), copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        np.testing.assert_array_equal(twin.predict(x), model.predict(x))
+    assert "acme:small" in repr(loaded.layers["dense_1"])
+    loaded.save(tmp_path / "again")
+    with pytest.raises(lm.RegistryError, match="pip install acme"):
+        lm.from_config(loaded.config())
+    distributions.install(acme)
+    again = lm.from_config(lm.load(tmp_path / "again").config())
+    for name, array in model.parameters.items():
+        np.testing.assert_array_equal(again.parameters[name], array)
 
 
 def test_classes_of_a_script(distributions, tmp_path):
@@ -790,8 +820,8 @@ def test_inspect_tells_what_a_file_holds(tmp_path, capsys):
 
 
 def test_inspect_needs_no_plugin(distributions, tmp_path):
-    distributions.install(("acme", "1.0", {"activations": {"mish": mish(2.0)}}))
-    lm.Sequential([Dense(2, activation="mish")], input_shape=4).save(tmp_path / "m")
+    distributions.install(("acme", "1.0", {"activations": {"bent": mish(2.0)}}))
+    lm.Sequential([Dense(2, activation="bent")], input_shape=4).save(tmp_path / "m")
     distributions.install()
     assert lm.inspect(tmp_path / "m").distributions == {"lamella": lm.__version__, "acme": "1.0"}
 

@@ -508,3 +508,40 @@ def test_a_model_that_a_callback_moves_to_another_backend_stops_training(event):
     assert (model.backend, model.step) == ("strict", steps)
     model.fit(x, x[:, :1], **task)
     assert model.step == steps + 2
+
+
+def test_lambda_calls_functions_at_events():
+    heard = []
+    events = {
+        "on_train_begin": lambda model, epochs, batches: heard.append(("begin", epochs, batches)),
+        "on_epoch_begin": lambda model, epoch: heard.append(("epoch", epoch)),
+        "on_batch_end": lambda model, rows, logs: heard.append(("batch", rows, sorted(logs))),
+        "on_epoch_end": lambda model, epoch, logs: logs.update(twice=2.0 * logs["loss"]),
+        "on_train_end": lambda model: heard.append(("end", model.step)),
+    }
+    history = fit(lm.callbacks.Lambda(**events), epochs=2)
+    assert history["twice"] == [2.0 * loss for loss in history["loss"]]
+    assert heard[0] == ("begin", 2, len(heard) // 2 - 2)
+    assert heard[1] == ("epoch", 0)
+    assert heard[2][0] == "batch"
+    assert heard[2][2] == ["loss"]
+    assert heard[-1][0] == "end"
+    for event, function in events.items():  # one alone
+        fit(lm.callbacks.Lambda(**{event: function}))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "Lambda: expected a function for one event at least, of on_train_begin, on_epoch_begin, on_batch_end"),
+        ({"on_epoch_end": 3}, r"Lambda: on_epoch_end: expected a function \(model, epoch, logs\), got 3"),
+        (
+            {"on_epoch_end": lambda epoch, logs: None},
+            r"callbacks: Lambda.on_epoch_end: too many positional arguments; ex",
+        ),
+        ({"on_epoch_end": int}, "callbacks: Lambda.on_epoch_end: .* put a function around it"),
+    ],
+)
+def test_lambda_refuses_what_it_can_not_call(options, words):
+    with pytest.raises(lm.ArgumentError, match=words):
+        fit(lm.callbacks.Lambda(**options))

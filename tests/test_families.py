@@ -101,14 +101,20 @@ def test_dense_says_what_it_refuses():
 FORMULAS = {
     "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
     "gelu": lambda x: x * (0.5 + 0.5 * np.vectorize(math.erf)(x / math.sqrt(2.0))),  # exact, not by tanh
+    "hard_sigmoid": lambda x: np.clip((x + 3) / 6, 0, 1),
+    "hard_swish": lambda x: x * np.clip((x + 3) / 6, 0, 1),
     "leaky_relu": lambda x: np.where(x > 0, x, 0.2 * x),
     "linear": lambda x: x,
+    "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
     "relu": lambda x: np.where(x > 0, x, 0.0),
+    "relu6": lambda x: np.clip(x, 0, 6),
     "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "softmax": lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
     "softplus": lambda x: np.log1p(np.exp(x)),
+    "softsign": lambda x: x / (1 + abs(x)),
+    "swish": lambda x: x / (1 + np.exp(-x)),
     "tanh": np.tanh,
 }
 
@@ -127,7 +133,9 @@ def test_activations_follow_their_formulas_and_survive_large_numbers(name):
     assert np.isfinite(dx).all()
 
 
-@pytest.mark.parametrize(("name", "slope"), [("relu", 0.0), ("leaky_relu", 0.2), ("elu", 1.0), ("selu", 1.7580993)])
+@pytest.mark.parametrize(
+    ("name", "slope"), [("relu", 0.0), ("leaky_relu", 0.2), ("elu", 1.0), ("selu", 1.7580993), ("relu6", 0.0)]
+)
 def test_slopes_at_zero_are_those_of_pytorch(name, slope):
     function, x = lm.registry.find("activations", name), np.zeros((1, 1))
     assert function.backward(NUMPY.xp, x, x, np.ones((1, 1))).item() == pytest.approx(slope)

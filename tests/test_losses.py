@@ -11,12 +11,19 @@ from lamella.backends import get_backend
 from lamella.errors import ArgumentError, DataError
 from lamella.losses import (
     BinaryCrossEntropy,
+    BinaryFocalCrossEntropy,
     CategoricalCrossEntropy,
+    CosineSimilarity,
+    Hinge,
     Huber,
+    KLDivergence,
+    LogCosh,
     Loss,
     MeanAbsoluteError,
     MeanSquaredError,
+    Poisson,
     SoftmaxCrossEntropy,
+    SoftmaxFocalCrossEntropy,
     lamella_losses,
     lamella_specimens,
 )
@@ -28,6 +35,7 @@ X, TALL = RNG.normal(0, 1, (6, 5)), RNG.normal(0, 2, (6, 3, 4))
 PROBABILITIES = np.exp(X) / np.exp(X).sum(1, keepdims=True)
 LABELS, TALL_LABELS = RNG.integers(0, 5, 6), RNG.integers(0, 4, (6, 3))
 SOFT, ONE_HOT, YES_NO = RNG.dirichlet(np.ones(5), 6), np.eye(5, dtype="int8")[LABELS], RNG.integers(0, 2, (6, 5))
+PADDED = np.where(RNG.uniform(size=(6, 3)) < 0.4, -1, TALL_LABELS)
 WEIGHTS = np.array([1.0, 0.0, 2.5, 0.5, 1.0, 3.0])
 
 
@@ -68,6 +76,34 @@ def binary_textbook(x, t):
     return -math.log(s) * t - math.log(1 - s) * (1.0 - t)
 
 
+def smooth_textbook(x, t):
+    return 0.8 * softmax_textbook(x, t) + 0.2 * sum(softmax_textbook(x, k) for k in range(len(x))) / len(x)
+
+
+def padded_textbook(x, t):
+    return sum(softmax_textbook(a, b) for a, b in zip(x, t, strict=True) if b != -1) / len(t)
+
+
+def focal_textbook(x, t):
+    p = math.exp(-softmax_textbook(x, t))
+    return -((1 - p) ** 1.5) * math.log(p)
+
+
+def binary_focal_textbook(x, t):
+    s = 1 / (1 + math.exp(-x))
+    missing, a = (1 - s, 0.25) if t == 1 else (s, 0.75)
+    return -a * missing**2 * math.log(1 - missing)
+
+
+def binary_probability_textbook(p, t):
+    t = 0.9 * t + 0.05
+    return -t * math.log(p) - (1 - t) * math.log(1 - p)
+
+
+def cosine_textbook(y, t):
+    return -sum(a * b for a, b in zip(y, t, strict=True)) / math.hypot(*y) / math.hypot(*t)
+
+
 def huber_textbook(x, t):
     return 0.5 * (x - t) ** 2 if abs(x - t) <= 1.5 else 1.5 * (abs(x - t) - 0.75)
 
@@ -93,6 +129,37 @@ CASES = {
     "squared": (MeanSquaredError(), TALL, -TALL[::-1], mean(lambda x, t: (x - t) ** 2)),
     "absolute": (MeanAbsoluteError(), X, SOFT, mean(lambda x, t: abs(x - t))),
     "huber": (Huber(delta=1.5), X, SOFT, mean(huber_textbook)),
+    "softmax_smooth": (SoftmaxCrossEntropy(label_smoothing=0.2), X, LABELS, smooth_textbook),
+    "softmax_smooth_one_hot": (
+        SoftmaxCrossEntropy(label_smoothing=0.2), X, ONE_HOT, lambda x, t: smooth_textbook(x, t.argmax())),
+    "softmax_padded": (SoftmaxCrossEntropy(ignore_class=-1), TALL, PADDED, padded_textbook),
+    "softmax_ignore_2": (
+        SoftmaxCrossEntropy(ignore_class=2), X, LABELS, lambda x, t: softmax_textbook(x, t) * (t != 2)),
+    "categorical_smooth": (
+        CategoricalCrossEntropy(label_smoothing=0.2, ignore_class=-1), PROBABILITIES, LABELS,
+        lambda p, t: smooth_textbook(np.log(p), t)),
+    "focal": (SoftmaxFocalCrossEntropy(1.5), X, LABELS, focal_textbook),
+    "focal_padded": (SoftmaxFocalCrossEntropy(0.0, ignore_class=-1), TALL, PADDED, padded_textbook),
+    "focal_0": (SoftmaxFocalCrossEntropy(0.0, label_smoothing=0.2), X, LABELS, smooth_textbook),
+    "kl_divergence": (
+        KLDivergence(), PROBABILITIES, SOFT, lambda p, t: sum(b * math.log(b / a) for a, b in zip(p, t, strict=True))),
+    "binary_probability": (
+        BinaryCrossEntropy(from_logits=False, label_smoothing=0.1), PROBABILITIES, YES_NO,
+        mean(binary_probability_textbook)),
+    "binary_smooth": (
+        BinaryCrossEntropy(label_smoothing=0.1), X, YES_NO, mean(lambda x, t: binary_textbook(x, 0.9 * t + 0.05))),
+    "binary_focal": (BinaryFocalCrossEntropy(alpha=0.25), X, YES_NO, mean(binary_focal_textbook)),
+    "binary_focal_0": (
+        BinaryFocalCrossEntropy(0.0, label_smoothing=0.1), X, YES_NO,
+        mean(lambda x, t: binary_textbook(x, 0.9 * t + 0.05))),
+    "hinge": (Hinge(), X, YES_NO, mean(lambda x, t: max(0.0, 1 - (2 * int(t) - 1) * x))),
+    "hinge_signs": (Hinge(), X, 2 * YES_NO - 1, mean(lambda x, t: max(0.0, 1 - t * x))),
+    "log_cosh": (LogCosh(), X, SOFT, mean(lambda x, t: math.log(math.cosh(x - t)))),
+    "poisson": (Poisson(), 1.0 + X * X, YES_NO, mean(lambda y, t: y - t * math.log(y + 1e-7))),
+    "poisson_log": (Poisson(log_input=True), X, LABELS[:, None] * YES_NO, mean(lambda y, t: math.exp(y) - t * y)),
+    "cosine": (CosineSimilarity(), X, SOFT, cosine_textbook),
+    "cosine_steps": (
+        CosineSimilarity(), TALL, TALL[::-1], lambda y, t: sum(map(cosine_textbook, y, t)) / len(y)),
 }  # fmt: skip
 by_case = pytest.mark.parametrize(("loss", "prediction", "target", "textbook"), CASES.values(), ids=CASES.keys())
 
@@ -144,9 +211,18 @@ def test_extremes_neither_overflow_nor_lose_the_loss(dtype):
     values, dx = run(CategoricalCrossEntropy(), np.array([[1.0, 0.0], [0.0, 1.0]], dtype), [0, 0])
     np.testing.assert_allclose(values, [1e-7, -math.log(1e-7)], rtol=0.2)  # 1 - 1e-7 is 1 - 2^-23 in float32
     assert not dx.any()
-    for loss in (MeanSquaredError(), MeanAbsoluteError(), Huber(), BinaryCrossEntropy()):
-        for values in run(loss, far, np.ones((2, 2))):
-            assert np.isfinite(values).all()
+    for loss in (MeanSquaredError(), MeanAbsoluteError(), Huber(), BinaryCrossEntropy(), LogCosh(), Hinge(),
+                 SoftmaxFocalCrossEntropy(0.5), BinaryFocalCrossEntropy(0.5), CosineSimilarity()):  # fmt: skip
+        for labels in ([[1, 1], [1, 1]], [[0, 1], [1, 0]]):
+            target = [0, 1] if isinstance(loss, SoftmaxFocalCrossEntropy) else labels
+            for values in run(loss, far, target):
+                assert np.isfinite(values).all(), (loss, labels)
+    zeros = np.zeros((2, 2), dtype)
+    assert not run(CosineSimilarity(), zeros, np.ones((2, 2)))[0].any()
+    for loss in (KLDivergence(), BinaryCrossEntropy(from_logits=False), Poisson()):
+        for prediction in (zeros, zeros + 1):
+            for values in run(loss, prediction, [[0, 1], [1, 0]]):
+                assert np.isfinite(values).all(), loss
     tiny = run(BinaryCrossEntropy(), np.full(1, 20.0, dtype), [1])[0]  # a right answer still has its small loss
     assert tiny[0] == pytest.approx(math.log1p(math.exp(-20.0)), rel=1e-6)
 
@@ -194,10 +270,19 @@ LOGITS, COLUMN = ArraySpec(("N", 10)), ArraySpec(("N", 1))
         ("mean_absolute", LOGITS, np.zeros((32, 9)), "shape (N, 10); got float64 (32, 9)."),
         ("huber", COLUMN, np.array([["1"]]), "got <U1 (1, 1). Use y.astype('float32')."),
         ("huber", ArraySpec(("N", 1), "int64"), [[1]], "prediction must be float32 or float64, got (N, 1) int64"),
+        ("softmax_focal", LOGITS, [0, -1], "got -1 in row 1. Labels count from 0; those that should not count are"),
+        ("kl", LOGITS, np.full((2, 10), 2.0), "targets must lie in [0, 1]; got values from 2.0 to 2.0"),
+        ("kl", ArraySpec(("N",)), [1.0], "probabilities of classes on its last axis, as in (N, 10); got (N,)"),
+        ("binary_focal", COLUMN, [[-1], [1]], "lie in [0, 1]; got values from -1 to 1"),
+        ("hinge", COLUMN, [[2], [1]], "targets must be 0 and 1, or -1 and 1; got 2. Use y > 0 for yes."),
+        ("hinge", COLUMN, [[-1], [0]], "targets must be 0 and 1, or -1 and 1; got -1 and 0."),
+        ("poisson", COLUMN, [[-1], [1]], "targets are counts, and must be at least 0; got -1"),
+        ("cosine", ArraySpec(("N",)), [1.0], "vectors along its last axis, as in (N, 10); got (N,)"),
+        ("log_cosh", COLUMN, np.zeros(32), "shape (N, 1); got float64 (32,). Use y.reshape(-1, 1)."),
     ],
 )  # fmt: skip
 def test_targets_that_do_not_fit(loss, prediction, target, message):
-    name = next(name for name in lamella_losses() if name.startswith(loss))
+    name = min((name for name in lamella_losses() if name.startswith(loss)), key=len)
     with pytest.raises(DataError, match=f"^{name}: .*{re.escape(message)}"):
         lamella_losses()[name]().prepare(prediction, np.asarray(target))
 
@@ -216,6 +301,60 @@ def test_calling_a_loss_checks_rows():
         MeanSquaredError()(np.zeros((2, 1)), np.zeros((1, 1)))
 
 
+@pytest.mark.parametrize(
+    ("loss", "prediction", "words"),
+    [
+        (
+            CategoricalCrossEntropy(),
+            [[-2.0, 3.0]],
+            "must be probabilities; got values from -2 to 3. On logits use soft",
+        ),
+        (KLDivergence(), [[0.0, 1.5]], "kl_divergence: predictions must be probabilities; got values from 0 to 1.5"),
+        (
+            BinaryCrossEntropy(from_logits=False),
+            [[-2.0]],
+            "binary_cross_entropy: .* use from_logits=True, or end with a",
+        ),
+        (Poisson(), [[-2.0]], r"poisson: predictions are means, .* got -2. End with .*Poisson\(log_input=True\)"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_told_at_the_first_step(loss, prediction, words):
+    with pytest.raises(DataError, match=words):
+        loss.examine(np.array(prediction))
+    for sound in (SoftmaxCrossEntropy(), BinaryCrossEntropy(), Poisson(log_input=True), Hinge()):
+        sound.examine(np.array(prediction))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SoftmaxCrossEntropy(label_smoothing=1.5), r"label_smoothing: expected a number in \[0, 1\], got 1.5"),
+        (
+            lambda: BinaryCrossEntropy(label_smoothing=-0.1),
+            "label_smoothing: expected a number of at least 0, got -0.1",
+        ),
+        (lambda: CategoricalCrossEntropy(ignore_class="x"), "ignore_class: expected an integer label such as -1, or"),
+        (lambda: SoftmaxCrossEntropy(ignore_class=True), "ignore_class: expected an integer label such as -1, or None"),
+        (lambda: SoftmaxFocalCrossEntropy(-1), "gamma: expected a number of at least 0, got -1"),
+        (lambda: BinaryFocalCrossEntropy(alpha=2.0), r"alpha: expected a number in \[0, 1\], got 2.0"),
+        (lambda: BinaryCrossEntropy(from_logits=1), "from_logits: expected True or False, got 1"),
+        (lambda: Poisson(log_input="no"), "log_input: expected True or False, got 'no'"),
+    ],
+)
+def test_arguments_that_do_not_fit(make, words):
+    with pytest.raises(ArgumentError, match=words):
+        make()
+
+
+def test_sure_right_answers_keep_the_digits_of_focal_losses():
+    """1 - p in float32 would be 0 from logits of 17 on."""
+    for loss, x, y in (
+        (BinaryFocalCrossEntropy(1.0), np.array([[20.0]], "float32"), [[1]]),
+        (SoftmaxFocalCrossEntropy(1.0), np.array([[20.0, 0.0]], "float32"), [0]),
+    ):
+        assert run(loss, x, y)[0][0] == pytest.approx(math.exp(-20.0) ** 2, rel=1e-5)
+
+
 def test_huber_refuses_a_delta_of_zero():
     with pytest.raises(ArgumentError, match=r"Huber: delta: expected a number above 0"):
         Huber(delta=0)
@@ -224,8 +363,10 @@ def test_huber_refuses_a_delta_of_zero():
 
 
 def test_names_and_specimens():
-    given = lamella_losses()
-    assert all(snake_case(cls.__name__) == name and issubclass(cls, Loss) for name, cls in given.items())
+    given, aliases = lamella_losses(), {"bce", "mae", "mse"}
+    assert all(issubclass(cls, Loss) for cls in given.values())
+    assert all(snake_case(cls.__name__) == name for name, cls in given.items() if name not in aliases)
+    assert {given[name].__name__ for name in aliases} == {"BinaryCrossEntropy", "MeanAbsoluteError", "MeanSquaredError"}
     specimens = lamella_specimens()
     assert {type(specimen.subject) for specimen in specimens} == set(given.values())
     for specimen in specimens:

@@ -162,7 +162,7 @@ TABLE = [
     (
         lambda: model().fit(X, Y, **{**FIT, "optimizer": lm.optimizers.Optimizer}),
         lm.ArgumentError,
-        "optimizer: expected a name or an Optimizer, got <class 'lamella.optimizers.Optimizer'>; Optimizer is the",
+        "optimizer: expected a name or an Optimizer, got <class 'lamella.optimizers.optimizer.Optimizer'>; Optim",
     ),
     (
         lambda: model().fit(X, Y, **{**FIT, "loss": lm.losses.Loss()}),

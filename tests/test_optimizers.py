@@ -9,7 +9,23 @@ import pytest
 import lamella as lm
 from lamella.backends import get_backend
 from lamella.errors import ArgumentError
-from lamella.optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer, RMSprop, lamella_optimizers
+from lamella.optimizers import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    ExponentialMovingAverage,
+    GradientAccumulation,
+    LearningRateMultipliers,
+    Lion,
+    Nadam,
+    Optimizer,
+    RMSprop,
+    lamella_optimizers,
+)
+from lamella.registry import snake_case
 from lamella_layers import Dense
 
 
@@ -26,15 +42,69 @@ def sgd(lr, momentum=0.0, nesterov=False):
     return step
 
 
-def adam(lr=0.001, b1=0.9, b2=0.999, eps=1e-8, decay=0.0):
-    m = v = 0.0
+def adam(lr=0.001, b1=0.9, b2=0.999, eps=1e-8, decay=0.0, amsgrad=False):
+    m = v = most = 0.0
 
     def step(p, g, t):
-        nonlocal m, v
+        nonlocal m, v, most
         p = p - lr * decay * p
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g**2
-        return p - lr * (m / (1 - b1**t)) / (sqrt(v / (1 - b2**t)) + eps)
+        most = max(most, v) if amsgrad else v
+        return p - lr * (m / (1 - b1**t)) / (sqrt(most / (1 - b2**t)) + eps)
+
+    return step
+
+
+def nadam(lr=0.002, b1=0.9, b2=0.999, eps=1e-8, psi=0.004):
+    m, v, product = 0.0, 0.0, 1.0
+
+    def step(p, g, t):
+        nonlocal m, v, product
+        mu, ahead = (b1 * (1 - 0.5 * 0.96 ** (k * psi)) for k in (t, t + 1))
+        product *= mu
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        size = sqrt(v / (1 - b2**t)) + eps
+        return p - lr * ((1 - mu) * g / (1 - product) + ahead * m / (1 - product * ahead)) / size
+
+    return step
+
+
+def adamax(lr=0.002, b1=0.9, b2=0.999, eps=1e-8):
+    m = u = 0.0
+
+    def step(p, g, t):
+        nonlocal m, u
+        m = b1 * m + (1 - b1) * g
+        u = max(b2 * u, abs(g) + eps)
+        return p - lr * m / ((1 - b1**t) * u)
+
+    return step
+
+
+def lion(lr=1e-4, b1=0.9, b2=0.99, decay=0.0):
+    m = 0.0
+
+    def step(p, g, t):
+        nonlocal m
+        c = b1 * m + (1 - b1) * g
+        m = b2 * m + (1 - b2) * g
+        return p - lr * ((c > 0) - (c < 0) + decay * p)
+
+    return step
+
+
+def accumulating(inner, steps):
+    total = 0.0
+
+    def step(p, g, t):
+        nonlocal total
+        total += g / steps
+        if t % steps:
+            return p
+        mean, total = total, 0.0
+        return inner(p, mean, t // steps)
 
     return step
 
@@ -92,6 +162,18 @@ CASES = [
     (Adagrad(0.1, initial_accumulator_value=0.5), lambda: adagrad(0.1, 0.5)),
     (Adadelta(), lambda: adadelta()),
     (Adadelta(0.5, rho=0.8, epsilon=1e-4), lambda: adadelta(0.5, 0.8, 1e-4)),
+    (Adam(0.01, beta_2=0.5, amsgrad=True), lambda: adam(0.01, b2=0.5, amsgrad=True)),
+    (AdamW(0.1, weight_decay=0.3, amsgrad=True), lambda: adam(0.1, decay=0.3, amsgrad=True)),
+    (Nadam(), lambda: nadam()),
+    (Nadam(0.01, beta_1=0.8, beta_2=0.95, momentum_decay=1.0), lambda: nadam(0.01, 0.8, 0.95, psi=1.0)),
+    (Adamax(), lambda: adamax()),
+    (Adamax(0.1, beta_1=0.5, beta_2=0.9, epsilon=1e-3), lambda: adamax(0.1, 0.5, 0.9, 1e-3)),
+    (Lion(), lambda: lion()),
+    (Lion(0.1, beta_1=0.5, beta_2=0.8, weight_decay=0.3), lambda: lion(0.1, 0.5, 0.8, 0.3)),
+    (GradientAccumulation(Adam(0.01), 4), lambda: accumulating(adam(0.01), 4)),
+    (GradientAccumulation(SGD(0.1, momentum=0.9), 2), lambda: accumulating(sgd(0.1, 0.9), 2)),
+    (ExponentialMovingAverage(Adam(0.01), 0.5), lambda: adam(0.01)),
+    (LearningRateMultipliers(Adam(0.01), {"*": 0.5}), lambda: adam(0.01)),  # names are the engine's business
 ]
 by_optimizer = pytest.mark.parametrize("optimizer", [case[0] for case in CASES], ids=repr)
 
@@ -169,8 +251,11 @@ def test_elementwise(optimizer):
 @by_optimizer
 def test_configuration(optimizer):
     assert pickle.loads(pickle.dumps(optimizer)) == optimizer == optimizer.replace()
-    assert optimizer.replace(learning_rate=0.5).learning_rate == 0.5
-    assert lamella_optimizers()[type(optimizer).__name__.lower()] is type(optimizer)
+    assert optimizer.with_learning_rate(0.5).learning_rate == 0.5
+    assert optimizer.with_learning_rate(0.5).settings() == optimizer.settings()
+    name = type(optimizer).__name__
+    short = name in ("SGD", "RMSprop") or name.startswith("Ada")
+    assert lamella_optimizers()[name.lower() if short else snake_case(name)] is type(optimizer)
 
 
 def test_slots():
@@ -191,6 +276,38 @@ def test_slots():
         (RMSprop, {"epsilon": float("nan")}, "RMSprop: epsilon: expected a finite number, got nan"),
         (Adagrad, {"initial_accumulator_value": -1.0}, "initial_accumulator_value: expected a number of at least 0"),
         (Adadelta, {"rho": "0.9"}, "Adadelta: rho: expected a finite number, got '0.9'"),
+        (Adam, {"amsgrad": 1}, "Adam: amsgrad: expected True or False, got 1"),
+        (AdamW, {"exclude_from_weight_decay": 3}, r"AdamW: exclude_from_weight_decay: expected patterns .*, got 3"),
+        (
+            Lion,
+            {"exclude_from_weight_decay": ("",)},
+            r"Lion: exclude_from_weight_decay: expected a pattern .*, got ''",
+        ),
+        (Adamax, {"epsilon": 0.0}, "Adamax: epsilon: expected a number above 0, got 0.0"),
+        (Nadam, {"momentum_decay": -1}, "Nadam: momentum_decay: expected a number of at least 0, got -1"),
+        (GradientAccumulation, {"optimizer": "adam", "steps": 1}, "steps: expected an int of at least 2, got 1"),
+        (GradientAccumulation, {"optimizer": 3, "steps": 2}, "optimizer: expected a name or an Optimizer, got 3"),
+        (
+            GradientAccumulation,
+            {"optimizer": GradientAccumulation("sgd", 2), "steps": 2},
+            "optimizer: GradientAccumulation.'sgd', 2. has a slot 'accumulated' already; use another one",
+        ),
+        (ExponentialMovingAverage, {"optimizer": "sgd", "momentum": 1.0}, r"momentum: expected a fraction in \[0, 1\)"),
+        (
+            LearningRateMultipliers,
+            {"optimizer": "sgd", "multipliers": 0.1},
+            r"multipliers: expected a dict such as \{'",
+        ),
+        (
+            LearningRateMultipliers,
+            {"optimizer": "sgd", "multipliers": {"*": -1}},
+            r"'\*': expected a number of at least 0",
+        ),
+        (
+            LearningRateMultipliers,
+            {"optimizer": "sgd", "multipliers": {1: 1}},
+            "multipliers: expected a pattern of .* 1",
+        ),
     ],
 )
 def test_arguments_that_make_no_sense(cls, arguments, message):
@@ -219,3 +336,119 @@ def test_steps_that_a_layer_misses_while_it_is_frozen_do_not_count_for_it(optimi
             np.testing.assert_allclose(np.abs(model.parameters["first.kernel"] - before), 0.01, rtol=1e-3)
     state = model.optimizer_state
     assert (state.t, dict(state.missed)) == (303, {"first.kernel": 300, "first.bias": 300})
+
+
+def two_layers(**options):
+    return lm.Sequential(
+        [Dense(3, activation="tanh").named("first"), Dense(2).named("last")], input_shape=4, dtype="float64", **options
+    )
+
+
+DATA = np.random.default_rng(1).normal(size=(24, 4)), np.random.default_rng(2).normal(size=(24, 2))
+TASK = {"loss": "mean_squared_error", "shuffle": False, "progress": False}
+
+
+def test_accumulated_batches_are_one_large_batch_whatever_else_is_said():
+    many, few = two_layers(), two_layers()
+    for model in (many, few):  # within the bounds, which hold after every batch
+        for name in ("first.kernel", "last.kernel"):
+            model.parameters[name] = 0.3 * model.parameters[name]
+    rules = {"penalties": {"*": lm.regularization.L2(0.1)}, "constraints": {"*.kernel": lm.regularization.MaxNorm(0.5)}}
+    many.fit(*DATA, optimizer=GradientAccumulation(Nadam(0.1), 3), batch_size=4, epochs=4, **rules, **TASK)
+    few.fit(*DATA, optimizer=Nadam(0.1), batch_size=12, epochs=4, **rules, **TASK)
+    for name, array in few.parameters.items():
+        np.testing.assert_allclose(many.parameters[name], array, rtol=1e-12, atol=1e-14)
+    assert (many.step, few.step) == (24, 8)
+
+
+def test_accumulation_goes_on_where_it_stopped(tmp_path):
+    whole, parts = two_layers(), two_layers()
+    optimizer = GradientAccumulation("adam", 5)  # 6 batches an epoch
+    whole.fit(*DATA, optimizer=optimizer, batch_size=4, epochs=3, **TASK)
+    for _ in range(3):
+        parts.fit(*DATA, optimizer=optimizer, batch_size=4, **TASK)
+        parts.save(tmp_path / "m.lamella")
+        parts = lm.load(tmp_path / "m.lamella")
+    for name, array in whole.parameters.items():
+        np.testing.assert_array_equal(parts.parameters[name], array)
+
+
+def test_averages_of_parameters(tmp_path):
+    model, optimizer = two_layers(), ExponentialMovingAverage(SGD(0.1, momentum=0.9), 0.8)
+    with pytest.raises(ArgumentError, match="averaged: expected a model that .* trained, got one that took no steps"):
+        model.averaged()
+    model.freeze("first")
+    expected = {}
+    for step in range(6):
+        if step == 2:
+            model.unfreeze("first")
+        model.train_on_batch(*DATA, loss="mean_squared_error", optimizer=optimizer)
+        for name, array in model.parameters.items():
+            if step >= 2 or name.startswith("last"):
+                expected[name] = 0.8 * expected[name] + 0.2 * array if name in expected else array
+        averaged = model.averaged()
+        for name, array in averaged.parameters.items():
+            np.testing.assert_allclose(array, expected.get(name, model.parameters[name]), rtol=1e-13)
+    assert not np.array_equal(averaged.parameters["last.kernel"], model.parameters["last.kernel"])
+    model.save(tmp_path / "m.lamella")
+    loaded = lm.load(tmp_path / "m.lamella")
+    for name, array in loaded.averaged().parameters.items():
+        np.testing.assert_array_equal(array, averaged.parameters[name])
+    assert (averaged.step, averaged.optimizer_state.t, averaged.backend) == (6, 6, "numpy")
+    model.train_on_batch(*DATA, loss="mean_squared_error", optimizer=SGD(0.1, momentum=0.9))
+    with pytest.raises(ArgumentError, match=r"got one that SGD\(learning_rate=0.1, momentum=0.9\) trained"):
+        model.averaged()
+
+
+@pytest.mark.parametrize("rates", [{"first.*": 0.5}, {"*.bias": 0.0, "last.*": 2.0, "first.bias": 3.0}, {"*": 0.25}])
+def test_learning_rates_by_pattern(rates):
+    """Each parameter moves as in a model that is trained with its own rate."""
+    model, factors = two_layers(), {}
+    for name in model.parameters:
+        factors[name] = 1.0
+        for pattern, own in rates.items():
+            part = {"first.*": "first.", "*.bias": ".bias", "last.*": "last.", "first.bias": "first.bias", "*": ""}
+            factors[name] *= own if part[pattern] in name else 1.0
+    optimizer = LearningRateMultipliers(Adam(lm.schedules.Exponential(0.1, 3)), rates)
+    before = dict(model.parameters)
+    slots = {name: {"m": 0.0 * array, "v": 0.0 * array} for name, array in before.items()}
+    xp = get_backend("numpy").xp
+    for step in range(1, 6):
+        rate = optimizer.learning_rate.at(step)
+        _, gradients, _ = model.gradients(*DATA, loss="mean_squared_error")
+        model.train_on_batch(*DATA, loss="mean_squared_error", optimizer=optimizer)
+        for name, array in before.items():
+            moved = Adam().update(xp, array, gradients[name], slots[name], rate * factors[name], step)
+            before[name], slots[name] = moved
+            np.testing.assert_allclose(model.parameters[name], before[name], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Lion])
+def test_parameters_without_weight_decay(kind):
+    """Without gradients, only those that decay move."""
+    model = two_layers()
+    before = dict(model.parameters)
+    model.parameters["last.bias"] = before["last.bias"] = np.ones(2)
+    optimizer = kind(0.1, weight_decay=0.5, exclude_from_weight_decay=("*.bias", "first.*"))
+    zero = {name: np.zeros_like(array) for name, array in before.items()}
+    model.apply_gradients(zero, optimizer)
+    for name, array in model.parameters.items():
+        kept = 1.0 - 0.1 * 0.5 * (name == "last.kernel")
+        np.testing.assert_allclose(array, kept * before[name], rtol=1e-15)
+    with pytest.raises(ArgumentError, match=r"no parameter is called '\*.beta'; there are first.kernel, first.bias"):
+        model.fit(*DATA, optimizer=kind(exclude_from_weight_decay="*.beta"), **TASK)
+
+
+def test_settings_within_are_settings():
+    model = two_layers()
+
+    def train(momentum, rate, average):
+        optimizer = ExponentialMovingAverage(SGD(rate, momentum=momentum), average)
+        model.train_on_batch(*DATA, loss="mean_squared_error", optimizer=optimizer)
+        return model.optimizer_state.t
+
+    assert [train(0.9, 0.1, 0.5), train(0.9, 0.01, 0.5)] == [1, 2]
+    with pytest.warns(lm.MistakeWarning, match=r"it has optimizer.momentum=0.8, 0.9 before"):
+        assert train(0.8, 0.01, 0.5) == 1
+    with pytest.warns(lm.MistakeWarning, match=r"it has momentum=0.6, 0.5 before"):
+        assert train(0.8, 0.01, 0.6) == 1

@@ -1,6 +1,7 @@
 """Learning-rate schedules against PyTorch's published pseudo-code, and how training takes and keeps them."""
 
 import copy
+import itertools
 import math
 import pickle
 
@@ -9,7 +10,19 @@ import pytest
 
 import lamella as lm
 from lamella import registry
-from lamella.schedules import Constant, Cosine, Exponential, OneCycle, Schedule, StepDecay, WarmUp
+from lamella.schedules import (
+    Constant,
+    Cosine,
+    CosineRestarts,
+    Exponential,
+    InverseTime,
+    OneCycle,
+    PiecewiseConstant,
+    Polynomial,
+    Schedule,
+    StepDecay,
+    WarmUp,
+)
 from lamella_layers import Dense
 
 ALL = [
@@ -19,6 +32,10 @@ ALL = [
     Cosine(0.1, steps=9, warm_up=3, end=0.01),
     WarmUp(Exponential(0.1, every=2), steps=4),
     OneCycle(0.1, steps=10),
+    CosineRestarts(0.1, steps=3, lengthen=2, lower=0.5, end=0.01),
+    InverseTime(0.1, every=4),
+    PiecewiseConstant((2, 5), (0.1, 0.2, 0.01)),
+    Polynomial(0.1, steps=5, power=0.5, end=0.01),
 ]
 
 
@@ -61,6 +78,28 @@ def test_step_exponential_and_cosine_are_pytorchs():
         assert Cosine(0.1, steps=20, end=0.01).at(t) == pytest.approx(expected)
 
 
+def test_polynomial_inverse_time_and_pieces_follow_their_formulas():
+    for t in range(1, 40):
+        k = t - 1
+        expected = 0.01 + 0.09 * max(0.0, 1 - k / 20) ** 1.5
+        assert Polynomial(0.1, steps=20, power=1.5, end=0.01).at(t) == pytest.approx(expected)
+        assert InverseTime(0.1, every=7).at(t) == pytest.approx(0.1 / (1 + k / 7))
+        expected = 0.5 * 0.1 ** sum(k >= milestone for milestone in (10, 25))  # torch's MultiStepLR
+        assert PiecewiseConstant((10, 25), (0.5, 0.05, 0.005)).at(t) == pytest.approx(expected)
+    assert PiecewiseConstant((), (0.3,)).at(9) == 0.3
+
+
+@pytest.mark.parametrize(("lengthen", "starts"), [(1, [0, 4, 8, 12, 16]), (2, [0, 4, 12, 28]), (3, [0, 4, 16])])
+def test_restarts_begin_where_the_run_before_ends(lengthen, starts):
+    schedule = CosineRestarts(0.5, steps=4, lengthen=lengthen, lower=0.8, end=0.1)
+    for run, (start, end) in enumerate(itertools.pairwise([*starts, starts[-1] + 4 * lengthen ** (len(starts) - 1)])):
+        for k in range(start, end):
+            high = 0.5 * 0.8**run
+            expected = 0.1 + (high - 0.1) * (1 + math.cos(math.pi * (k - start) / (end - start))) / 2
+            assert schedule.at(k + 1) == pytest.approx(expected, rel=1e-13)
+    assert CosineRestarts(0.5, 7, lengthen=2).at(10**15) >= 0.0
+
+
 def test_rises_are_straight_and_lead_to_the_highest_rate():
     for rise in (Cosine(0.4, steps=10, warm_up=3), WarmUp(0.4, steps=3), WarmUp(Constant(0.4), steps=3)):
         assert [rise.at(t) for t in (1, 2, 3, 4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
@@ -90,6 +129,13 @@ def test_schedules_are_registered():
         (lambda: StepDecay(-0.1, every=3), "learning_rate: expected a number of at least 0"),
         (lambda: Exponential(0.1, every=3, factor=0), "factor: expected a number above 0, got 0"),
         (lambda: OneCycle(0.1, 10, rise=1.0), r"rise: expected a fraction in \[0, 1\)"),
+        (lambda: CosineRestarts(0.1, 5, lengthen=0), "lengthen: expected a positive int, got 0"),
+        (lambda: CosineRestarts(0.1, 5, lower=1.5), r"lower: expected a number in \(0, 1\], got 1.5"),
+        (lambda: InverseTime(0.1, 0), "every: expected a number above 0, got 0"),
+        (lambda: Polynomial(0.1, 5, power=0), "power: expected a number above 0, got 0"),
+        (lambda: PiecewiseConstant(5, (0.1, 0.2)), "boundaries: expected a tuple of numbers, got 5"),
+        (lambda: PiecewiseConstant((5, 3), (1, 2, 3)), r"boundaries: expected steps in rising order, got \(5, 3\)"),
+        (lambda: PiecewiseConstant((5,), (1,)), "values: expected 2, one more than there are boundaries, got 1"),
         (lambda: WarmUp("cosine", 3), "schedule: expected a finite number or a Schedule, such as"),
         (lambda: lm.optimizers.Adam("cosine"), "learning_rate: expected a finite number or a Schedule"),
         (lambda: lm.optimizers.Adam(Cosine), "learning_rate: expected a finite number or a Schedule"),

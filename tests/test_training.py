@@ -746,7 +746,7 @@ class Early(lm.Callback):
             lm.ArgumentError,
             r"Early.on_epoch_end: too many .* expected on_epoch_end\(self, model, epoch, logs\)",
         ),
-        (lambda m: m.fit([[0] * 4], [[0] * 3], loss="mse", optimizer="sgd"), LookupError, "mean 'mean_squared_error'"),
+        (lambda m: m.evaluate([], [], loss="cross_entropy"), LookupError, "Did you mean 'softmax_cross_entropy'"),
     ],
 )
 def test_words_of_other_libraries_are_answered(call, error, words):

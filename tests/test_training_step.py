@@ -99,6 +99,17 @@ OPTIMIZERS = [
     optimizers.RMSprop(0.01, centered=True),
     optimizers.Adagrad(0.05, initial_accumulator_value=0.1),
     optimizers.Adadelta(1.0),
+    optimizers.Adam(0.01, amsgrad=True),
+    optimizers.AdamW(0.01, weight_decay=0.5, amsgrad=True, exclude_from_weight_decay=("*.bias",)),
+    optimizers.Nadam(0.01),
+    optimizers.Adamax(0.01),
+    optimizers.Lion(0.001, weight_decay=0.1, exclude_from_weight_decay="dense_1.*"),
+    optimizers.GradientAccumulation(optimizers.Nadam(0.01), 2),
+    optimizers.ExponentialMovingAverage(optimizers.SGD(0.1, momentum=0.9), 0.5),
+    optimizers.LearningRateMultipliers(optimizers.SGD(0.1), {"dense_1.*": 0.5, "*.bias": 2.0}),
+    optimizers.ExponentialMovingAverage(
+        optimizers.LearningRateMultipliers(optimizers.AdamW(0.01, exclude_from_weight_decay="*.bias"), {"*.bias": 2.0})
+    ),
 ]
 
 
@@ -127,25 +138,64 @@ def mixed(rng, shape):
     return values / values.sum(axis=-1, keepdims=True)
 
 
+def yes_no(rng, shape):
+    return rng.integers(0, 2, shape)
+
+
+def counts(rng, shape):
+    return rng.poisson(2.0, shape)
+
+
 LOSSES = [
     (losses.SoftmaxCrossEntropy(), labels),
     (losses.SoftmaxCrossEntropy(), one_hot),
     (losses.SoftmaxCrossEntropy(), mixed),
     (losses.CategoricalCrossEntropy(), labels),
     (losses.CategoricalCrossEntropy(), one_hot),
-    (losses.BinaryCrossEntropy(), lambda rng, shape: rng.integers(0, 2, shape)),
+    (losses.SoftmaxCrossEntropy(label_smoothing=0.2), mixed),
+    (losses.SoftmaxCrossEntropy(label_smoothing=0.2, ignore_class=1), labels),
+    (losses.CategoricalCrossEntropy(label_smoothing=0.2, ignore_class=1), labels),
+    (losses.SoftmaxFocalCrossEntropy(ignore_class=2), labels),
+    (losses.KLDivergence(), mixed),
+    (losses.BinaryCrossEntropy(), yes_no),
+    (losses.BinaryCrossEntropy(label_smoothing=0.1), yes_no),
+    (losses.BinaryCrossEntropy(from_logits=False), yes_no),
+    (losses.BinaryFocalCrossEntropy(1.5, 0.25), yes_no),
+    (losses.Hinge(), yes_no),
+    (losses.Poisson(), counts),
+    (losses.Poisson(log_input=True), counts),
     (losses.MeanSquaredError(), lambda rng, shape: rng.normal(size=shape)),
     (losses.MeanAbsoluteError(), lambda rng, shape: rng.normal(size=shape)),
     (losses.Huber(0.5), lambda rng, shape: rng.normal(size=shape)),
+    (losses.LogCosh(), lambda rng, shape: rng.normal(size=shape)),
+    (losses.CosineSimilarity(), lambda rng, shape: rng.normal(size=shape)),
 ]
+ENDS = {"CategoricalCrossEntropy": "softmax", "KLDivergence": "softmax", "Poisson()": "softplus", "False": "sigmoid"}
 
 
 @pytest.mark.parametrize(("loss", "target"), LOSSES, ids=[f"{a!r}-{b.__name__}" for a, b in LOSSES])
 def test_every_loss_with_the_targets_of_samples(loss, target, tmp_path):
-    ends = "softmax" if isinstance(loss, losses.CategoricalCrossEntropy) else None
+    ends = next((end for part, end in ENDS.items() if part in repr(loss)), None)
     model = lm.Sequential([Dense(6, activation="tanh"), Dense(3, activation=ends)], input_shape=(4,), seed=3)
     data = list(batches(model, target))
     trained_alike(model, data, tmp_path / "step", loss=loss, optimizer="adam", samples=data[0])
+
+
+def test_losses_find_their_targets_without_samples(tmp_path):
+    for loss in (losses.Hinge(), losses.Poisson(log_input=True), losses.CosineSimilarity(), losses.LogCosh()):
+        assert export_training_step(dense(), tmp_path / "step", loss=loss, optimizer="sgd").agrees
+
+
+def test_labels_that_do_not_count_in_sequences_and_with_weights(tmp_path):
+    model = lm.Sequential([Dense(6, activation="tanh"), Dense(3)], input_shape=("T", 4), seed=3)
+    rng, loss = np.random.default_rng(0), losses.SoftmaxCrossEntropy(ignore_class=-1)
+    data = [
+        (rng.normal(size=(rows, 5, 4)), rng.integers(-1, 3, (rows, 5)), rng.uniform(size=rows)) for rows in (6, 3, 8)
+    ]
+    session = trained_alike(model, data, tmp_path / "step", loss=loss, optimizer="adam", samples=data[0])
+    x, y, weight = data[0]
+    told = model.evaluate(x, y, loss=loss, metrics="accuracy", sample_weight=weight)
+    assert session.evaluate(x, y, metrics="accuracy", sample_weight=weight) == pytest.approx(told, rel=1e-4)
 
 
 RULES = {
@@ -375,7 +425,7 @@ class Scale(lm.Layer):
         return d / size - x * xp.sum(d * x, axis=-1, keepdims=True) / (size * size * size)
 
 
-class LogCosh(losses.Loss):
+class Cosh(losses.Loss):
     def forward(self, ctx, prediction, target):
         r = prediction - target
         ctx.save(r)
@@ -399,7 +449,7 @@ class SignMomentum(optimizers.Optimizer):
 
 @pytest.fixture
 def registered():
-    for name, cls in (("scale", Scale), ("center", Center), ("log_cosh", LogCosh), ("sign_momentum", SignMomentum)):
+    for name, cls in (("scale", Scale), ("center", Center), ("cosh", Cosh), ("sign_momentum", SignMomentum)):
         lm.register(name)(cls)
 
 
@@ -407,7 +457,7 @@ def registered():
 def test_layers_losses_and_optimizers_of_others_need_array_code_only(tmp_path):
     model = lm.Sequential([Dense(5), Center(), Scale(), Dense(2)], input_shape=(4,), seed=6)
     data = list(batches(model, lambda rng, shape: rng.normal(size=shape)))
-    session = trained_alike(model, data, tmp_path / "step", loss=LogCosh(), optimizer=SignMomentum())
+    session = trained_alike(model, data, tmp_path / "step", loss=Cosh(), optimizer=SignMomentum())
     assert "center_1.mean" in session.state
 
 

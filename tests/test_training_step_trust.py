@@ -80,7 +80,7 @@ def of_result(owner, name):
 
 
 BROKEN = {
-    "the loss's slope": (lambda by: scaled(losses.softmax_cross_entropy_dx, by), "dense_1.kernel.gradient"),
+    "the loss's slope": (lambda by: scaled(losses.classes.softmax_cross_entropy_dx, by), "dense_1.kernel.gradient"),
     "a convolution's weight gradient": (lambda by: scaled(convolution.conv_dw, by), "conv2d_1.kernel.gradient"),
     "a normalization's gradient": (lambda by: scaled(batch.batch_normalization_dx, by), "conv2d_1.kernel.gradient"),
     "a forward pass": (lambda by: scaled(primitives.relu, by), "dense_1"),

@@ -30,6 +30,11 @@ ROWS = 7
 OPTIMIZERS = {
     "sgd": [optimizers.SGD(), optimizers.SGD(momentum=0.9), optimizers.SGD(momentum=0.9, nesterov=True)],
     "rmsprop": [optimizers.RMSprop(), optimizers.RMSprop(momentum=0.9), optimizers.RMSprop(centered=True)],
+    "adam": [optimizers.Adam(), optimizers.Adam(amsgrad=True)],
+    "adamw": [optimizers.AdamW(), optimizers.AdamW(amsgrad=True, exclude_from_weight_decay="*.bias")],
+    "gradient_accumulation": [optimizers.GradientAccumulation("adam", 2), optimizers.GradientAccumulation("sgd", 3)],
+    "exponential_moving_average": [optimizers.ExponentialMovingAverage("adam")],
+    "learning_rate_multipliers": [optimizers.LearningRateMultipliers("sgd", {"*.bias": 2.0})],
 }
 """Optimizers that are shown with other arguments than their defaults too."""
 
@@ -56,7 +61,7 @@ def subjects(kind: str) -> dict[str, list[Any]]:
     own = sorted(one.object.__name__ for one in registry.entries(kind) if one.plugin.distribution == "lamella")
     if kind == "optimizers":
         classes = {one.name: one.object for one in registry.entries(kind) if one.plugin.distribution == "lamella"}
-        forms = {cls.__name__: OPTIMIZERS.get(name, [cls()]) for name, cls in classes.items()}
+        forms = {cls.__name__: OPTIMIZERS.get(name) or [cls()] for name, cls in classes.items()}
         return {name: forms[name] for name in own}
     found: dict[str, list[Any]] = {name: [] for name in own}
     for specimen in registry.specimens():

@@ -14,6 +14,7 @@ from lamella import (
     callbacks,
     commands,  # noqa: F401  declares what plugins may give
     elsewhere,
+    initializers,
     losses,
     metrics,
     optimizers,
@@ -73,6 +74,7 @@ __all__ = [
     "callbacks",
     "from_config",
     "hookimpl",
+    "initializers",
     "inspect",
     "layer",
     "layers",

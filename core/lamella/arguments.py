@@ -28,6 +28,7 @@ __all__ = [
     "initializer_argument",
     "is_axis",
     "knows",
+    "measured",
     "number",
     "pair",
     "positive",
@@ -111,6 +112,20 @@ def number(
     return result
 
 
+def measured(value: Any, name: str) -> Any:
+    """Return what was measured: a float, or an array of floats such as those of classes.
+
+    >>> import numpy as np
+    >>> measured(1, "loss"), measured(np.array([1, 2]), "recall")
+    (1.0, array([1., 2.]))
+    """
+    if not isinstance(value, np.ndarray) or not value.ndim:
+        return number(value, name, finite=False)
+    if value.dtype.kind not in "fiub":
+        raise ArgumentError(f"{name}: expected numbers, got an array of {value.dtype}")
+    return value.astype("float64")
+
+
 def is_axis(value: Any) -> TypeGuard[int]:
     """Whether ``value`` is an int that can be the number of an axis, from either end.
 
@@ -184,7 +199,11 @@ def function(value: Any, name: str, signature: str) -> Any:
 
 
 def initializer_argument(value: Any, name: str) -> Any:
-    """Return ``value`` if it can be an initializer: a registered name, or a function."""
+    """Return ``value`` if it can be an initializer: a registered name, a function, or an object that is called."""
+    if isinstance(value, type):
+        raise ArgumentError(
+            f"{name}: expected an initializer, got the class {value.__name__}; did you mean {value.__name__}()?"
+        )
     if not callable(value) and not (isinstance(value, str) and value):
         raise ArgumentError(
             f"{name}: expected a registered name or a function (rng, shape, fan_in, fan_out) -> array, got "

@@ -22,8 +22,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
+
 from lamella import elsewhere
-from lamella.arguments import choice, file_path, flag, knows, number, positive, text
+from lamella.arguments import choice, file_path, flag, function, knows, number, positive, text
 from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean, shown
 from lamella.files import archive
 from lamella.network import Network
@@ -34,6 +36,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "EarlyStopping",
+    "Lambda",
     "LearningRateMonitor",
     "ReduceOnPlateau",
     "StopTraining",
@@ -73,10 +76,13 @@ class Callback:
     def on_epoch_begin(self, model: Network, epoch: int) -> None:
         """Before an epoch; epochs count from 0."""
 
-    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
-        """After each step, with the averages of the epoch so far."""
+    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, Any]) -> None:
+        """After each step, with the averages of the epoch so far; metrics that need all rows, such as AUC, are not in.
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
+        Values are floats; those of metrics of each class, and confusion matrices, are arrays.
+        """
+
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
         """After an epoch and its validation; values added to ``logs`` go to later callbacks and to the history."""
 
     def on_train_end(self, model: Network) -> None:
@@ -142,7 +148,7 @@ class EarlyStopping(Callback):
         self._forget()
         self._waited = 0
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
         value = _monitored("EarlyStopping", self.monitor, logs)
         if _is_better(value, self.best, self.larger, self.min_delta):
             self.best, self.best_epoch, self._waited = value, epoch + 1, 0
@@ -214,7 +220,7 @@ class ReduceOnPlateau(Callback):
         self._best: float | None = None
         self._waited = self._cooling = 0
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
         value = _monitored("ReduceOnPlateau", self.monitor, logs)
         if _is_better(value, self._best, self.larger, self.min_delta):
             self._best, self._waited = value, 0
@@ -241,12 +247,12 @@ class LearningRateMonitor(Callback):
     def on_epoch_begin(self, model: Network, epoch: int) -> None:
         self._rate = math.nan
 
-    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
+    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, Any]) -> None:
         state = model.values.optimizer
         if state is not None and state.t:
             self._rate = state.learning_rate(state.t)
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
         logs["learning_rate"] = self._rate
 
     def state_dict(self) -> dict[str, Any]:
@@ -322,7 +328,7 @@ class Checkpoint(Callback):
         if best is not None and _is_better(best, self._best, self.larger, 0.0):  # than what the file there says
             self._best = best
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
         if self.save_best_only:
             value = _monitored("Checkpoint", self.monitor, logs)
             if not _is_better(value, self._best, self.larger, 0.0):
@@ -342,8 +348,9 @@ class Checkpoint(Callback):
 class CSVLogger(Callback):
     """Writes one line for each epoch to a file; what was there before stays above.
 
-    Epochs of the model are counted from 1 in all trainings. A training that is resumed drops the lines of epochs that
-    it takes again.
+    Metrics of each class have a column for each: ``recall_0``, ``recall_1``. Confusion matrices are left out. Epochs of
+    the model are counted from 1 in all trainings. A training that is resumed drops the lines of epochs that it takes
+    again.
 
     Arguments:
         path: the file.
@@ -372,13 +379,14 @@ class CSVLogger(Callback):
         self._columns: list[str] = []
         self._last = 0  # epoch whose line was written
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
         import csv  # `import lamella` does without
 
         assert self._file is not None
+        numbers = {"epoch": model.epochs, **_numbers(logs)}
         writer = csv.writer(self._file, delimiter=self.separator, lineterminator="\n")
         if not self._columns:
-            self._columns = ["epoch", *logs]
+            self._columns = list(numbers)
             self._file.seek(0)
             try:
                 there = next(csv.reader(self._file, delimiter=self.separator), None)
@@ -394,7 +402,6 @@ class CSVLogger(Callback):
                     f"{', '.join(self._columns)}. Give another path, or append=False to truncate it"
                 )
         self._file.seek(0, os.SEEK_END)
-        numbers = {"epoch": model.epochs, **logs}
         writer.writerow([numbers.get(name, "") for name in self._columns])
         self._file.flush()
         self._last = model.epochs
@@ -427,6 +434,46 @@ class CSVLogger(Callback):
         self._file = None
 
 
+class Lambda(Callback):
+    """Calls functions at events, in place of a class with methods.
+
+    Arguments:
+        on_train_begin, on_epoch_begin, on_batch_end, on_epoch_end, on_train_end: functions with the arguments of the
+            method of `Callback`, but for ``self``.
+
+    Raises:
+        ArgumentError: what is no function, or none at all; when training begins, one with other arguments.
+
+    Source: https://keras.io/api/callbacks/lambda_callback/
+
+    >>> tell = Lambda(on_epoch_end=lambda model, epoch, logs: print(epoch, logs["loss"]))
+    >>> tell.on_epoch_end(None, 0, {"loss": 0.5})
+    0 0.5
+    """
+
+    def __init__(
+        self,
+        *,
+        on_train_begin: Callable[..., Any] | None = None,
+        on_epoch_begin: Callable[..., Any] | None = None,
+        on_batch_end: Callable[..., Any] | None = None,
+        on_epoch_end: Callable[..., Any] | None = None,
+        on_train_end: Callable[..., Any] | None = None,
+    ) -> None:
+        given = {
+            "on_train_begin": (on_train_begin, "(model, epochs, batches)"),
+            "on_epoch_begin": (on_epoch_begin, "(model, epoch)"),
+            "on_batch_end": (on_batch_end, "(model, rows, logs)"),
+            "on_epoch_end": (on_epoch_end, "(model, epoch, logs)"),
+            "on_train_end": (on_train_end, "(model)"),
+        }
+        if all(one is None for one, _ in given.values()):
+            raise ArgumentError(f"Lambda: expected a function for one event at least, of {', '.join(given)}")
+        for event, (one, signature) in given.items():
+            if one is not None:
+                setattr(self, event, function(one, f"Lambda: {event}", signature))
+
+
 class TensorBoardLogger(Callback):
     """Writes the values of each epoch, counted from 1, for TensorBoard, as ``loss/training``, ``loss/validation``.
 
@@ -449,8 +496,8 @@ class TensorBoardLogger(Callback):
         # the packages tell files apart by second, machine and process: not enough for two short trainings
         self._writer = self._open(self.folder, filename_suffix=f".{time.time_ns() % 10**9:09}")
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
-        for name, value in logs.items():
+    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
+        for name, value in _numbers(logs).items():
             plain = name.removeprefix("val_")
             self._writer.add_scalar(f"{plain}/{'training' if plain == name else 'validation'}", value, epoch + 1)
         self._writer.flush()
@@ -459,6 +506,17 @@ class TensorBoardLogger(Callback):
         if self._writer is not None:
             self._writer.close()
         self._writer = None
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The values that loggers write: numbers, and those of each class under a name of its own."""
+    found: dict[str, float] = {}
+    for name, value in logs.items():
+        if not np.ndim(value):
+            found[name] = value
+        elif value.ndim == 1:
+            found |= {f"{name}_{k}": float(one) for k, one in enumerate(value)}
+    return found
 
 
 def _tensorboard_writer() -> Callable[..., Any]:
@@ -494,13 +552,19 @@ def _larger(monitor: str, mode: str) -> bool:
     return larger_is_better(monitor) if choice(mode, "mode", ("auto", "min", "max")) == "auto" else mode == "max"
 
 
-def _monitored(where: str, monitor: str, logs: Mapping[str, float]) -> float:
+def _monitored(where: str, monitor: str, logs: Mapping[str, Any]) -> float:
     if monitor not in logs:
         hint = did_you_mean(monitor, logs)
         if monitor.startswith("val_") and not any(name.startswith("val_") for name in logs):
             hint = " Give fit validation_data."
         raise ArgumentError(f"{where}: monitor: no {monitor!r} in this training; there are {', '.join(logs)}.{hint}")
-    return logs[monitor]
+    value: float = logs[monitor]
+    if np.ndim(value):
+        raise ArgumentError(
+            f"{where}: monitor: expected a number, and {monitor!r} is an array {np.shape(value)}, which has no best. "
+            "Likely fix: average='macro' in the metric"
+        )
+    return value
 
 
 def _is_better(value: float, best: float | None, larger: bool, min_delta: float) -> bool:

@@ -34,9 +34,11 @@ __all__ = [
 NAMES = {
     "adaptive_avg_pool2d": "global_average_pooling2d",
     "alpha": "rho",
-    "bce": "binary_cross_entropy",
+    "average_precision": "auc",
+    "cross_entropy": "softmax_cross_entropy",
     "dilation": "dilation_rate",
     "double": "float64",
+    "f1_score": "f1",
     "filename": "path",
     "filepath": "path",
     "float": "float32",
@@ -47,15 +49,14 @@ NAMES = {
     "log_dir": "folder",
     "long": "int64",
     "lr": "learning_rate",
-    "mae": "mean_absolute_error",
     "min_lr": "min_learning_rate",
-    "mse": "mean_squared_error",
     "out_features": "units",
     "out_channels": "filters",
+    "r2_score": "r2",
     "restore_best_weights": "restore_best",
-    "rmse": "root_mean_squared_error",
+    "roc_auc": "auc",
     "simple_rnn": "rnn",
-    "swish": "silu",
+    "sparse_categorical_crossentropy": "softmax_cross_entropy",
     "xavier": "glorot_uniform",
 }
 
@@ -91,9 +92,9 @@ LAYERS = {
 }
 
 LOSSES = {
-    "BCELoss": "BinaryCrossEntropy(), on logits",
+    "BCELoss": "BinaryCrossEntropy(from_logits=False)",
     "BCEWithLogitsLoss": "BinaryCrossEntropy()",
-    "BinaryCrossentropy": "BinaryCrossEntropy(), on logits",
+    "BinaryCrossentropy": "BinaryCrossEntropy(), and with from_logits=False on probabilities",
     "CategoricalCrossentropy": "SoftmaxCrossEntropy() on logits, and CategoricalCrossEntropy() on probabilities",
     "CrossEntropyLoss": "SoftmaxCrossEntropy()",
     "HuberLoss": "Huber()",
@@ -220,14 +221,14 @@ SET = {  # of which nothing would come
 
 # Arguments of methods of a model
 
-_LABEL_SMOOTHING = "Soften the targets: np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes"
+_LABEL_SMOOTHING = "The loss has it: lm.losses.SoftmaxCrossEntropy(label_smoothing=0.1)"
 
 FIT = {
     "class_weights": "It is called class_weight",
     "clipnorm": "It is called clip_norm",
     "clipvalue": "It is called clip_value",
     "from_logits": "The loss says what it takes: softmax_cross_entropy and binary_cross_entropy logits, "
-    "categorical_cross_entropy probabilities",
+    "categorical_cross_entropy and lm.losses.BinaryCrossEntropy(from_logits=False) probabilities",
     "global_clipnorm": "It is called clip_norm",
     "label_smoothing": _LABEL_SMOOTHING,
     "learning_rate": "It stands in the optimizer: optimizer=lm.optimizers.Adam(0.001)",
@@ -295,8 +296,9 @@ LAYER = {
 }
 
 LOSS = {
-    "from_logits": "SoftmaxCrossEntropy and BinaryCrossEntropy take logits, CategoricalCrossEntropy probabilities",
-    "label_smoothing": _LABEL_SMOOTHING,
+    "from_logits": "SoftmaxCrossEntropy takes logits, CategoricalCrossEntropy probabilities, and BinaryCrossEntropy "
+    "has it",
+    "label_smoothing": "Losses of classes and of yes or no have it",
     "name": "It goes by its registered name",
     "reduction": "The loss is the weighted mean over samples; sample_weight and class_weight weigh them",
     "weight": "fit(..., class_weight={0: 1.0, 1: 5.0}) weighs classes",
@@ -321,7 +323,7 @@ OPTIMIZER = {
     "params": "fit gives it the model's parameters: model.fit(x, y, loss=..., optimizer=lm.optimizers.Adam(0.001))",
     "state_dict": "model.optimizer_state is what it remembers, and model.save(path) writes it too",
     "step": _GRADIENTS,
-    "weight_decay": "AdamW has it; penalties of fit, {'*.kernel': lm.regularization.L2(1e-4)}, go with all",
+    "weight_decay": "AdamW and Lion have it; penalties of fit, {'*.kernel': lm.regularization.L2(1e-4)}, go with all",
     "zero_grad": _GRADIENTS,
 }
 

@@ -60,7 +60,8 @@ def lamella_schedules() -> dict[str, type]:
 
 @hookspec
 def lamella_initializers() -> dict[str, Any]:
-    """Initializers: functions ``(rng, shape, fan_in, fan_out) -> array``."""
+    """Initializers: functions ``(rng, shape, fan_in, fan_out) -> array``, or subclasses of
+    `lamella.initializers.Initializer`."""
     return {}
 
 

@@ -1,11 +1,15 @@
 """Initializers: the first values of parameters, drawn in float64 by ``(rng, shape, fan_in, fan_out) -> array``.
 
-A family of four pairs: variance ``scale / fan`` with fan_in, fan_out or their mean, drawn from a uniform or a normal
-distribution. ``fan_in`` counts the inputs that one output is summed from, ``fan_out`` the outputs that one input
-goes to. Normal ones reach as far as they like, as in the papers and in PyTorch; Keras draws again what is beyond two
-standard deviations, and widens the rest to the same variance. "xavier" and "kaiming" are other names for "glorot" and
-"he", after the same authors. Sources: Glorot and Bengio (2010), https://proceedings.mlr.press/v9/glorot10a.html; He
-et al. (2015), https://arxiv.org/abs/1502.01852; LeCun et al., Efficient BackProp (1998); Saxe et al. (2013),
+Some are functions, such as `glorot_uniform`; those with settings are objects, such as ``TruncatedNormal(stddev=0.02)``.
+Layers take both, and registered names.
+
+A family of three pairs of functions: variance ``scale / fan`` with fan_in or the mean of both fans, drawn from a
+uniform or a normal distribution; `VarianceScaling` has its settings free. ``fan_in`` counts the inputs that one output
+is summed from, ``fan_out`` the outputs that one input goes to. Normal ones reach as far as they like, as in the papers
+and in PyTorch; Keras draws again what is beyond two standard deviations, and widens the rest to the same variance, as
+``distribution="truncated_normal"`` does here. "xavier" and "kaiming" are other names for "glorot" and "he", after the
+same authors. Sources: Glorot and Bengio (2010), https://proceedings.mlr.press/v9/glorot10a.html; He et al. (2015),
+https://arxiv.org/abs/1502.01852; LeCun et al., Efficient BackProp (1998); Saxe et al. (2013),
 https://arxiv.org/abs/1312.6120.
 
 >>> import numpy as np
@@ -19,20 +23,27 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from lamella import registry
-from lamella.arguments import positive
+from lamella.arguments import choice, number, positive
 from lamella.errors import ArgumentError, shown
 from lamella.hookspecs import hookimpl
+from lamella.protocol.configured import Configured
 
 __all__ = [
     "INITIALIZERS",
+    "Constant",
+    "Initializer",
+    "TruncatedNormal",
+    "VarianceScaling",
     "glorot_normal",
     "glorot_uniform",
     "he_normal",
     "he_uniform",
+    "initializer_of",
     "lecun_normal",
     "lecun_uniform",
     "ones",
@@ -42,33 +53,71 @@ __all__ = [
 ]
 
 Shape = tuple[int, ...]
-Initializer = Callable[["np.random.Generator", Shape, int | None, int | None], np.ndarray]  # loaded when needed
+Drawing = Callable[["np.random.Generator", Shape, int | None, int | None], np.ndarray]  # loaded when needed
 
 _MOST = 1 << 48  # entries of an array
 
-INITIALIZERS = registry.Kind("initializers")
+
+class Initializer(Configured):
+    """Draws the first values of a parameter, as an object with settings. A subclass defines ``draw``.
+
+    >>> import lamella as lm
+    >>> class Ramp(lm.initializers.Initializer):
+    ...     def __init__(self, end: float = 1.0):
+    ...         self.end = end
+    ...     def draw(self, rng, shape, fan_in, fan_out):
+    ...         return np.linspace(0.0, self.end, math.prod(shape)).reshape(shape)
+    >>> Ramp(3.0)(np.random.default_rng(0), (4,))
+    array([0., 1., 2., 3.])
+    """
+
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int | None, fan_out: int | None) -> np.ndarray:
+        """Return values of a shape; fans are None where the layer does not say them."""
+        raise NotImplementedError(f"{type(self).__name__} defines no draw")
+
+    def __call__(
+        self, rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None
+    ) -> np.ndarray:
+        """Draw values; what is no generator, no shape, or no number of inputs or outputs is refused."""
+        return self.draw(*_arguments(type(self).__name__, rng, shape, fan_in, fan_out))
 
 
-def _checked(draw: Initializer) -> Initializer:
-    """Let an initializer refuse what is no generator, no shape, or no number of inputs or outputs."""
+INITIALIZERS = registry.Kind("initializers", "lamella.initializers.Initializer", base=Initializer, functions=True)
+
+
+def initializer_of(value: Any) -> Callable[..., Any]:
+    """Return what draws values, from a registered name, a function or an object."""
+    found = INITIALIZERS.find(value) if isinstance(value, str) else value
+    made: Callable[..., Any] = found() if isinstance(found, type) else found
+    return made
+
+
+def _arguments(
+    name: str, rng: Any, shape: Any, fan_in: Any, fan_out: Any
+) -> tuple[np.random.Generator, Shape, int | None, int | None]:
+    """What an initializer is called with, checked."""
+    if not isinstance(rng, np.random.Generator):
+        raise ArgumentError(f"{name}: rng: expected a numpy.random.Generator, got {shown(rng)}")
+    if not isinstance(shape, tuple | list):
+        raise ArgumentError(f"{name}: shape: expected a tuple of sizes, got {shown(shape)}")
+    shape = tuple(positive(size, f"{name}: shape", minimum=0) for size in shape)
+    if math.prod(shape) > _MOST:
+        raise ArgumentError(f"{name}: shape: expected one that memory holds, got {shown(shape)}")
+    inputs, outputs = (
+        None if fan is None else positive(fan, f"{name}: {label}", minimum=0)
+        for label, fan in (("fan_in", fan_in), ("fan_out", fan_out))
+    )
+    return rng, shape, inputs, outputs
+
+
+def _checked(draw: Drawing) -> Drawing:
+    """Let a function refuse what is no generator, no shape, or no number of inputs or outputs."""
 
     @functools.wraps(draw)
     def initializer(
         rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None
     ) -> np.ndarray:
-        name = draw.__name__
-        if not isinstance(rng, np.random.Generator):
-            raise ArgumentError(f"{name}: rng: expected a numpy.random.Generator, got {shown(rng)}")
-        if not isinstance(shape, tuple | list):
-            raise ArgumentError(f"{name}: shape: expected a tuple of sizes, got {shown(shape)}")
-        shape = tuple(positive(size, f"{name}: shape", minimum=0) for size in shape)
-        if math.prod(shape) > _MOST:
-            raise ArgumentError(f"{name}: shape: expected one that memory holds, got {shown(shape)}")
-        fans = [
-            None if fan is None else positive(fan, f"{name}: {label}", minimum=0)
-            for label, fan in (("fan_in", fan_in), ("fan_out", fan_out))
-        ]
-        return draw(rng, shape, *fans)
+        return draw(*_arguments(draw.__name__, rng, shape, fan_in, fan_out))
 
     return initializer
 
@@ -111,7 +160,7 @@ def orthogonal(
     return (q if rows >= columns else q.T).reshape(shape)
 
 
-def _scaled(name: str, scale: float, mean_fan: bool, distribution: str) -> Initializer:
+def _scaled(name: str, scale: float, mean_fan: bool, distribution: str) -> Drawing:
     def initializer(
         rng: np.random.Generator, shape: Shape, fan_in: int | None = None, fan_out: int | None = None
     ) -> np.ndarray:
@@ -125,6 +174,97 @@ def _scaled(name: str, scale: float, mean_fan: bool, distribution: str) -> Initi
     initializer.__name__ = initializer.__qualname__ = name
     initializer.__doc__ = f"{distribution.capitalize()} around 0, with variance {scale:g} / {fan}."
     return _checked(initializer)
+
+
+class Constant(Initializer):
+    """One value everywhere.
+
+    Arguments:
+        value: the value.
+
+    >>> Constant(0.5)(np.random.default_rng(0), (3,))
+    array([0.5, 0.5, 0.5])
+    """
+
+    def __init__(self, value: float = 0.0):
+        self.value = number(value, "value")
+
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int | None, fan_out: int | None) -> np.ndarray:
+        return np.full(shape, self.value)
+
+
+class TruncatedNormal(Initializer):
+    """Normal values, of which those beyond two standard deviations from the mean are drawn again.
+
+    Their own standard deviation is 0.88 times ``stddev``.
+
+    Arguments:
+        mean: the mean.
+        stddev: the standard deviation before values are drawn again, more than 0.
+
+    Source: https://keras.io/api/layers/initializers/#truncatednormal-class
+
+    >>> values = TruncatedNormal(stddev=0.5)(np.random.default_rng(0), (10_000,))
+    >>> bool(abs(values).max() <= 1.0), round(float(values.std()), 2)
+    (True, 0.44)
+    """
+
+    def __init__(self, mean: float = 0.0, stddev: float = 0.05):
+        self.mean = number(mean, "mean")
+        self.stddev = number(stddev, "stddev", above=0.0)
+
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int | None, fan_out: int | None) -> np.ndarray:
+        return self.mean + self.stddev * _truncated(rng, shape)
+
+
+def _truncated(rng: np.random.Generator, shape: Shape) -> np.ndarray:
+    """Standard normal values within [-2, 2]."""
+    values = rng.standard_normal(shape)
+    beyond = np.abs(values) > 2.0
+    while beyond.any():
+        values[beyond] = rng.standard_normal(int(beyond.sum()))
+        beyond = np.abs(values) > 2.0
+    return values
+
+
+_TRUNCATED = 0.87962566103423978  # the standard deviation of standard normal values within [-2, 2]
+
+
+class VarianceScaling(Initializer):
+    """Values around 0 with the variance ``scale / fan``, so that a layer keeps the size of what goes through it.
+
+    Arguments:
+        scale: 2 for relu, 1 for functions that are straight at 0.
+        mode: "fan_in" to keep the size of activations, "fan_out" that of gradients, "fan_avg" for the mean of both.
+        distribution: "truncated_normal", which is drawn again beyond two standard deviations and widened to the
+            variance, "normal" or "uniform".
+
+    Source: https://keras.io/api/layers/initializers/#variancescaling-class
+
+    >>> values = VarianceScaling(2.0)(np.random.default_rng(0), (200, 100))
+    >>> round(float(values.var()) * 200, 1)
+    2.0
+    """
+
+    def __init__(self, scale: float = 1.0, mode: str = "fan_in", distribution: str = "truncated_normal"):
+        self.scale = number(scale, "scale", above=0.0)
+        self.mode = choice(mode, "mode", ("fan_in", "fan_out", "fan_avg"))
+        self.distribution = choice(distribution, "distribution", ("truncated_normal", "normal", "uniform"))
+
+    def draw(self, rng: np.random.Generator, shape: Shape, fan_in: int | None, fan_out: int | None) -> np.ndarray:
+        inputs, outputs = _fans(
+            "VarianceScaling",
+            shape,
+            1 if fan_in is None and self.mode == "fan_out" else fan_in,  # a fan that makes no difference
+            1 if fan_out is None and self.mode == "fan_in" else fan_out,
+        )
+        fan = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}[self.mode]
+        deviation = math.sqrt(self.scale / max(1.0, fan))
+        if self.distribution == "uniform":
+            return rng.uniform(-math.sqrt(3.0) * deviation, math.sqrt(3.0) * deviation, shape)
+        if self.distribution == "normal":
+            return rng.normal(0.0, deviation, shape)
+        return deviation / _TRUNCATED * _truncated(rng, shape)
 
 
 glorot_uniform = _scaled("glorot_uniform", 1.0, True, "uniform")
@@ -150,10 +290,13 @@ def _fans(name: str, shape: Shape, fan_in: int | None, fan_out: int | None) -> t
 
 
 @hookimpl
-def lamella_initializers() -> dict[str, Initializer]:
+def lamella_initializers() -> dict[str, Any]:
     scaled = (glorot_uniform, glorot_normal, he_uniform, he_normal, lecun_uniform, lecun_normal)
     return {
         **{function.__name__: function for function in (zeros, ones, uniform, orthogonal, *scaled)},
+        "constant": Constant,
+        "truncated_normal": TruncatedNormal,
+        "variance_scaling": VarianceScaling,
         "kaiming_normal": he_normal,
         "kaiming_uniform": he_uniform,
         "xavier_normal": glorot_normal,

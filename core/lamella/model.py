@@ -17,12 +17,15 @@ from lamella.graph.operations import Graph, assemble
 from lamella.network import Appended, Network, warn_of_mistakes
 from lamella.protocol.layer import Layer
 from lamella.protocol.node import Input, Node
+from lamella.training import apply, rates
 from lamella.training import fit as training
 
 __all__ = ["Model", "Sequential", "from_config", "load"]
 
 
-_ASSIGNED = frozenset(("device", "graph", "optimizer_state", "prepared_steps", "seed", "step", "values"))
+_ASSIGNED = frozenset(
+    ("device", "graph", "optimizer_state", "prepared_steps", "prepared_update", "seed", "step", "values")
+)
 
 
 class Model(Network):
@@ -65,6 +68,35 @@ class Model(Network):
     train_on_batch = training.train_on_batch
     evaluate = training.evaluate
     gradients = training.gradients
+    apply_gradients = apply.apply_gradients
+    find_learning_rate = rates.find_learning_rate
+
+    def until(self, name: str, *others: str) -> Model:
+        """Return a model that ends with the layer of a name, or with several, as its outputs.
+
+        It has the values of now, which training either of the two no longer shares. Names are those of `summary`; a
+        layer such as ``Dense(3, activation="relu")`` ends after its activation. Where layers are left out that come
+        before others, the numbers of those count anew.
+
+        Raises:
+            ArgumentError: there is no layer of that name.
+
+        >>> import lamella as lm
+        >>> from lamella_layers import Dense
+        >>> model = lm.Sequential([Dense(8, activation="relu"), Dense(3)], input_shape=4)
+        >>> model.until("dense_1")
+        <Sequential (N, 4) float32 -> (N, 8) float32, 40 parameters>
+        """
+        graph = self.graph
+        try:
+            outputs = [node for one in (name, *others) for node in graph.nodes_of(one)]
+        except ArgumentError as error:
+            raise ArgumentError(f"until: {error}") from None
+        kind = graph.kind if len(outputs) == 1 else "Model"
+        part = assemble(graph.inputs_of(outputs), outputs, self.dtype, seed=self.seed, kind=kind)
+        made = made_of(part, self.backend, drawn=False)
+        made.copy_values(self)
+        return made
 
     def appended(self, append: Appended | Mapping[str, Appended]) -> Model:
         """Return a new model of the same layers and values, with more layers after the outputs.

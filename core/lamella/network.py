@@ -26,6 +26,7 @@ from lamella.graph.appending import Ends, ends_of, extended, same_ends
 from lamella.graph.operations import Graph, Operation, assemble
 from lamella.graph.plan import Plan
 from lamella.graph.slicing import cut
+from lamella.optimizers.around import keeps_average
 from lamella.protocol.inputs import as_inputs, converted
 from lamella.protocol.layer import Layer, call
 from lamella.protocol.node import Node, valid_name
@@ -69,6 +70,7 @@ class Network:
         self._epochs = 0
         self._history: Any = None
         self.prepared_steps: Any = None  # what training keeps from one call to the next
+        self.prepared_update: Any = None  # what apply_gradients keeps
         self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
         self._longer: list[tuple[Ends, Network]] = []  # those with layers after the outputs that are kept
         if drawn:
@@ -435,6 +437,26 @@ class Network:
             )
         backend = self.backend if backend is None else backend
         return self._of(graph, backend=backend, frozen=self._frozen, drawn=False)._become(self)
+
+    def averaged(self) -> Self:
+        """Return a copy with the averages of parameters that `lm.optimizers.ExponentialMovingAverage` kept.
+
+        What never moved, and the state of layers such as running means, is as it is here.
+
+        Raises:
+            ArgumentError: the last steps were of an optimizer that keeps no average.
+        """
+        with self.reading() as values:
+            optimizer = values.optimizer
+            if optimizer is None or not keeps_average(optimizer.optimizer):
+                got = "one that took no steps" if optimizer is None else f"one that {optimizer.optimizer!r} trained"
+                raise ArgumentError(
+                    f"averaged: expected a model that lm.optimizers.ExponentialMovingAverage(...) trained, got {got}"
+                )
+            twin, layout, average = self.copy(), values.parameters.layout, optimizer.slots["average"]
+            moved = [name for name in layout.declarations if optimizer.missed.get(name, 0) < optimizer.t]
+            twin.assign({name: self.device.asnumpy(layout.part(average, name)) for name in moved})
+        return twin
 
     def _become(self, other: Network) -> Self:
         """Take everything that a network of equal layers has at this moment."""

@@ -154,10 +154,19 @@ class Kind:
         called: the full name under which users know the class, for messages.
         base: the class whose subclasses are given.
         of: the class whose instances are given. Without one of these two, functions are given.
+        functions: whether functions are given beside subclasses.
     """
 
-    def __init__(self, name: str, called: str = "", *, base: type | None = None, of: type | None = None) -> None:
-        self.name, self.called, self.base, self.of = name, called, base, of
+    def __init__(
+        self,
+        name: str,
+        called: str = "",
+        *,
+        base: type | None = None,
+        of: type | None = None,
+        functions: bool = False,
+    ) -> None:
+        self.name, self.called, self.base, self.of, self.functions = name, called, base, of, functions
         _kinds[name] = self
 
     def find(self, name: str) -> Any:
@@ -175,8 +184,8 @@ class Kind:
     def fault(self, thing: Any) -> str:
         """Return what was expected in place of a thing that is not of this kind, else an empty string."""
         if self.base is not None:
-            fits = isinstance(thing, type) and issubclass(thing, self.base)
-            return "" if fits else f"a subclass of {self.called}"
+            fits = issubclass(thing, self.base) if isinstance(thing, type) else self.functions and callable(thing)
+            return "" if fits else f"{'a function or ' if self.functions else ''}a subclass of {self.called}"
         if self.of is not None:
             return "" if isinstance(thing, self.of) else f"a {self.called}"
         return "" if callable(thing) else "a function"
@@ -317,8 +326,6 @@ class Registry:
         def known(thing: _T) -> _T:
             kinds = [_kinds[kind] for kind in hookspecs.KINDS if _kinds[kind].base or _kinds[kind].of]
             kind = next((kind.name for kind in kinds if not kind.fault(thing)), "")
-            if not kind and callable(thing) and not isinstance(thing, type):
-                kind = "initializers"
             if not kind:
                 raise ArgumentError(
                     f"register: expected the class of a layer, loss, optimizer, schedule or metric, an "

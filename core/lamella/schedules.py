@@ -11,6 +11,7 @@ an equal schedule, after `load` too, goes on counting; another schedule starts a
 
 from __future__ import annotations
 
+import bisect
 import math
 
 from lamella import registry
@@ -22,8 +23,12 @@ from lamella.protocol.configured import Configured
 __all__ = [
     "Constant",
     "Cosine",
+    "CosineRestarts",
     "Exponential",
+    "InverseTime",
     "OneCycle",
+    "PiecewiseConstant",
+    "Polynomial",
     "Schedule",
     "StepDecay",
     "WarmUp",
@@ -156,6 +161,134 @@ class Cosine(Schedule):
         return _cosine(self.learning_rate, self.end, done)
 
 
+class CosineRestarts(Schedule):
+    """Half cosines from a high rate down to ``end``, one after another; each may be longer and lower than the last.
+
+    Run ``n = 0, 1, ...`` has ``steps * lengthen ** n`` steps and starts at ``learning_rate * lower ** n``. With ``p``,
+    the share of the run that is done before a step, the rate is ``end + (start - end) (1 + cos(pi p)) / 2``.
+
+    Arguments:
+        learning_rate: the rate of the first step.
+        steps: how many steps the first run has.
+        lengthen: how many times as many steps each run has as the one before.
+        lower: what the start of each run is of that of the one before, in (0, 1].
+        end: the lowest rate.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.CosineAnnealingWarmRestarts.html,
+    https://keras.io/api/optimizers/learning_rate_schedules/cosine_decay_restarts/, after
+    https://arxiv.org/abs/1608.03983
+
+    >>> runs = CosineRestarts(0.4, steps=2, lengthen=2, lower=0.5)
+    >>> [round(runs.at(step), 4) for step in range(1, 8)]
+    [0.4, 0.2, 0.2, 0.1707, 0.1, 0.0293, 0.1]
+    """
+
+    def __init__(self, learning_rate: float, steps: int, *, lengthen: int = 1, lower: float = 1.0, end: float = 0.0):
+        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+        self.steps = positive(steps, "steps")
+        self.lengthen = positive(lengthen, "lengthen")
+        self.lower = number(lower, "lower", above=0.0)
+        self.end = number(end, "end", minimum=0.0)
+        if self.lower > 1.0:
+            raise ArgumentError(f"lower: expected a number in (0, 1], got {shown(lower)}")
+
+    def at(self, step: int) -> float:
+        left, run, length = positive(step, "step") - 1, 0, self.steps
+        if self.lengthen == 1:
+            run, left = divmod(left, length)
+        while left >= length:
+            left, run, length = left - length, run + 1, length * self.lengthen
+        return _cosine(self.learning_rate * _power(self.lower, run), self.end, left / length)
+
+
+class PiecewiseConstant(Schedule):
+    """A rate that changes at given steps: ``values[0]`` up to step ``boundaries[0]``, ``values[1]`` from then on, ...
+
+    Arguments:
+        boundaries: the last step of each value but the last, in rising order.
+        values: the rates, one more than boundaries.
+
+    Keras counts steps from 0, so that its first value holds for ``boundaries[0] + 1`` steps.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.MultiStepLR.html,
+    https://keras.io/api/optimizers/learning_rate_schedules/piecewise_constant_decay/
+
+    >>> stairs = PiecewiseConstant((100, 150), (0.1, 0.01, 0.001))
+    >>> [stairs.at(step) for step in (1, 100, 101, 150, 151)]
+    [0.1, 0.1, 0.01, 0.01, 0.001]
+    """
+
+    def __init__(self, boundaries: tuple[int, ...], values: tuple[float, ...]):
+        for name, given in (("boundaries", boundaries), ("values", values)):
+            if not isinstance(given, tuple | list):
+                raise ArgumentError(f"{name}: expected a tuple of numbers, got {shown(given)}")
+        self.boundaries = tuple(positive(boundary, "boundaries") for boundary in boundaries)
+        self.values = tuple(number(value, "values", minimum=0.0) for value in values)
+        if list(self.boundaries) != sorted(set(self.boundaries)):
+            raise ArgumentError(f"boundaries: expected steps in rising order, got {shown(boundaries)}")
+        if len(self.values) != len(self.boundaries) + 1:
+            raise ArgumentError(
+                f"values: expected {len(self.boundaries) + 1}, one more than there are boundaries, got "
+                f"{len(self.values)}"
+            )
+
+    def at(self, step: int) -> float:
+        return self.values[bisect.bisect_left(self.boundaries, positive(step, "step"))]
+
+
+class Polynomial(Schedule):
+    """A rate that falls along a power of what is left: ``end + (learning_rate - end) (1 - (step - 1) / steps)^power``.
+
+    After all ``steps`` it is ``end``.
+
+    Arguments:
+        learning_rate: the rate of the first step.
+        steps: how many steps the fall takes.
+        power: 1 for a straight line.
+        end: the lowest rate.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.PolynomialLR.html,
+    https://keras.io/api/optimizers/learning_rate_schedules/polynomial_decay/
+
+    >>> fall = Polynomial(0.4, steps=4, power=2)
+    >>> [round(fall.at(step), 3) for step in range(1, 7)]
+    [0.4, 0.225, 0.1, 0.025, 0.0, 0.0]
+    """
+
+    def __init__(self, learning_rate: float, steps: int, *, power: float = 1.0, end: float = 0.0):
+        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+        self.steps = positive(steps, "steps")
+        self.power = number(power, "power", above=0.0)
+        self.end = number(end, "end", minimum=0.0)
+
+    def at(self, step: int) -> float:
+        left = max(0.0, 1.0 - (positive(step, "step") - 1) / self.steps)
+        return self.end + (self.learning_rate - self.end) * math.pow(left, self.power)
+
+
+class InverseTime(Schedule):
+    """A rate that falls ever more slowly: ``learning_rate / (1 + (step - 1) / every)``.
+
+    Arguments:
+        learning_rate: the rate of the first step.
+        every: after how many steps half of it is left; a third is left after twice as many.
+
+    Source: https://keras.io/api/optimizers/learning_rate_schedules/inverse_time_decay/, where it is ``decay_steps /
+    decay_rate``
+
+    >>> fall = InverseTime(0.3, every=10)
+    >>> [round(fall.at(step), 3) for step in (1, 11, 21)]
+    [0.3, 0.15, 0.1]
+    """
+
+    def __init__(self, learning_rate: float, every: float):
+        self.learning_rate = number(learning_rate, "learning_rate", minimum=0.0)
+        self.every = number(every, "every", above=0.0)
+
+    def at(self, step: int) -> float:
+        return self.learning_rate / (1.0 + (positive(step, "step") - 1) / self.every)
+
+
 class WarmUp(Schedule):
     """A straight rise before another schedule: step ``n`` of the first ``steps`` takes ``n / (steps + 1)`` of its first
     rate; then the schedule itself starts with ``schedule.at(1)``.
@@ -276,7 +409,11 @@ def lamella_schedules() -> dict[str, type]:
         "constant": Constant,
         "step_decay": StepDecay,
         "exponential": Exponential,
+        "polynomial": Polynomial,
+        "inverse_time": InverseTime,
+        "piecewise_constant": PiecewiseConstant,
         "cosine": Cosine,
+        "cosine_restarts": CosineRestarts,
         "warm_up": WarmUp,
         "one_cycle": OneCycle,
     }

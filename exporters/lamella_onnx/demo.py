@@ -96,7 +96,7 @@ def run(folder: Path) -> float:
     pictures = _draw(folder, history, images[test], labels[test])
     program = "lamella" if shutil.which("lamella") else sys.argv[0] if "lamella" in sys.argv[0] else "python -m lamella"
     print(_CLOSING.format(folder=folder, pictures=pictures, program=program), end="")
-    return scores["accuracy"]
+    return float(scores["accuracy"])
 
 
 _CLOSING = """

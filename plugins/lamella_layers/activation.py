@@ -190,6 +190,30 @@ def gelu(xp: Any, x: Any) -> Any:
     return x * _normal(xp, x)
 
 
+@lm.primitive
+def hard_sigmoid(xp: Any, x: Any) -> Any:
+    """x / 6 + 1 / 2, held between 0 and 1: a sigmoid of straight lines."""
+    return xp.clip(x / 6.0 + 0.5, 0.0, 1.0)
+
+
+@lm.primitive
+def hard_silu(xp: Any, x: Any) -> Any:
+    """x times its hard sigmoid."""
+    return x * xp.clip(x / 6.0 + 0.5, 0.0, 1.0)
+
+
+@lm.primitive
+def mish(xp: Any, x: Any) -> Any:
+    """x tanh(softplus(x))."""
+    return x * xp.tanh(softplus(xp, x))
+
+
+@lm.primitive
+def softsign(xp: Any, x: Any) -> Any:
+    """x / (1 + |x|)."""
+    return x / (1.0 + xp.abs(x))
+
+
 def _normal(xp: Any, x: Any) -> Any:
     """Phi(x) = (1 + erf(x / sqrt(2))) / 2."""
     return 0.5 + 0.5 * erf(xp, x * math.sqrt(0.5))
@@ -209,6 +233,10 @@ _native(leaky_relu, "LeakyRelu", alpha=_SLOPE)
 _native(elu, "Elu", is_stable=False, alpha=1.0)  # exp(x) - 1, of which little is left near 0
 _native(selu, "Selu", is_stable=False, alpha=_ALPHA, gamma=_SCALE)
 _native(gelu, "Gelu", since=20, approximate="none")
+_native(hard_sigmoid, "HardSigmoid", alpha=1.0 / 6.0, beta=0.5)
+_native(hard_silu, "HardSwish")
+_native(mish, "Mish")
+_native(softsign, "Softsign")
 
 
 def _positive(xp: Any, x: Any) -> Any:
@@ -236,6 +264,26 @@ def _silu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
     return dy * s * (1.0 + x * (1.0 - s))
 
 
+def _between(xp: Any, y: Any, low: float, high: float) -> Any:
+    """[low < y < high]."""
+    return xp.astype(y > low, y.dtype) * xp.astype(y < high, y.dtype)
+
+
+def _hard_silu_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
+    s = xp.clip(x / 6.0 + 0.5, 0.0, 1.0)
+    return dy * (s + x / 6.0 * _between(xp, s, 0.0, 1.0))
+
+
+def _mish_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
+    t = xp.tanh(softplus(xp, x))
+    return dy * (t + x * (1.0 - t * t) * sigmoid(xp, x))
+
+
+def _softsign_dx(xp: Any, x: Any, y: Any, dy: Any) -> Any:
+    share = 1.0 / (1.0 + xp.abs(x))
+    return dy * share * share
+
+
 @lm.hookimpl
 def lamella_layers() -> dict[str, type]:
     return {"activation": Activation, "prelu": PReLU}
@@ -244,18 +292,32 @@ def lamella_layers() -> dict[str, type]:
 @lm.hookimpl
 def lamella_activations() -> dict[str, lm.ActivationFunction]:
     f = lm.ActivationFunction
+    silu, hard = f(lambda xp, x: x * sigmoid(xp, x), _silu_dx), f(hard_silu, _hard_silu_dx)
     return {
         "elu": f(elu, lambda xp, x, y, dy: dy * xp.exp(xp.minimum(x, 0.0))),  # exp(0) = 1 where x is positive
         "gelu": f(gelu, _gelu_dx),
+        "hard_sigmoid": f(
+            hard_sigmoid, lambda xp, x, y, dy: dy * _between(xp, y, 0.0, 1.0) / 6.0, probabilities=True, uses_x=False
+        ),
+        "hard_silu": hard,
         "leaky_relu": f(leaky_relu, lambda xp, x, y, dy: dy * xp.maximum(_positive(xp, x), _SLOPE)),
         "linear": f(lambda xp, x: x, lambda xp, x, y, dy: dy, uses_x=False),
+        "mish": f(mish, _mish_dx),
         "relu": f(relu, relu_dx, uses_x=False),
+        "relu6": f(
+            lambda xp, x: xp.clip(x, 0.0, 6.0),
+            lambda xp, x, y, dy: dy * _between(xp, y, 0.0, 6.0),
+            uses_x=False,
+        ),
         "selu": f(selu, _selu_dx),
         "sigmoid": f(sigmoid, lambda xp, x, y, dy: dy * (y * (1.0 - y)), probabilities=True, uses_x=False),
-        "silu": f(lambda xp, x: x * sigmoid(xp, x), _silu_dx),
+        "silu": silu,
         "softmax": f(softmax, _softmax_dx, probabilities=True, uses_x=False),
+        "softsign": f(softsign, _softsign_dx),
         "softplus": f(softplus, lambda xp, x, y, dy: dy * sigmoid(xp, x)),
         "tanh": f(lambda xp, x: xp.tanh(x), lambda xp, x, y, dy: dy * (1.0 - y * y), uses_x=False),
+        "hard_swish": hard,
+        "swish": silu,
     }
 
 
@@ -264,14 +326,19 @@ def lamella_specimens() -> list[Any]:
     operators = {
         "elu": ("Elu",),
         "gelu": ("Gelu",),
+        "hard_sigmoid": ("HardSigmoid",),
+        "hard_silu": ("HardSwish",),
         "leaky_relu": ("LeakyRelu",),
         "linear": (),
+        "mish": ("Mish",),
         "relu": ("Relu",),
+        "relu6": ("Clip",),
         "selu": ("Selu",),
         "sigmoid": ("Sigmoid",),
         "silu": ("Sigmoid", "Mul"),
         "softmax": ("Softmax",),
         "softplus": ("Softplus",),
+        "softsign": ("Softsign",),
         "tanh": ("Tanh",),
     }
     docs = "https://onnx.ai/onnx/operators/"

@@ -33,7 +33,7 @@ class MultiHeadAttention(lm.Layer):
         dropout: the fraction of weights that is set to zero in training, as by Dropout.
         use_bias: whether the four projections have one.
         causal: whether position t may attend to positions 0 to t only.
-        kernel_initializer: how their kernels start; biases start at zero.
+        kernel_initializer, bias_initializer: how their kernels and biases start.
 
     Shapes: query (N, T, features), value (N, S, ...), key (N, S, ...), mask (N, T, S) or of size 1 along T or S, or
     (N, S) for all queries alike -> (N, T, features). T and S may be of unknown size. Parameters: those of Dense layers
@@ -61,6 +61,7 @@ class MultiHeadAttention(lm.Layer):
         *,
         causal: bool = False,
         kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
     ):
         self.heads, self.key_dim = positive(num_heads, "num_heads"), positive(key_dim, "key_dim")
         self.value_dim = self.key_dim if value_dim is None else positive(value_dim, "value_dim")
@@ -68,6 +69,7 @@ class MultiHeadAttention(lm.Layer):
         self.options = {
             "use_bias": flag(use_bias, "use_bias"),
             "kernel_initializer": initializer_argument(kernel_initializer, "kernel_initializer"),
+            "bias_initializer": initializer_argument(bias_initializer, "bias_initializer"),
         }
 
     def expand(self, *nodes: lm.Node) -> Any:

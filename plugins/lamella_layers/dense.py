@@ -6,6 +6,7 @@ from typing import Any
 
 import lamella as lm
 from lamella.arguments import flag, initializer_argument, positive
+from lamella.initializers import TruncatedNormal
 from lamella.primitives import affine, affine_gradients
 from lamella.testing import Specimen
 from lamella_layers.activation import Activation
@@ -20,7 +21,8 @@ class Dense(lm.Layer):
         units: how many outputs.
         use_bias: whether to add ``b``.
         activation: a registered name or an `ActivationFunction`, or None.
-        kernel_initializer: how ``W`` starts; ``b`` starts at zero.
+        kernel_initializer, bias_initializer: how ``W`` and ``b`` start: names, functions or objects of
+            `lamella.initializers`.
 
     Shapes: (N, ..., features) -> (N, ..., units). Parameters: ``kernel`` (features, units), ``bias`` (units,).
 
@@ -42,11 +44,13 @@ class Dense(lm.Layer):
         use_bias: bool = True,
         activation: str | lm.ActivationFunction | None = None,
         kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
     ):
         self.units = positive(units, "units")
         self.use_bias = flag(use_bias, "use_bias")
         self.activation = None if activation is None else Activation(activation)
         self.kernel_initializer = initializer_argument(kernel_initializer, "kernel_initializer")
+        self.bias_initializer = initializer_argument(bias_initializer, "bias_initializer")
 
     def expand(self, x: lm.Node) -> Any:
         if self.activation is None:
@@ -70,7 +74,7 @@ class Dense(lm.Layer):
             "kernel", (features, self.units), self.kernel_initializer, fan_in=features, fan_out=self.units
         )
         if self.use_bias:
-            declare.parameter("bias", (self.units,), "zeros")
+            declare.parameter("bias", (self.units,), self.bias_initializer, fan_in=features, fan_out=self.units)
         return x.replace(shape=(*x.shape[:-1], self.units))
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:
@@ -116,5 +120,7 @@ def lamella_specimens() -> list[Any]:
         ),
         Specimen(Dense(1, use_bias=False), (x,), operators=("MatMul",), docs=docs),
         Specimen(Dense(4, activation="tanh"), (lm.ArraySpec(("N", 2, 3, 5)),), ("MatMul", "Add", "Tanh"), docs=docs),
-        Specimen(Dense(4), (lm.ArraySpec(("N", "T", 3)),), ("MatMul", "Add"), docs=docs),
+        Specimen(
+            Dense(4, bias_initializer=TruncatedNormal()), (lm.ArraySpec(("N", "T", 3)),), ("MatMul", "Add"), docs=docs
+        ),
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from lamella.backends import Backend
 from lamella.elsewhere import OPTIMIZER, hint
 from lamella.errors import ArgumentError, DataError, GraphError, did_you_mean, shown
-from lamella.initializers import INITIALIZERS
+from lamella.initializers import initializer_of
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.inputs import as_array
 
@@ -175,9 +175,7 @@ class ArrayMapping(Mapping[str, Any]):
 def draw(storage: Storage, seed: int) -> None:
     """Give every array its initial values; each has a generator of its own, seeded by ``(seed, crc32(name))``."""
     for name, declared in storage.layout.declarations.items():
-        initializer = declared.initializer
-        if isinstance(initializer, str):
-            initializer = INITIALIZERS.find(initializer)
+        initializer = initializer_of(declared.initializer)
         rng = np.random.default_rng([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, zlib.crc32(name.encode())])
         try:
             values = np.asarray(initializer(rng, declared.shape, declared.fan_in, declared.fan_out))

@@ -79,9 +79,9 @@ class OptimizerState:
             return ""
         if type(self.optimizer) is not type(optimizer):
             return f"{optimizer!r}, {self.optimizer!r} before"
-        own, other = self.optimizer.config(), optimizer.config()
-        names = [name for name in own if name != "learning_rate" and own[name] != other[name]]
-        return ", ".join(f"{name}={other[name]!r}, {own[name]!r} before" for name in names)
+        own, other = self.optimizer.settings(), optimizer.settings()
+        names = [name for name in {**own, **other} if own.get(name) != other.get(name)]
+        return ", ".join(f"{name}={other.get(name)!r}, {own.get(name)!r} before" for name in names)
 
     def with_optimizer(self, optimizer: Optimizer) -> OptimizerState:
         """Return a state for the next steps with an optimizer that fits; another learning rate starts unscaled."""

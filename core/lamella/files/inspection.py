@@ -79,7 +79,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     >>> from lamella_layers import Dense
     >>> lm.Sequential([Dense(3, activation="relu")], input_shape=(4,)).save("small.lamella")
     >>> lm.inspect("small.lamella").layers[0].arguments
-    "units=3, use_bias=True, activation='relu', kernel_initializer='glorot_uniform'"
+    "units=3, use_bias=True, activation='relu', kernel_initializer='glorot_uniform', bias_initializer='zeros'"
     """
     path = file_path(path, "inspect: path")
     where = f"inspect {path}"

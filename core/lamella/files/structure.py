@@ -25,8 +25,8 @@ from lamella.schedules import SCHEDULES
 
 __all__ = ["MissingWord", "Reader", "Writer", "described", "refusing"]
 
-_KINDS: dict[str, Kind] = {kind.name: kind for kind in (LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, METRICS)}
-_WORDS: dict[str, Kind] = {**_KINDS, **{kind.name: kind for kind in (ACTIVATIONS, INITIALIZERS)}}
+_KINDS: dict[str, Kind] = {kind.name: kind for kind in (LAYERS, LOSSES, OPTIMIZERS, SCHEDULES, METRICS, INITIALIZERS)}
+_WORDS: dict[str, Kind] = {**_KINDS, ACTIVATIONS.name: ACTIVATIONS}
 
 
 def described(model: Any) -> dict[str, Any]:
@@ -165,13 +165,17 @@ class MissingWord:
         raise self._error
 
     def __repr__(self) -> str:
-        return repr(self.described["word"])
+        return repr(self._name)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MissingWord) and self.described == other.described
 
     def __hash__(self) -> int:
-        return hash(self.described["word"])
+        return hash(self._name)
+
+    @property
+    def _name(self) -> str:
+        return str(self.described.get("word") or self.described.get("type"))
 
 
 class Reader:
@@ -214,8 +218,13 @@ class Reader:
         """An object of a registered class, which must be of the kind that is wanted."""
         kind, found = _KINDS[described["kind"]], described["type"]
         if not isinstance(found, type):
-            found = self._found(kind, found)
-        if kind.fault(found) or not issubclass(found, base):
+            try:
+                found = self._found(kind, found)
+            except RegistryError as error:
+                if kind is INITIALIZERS and not self._drawn:
+                    return MissingWord(described, error)
+                raise
+        if not isinstance(found, type) or kind.fault(found) or not issubclass(found, base):
             raise TypeError(f"{described['type']!r} is no {base.__name__}")
         arguments = {argument: self._value(item) for argument, item in described["config"].items()}
         entry, version = kind.entry_of(found), described["version"]

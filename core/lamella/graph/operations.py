@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import dtype_name, positive
-from lamella.errors import GraphError, counted, did_you_mean, shown
+from lamella.errors import ArgumentError, GraphError, counted, did_you_mean, shown
 from lamella.graph.axes import FeatureAxes
 from lamella.graph.naming import Names, check_unique, output_names
 from lamella.protocol.declare import ArrayDeclaration
@@ -103,6 +103,27 @@ class Graph:
     def layers(self) -> dict[str, Any]:
         """The layers as written, composites whole, by name."""
         return _ByName(zip(self.call_names, (this.layer for this in self.calls), strict=True))
+
+    def nodes_of(self, name: str) -> tuple[Node, ...]:
+        """Return the outputs of a layer as written, by its name.
+
+        Raises:
+            ArgumentError: there is no layer of that name.
+        """
+        if not isinstance(name, str) or name not in self.call_names:
+            hint = did_you_mean(name, self.call_names) if isinstance(name, str) else ""
+            raise ArgumentError(f"no layer is called {shown(name)}; there are {', '.join(self.call_names)}.{hint}")
+        return self.calls[self.call_names.index(name)].outputs
+
+    def inputs_of(self, outputs: Sequence[Node]) -> tuple[Node, ...]:
+        """Return the input nodes on which some nodes depend."""
+        waiting, seen = list(outputs), set[int]()
+        while waiting:
+            node = waiting.pop()
+            if id(node) not in seen:
+                seen.add(id(node))
+                waiting += [] if node.call is None else node.call.inputs
+        return tuple(node for node in self.input_nodes if id(node) in seen)
 
     def parameters_of(self, prefixes: frozenset[str]) -> frozenset[str]:
         """Return the full names of the parameters of some layers."""

@@ -129,8 +129,8 @@ def subjects_of(source: Any, plugins: list[Plugin]) -> tuple[list[Subject], list
         cls = entry.object if isinstance(entry.object, type) else None
         if kind == "activations" and not own and any(_mentions(specimen, entry) for specimen, _ in specimens):
             continue  # the layer shows it
-        if kind in SHOWN_BY and any(entry.object is one for one in known):
-            continue  # by another name
+        if kind != "initializers" and source.name_of(kind, entry.object) not in (None, entry):
+            continue  # an alias of another name
         own = (own or tuple(_made_for(kind, entry.object))) if laws_of(kind) else ()
         subjects.append(Subject(entry.name, kind, cls, _origin(entry.plugin), own, lost.get(entry.plugin.key, "")))
         known.append(entry.object)

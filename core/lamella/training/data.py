@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lamella.arguments import number, positive
+from lamella.backends import get_backend
 from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted, shown
 from lamella.losses import Loss, as_column
@@ -28,7 +29,7 @@ from lamella.protocol.inputs import (
     unwritable,
 )
 
-__all__ = ["ArrayBatches", "Data", "Rows", "StreamBatches", "batches_of", "held_out"]
+__all__ = ["ArrayBatches", "Data", "Rows", "StreamBatches", "batches_of", "held_out", "weight_that_counts"]
 
 
 _WIDEST = 8  # bytes of an entry of any target
@@ -45,7 +46,7 @@ class Rows(NamedTuple):
     prepared: tuple[Any, ...]  # targets as the losses take them, as NumPy
     targets: tuple[Any, ...]  # as the user gave them
     weights: tuple[Any, ...]  # of each output's rows, None where all weigh 1
-    sums: tuple[float, ...]  # the weight of the rows, for each output
+    sums: tuple[float, ...]  # the weight of what counts of the rows, for each output
     size: int
 
 
@@ -94,6 +95,8 @@ class Data:
         self.weights = self._given_weights = as_weights(model.output_names, self.rows, sample_weight)
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)
+        self._losses = losses
+        self._is_weighted = any(own is not None for own in self.weights) or any(map(_leaves_out, losses))
         self._equal: dict[int, tuple[tuple[float, ...], tuple[Any, ...]]] = {}  # of the last size
 
     def split(self, share: float) -> tuple[Data, Data]:
@@ -233,8 +236,8 @@ class Data:
     def _batch(self, rows: Gathered) -> Rows:
         inputs, brought, prepared, targets, weights = rows
         count = inputs[0].shape[0]
-        if any(own is not None for own in self.weights):
-            sums = tuple([float(count if own is None else own.sum()) for own in weights])
+        if self._is_weighted:
+            sums = tuple(map(partial(weight_that_counts, count), self._losses, prepared, weights))
             shares = tuple([self._shares(count, own, total) for own, total in zip(weights, sums, strict=True)])
         else:
             sums, shares = self._weighing_1(count)
@@ -249,10 +252,24 @@ class Data:
         return self._equal[count]
 
     def _shares(self, count: int, weights: Any, total: float) -> Any:
-        """The weight of each row over that of all, on the backend."""
-        if weights is None:
+        """The weight of each row over that of all that counts, on the backend."""
+        if weights is None and total == count:
             return self.model.device.asarray(_equal_shares(count, self.model.dtype))
+        weights = np.ones(count) if weights is None else weights
         return self.model.device.asarray((weights / (total or 1.0)).astype(self.model.dtype))
+
+
+def _leaves_out(loss: Loss | None) -> bool:
+    """Whether some of a sample may not count."""
+    return loss is not None and (loss.ignore_class is not None or type(loss).counted is not Loss.counted)
+
+
+def weight_that_counts(count: int, loss: Loss | None, target: Any, weights: Any) -> float:
+    """Return the weight of what counts of so many rows, for one output; ``weights`` None where each weighs 1."""
+    counted = None if loss is None else loss.counted(get_backend("numpy").xp, target, np.dtype("float64"))
+    if counted is not None:
+        return float(counted.sum() if weights is None else np.vdot(counted, weights))
+    return float(count if weights is None else weights.sum())
 
 
 @functools.lru_cache(maxsize=16)

@@ -23,6 +23,7 @@ from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
 from lamella.network import Appended, Network
 from lamella.optimizers import OPTIMIZERS, Optimizer
+from lamella.optimizers.optimizer import rules_of
 from lamella.protocol.inputs import for_each, unwritable
 from lamella.regularization import Constraint, Penalty
 from lamella.training.data import ArrayBatches, Data, StreamBatches, batches_of, held_out
@@ -35,7 +36,17 @@ from lamella.training.step import TrainSteps, prepared
 if TYPE_CHECKING:
     from lamella.training.progress import Progress
 
-__all__ = ["evaluate", "fit", "gradients", "losses_of", "measure", "train_on_batch"]
+__all__ = [
+    "evaluate",
+    "fit",
+    "given_bounds",
+    "gradients",
+    "losses_of",
+    "measure",
+    "optimizer_of",
+    "train_on_batch",
+    "warn_of_restart",
+]
 
 Batches = ArrayBatches | StreamBatches
 
@@ -50,6 +61,13 @@ def losses_of(model: Network, loss: Any) -> tuple[Loss | None, ...]:
     if all(one is None for one in given):
         raise ArgumentError("loss: expected a name or a Loss for one output at least, got None")
     return tuple(None if one is None else LOSSES.resolve(one) for one in given)
+
+
+def optimizer_of(model: Network, optimizer: Any) -> Optimizer:
+    """Return an optimizer whose patterns match parameters of the model."""
+    found: Optimizer = OPTIMIZERS.resolve(optimizer)
+    rules_of(found, model.values.parameters.layout.declarations)
+    return found
 
 
 @knows(elsewhere.FIT)
@@ -80,15 +98,15 @@ def train_on_batch(
     Whatever is raised, Ctrl-C included, the model is left as it was, or as it is after the whole step.
     """
     losses = losses_of(model, loss)
-    optimizer = OPTIMIZERS.resolve(optimizer)
+    optimizer = optimizer_of(model, optimizer)
     rows = Data(model, x, y, losses, sample_weight, class_weight).whole()
-    bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
+    bounds = given_bounds(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     with Interruption() as interruption, Change(model, "train_on_batch"):
         steps = _steps(model, losses, bounds)
         if begins := model.values.optimizer is None:
             _warn_of_probabilities(model, losses)
         penalty = steps.rules.penalty(model.values)
-        _warn_of_restart(model, optimizer)
+        warn_of_restart(model, optimizer)
         result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
     interruption.check()
     return result.loss + penalty
@@ -127,10 +145,11 @@ def evaluate(
     sample_weight: Any = None,
     batch_size: int = EVALUATE_ROWS,
     append: Appended | Mapping[str, Appended] | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`.
 
-    ``append`` has layers run after the outputs, as in `predict`; loss and metrics are of what comes then.
+    Each is a float; metrics of each class, and a confusion matrix, are arrays. ``append`` has layers run after the
+    outputs, as in `predict`; loss and metrics are of what comes then.
     """
     if append is not None:
         return evaluate(
@@ -156,9 +175,10 @@ def measure(
     for rows in data.epoch():
         predictions = infer(rows.batch.inputs)
         means = []
-        for loss, prediction, target, weights in zip(losses, predictions, rows.prepared, rows.weights, strict=True):
+        every = zip(losses, predictions, rows.prepared, rows.weights, rows.sums, strict=True)
+        for loss, prediction, target, weights, total in every:
             each = np.zeros(1) if loss is None else _each(loss, prediction, target)
-            means.append(float(np.average(each, weights=weights)) if weights is None or weights.any() else 0.0)
+            means.append(float(np.sum(each if weights is None else each * weights) / total) if total else 0.0)
         meter.add(means, 0.0, predictions, rows)
         between()
 
@@ -251,7 +271,7 @@ def fit(
     if flag(resume, "resume") and checkpoint is None:
         raise ArgumentError("fit: resume=True: expected checkpoint=, the path of the file to go on from")
     losses = losses_of(model, loss)
-    optimizer = OPTIMIZERS.resolve(optimizer)
+    optimizer = optimizer_of(model, optimizer)
     weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
     data: Batches = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
     metrics = metrics if isinstance(metrics, Mapping) else listed(metrics)
@@ -279,7 +299,7 @@ def fit(
                 "another path, to begin anew"
             )
     _warn_of_missing_classes(data, checked)
-    bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
+    bounds = given_bounds(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     refuse_beside_another(model, "fit")
     steps = _steps(model, losses, bounds)
     _check_learns(steps)
@@ -301,7 +321,7 @@ def fit(
     _warn_of_probabilities(model, losses)
     if taken is None:
         _warn_of_rate_zero(model, optimizer)
-        _warn_of_restart(model, optimizer)
+        warn_of_restart(model, optimizer)
 
     def epoch_of_steps() -> None:
         """Go on with an epoch."""
@@ -325,7 +345,7 @@ def fit(
             if writer is not None:
                 place = place._replace(batch=place.batch + 1, drawn=place.drawn + 1)
             if listeners.of_batches:
-                listeners.end_batch(model, rows.size, meter.logs())
+                listeners.end_batch(model, rows.size, meter.logs(ended=False))
             if listeners.stopped:
                 place = place._replace(ends=listeners.stopped)
             if writer is not None and writer.is_due:
@@ -413,8 +433,8 @@ def _each(loss: Loss, prediction: Any, target: Any) -> Any:
         ) from error
 
 
-def _given(**bounds: Any) -> dict[str, Any]:
-    """Those that are not None."""
+def given_bounds(**bounds: Any) -> dict[str, Any]:
+    """Return those penalties, clips and constraints that are not None."""
     return {name: own for name, own in bounds.items() if own is not None}
 
 
@@ -492,7 +512,7 @@ def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
         )
 
 
-def _warn_of_restart(model: Network, optimizer: Optimizer) -> None:
+def warn_of_restart(model: Network, optimizer: Optimizer) -> None:
     """Say so if other settings make an optimizer forget what it remembers."""
     state = model.values.optimizer
     if state is None or type(state.optimizer) is not type(optimizer) or state.fits(optimizer):

@@ -8,7 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamella.arguments import file_path, number, text
+import numpy as np
+
+from lamella.arguments import file_path, measured, text
 from lamella.callbacks import larger_is_better
 from lamella.errors import ArgumentError, DataError, counted, did_you_mean, shown
 
@@ -20,7 +22,8 @@ _TRAINING, _VALIDATION, _TEXT, _FRAME = "#9aa5b1", "#0b6e99", "#333f48", "#c3ccd
 class History:
     """What `fit` measured: one value for each epoch, by name, as in ``history["val_loss"][-1]``.
 
-    ``history.history`` is a dict of lists of equal length: ``pandas.DataFrame(history.history)`` takes it as it is.
+    ``history.history`` is a dict of lists of equal length: ``pandas.DataFrame(history.history)`` takes it as it is. The
+    values of metrics of each class, and of confusion matrices, are arrays.
 
     Attributes:
         history: the values by name, one for each epoch that ended: as planned, or early as a callback asked.
@@ -34,16 +37,16 @@ class History:
     """
 
     def __init__(self) -> None:
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, list[Any]] = {}
         self.stopped: str | None = None
         self.interrupted = False
 
-    def add(self, logs: Mapping[str, float]) -> None:
+    def add(self, logs: Mapping[str, Any]) -> None:
         """Append the values of one epoch; NaN stands where a name has none."""
         if not isinstance(logs, Mapping):
             raise ArgumentError(f"History.add: logs: expected a dict of numbers by name, got {shown(logs)}")
         logs = {
-            text(name, "History.add: logs", "'loss'"): number(value, f"History.add: logs[{name!r}]", finite=False)
+            text(name, "History.add: logs", "'loss'"): measured(value, f"History.add: logs[{name!r}]")
             for name, value in logs.items()
         }
         before = self.epochs
@@ -56,7 +59,7 @@ class History:
         return max(map(len, self.history.values()), default=0)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draw every curve, those of training and validation together; return a matplotlib figure.
+        """Draw the curve of every number, training and validation together; return a matplotlib figure.
 
         A notebook shows the figure; ``path`` writes it to a file, as PNG, SVG or PDF by the path's ending. A ring marks
         the best epoch in validation. Needs matplotlib: ``pip install 'lamella[plot]'``.
@@ -74,33 +77,39 @@ class History:
 
         if not self.epochs:
             raise DataError("history.plot: no epoch was finished, so there is nothing to draw")
-        names = list(dict.fromkeys(name.removeprefix("val_") for name in self.history))
+        curves = {name: values for name, values in self.history.items() if all(map(_is_number, values))}
+        names = list(dict.fromkeys(name.removeprefix("val_") for name in curves))
         columns = min(len(names), 3)
         rows = math.ceil(len(names) / columns)
         figure = Figure(figsize=(0.6 + 4.0 * columns, 0.3 + 3.0 * rows), layout="constrained")
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, name in zip(panels, names, strict=False):
-            _draw(axes, name, self.history.get(name), self.history.get(f"val_{name}"))
+            _draw(axes, name, curves.get(name), curves.get(f"val_{name}"))
         for axes in panels[max(0, len(names) - columns) : len(names)]:
             axes.set_xlabel("epoch", color=_TEXT)
         for axes in panels[len(names) :]:
             axes.remove()
-        if any(name.startswith("val_") for name in self.history):
+        if any(name.startswith("val_") for name in curves):
             panels[0].legend(frameon=False, labelcolor=_TEXT)
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
 
-    def __getitem__(self, name: str) -> list[float]:
+    def __getitem__(self, name: str) -> list[Any]:
         if not isinstance(name, str) or name not in self.history:
             hint = did_you_mean(name, self.history) if isinstance(name, str) else ""
             raise KeyError(f"history: there is no {shown(name)}; there are {', '.join(self.history) or 'none'}.{hint}")
         return self.history[name]
 
     def __repr__(self) -> str:
-        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
+        numbers = {name: values[-1] for name, values in self.history.items() if _is_number(values[-1])}
+        last = ", ".join(f"{name}={value:.4g}" for name, value in numbers.items())
         values = f": {last}" if last else ""
         return f"<History of {counted(self.epochs, 'epoch')}{values}{f'; {self.stopped}' if self.stopped else ''}>"
+
+
+def _is_number(value: Any) -> bool:
+    return not np.ndim(value)
 
 
 def _draw(axes: Any, name: str, trained: Sequence[float] | None, validated: Sequence[float] | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lamella.arguments import number
+from lamella.arguments import measured
 from lamella.callbacks import Callback, StopTraining
 from lamella.errors import ArgumentError, did_you_mean, shown
 from lamella.network import Network
@@ -49,19 +49,19 @@ class Listeners:
         for callback in self.callbacks:
             self._call(getattr(callback, event), *arguments)
 
-    def end_batch(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
+    def end_batch(self, model: Network, rows: int, logs: Mapping[str, Any]) -> None:
         """Tell those who listen of the end of a step, with the averages of the epoch so far."""
         for callback in self.of_batches:
             self._call(callback.on_batch_end, model, rows, logs)
 
-    def end_epoch(self, model: Network, epoch: int, logs: dict[str, float]) -> None:
+    def end_epoch(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
         """Tell of the end of an epoch; what callbacks add to the logs must be numeric."""
         for callback in self.callbacks:
             self._call(callback.on_epoch_end, model, epoch, logs)
             given, where = dict(logs), f"{type(callback).__name__}.on_epoch_end"
             logs.clear()  # if something is no number, the history takes what came before it
             for name, value in given.items():
-                logs[name] = number(value, f"{where}: logs[{name!r}]", finite=False)
+                logs[name] = measured(value, f"{where}: logs[{name!r}]")
 
     def end(self, model: Network) -> None:
         """Tell everyone who heard of the beginning; the first error comes when all have heard."""
@@ -90,3 +90,5 @@ def _check_event(callback: Callback, name: str) -> None:
         raise ArgumentError(
             f"callbacks: {type(callback).__name__}.{name}: {error}; expected {name}({', '.join(expected)})"
         ) from None
+    except ValueError as error:  # of some built-in types
+        raise ArgumentError(f"callbacks: {type(callback).__name__}.{name}: {error}; put a function around it") from None

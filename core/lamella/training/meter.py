@@ -15,6 +15,7 @@ import numpy as np
 from lamella.errors import ArgumentError, DataError, LayerError, MistakeWarning, shown
 from lamella.losses import Loss
 from lamella.metrics import METRICS, Metric
+from lamella.metrics.metric import Sums
 from lamella.network import Network
 from lamella.protocol.inputs import naming, unwritable
 from lamella.registry import snake_case
@@ -63,28 +64,34 @@ class Meter:
                 taken = [known for known, _, _ in self.metrics]
                 number = next(n for n in itertools.count(1) if (label if n == 1 else f"{label}_{n}") not in taken)
                 label, place = label if number == 1 else f"{label}_{number}", self.names.index(output)
-                if metric.needs_threshold(network.output_specs[place]):
-                    metric = metric.replace(threshold=_threshold(network, place, losses[place], label))
-                self.metrics.append((label, place, metric))
+                self.metrics.append((label, place, _completed(metric, network, place, losses[place], label)))
         self.start()
 
     def start(self) -> None:
         self.losses = [0.0] * len(self.names)
         self.weights = [0.0] * len(self.names)
         self.penalty, self.rows = 0.0, 0
-        self.sums: dict[str, tuple[Any, ...]] = {}
+        self._sums: dict[str, list[Sums]] = {}  # by metric; of several batches where it keeps rows, which merge at once
+
+    def _merged(self, label: str, metric: Metric) -> Sums:
+        """The sums of all batches so far."""
+        parts = self._sums[label]
+        if len(parts) > 1:
+            parts[:] = [metric.merge(parts)]
+        return parts[0]
 
     def state_dict(self) -> dict[str, Any]:
         """What was added up so far, as plain data and arrays."""
-        names = ("losses", "weights", "penalty", "rows", "sums")
-        return {name: getattr(self, name) for name in names}
+        names = ("losses", "weights", "penalty", "rows")
+        sums = {label: self._merged(label, metric) for label, _, metric in self.metrics if label in self._sums}
+        return {name: getattr(self, name) for name in names} | {"sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.losses, self.weights = list(state["losses"]), list(state["weights"])
         self.penalty, self.rows = state["penalty"], state["rows"]
         known = {label for label, _, _ in self.metrics}
-        self.sums = {label: tuple(sums) for label, sums in state["sums"].items() if label in known}
+        self._sums = {label: [tuple(sums)] for label, sums in state["sums"].items() if label in known}
 
     def add(self, losses: Sequence[float], penalty: float, predictions: tuple[Any, ...], rows: Rows) -> None:
         self.penalty += penalty * rows.size
@@ -97,12 +104,15 @@ class Meter:
                 raise DataError(f"metrics: {label!r} needs targets for output {self.names[output]!r}; y has none")
             with naming(self.names[output], self.names):
                 sums = _sums(metric, predictions[output], rows.targets[output], rows.weights[output])
-            known = self.sums.get(label)
-            self.sums[label] = sums if known is None else tuple(a + b for a, b in zip(known, sums, strict=True))
+            parts = self._sums.setdefault(label, [])
+            parts.append(sums)
+            if not metric.keeps_rows:
+                self._merged(label, metric)
 
-    def logs(self) -> dict[str, float]:
+    def logs(self, *, ended: bool = True) -> dict[str, Any]:
+        """Losses and metrics so far; before the epoch has ended, without those that take all rows."""
         pairs = zip(self.losses, self.weights, strict=True)
-        logs = {"loss": sum(total / weight if weight else 0.0 for total, weight in pairs)}
+        logs: dict[str, Any] = {"loss": sum(total / weight if weight else 0.0 for total, weight in pairs)}
         if self.penalty:
             logs["loss"] += self.penalty / self.rows
         if len(self.names) > 1:
@@ -110,24 +120,39 @@ class Meter:
                 if weight:
                     logs[f"{name}_loss"] = total / weight
         for label, _, metric in self.metrics:
-            logs[label] = metric.result(self.sums[label]) if label in self.sums else math.nan
+            if ended or not metric.keeps_rows:
+                logs[label] = metric.result(self._merged(label, metric)) if label in self._sums else math.nan
         return logs
 
 
-def _threshold(network: Network, output: int, loss: Loss | None, label: str) -> float:
-    """Above which number a prediction means yes: that of probabilities, or that of logits."""
+def _completed(metric: Metric, network: Network, output: int, loss: Loss | None, label: str) -> Metric:
+    """A metric with the arguments that nobody gave and that follow from the model and its loss."""
+    unsaid = metric.unsaid(network.output_specs[output])
+    given: dict[str, Any] = {}
+    if "threshold" in unsaid:
+        what = f"{label!r} takes predictions above 0 for yes, as if they were logits", "threshold=0.0 or 0.5"
+        given["threshold"] = 0.0 if _is_on_logits(network, output, loss, *what) else 0.5
+    if "from_logits" in unsaid:
+        what = f"{label!r} takes predictions for logits", "from_logits=True or False"
+        given["from_logits"] = _is_on_logits(network, output, loss, *what)
+    if "ignore_class" in unsaid and loss is not None:
+        given["ignore_class"] = loss.ignore_class
+    return metric.replace(**given) if given else metric
+
+
+def _is_on_logits(network: Network, output: int, loss: Loss | None, taken: str, fix: str) -> bool:
+    """Whether predictions are logits, and no probabilities or numbers on the scale of targets."""
     last = network.graph.last(output)
     if last is not None and last.layer.gives_probabilities:
-        return 0.5
+        return False
     if loss is not None and loss.on_logits is None:
         warnings.warn(
-            f"metrics: {label!r} takes predictions above 0 for yes, as if they were logits: {loss!r} does not say what "
-            "they are. Likely fix: on_logits = True or False in the class of the loss, or a metric with threshold=0.0 "
-            "or 0.5",
+            f"metrics: {taken}: {loss!r} does not say what they are. Likely fix: on_logits = True or False in the "
+            f"class of the loss, or a metric with {fix}",
             MistakeWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
-    return 0.0 if loss is None or loss.on_logits is not False else 0.5
+    return loss is None or loss.on_logits is not False
 
 
 def listed(metrics: Any) -> tuple[Any, ...]:
@@ -138,7 +163,7 @@ def listed(metrics: Any) -> tuple[Any, ...]:
     return tuple(metrics)
 
 
-def _sums(metric: Metric, prediction: Any, target: Any, weight: Any) -> tuple[Any, ...]:
+def _sums(metric: Metric, prediction: Any, target: Any, weight: Any) -> Sums:
     """What a metric adds up; it may read its arguments only."""
     try:
         return metric.update(unwritable(prediction), target, weight)

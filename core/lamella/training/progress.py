@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from lamella.callbacks import Callback
 from lamella.network import Network
@@ -26,11 +29,13 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _numbers(logs: Mapping[str, float]) -> list[str]:
+def _numbers(logs: Mapping[str, Any]) -> list[str]:
+    """The numbers with their names; arrays, as of each class, have no room in a line."""
+
     def text(value: float) -> str:
         return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
 
-    return [f"{name} {text(value)}" for name, value in logs.items()]
+    return [f"{name} {text(value)}" for name, value in logs.items() if not np.ndim(value)]
 
 
 def _lines(numbers: Sequence[str], room: int) -> list[str]:
@@ -64,7 +69,7 @@ class Progress(Callback):
         self.epoch, self.batch, self.rows = epoch, 0, 0
         self.epoch_began, self.shown = time.perf_counter(), 0.0
 
-    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, float]) -> None:
+    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, Any]) -> None:
         self.batch += 1
         self.done += 1
         self.rows += rows
@@ -87,7 +92,7 @@ class Progress(Callback):
             bar = styled(done * filled, "green") + styled(rest * (width - filled), "dim")
         self.line.show(f"{label}{bar}{numbers}{styled(tail, 'dim')}")
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: Mapping[str, float]) -> None:
+    def on_epoch_end(self, model: Network, epoch: int, logs: Mapping[str, Any]) -> None:
         now = time.perf_counter()
         self.batches = self.batches or self.batch
         label, terminal = self._label(), self.terminal.is_terminal
@@ -106,7 +111,7 @@ class Progress(Callback):
         """Print a line beside those of epochs."""
         self.terminal.print(text)
 
-    def _fitting(self, logs: Mapping[str, float], taken: int) -> str:
+    def _fitting(self, logs: Mapping[str, Any], taken: int) -> str:
         """As many of the numbers as the terminal has room for beside so many characters; the loss comes first."""
         first, *others = _numbers(logs)
         text, more = f"  {first}", "  …" if self.terminal.has_unicode else "  ..."

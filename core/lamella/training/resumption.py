@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lamella.arguments import positive
+from lamella.arguments import measured, positive
 from lamella.callbacks import Callback
 from lamella.errors import ArgumentError, DataError, MistakeWarning
 from lamella.files import archive
@@ -32,7 +32,7 @@ class Place(NamedTuple):
     drawn: int = 0  # batches of all epochs, for data that has no beginning
     began: int | None = None  # the step with which that epoch began
     meter: dict[str, Any] | None = None
-    history: dict[str, list[float]] = {}  # noqa: RUF012  # never changed
+    history: dict[str, list[Any]] = {}  # noqa: RUF012  # never changed
     callbacks: tuple[tuple[str, dict[str, Any]], ...] = ()
     stopped: str | None = None  # by a callback
     ends: str | None = None  # why the epoch in progress takes no more batches: a callback asked to stop
@@ -144,8 +144,8 @@ def _checked(held: dict[str, Any]) -> Place:
         if not isinstance(value, kinds):
             raise TypeError(f"expected {kinds}, got {value!r:.60}")
     for values in place.history.values():
-        if not all(isinstance(value, float | int) for value in values):
-            raise TypeError("history: expected lists of numbers")
+        for value in values:
+            measured(value, "history")
     callbacks = tuple((name, dict(state)) for name, state in place.callbacks)
     return place._replace(callbacks=callbacks, task={str(name): str(said) for name, said in place.task.items()})
 

@@ -17,11 +17,10 @@ from lamella.errors import shown
 from lamella.files import archive
 from lamella.files.structure import Writer, described
 from lamella.graph.plan import Plan
-from lamella.optimizers import OPTIMIZERS
 from lamella.regularization import Constraint, Penalty
 from lamella.schedules import Schedule
 from lamella.training.data import Data
-from lamella.training.fit import losses_of
+from lamella.training.fit import losses_of, optimizer_of
 from lamella.training.rules import Rules
 from lamella_onnx.exporter import LARGEST
 from lamella_onnx.files import as_path
@@ -160,7 +159,7 @@ def _task(
     model: Model, loss: Any, optimizer: Any, clip_value: Any, clip_norm: Any, penalties: Any, constraints: Any
 ) -> Task:
     losses = losses_of(model, loss)
-    optimizer = OPTIMIZERS.resolve(optimizer)
+    optimizer = optimizer_of(model, optimizer)
     learned = Plan(model.graph, model.frozen_layers, wants_dx=False, training=True).parameters
     if not learned:
         raise ArgumentError(f"{WHERE}: no layer has parameters that are not frozen; unfreeze some")
@@ -350,6 +349,7 @@ def _target(task: Task, k: int, sample: Array | None) -> Range:
         low, high = float(sample.min()), float(sample.max()) + (sample.dtype.kind != "f")
         return Range(title, axes_of(spec, sample.shape), sample.dtype.name, low, high if low < high else low + 1.0)
     forms = [Range(title, spec.shape, spec.dtype, low, 1.0) for low in (-1.0, 0.0)]
+    forms.append(Range(title, spec.shape, "int64", 0.0, 2.0))  # yes or no
     if len(spec.shape) > 1 and isinstance(spec.shape[-1], int) and spec.shape[-1] > 1:
         forms.insert(0, Range(title, spec.shape[:-1], "int64", 0.0, float(spec.shape[-1])))
     refusal: DataError | None = None

@@ -42,6 +42,8 @@ from lamella.engine.rounds import run_alone
 from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.optimizers import Optimizer
+from lamella.optimizers.optimizer import Rule, rules_of
+from lamella.training.data import weight_that_counts
 from lamella.training.rules import Rules
 from lamella_onnx.models import whole_batch
 from lamella_onnx.parity import TOLERANCE, Agreement
@@ -102,7 +104,11 @@ class Engine:
         inputs = self.inputs(example)
         one = Pass(self.plan, self.backend, len(inputs[0]), arrays, recording=True, watcher=watcher)
         targets = tuple(None if y is None else self.cast(y) for y in example.targets)
-        shares = tuple(None if w is None else (w / (float(w.sum()) or 1.0)).astype(self.dtype) for w in example.weights)
+        every = zip(task.losses, targets, example.weights, strict=True)
+        shares = tuple(
+            None if w is None else (w / (weight_that_counts(len(w), loss, y, w) or 1.0)).astype(self.dtype)
+            for loss, y, w in every
+        )
         low, high = map(int, values[SEED])
         with np.errstate(all="ignore"):
             batch = Batch(tuple(inputs), targets, shares)
@@ -127,10 +133,12 @@ class Engine:
         with np.errstate(all="ignore"):
             shaped = task.rules.shaped(xp, parameters, {name: self.cast(g) for name, g in gradients.items()})
             new: dict[str, Any] = {}
+            of_names = rules_of(task.optimizer, self.model.parameters)
             for name, g in shaped.items():
                 slots = {slot: self.cast(values[f"{name}.{slot}"]) for slot in task.optimizer.slots}
                 own_t = t - task.missed.get(name, 0)
-                new[name], after = task.optimizer.update(xp, parameters[name], g, slots, rate, own_t)
+                rule, factor = of_names.get(name, Rule(task.optimizer))
+                new[name], after = rule.update(xp, parameters[name], g, slots, rate * factor, own_t)
                 new |= {f"{name}.{slot}": value for slot, value in after.items()}
             new |= task.rules.bounded(xp, {name: new[name] for name in shaped})
         return {f"{name}.new": np.array(value, "float64") for name, value in new.items()}

@@ -250,7 +250,7 @@ class TrainingSession:
 
     def evaluate(
         self, x: Any, y: Any = None, *, metrics: Any = (), sample_weight: Any = None, batch_size: int = EVALUATE_ROWS
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Return the weighted mean loss and the metrics, by name, in inference mode; data as for ``model.evaluate``."""
         size = positive(batch_size, "batch_size")
         data = batches_of(self._model, x, y, self._losses, size=size, sample_weight=sample_weight)

@@ -21,9 +21,10 @@ from lamella.graph.plan import Plan
 from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import SGD, Optimizer
+from lamella.optimizers.optimizer import Rule, rules_of
 from lamella.protocol.spec import ArraySpec
 from lamella.training.rules import Rules
-from lamella.training.step import checked_update
+from lamella.training.update import checked_update
 from lamella_onnx.models import Naming, Stored, TracerBackend, whole_batch
 from lamella_onnx.runtime import DEFAULT_OPSET
 from lamella_onnx.tracer import Graph, Traced, TraceError, new_graph, write
@@ -153,7 +154,8 @@ def trace_training(
     one = Pass(plan, TracerBackend(graph), rows, arrays, recording=True, watcher=watcher)
     key = tuple(xp.astype(word, xp.uint32) for word in (seed[0], seed[1], step))
     with _in_loss(), watcher.errors():
-        shares = [None if own is None else _shares(xp, own) for own in weights]
+        every = zip(losses, of_targets, weights, strict=True)
+        shares = [None if own is None else _shares(xp, loss, target, own) for loss, target, own in every]
         batch = Batch(tuple(inputs), tuple(of_targets), tuple(shares))
         result = run_alone(one.step(batch, losses, key), whole_batch)
     gradients = {name: result.gradients[name] for name in learned}
@@ -182,12 +184,14 @@ def trace_training(
     for name, prediction in zip(names, result.predictions, strict=True):
         gives(name, "prediction", prediction)
     new: dict[str, Any] = {}
+    of_names = rules_of(optimizer, model.parameters)
     for name in learned:
         own_t = t + 1 - (missed or {}).get(name, 0)
         own = raw[name], stored.kept(name, shaped[name]), dict(slots[name])
-        with _saying(f"{optimizer!r}.update"):
-            moved = optimizer.update(xp, *own, rate, own_t)
-        new[name], after = checked_update(optimizer, raw[name], slots[name], moved)
+        rule, factor = of_names.get(name, Rule(optimizer))
+        with _saying(f"{rule!r}.update"):
+            moved = rule.update(xp, *own, rate if factor == 1.0 else rate * factor, own_t)
+        new[name], after = checked_update(rule, raw[name], slots[name], moved)
         new |= {f"{name}.{slot}": array for slot, array in after.items()}
     with _saying("constraints"):
         bounded = rules.bounded(xp, {name: stored.seen(name, new[name]) for name in rules.bounds(learned)})
@@ -257,9 +261,10 @@ def moving_state(model: Network) -> list[str]:
     return list(dict.fromkeys(full for operation in own for full in operation.state.values()))
 
 
-def _shares(xp: Any, weights: Any) -> Any:
-    """Each row's weight over that of all; all are 0 where the sum is."""
-    total = xp.sum(weights)
+def _shares(xp: Any, loss: Any, target: Any, weights: Any) -> Any:
+    """Each row's weight over that of all that counts; all are 0 where the sum is."""
+    counted = loss.counted(xp, target, weights.dtype)
+    total = xp.sum(weights if counted is None else weights * counted)
     return weights / xp.where(total == 0.0, xp.ones_like(total), total)
 
 

@@ -54,6 +54,7 @@ class Convolution(lm.Layer):
         use_bias: bool = True,
         activation: Function = None,
         kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
     ):
         self.filters = positive(filters, "filters")
         self.kernel_size = window_argument(kernel_size, "kernel_size", self.axes)
@@ -64,6 +65,7 @@ class Convolution(lm.Layer):
         self.use_bias = flag(use_bias, "use_bias")
         self.activation = elementwise(activation)
         self.kernel_initializer = initializer_argument(kernel_initializer, "kernel_initializer")
+        self.bias_initializer = initializer_argument(bias_initializer, "bias_initializer")
         if self.filters % self.groups:
             raise lm.ArgumentError(f"filters={filters}: expected a multiple of groups={groups}")
 
@@ -122,18 +124,19 @@ class Convolution(lm.Layer):
     ) -> None:
         """Ask for a kernel, which lies in memory as a matrix for the rows of im2col, and for a bias."""
         cells = math.prod(self.kernel_size)
+        fan_in, fan_out = channels // groups * cells, filters // groups * cells
         declare.parameter(
             "kernel",
             (*shape, *self.kernel_size),
             self.kernel_initializer,
-            fan_in=channels // groups * cells,
-            fan_out=filters // groups * cells,
+            fan_in=fan_in,
+            fan_out=fan_out,
             memory=(*range(2, 2 + self.axes), 1, 0),
             unit_axis=unit_axis,
             groups=groups,
         )
         if self.use_bias:
-            declare.parameter("bias", (filters,), "zeros")
+            declare.parameter("bias", (filters,), self.bias_initializer, fan_in=fan_in, fan_out=fan_out)
 
     def _bias(self, ctx: lm.Context) -> Any:
         return ctx.params.bias if self.use_bias else None
@@ -156,7 +159,7 @@ class Conv1D(Convolution):
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
-        kernel_initializer: how ``W`` starts; ``b`` starts at zero.
+        kernel_initializer, bias_initializer: how ``W`` and ``b`` start.
 
     Shapes: (N, channels, length) -> (N, filters, l), with
     ``l = (length + left + right - (kernel_size - 1) d - 1) // s + 1``. Parameters: ``kernel`` (filters,
@@ -194,7 +197,7 @@ class Conv2D(Convolution):
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
-        kernel_initializer: how ``W`` starts; ``b`` starts at zero.
+        kernel_initializer, bias_initializer: how ``W`` and ``b`` start.
 
     Shapes: (N, channels, height, width) -> (N, filters, h, w), with
     ``h = (height + top + bottom - (kh - 1) d - 1) // s + 1``. Parameters: ``kernel`` (filters, channels / groups,

@@ -31,7 +31,7 @@ class DepthwiseConv2D(Convolution):
         dilation_rate: the distance between the cells of a window.
         use_bias: whether to add ``b``.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
-        depthwise_initializer: how ``W`` starts; ``b`` starts at zero.
+        depthwise_initializer, bias_initializer: how ``W`` and ``b`` start.
 
     Shapes: (N, channels, height, width) -> (N, channels * m, h, w), with h and w as in `Conv2D`. Parameters:
     ``kernel`` (channels * m, 1, kh, kw), ``bias`` (channels * m,).
@@ -59,6 +59,7 @@ class DepthwiseConv2D(Convolution):
         use_bias: bool = True,
         activation: Function = None,
         depthwise_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
     ):
         self.depth_multiplier = positive(depth_multiplier, "depth_multiplier")
         super().__init__(
@@ -70,6 +71,7 @@ class DepthwiseConv2D(Convolution):
             use_bias=use_bias,
             activation=activation,
             kernel_initializer=initializer_argument(depthwise_initializer, "depthwise_initializer"),
+            bias_initializer=bias_initializer,
         )
 
     def _split(self, channels: int) -> tuple[int, int]:
@@ -93,7 +95,7 @@ class SeparableConv2D(lm.Layer):
         use_bias: whether the second step adds a bias.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
         depthwise_initializer: how the kernel of the first step starts.
-        pointwise_initializer: how that of the second starts.
+        pointwise_initializer, bias_initializer: how kernel and bias of the second start.
 
     Shapes: (N, channels, height, width) -> (N, filters, h, w), with h and w as in `Conv2D`. Parameters:
     ``depthwise.kernel`` (channels * depth_multiplier, 1, kh, kw), ``pointwise.kernel`` (filters,
@@ -124,6 +126,7 @@ class SeparableConv2D(lm.Layer):
         activation: Function = None,
         depthwise_initializer: Any = "glorot_uniform",
         pointwise_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
     ):
         self.depthwise = DepthwiseConv2D(
             kernel_size,
@@ -139,6 +142,7 @@ class SeparableConv2D(lm.Layer):
             1,
             use_bias=use_bias,
             kernel_initializer=initializer_argument(pointwise_initializer, "pointwise_initializer"),
+            bias_initializer=bias_initializer,
         )
         self.activation = elementwise(activation)
 

@@ -36,7 +36,7 @@ class Conv2DTranspose(Convolution):
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
-        kernel_initializer: how ``W`` starts; ``b`` starts at zero.
+        kernel_initializer, bias_initializer: how ``W`` and ``b`` start.
 
     Shapes: (N, channels, h, w) -> (N, filters, height, width), with
     ``height = (h - 1) s + (kh - 1) d + 1 - top - bottom + output_padding``. Parameters: ``kernel`` (channels,
@@ -68,6 +68,7 @@ class Conv2DTranspose(Convolution):
         use_bias: bool = True,
         activation: Function = None,
         kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
     ):
         super().__init__(
             filters,
@@ -79,6 +80,7 @@ class Conv2DTranspose(Convolution):
             use_bias=use_bias,
             activation=activation,
             kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
         )
         self.output_padding = pair(output_padding, "output_padding", minimum=0)
         if any(more >= stride for more, stride in zip(self.output_padding, self.strides, strict=True)):

@@ -30,7 +30,8 @@ class GRU(Recurrent):
             on from chunk to chunk in the forward pass.
         use_bias: whether to add ``b`` and ``b'``.
         kernel_initializer: how ``W`` starts.
-        recurrent_initializer: how ``R`` starts; both biases start at zero.
+        recurrent_initializer: how ``R`` starts.
+        bias_initializer: how both biases start.
 
     Inputs: x; then, if sequences have different lengths, these as integers (N,); then, if it is not zero, the h to
     begin with (N, units). After the end of a sequence outputs are 0, and its last state is that of its own last step:

@@ -6,20 +6,25 @@ the functions `lstm_step` and `lstm_step_dx` have the formulas of a step.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 import lamella as lm
+from lamella.initializers import initializer_of
 from lamella.primitives import sigmoid
 from lamella_layers.recurrent.recurrent import Recurrent, States
 
 __all__ = ["LSTM", "lstm_step", "lstm_step_dx"]
 
 
-def _remember(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int | None, fan_out: int | None) -> Any:
-    """0, and 1 for the forget gate."""
-    return np.repeat([0.0, 1.0, 0.0, 0.0], shape[0] // 4)
+def _remember(initializer: Any, rng: Any, shape: tuple[int, ...], fan_in: int | None, fan_out: int | None) -> Any:
+    """What an initializer gives, and 1 for the forget gate."""
+    size = shape[0] // 4
+    values = np.array(initializer(rng, shape, fan_in, fan_out), "float64")
+    values[size : 2 * size] = 1.0
+    return values
 
 
 class LSTM(Recurrent):
@@ -37,7 +42,8 @@ class LSTM(Recurrent):
             on from chunk to chunk in the forward pass.
         use_bias: whether to add ``b``.
         kernel_initializer: how ``W`` starts.
-        recurrent_initializer: how ``R`` starts; ``b`` starts at zero, but at one for the forget gate.
+        recurrent_initializer: how ``R`` starts.
+        bias_initializer: how ``b`` starts, but for the forget gate, where it starts at one.
 
     Inputs: x; then, if sequences have different lengths, these as integers (N,); then, if they are not zero, the h and
     c to begin with, (N, units) each. After the end of a sequence outputs are 0, and its last states are those of its
@@ -69,7 +75,12 @@ class LSTM(Recurrent):
     states = ("h", "c")
     gates = ("i", "f", "c", "o")
     onnx_gates = ("i", "o", "f", "c")
-    bias_initializer = staticmethod(_remember)
+
+    def bias_start(self) -> Any:
+        try:
+            return functools.partial(_remember, initializer_of(self.bias_initializer))
+        except lm.RegistryError as error:
+            raise lm.RegistryError(f"bias_initializer: {error}") from None
 
     def step(self, xp: Any, z: Any, states: States, kernel: Any, params: Any) -> tuple[States, tuple[Any, ...]]:
         h, c, gates, y = lstm_step(xp, z, *states, kernel)

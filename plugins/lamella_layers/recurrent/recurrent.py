@@ -50,7 +50,6 @@ class Recurrent(lm.Layer):
     states: ClassVar[tuple[str, ...]] = ("h",)
     gates: ClassVar[tuple[str, ...]] = ("h",)  # blocks of the kernels, in order
     onnx_gates: ClassVar[tuple[str, ...]] = ("h",)  # the same in ONNX's order
-    bias_initializer: Any = "zeros"
     has_two_biases: ClassVar[bool] = False  # the second, recurrent_bias, goes with the recurrent kernel
 
     def __init__(
@@ -64,6 +63,7 @@ class Recurrent(lm.Layer):
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
     ):
         self.units = positive(units, "units")
         self.return_sequences = flag(return_sequences, "return_sequences")
@@ -73,6 +73,7 @@ class Recurrent(lm.Layer):
         self.use_bias = flag(use_bias, "use_bias")
         self.kernel_initializer = initializer_argument(kernel_initializer, "kernel_initializer")
         self.recurrent_initializer = initializer_argument(recurrent_initializer, "recurrent_initializer")
+        self.bias_initializer = initializer_argument(bias_initializer, "bias_initializer")
 
     @abc.abstractmethod
     def step(self, xp: Any, z: Any, states: States, kernel: Any, params: Any) -> tuple[States, tuple[Any, ...]]:
@@ -122,12 +123,16 @@ class Recurrent(lm.Layer):
             "recurrent_kernel", (self.units, width), self.recurrent_initializer, fan_in=self.units, fan_out=width
         )
         if self.use_bias:
-            declare.parameter("bias", (width,), self.bias_initializer)
+            declare.parameter("bias", (width,), self.bias_start(), fan_in=features, fan_out=width)
             if self.has_two_biases:
-                declare.parameter("recurrent_bias", (width,), "zeros")
+                declare.parameter("recurrent_bias", (width,), self.bias_initializer, fan_in=self.units, fan_out=width)
         y = x.replace(shape=("N", x.shape[1], self.units)) if self.return_sequences else state
         y = y.replace(low=None, high=None)
         return (y, *(state for _ in self.states)) if self.return_state else y
+
+    def bias_start(self) -> Any:
+        """Return how the bias starts."""
+        return self.bias_initializer
 
     def bias_of_z(self, xp: Any, params: Any) -> Any:
         """What is added to the product of the inputs, (gates, 1, units)."""

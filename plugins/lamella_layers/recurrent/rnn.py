@@ -30,7 +30,8 @@ class RNN(Recurrent):
             on from chunk to chunk in the forward pass.
         use_bias: whether to add ``b``.
         kernel_initializer: how ``W`` starts.
-        recurrent_initializer: how ``R`` starts; ``b`` starts at zero.
+        recurrent_initializer: how ``R`` starts.
+        bias_initializer: how ``b`` starts.
 
     Inputs: x; then, if sequences have different lengths, these as integers (N,); then, if it is not zero, the h to
     begin with (N, units). After the end of a sequence outputs are 0, and its last state is that of its own last step:
@@ -66,6 +67,7 @@ class RNN(Recurrent):
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
     ):
         super().__init__(
             units,
@@ -76,6 +78,7 @@ class RNN(Recurrent):
             use_bias=use_bias,
             kernel_initializer=kernel_initializer,
             recurrent_initializer=recurrent_initializer,
+            bias_initializer=bias_initializer,
         )
         self.activation = choice(activation, "activation", ("tanh", "relu", "sigmoid"))
         self.function: lm.ActivationFunction = registry.find("activations", activation)

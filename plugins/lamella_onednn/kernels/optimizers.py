@@ -60,7 +60,7 @@ def _write_adam(
     new_slots: Mapping[str, Any],
     work: Any,
 ) -> None:
-    makers = (_moment, _square, _step, _decay) if p.size >= LEAST and is_float32(p) else ()
+    makers = (_moment, _square, _step, _decay) if p.size >= LEAST and is_float32(p) and not rule.amsgrad else ()
     routines = [kept(make, p.size) for make in makers]
     if not routines or None in routines:
         optimizers.WRITERS[type(rule).update](rule, p, g, slots, lr, t, new_p, new_slots, work)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lamella.metrics import Metric
 from lamella.protocol import ArraySpec
 from lamella.protocol.specimen import Specimen
 from lamella.testing.checks import Checks
@@ -51,16 +52,37 @@ class MetricCase(Checks):
             )
         return tuple(map(np.asarray, given))
 
-    def result(self, sums: Arrays) -> float:
-        """The metric of some sums."""
+    def merge(self, parts: list[Arrays]) -> Arrays:
+        """The sums of some batches together, as arrays."""
+        with np.errstate(all="ignore"):
+            given = self.specimen.subject.merge(parts)
+        if not isinstance(given, tuple):
+            raise Broken(f"merge returned {type(given).__name__}; expected a tuple of sums", cause="return a tuple")
+        return tuple(map(np.asarray, given))
+
+    def result(self, sums: Arrays) -> Array:
+        """The metric of some sums, an array without axes if it is a number."""
         with np.errstate(all="ignore"):
             value = self.specimen.subject.result(sums)
-        if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-            raise Broken(f"result returned {type(value).__name__}; expected a number", cause="return float(...)")
-        return float(value)
+        is_array = isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+        if isinstance(value, bool) or not (is_array or isinstance(value, int | float | np.floating | np.integer)):
+            raise Broken(
+                f"result returned {type(value).__name__}; expected a number, or an array of numbers",
+                cause="return float(...)",
+            )
+        return np.asarray(value, "float64")
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether sums are added, and not put together in another way."""
+        return type(self.specimen.subject).merge is Metric.merge
 
     def compare(self, expected: Arrays, given: Arrays, what: str, cause: str, sides: tuple[str, str]) -> None:
-        """Raise unless two tuples of sums, and the results of them, agree."""
+        """Raise unless the results of two tuples of sums agree, and the sums where these are added up."""
+        results = [{"the result": self.result(sums)} for sums in (expected, given)]
+        if not self.adds_up:
+            compare(results[0], results[1], what, 1e-9, least=0.0, cause=cause, sides=sides)
+            return
         if [a.shape for a in expected] != [b.shape for b in given]:
             shapes = [", ".join(str(one.shape) for one in sums) or "nothing" for sums in (expected, given)]
             raise Broken(
@@ -68,8 +90,8 @@ class MetricCase(Checks):
                 cause="sums have a shape of their own, whatever the number of rows",
             )
         pair = [
-            {f"sum {k}": value for k, value in enumerate(sums)} | {"the result": np.asarray(self.result(sums))}
-            for sums in (expected, given)
+            {f"sum {k}": value for k, value in enumerate(sums)} | result
+            for sums, result in zip((expected, given), results, strict=True)
         ]
         compare(pair[0], pair[1], what, 1e-9, least=0.0, cause=cause, sides=sides)
 
@@ -145,7 +167,14 @@ def sums(case: MetricCase) -> str:
     for sizes in ((4, ROWS - 4), (1, ROWS - 1), (1,) * ROWS):
         case.check(_adds_up, sizes, False)
         case.check(_adds_up, sizes, True)
-    return f"{case.result(case.update(*case.draw())):.4g} from batches and from the whole"
+    return f"{_told(case.result(case.update(*case.draw())))} from batches and from the whole"
+
+
+def _told(result: Array, digits: int = 4) -> str:
+    """A result in a few words, on one line."""
+    if not result.ndim:
+        return f"{float(result):.{digits}g}"
+    return " ".join(np.array2string(result, precision=digits, threshold=6, edgeitems=2).split())
 
 
 def _adds_up(case: MetricCase, sizes: tuple[int, ...], few: bool) -> None:
@@ -155,10 +184,12 @@ def _adds_up(case: MetricCase, sizes: tuple[int, ...], few: bool) -> None:
     parts = [case.update(*part) for part in zip(*(np.split(a, ends) for a in (*data, weights)), strict=True)]
     what = f"{ROWS} rows in one batch and in batches of {'+'.join(map(str, sizes))}"
     shapes = [[value.shape for value in part] for part in parts]
-    if shapes.count(shapes[0]) < len(shapes):
+    if case.adds_up and shapes.count(shapes[0]) < len(shapes):
         case.compare(whole, parts[0], what, "", ("", ""))
-    total = tuple(sum(values[1:], start=values[0]) for values in zip(*parts, strict=True))
     cause = "a mean over the batch where a sum is due; return the total and the count, and divide in result"
+    if not case.adds_up:
+        cause = "merge puts the sums of batches together in another way than update does those of rows"
+    total = case.merge(parts)
     case.compare(whole, total, what, cause, ("one batch", "several"))
 
 
@@ -187,9 +218,10 @@ def _whole_weights(case: MetricCase, few: bool) -> None:
         case.update(prediction, target, counts.astype("float64")),
     )
     one, two = case.result(repeated), case.result(weighted)
-    if not np.isclose(one, two, rtol=1e-9, atol=1e-12, equal_nan=True):
+    if one.shape != two.shape or not np.allclose(one, two, rtol=1e-9, atol=1e-12, equal_nan=True):
+        both = _told(one, 7), _told(two, 7)
         raise Broken(
-            f"the result is {one:.7g} for rows that are there 0 to 3 times, and {two:.7g} for those weights",
+            f"the result is {both[0]} for rows that are there 0 to 3 times, and {both[1]} for those weights",
             subject="the result",
             cause="the weight is left out, or multiplies only some of the sums",
         )
@@ -199,10 +231,10 @@ def no_rows(case: MetricCase) -> str:
     """A batch without rows has sums, which change no others, and a result: NaN, if nothing else fits."""
     case.check(_empty_is_nothing)
     empty = case.check(_result_of_nothing)
-    return f"no rows give {empty}"
+    return "" if empty is None else f"no rows give {_told(empty)}"
 
 
-def _result_of_nothing(case: MetricCase) -> float:
+def _result_of_nothing(case: MetricCase) -> Array:
     try:
         return case.result(case.update(*(a[:0] for a in case.draw())))
     except Broken:
@@ -221,8 +253,8 @@ def _empty_is_nothing(case: MetricCase) -> None:
     except Exception:  # told by the other check
         return
     cause = "sums of no rows are 0"
-    if [a.shape for a in whole] == [a.shape for a in empty]:
-        total = tuple(a + b for a, b in zip(whole, empty, strict=True))
+    if not case.adds_up or [a.shape for a in whole] == [a.shape for a in empty]:
+        total = case.merge([whole, empty])
         case.compare(whole, total, "sums with and without a batch of no rows", cause, ("without", "with"))
     else:
         case.compare(whole, empty, "sums of some rows and of none", cause, ("", ""))
