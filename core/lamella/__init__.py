@@ -94,3 +94,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     fix = elsewhere.hint(elsewhere.PACKAGE, name)
     raise AttributeError(f"module 'lamella' has no attribute {name!r}{where_is(name)}.{fix}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lamella import elsewhere
 from lamella.arguments import file_path, flag, knows
 from lamella.backends import get_backend
@@ -18,6 +20,7 @@ from lamella.network import Appended, Network, warn_of_mistakes
 from lamella.protocol.layer import Layer
 from lamella.protocol.node import Input, Node
 from lamella.training import fit as training
+from lamella.training.history import History
 
 __all__ = ["Model", "Sequential", "from_config", "load"]
 
@@ -65,6 +68,12 @@ class Model(Network):
     train_on_batch = training.train_on_batch
     evaluate = training.evaluate
     gradients = training.gradients
+
+    @property
+    def history(self) -> History | None:
+        """What the last training measured, one that failed included; None before the first, and in a loaded model."""
+        measured: History | None = self._history
+        return measured
 
     def appended(self, append: Appended | Mapping[str, Appended]) -> Model:
         """Return a new model of the same layers and values, with more layers after the outputs.
@@ -136,7 +145,7 @@ class Sequential(Model):
     @knows(elsewhere.SEQUENTIAL)
     def __init__(
         self,
-        layers: Sequence[Any] = (),
+        layers: Sequence[Layer | Network] = (),
         *,
         input_shape: Sequence[int | str] | int | None = None,
         input_dtype: str | None = None,
@@ -165,6 +174,14 @@ class Sequential(Model):
                 )
         Network.__init__(self, assemble(first, node, dtype, seed=seed, kind="Sequential"), backend=backend)
         warn_of_mistakes(self.graph.warnings)
+
+    if TYPE_CHECKING:  # a chain has one output
+
+        def __call__(self, *nodes: Node, name: str | None = None) -> Node: ...
+
+        def predict(
+            self, x: Any, batch_size: int | None = None, *, append: Appended | Mapping[str, Appended] | None = None
+        ) -> np.ndarray[Any, Any]: ...
 
 
 def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Model:

@@ -1,9 +1,21 @@
 """Testing what plugins give against the laws of its kind."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamella import registry
 from lamella.protocol.specimen import Specimen
+
+if TYPE_CHECKING:
+    from lamella.testing.check import (
+        ConformanceError,
+        ConformanceReport,
+        check_activation,
+        check_layer,
+        check_loss,
+        check_metric,
+        check_optimizer,
+        check_specimen,
+    )
 
 __all__ = [
     "ConformanceError",
@@ -27,3 +39,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(check, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

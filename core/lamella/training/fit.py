@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from lamella.files import archive
 from lamella.files.writing import check_place
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
+from lamella.metrics import Metric
 from lamella.network import Appended, Network
 from lamella.optimizers import OPTIMIZERS, Optimizer
 from lamella.protocol.inputs import for_each, unwritable
@@ -38,11 +39,15 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "fit", "gradients", "losses_of", "measure", "train_on_batch"]
 
 Batches = ArrayBatches | StreamBatches
+OneLoss = str | Loss | type[Loss]
+Losses = OneLoss | Sequence[OneLoss | None] | Mapping[str, OneLoss | None]
+OneMetric = str | Metric | type[Metric]
+Metrics = OneMetric | Iterable[OneMetric] | Mapping[str, OneMetric | Iterable[OneMetric]]
 
 EVALUATE_ROWS = 1024  # rows that evaluate takes at a time, unless told otherwise
 
 
-def losses_of(model: Network, loss: Any) -> tuple[Loss | None, ...]:
+def losses_of(model: Network, loss: Losses) -> tuple[Loss | None, ...]:
     """Return a loss for each output, None where an output is not trained on."""
     if isinstance(loss, str | Loss | type):
         loss = (loss,) * len(model.output_names)
@@ -58,8 +63,8 @@ def train_on_batch(
     x: Any,
     y: Any,
     *,
-    loss: Any,
-    optimizer: Any,
+    loss: Losses,
+    optimizer: str | Optimizer | type[Optimizer],
     sample_weight: Any = None,
     class_weight: Mapping[Any, Any] | None = None,
     clip_value: float | None = None,
@@ -96,7 +101,7 @@ def train_on_batch(
 
 @knows(elsewhere.FIT)
 def gradients(
-    model: Network, x: Any, y: Any, *, loss: Any, training: bool = True, sample_weight: Any = None
+    model: Network, x: Any, y: Any, *, loss: Losses, training: bool = True, sample_weight: Any = None
 ) -> tuple[float, dict[str, Any], Any]:
     """Return the loss, its gradient for each trainable parameter, and for the input (a tuple for several).
 
@@ -122,8 +127,8 @@ def evaluate(
     x: Any,
     y: Any = None,
     *,
-    loss: Any,
-    metrics: Any = (),
+    loss: Losses,
+    metrics: Metrics = (),
     sample_weight: Any = None,
     batch_size: int = EVALUATE_ROWS,
     append: Appended | Mapping[str, Appended] | None = None,
@@ -169,13 +174,13 @@ def fit(
     x: Any,
     y: Any = None,
     *,
-    loss: Any,
-    optimizer: Any,
+    loss: Losses,
+    optimizer: str | Optimizer | type[Optimizer],
     epochs: int = 1,
     batch_size: int = 32,
     validation_data: Any = None,
     validation_split: float = 0.0,
-    metrics: Any = (),
+    metrics: Metrics = (),
     callbacks: Iterable[Callback] = (),
     shuffle: bool = True,
     sample_weight: Any = None,

@@ -97,6 +97,9 @@ class History:
             raise KeyError(f"history: there is no {shown(name)}; there are {', '.join(self.history) or 'none'}.{hint}")
         return self.history[name]
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.history)
+
     def __repr__(self) -> str:
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.history.items())
         values = f": {last}" if last else ""
