@@ -24,6 +24,8 @@ from lamella.training.history import History
 
 __all__ = ["Model", "Sequential", "from_config", "load"]
 
+if TYPE_CHECKING:
+    from lamella.terminal import Table
 
 _ASSIGNED = frozenset(("device", "graph", "optimizer_state", "prepared_steps", "seed", "step", "values"))
 
@@ -97,9 +99,17 @@ class Model(Network):
 
     def summary(self) -> None:
         """Print a table of layers with output shapes, parameters, connections, and shared and frozen marks."""
-        from lamella.graph.summary import print_summary  # it and what it prints with are seldom needed
+        from lamella.terminal import Terminal  # it and what it prints with are seldom needed
 
-        print_summary(self.graph, f"{type(self).__name__}, {self.dtype} on {self.backend}", self.frozen_layers)
+        Terminal().print(self._table())
+
+    def _table(self) -> Table:
+        from lamella.graph.summary import summary_of
+
+        return summary_of(self.graph, f"{type(self).__name__}, {self.dtype} on {self.backend}", self.frozen_layers)
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
 
     if not TYPE_CHECKING:
 

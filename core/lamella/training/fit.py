@@ -57,6 +57,11 @@ def losses_of(model: Network, loss: Losses) -> tuple[Loss | None, ...]:
     return tuple(None if one is None else LOSSES.resolve(one) for one in given)
 
 
+def _optimizer_of(optimizer: str | Optimizer | type[Optimizer]) -> Optimizer:
+    resolved: Optimizer = OPTIMIZERS.resolve(optimizer)
+    return resolved
+
+
 @knows(elsewhere.FIT)
 def train_on_batch(
     model: Network,
@@ -85,7 +90,7 @@ def train_on_batch(
     Whatever is raised, Ctrl-C included, the model is left as it was, or as it is after the whole step.
     """
     losses = losses_of(model, loss)
-    optimizer = OPTIMIZERS.resolve(optimizer)
+    optimizer = _optimizer_of(optimizer)
     rows = Data(model, x, y, losses, sample_weight, class_weight).whole()
     bounds = _given(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     with Interruption() as interruption, Change(model, "train_on_batch"):
@@ -256,7 +261,7 @@ def fit(
     if flag(resume, "resume") and checkpoint is None:
         raise ArgumentError("fit: resume=True: expected checkpoint=, the path of the file to go on from")
     losses = losses_of(model, loss)
-    optimizer = OPTIMIZERS.resolve(optimizer)
+    optimizer = _optimizer_of(optimizer)
     weighting = {"sample_weight": sample_weight, "class_weight": class_weight}
     data: Batches = batches_of(model, x, y, losses, size=size, shuffle=shuffle, steps=steps_per_epoch, **weighting)
     metrics = metrics if isinstance(metrics, Mapping) else listed(metrics)
