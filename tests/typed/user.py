@@ -150,10 +150,11 @@ def mistakes(model: lm.Sequential, x: Array) -> None:
     Dense(3)(x)  # type: ignore[call-overload]
     lm.optimizers.Adam(rate=0.1)  # type: ignore[call-arg]
     lm.Sequential([Dense], input_shape=3)  # type: ignore[list-item]
-    lm.Sequential([Dense(3)])  # the shape is checked where it runs
     model.fit(x, x, loss=3, optimizer="adam")  # type: ignore[arg-type]
     model.fit(x, x, loss="huber", optimizer=0.1)  # type: ignore[arg-type]
     model.fit(x, x, loss="huber", optimizer="adam", epoch=3)  # type: ignore[call-arg]
     model.fit(x, x, optimizer="adam")  # type: ignore[call-arg]
     model.predicts(x)  # type: ignore[attr-defined]
+    lm.Sequentiel([Dense(3)], input_shape=3)  # type: ignore[attr-defined]
+    lm.testing.check_layers(Dense(3))  # type: ignore[attr-defined]
     lamella_onnx.export("digits.onnx", model)  # type: ignore[arg-type]

@@ -32,13 +32,15 @@ __all__ = [
 LAWS = registry.Kind("laws")  # functions (case) -> detail
 
 
-def __getattr__(name: str) -> Any:
-    # Those who import specimens, as losses do, come before models, which the laws run.
-    if name in __all__:
-        from lamella.testing import check
+if not TYPE_CHECKING:
 
-        return getattr(check, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        # Those who import specimens, as losses do, come before models, which the laws run.
+        if name in __all__:
+            from lamella.testing import check
+
+            return getattr(check, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
