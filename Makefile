@@ -53,6 +53,7 @@ lint: $(VENV)/installed-dev  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_types.py
 
 format: $(VENV)/installed-dev  ## put the code into shape
 	$(BIN)/ruff check --fix

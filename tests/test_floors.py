@@ -12,6 +12,7 @@ FLOORS = [
     "lamella.elsewhere",
     "lamella.errors",
     "lamella.arguments",
+    "lamella.notebook",
     "lamella.terminal",
     "lamella.datasets",
     "lamella.primitives",

@@ -119,7 +119,7 @@ def imports_of(package: str) -> Iterator[tuple[str, str]]:
         (
             "lamella",
             {"lamella", "numpy", "pluggy", "safetensors", "threadpoolctl"}
-            | {"array_api_strict", "cupy", "matplotlib", "pytest"},  # where somebody asks for them
+            | {"IPython", "array_api_strict", "cupy", "matplotlib", "pytest"},  # where somebody asks for them
         ),
         ("lamella_layers", {"lamella", "lamella_layers", "numpy"}),
         ("lamella_onednn", {"lamella", "lamella_layers", "lamella_onednn", "numpy"}),

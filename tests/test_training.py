@@ -279,7 +279,7 @@ def test_images_in_the_wrong_order_and_integers_out_of_range():
     limited = lm.from_config(lm.Model(labels, Flatten()(labels)).config())
     with pytest.raises(lm.DataError, match=r"values in \[0, 4\], got values from 1 to 5"):
         limited.predict([[1, 5]])
-    with pytest.raises(lm.DataError, match=r"convert it with .astype\('uint8'\)"):
+    with pytest.raises(lm.DataError, match=r"convert it with x.astype\('uint8'\)"):
         bytes_in.predict([[0.5, 1, 2, 3]])
 
 

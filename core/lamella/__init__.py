@@ -7,7 +7,7 @@
 (ArraySpec(('N', 3), 'float32'),)
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamella import (
     backends,
@@ -93,6 +93,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    fix = elsewhere.hint(elsewhere.PACKAGE, name)
-    raise AttributeError(f"module 'lamella' has no attribute {name!r}{where_is(name)}.{fix}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        fix = elsewhere.hint(elsewhere.PACKAGE, name)
+        raise AttributeError(f"module 'lamella' has no attribute {name!r}{where_is(name)}.{fix}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -70,22 +70,22 @@ class Callback:
     ...             raise lm.StopTraining("good enough")
     """
 
-    def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
+    def on_train_begin(self, model: Any, epochs: int, batches: int | None) -> None:
         """Before the first epoch; ``batches`` is how many an epoch has, None if the data does not say."""
 
-    def on_epoch_begin(self, model: Network, epoch: int) -> None:
+    def on_epoch_begin(self, model: Any, epoch: int) -> None:
         """Before an epoch; epochs count from 0."""
 
-    def on_batch_end(self, model: Network, rows: int, logs: Mapping[str, Any]) -> None:
+    def on_batch_end(self, model: Any, rows: int, logs: Mapping[str, Any]) -> None:
         """After each step, with the averages of the epoch so far; metrics that need all rows, such as AUC, are not in.
 
         Values are floats; those of metrics of each class, and confusion matrices, are arrays.
         """
 
-    def on_epoch_end(self, model: Network, epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, Any]) -> None:
         """After an epoch and its validation; values added to ``logs`` go to later callbacks and to the history."""
 
-    def on_train_end(self, model: Network) -> None:
+    def on_train_end(self, model: Any) -> None:
         """After the last epoch, or when training stops for another reason, errors and Ctrl-C included."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -578,3 +578,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         raise AttributeError(elsewhere.absent(__name__, name, elsewhere.CALLBACKS))
+
+
+def __dir__() -> list[str]:
+    return __all__

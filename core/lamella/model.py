@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lamella import elsewhere
 from lamella.arguments import file_path, flag, knows
 from lamella.backends import get_backend
@@ -19,9 +21,12 @@ from lamella.protocol.layer import Layer
 from lamella.protocol.node import Input, Node
 from lamella.training import apply, rates
 from lamella.training import fit as training
+from lamella.training.history import History
 
 __all__ = ["Model", "Sequential", "from_config", "load"]
 
+if TYPE_CHECKING:
+    from lamella.terminal import Table
 
 _ASSIGNED = frozenset(
     ("device", "graph", "optimizer_state", "prepared_steps", "prepared_update", "seed", "step", "values")
@@ -98,6 +103,12 @@ class Model(Network):
         made.copy_values(self)
         return made
 
+    @property
+    def history(self) -> History | None:
+        """What the last training measured, one that failed included; None before the first, and in a loaded model."""
+        measured: History | None = self._history
+        return measured
+
     def appended(self, append: Appended | Mapping[str, Appended]) -> Model:
         """Return a new model of the same layers and values, with more layers after the outputs.
 
@@ -120,9 +131,17 @@ class Model(Network):
 
     def summary(self) -> None:
         """Print a table of layers with output shapes, parameters, connections, and shared and frozen marks."""
-        from lamella.graph.summary import print_summary  # it and what it prints with are seldom needed
+        from lamella.terminal import Terminal  # it and what it prints with are seldom needed
 
-        print_summary(self.graph, f"{type(self).__name__}, {self.dtype} on {self.backend}", self.frozen_layers)
+        Terminal().print(self._table())
+
+    def _table(self) -> Table:
+        from lamella.graph.summary import summary_of
+
+        return summary_of(self.graph, f"{type(self).__name__}, {self.dtype} on {self.backend}", self.frozen_layers)
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
 
     if not TYPE_CHECKING:
 
@@ -168,7 +187,7 @@ class Sequential(Model):
     @knows(elsewhere.SEQUENTIAL)
     def __init__(
         self,
-        layers: Sequence[Any] = (),
+        layers: Sequence[Layer | Network] = (),
         *,
         input_shape: Sequence[int | str] | int | None = None,
         input_dtype: str | None = None,
@@ -197,6 +216,14 @@ class Sequential(Model):
                 )
         Network.__init__(self, assemble(first, node, dtype, seed=seed, kind="Sequential"), backend=backend)
         warn_of_mistakes(self.graph.warnings)
+
+    if TYPE_CHECKING:  # a chain has one output
+
+        def __call__(self, *nodes: Node, name: str | None = None) -> Node: ...
+
+        def predict(
+            self, x: Any, batch_size: int | None = None, *, append: Appended | Mapping[str, Appended] | None = None
+        ) -> np.ndarray[Any, Any]: ...
 
 
 def from_config(config: Mapping[str, Any], *, backend: str | None = None) -> Model:

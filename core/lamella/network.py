@@ -156,11 +156,6 @@ class Network:
         return self._epochs
 
     @property
-    def history(self) -> Any:
-        """What the last training measured, one that failed included; None before the first, and in a loaded model."""
-        return self._history
-
-    @property
     def optimizer_state(self) -> OptimizerState | None:
         """What the optimizer remembers from its steps so far; set it to None to reset it.
 

@@ -7,7 +7,9 @@ reference, which is plain array code.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,6 +45,10 @@ class Primitive:
     def __init__(self, reference: Kernel) -> None:
         functools.update_wrapper(self, function(reference, "primitive: reference", "(xp, *arrays, **options)"))
         self.reference = reference
+        with contextlib.suppress(ValueError):  # a builtin function may have none
+            signature = inspect.signature(reference)
+            xp, *others = signature.parameters.values()
+            self.__signature__ = signature.replace(parameters=[xp.replace(name="ctx"), *others])
         self.kernels: dict[str, Kernel] = {}
 
     def kernel(self, backend: str) -> Callable[[Kernel], Kernel]:
@@ -441,3 +447,7 @@ def _erf_float32(x: Any, y: Any) -> None:
     y += rest[0]
     y *= near
     np.tanh(y, out=y)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -583,7 +583,7 @@ def hooks(module: Any) -> list[str]:
     """
     known = [name for name in vars(hookspecs) if name.startswith("lamella_")]
     found = []
-    for name in dir(module):
+    for name in sorted({*dir(module), *getattr(module, "__dict__", ())}):  # a module's own __dir__ may leave hooks out
         if not name.startswith("lamella_"):
             continue
         function = getattr(module, name)

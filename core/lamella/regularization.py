@@ -152,3 +152,7 @@ class MaxNorm(Constraint):
         by_group = xp.reshape(p, (declared.groups, p.shape[0] // declared.groups, *p.shape[1:]))
         inward = tuple(axis for axis in range(1, by_group.ndim) if axis != unit + 1)
         return xp.reshape(self.replace(axis=inward).apply(xp, by_group), p.shape)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -417,3 +417,7 @@ def lamella_schedules() -> dict[str, type]:
         "warm_up": WarmUp,
         "one_cycle": OneCycle,
     }
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from lamella import notebook
+
 __all__ = ["Column", "Line", "Table", "Terminal", "aside", "fold", "plain", "styled", "width_of"]
 
 _CODES = {"bold": 1, "dim": 2, "italic": 3, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
@@ -63,6 +65,15 @@ def _cells(text: str) -> _Cells:
 def _joined(cells: _Cells) -> str:
     runs = ((style, "".join(c for c, _ in run)) for style, run in itertools.groupby(cells, key=lambda cell: cell[1]))
     return "".join(f"{style}{run}{_RESET}" if style else run for style, run in runs)
+
+
+def _html(text: str) -> str:
+    """Text with its styles, for a notebook."""
+    words = {str(code): word for word, code in _CODES.items()}
+    return "".join(
+        notebook.styled("".join(c for c, _ in run), " ".join(words[code] for code in re.findall(r"\d+", style)))
+        for style, run in itertools.groupby(_cells(text), key=lambda cell: cell[1])
+    )
 
 
 def _fitting(cells: _Cells, width: int) -> int:
@@ -170,6 +181,13 @@ class Table:
     def __str__(self) -> str:
         return plain("\n".join(self.lines()))
 
+    def _repr_html_(self) -> str:
+        rows = [[column.heading for column in self.columns], *self.rows]
+        shown = [at for at, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+        columns = [(_html(self.columns[at].heading), self.columns[at].right) for at in shown]
+        body = ([_html(row[at]) for at in shown] for row in self.rows)
+        return notebook.table(_html(self.title), columns, body, map(_html, self.notes))
+
 
 class Terminal:
     """A stream, standard output by default, and what it can show.
@@ -179,6 +197,7 @@ class Terminal:
         redraws: whether a line can be redrawn in place.
         has_styles: whether it shows styles: not if ``NO_COLOR`` is set.
         has_unicode: whether it takes more than ASCII.
+        is_notebook: whether a notebook shows it, which draws tables by itself.
     """
 
     def __init__(self, stream: Any = None, *, is_terminal: bool | None = None, width: int | None = None) -> None:
@@ -187,6 +206,7 @@ class Terminal:
         self.redraws = self.is_terminal and _follows_escapes(self.stream)
         self.has_styles = self.redraws and not os.environ.get("NO_COLOR")
         self.has_unicode = _encodes("─━…", getattr(self.stream, "encoding", None) or "utf-8")
+        self.is_notebook = type(self.stream).__module__.partition(".")[0] == "ipykernel"
         self._width = width
 
     @property
@@ -196,6 +216,11 @@ class Terminal:
 
     def print(self, what: str | Table) -> None:
         """Print text or a table, which fits a terminal and is whole elsewhere."""
+        if isinstance(what, Table) and self.is_notebook:
+            from IPython.display import display  # which is there, where a notebook is
+
+            display(what)
+            return
         if isinstance(what, Table):
             width = self.width if self.is_terminal else None
             what = "\n".join(what.lines(width, "─" if self.is_terminal and self.has_unicode else "-"))

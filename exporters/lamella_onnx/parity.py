@@ -289,6 +289,9 @@ class ParityReport:
     def __str__(self) -> str:
         return str(self.table())
 
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def table(self) -> Table:
         """Return the report as a table with styles, which a terminal shows."""
         rules = list(dict.fromkeys(row.rule for row in self.agreements))

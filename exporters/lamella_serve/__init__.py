@@ -82,12 +82,14 @@ def application(
     return make_application(Repository([as_path(path, where) for path in paths], settings), access)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "export_repository":
-        from lamella_serve.triton import export_repository
+if not TYPE_CHECKING:
 
-        return export_repository
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
+    def __getattr__(name: str) -> Any:
+        if name == "export_repository":
+            from lamella_serve.triton import export_repository
+
+            return export_repository
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
 
 
 def __dir__() -> list[str]:

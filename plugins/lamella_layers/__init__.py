@@ -87,3 +87,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{where_is(name)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,6 +10,7 @@ import numpy as np
 import lamella as lm
 from lamella.arguments import is_axis, number
 from lamella.errors import shown
+from lamella.protocol.frames import is_column
 from lamella.protocol.inputs import as_array
 from lamella.testing import Specimen
 
@@ -136,6 +137,8 @@ class Normalization(lm.Layer):
         array = as_array(data, "Normalization.adapted: expected numbers")
         if array.dtype.kind not in "fiub" or not array.size:
             raise lm.DataError(f"Normalization.adapted: expected numbers, got {array.shape} {array.dtype}")
+        if array.ndim == 1 and is_column(data):
+            array = array[:, None]
         axes = self._axes(array.ndim)
         if axes is None or 0 in axes:
             raise lm.DataError(

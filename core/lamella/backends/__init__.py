@@ -56,3 +56,7 @@ def _only(kind: type[Backend]) -> Backend:
 @hookimpl
 def lamella_backends() -> dict[str, Any]:
     return {"numpy": NumPyBackend, "cupy": CuPyBackend, "strict": StrictBackend}
+
+
+def __dir__() -> list[str]:
+    return __all__

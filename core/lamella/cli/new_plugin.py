@@ -30,6 +30,7 @@ _FILES = {  # where each template goes
     ".github/workflows/test.yml": "workflow.txt",
     "@package@/__init__.py": "package.txt",
     "@package@/@name@.py": "layer.txt",
+    "@package@/py.typed": "typed.txt",
     "tests/test_@name@.py": "tests.txt",
 }
 

@@ -164,6 +164,9 @@ class ArrayMapping(Mapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._declarations)
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
     def __len__(self) -> int:
         return len(self._declarations)
 

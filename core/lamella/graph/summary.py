@@ -8,13 +8,13 @@ from collections.abc import Collection
 from lamella.graph.operations import Graph, Operation
 from lamella.protocol.spec import ArraySpec
 from lamella.registry import snake_case
-from lamella.terminal import Column, Table, Terminal, styled
+from lamella.terminal import Column, Table, styled
 
-__all__ = ["print_summary"]
+__all__ = ["summary_of"]
 
 
-def print_summary(graph: Graph, title: str, frozen: Collection[str]) -> None:
-    """Print a table of a graph's layers: output shapes, parameters, connections, shared and frozen marks, totals.
+def summary_of(graph: Graph, title: str, frozen: Collection[str]) -> Table:
+    """Return a table of a graph's layers: output shapes, parameters, connections, shared and frozen marks, totals.
 
     Composites stand as groups, in which names are those within the composite.
     """
@@ -67,7 +67,7 @@ def print_summary(graph: Graph, title: str, frozen: Collection[str]) -> None:
     for row in rows:
         table.add(*row)
     table.notes.append(_totals(graph, frozen))
-    Terminal().print(table)
+    return table
 
 
 def _within(groups: tuple[str, ...], name: str) -> str:

@@ -132,3 +132,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         raise AttributeError(elsewhere.absent(__name__, name, elsewhere.LOSSES))
+
+
+def __dir__() -> list[str]:
+    return __all__

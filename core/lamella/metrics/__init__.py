@@ -65,3 +65,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         raise AttributeError(elsewhere.absent(__name__, name, elsewhere.METRICS))
+
+
+def __dir__() -> list[str]:
+    return __all__

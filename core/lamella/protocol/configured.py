@@ -26,9 +26,14 @@ class _ConfiguredType(type):
         cls._bind()
 
     _signature: inspect.Signature
-    __signature__: inspect.Signature
+    _annotated: inspect.Signature
     _constructor: Any
     _elsewhere: Mapping[str, str]
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What the class is called with; an instance, such as a layer on nodes, has a signature of its own."""
+        return cls._annotated
 
     def _bind(cls) -> None:
         """Note the constructor's signature, and refuse one that can't be a configuration."""
@@ -51,36 +56,38 @@ class _ConfiguredType(type):
                     f"{name}.__init__ takes {argument.name!r}, which would hide what its base class has under that "
                     "name; choose another. Names and freezing come by layer.named('...') and layer.frozen()."
                 )
-        cls.__signature__ = signature.replace(parameters=arguments, return_annotation=signature.empty)
+        cls._annotated = signature.replace(parameters=arguments, return_annotation=signature.empty)
         plain = [argument.replace(annotation=argument.empty) for argument in arguments]
         cls._signature = signature.replace(parameters=plain, return_annotation=signature.empty)
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls.__init__ is not cls._constructor:  # type: ignore[misc]  # a decorator, such as dataclass, made another
-            cls._bind()
-        try:
-            bound = cls._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            own = cls._signature.parameters
-            unknown = next((name for name in kwargs if name not in own), None)
-            if unknown is None:
-                fault = too_many(own, args, cls._elsewhere) or f"{error}."
-            else:
-                fault = f"{error}.{answer(unknown, own, cls._elsewhere)}"
-            raise TypeError(f"{cls.__name__}{cls._signature}: {fault}") from None
-        bound.apply_defaults()
-        config = {name: _freeze(value) for name, value in bound.arguments.items()}
-        self = cls.__new__(cls)  # type: ignore[call-overload]
-        object.__setattr__(self, "_config", MappingProxyType(config))
-        try:
-            with registry.noting() as notes:
-                self.__init__(**config)
-            self._check()
-        except ArgumentError as error:
-            raise ArgumentError(f"{cls.__name__}: {error}") from None
-        note_words(self, notes)
-        object.__setattr__(self, "_is_frozen", True)
-        return self
+    if not TYPE_CHECKING:  # checkers and editors go by each class's own __init__
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            if cls.__init__ is not cls._constructor:  # a decorator, such as dataclass, made another
+                cls._bind()
+            try:
+                bound = cls._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                own = cls._signature.parameters
+                unknown = next((name for name in kwargs if name not in own), None)
+                if unknown is None:
+                    fault = too_many(own, args, cls._elsewhere) or f"{error}."
+                else:
+                    fault = f"{error}.{answer(unknown, own, cls._elsewhere)}"
+                raise TypeError(f"{cls.__name__}{cls._signature}: {fault}") from None
+            bound.apply_defaults()
+            config = {name: _freeze(value) for name, value in bound.arguments.items()}
+            self = cls.__new__(cls)
+            object.__setattr__(self, "_config", MappingProxyType(config))
+            try:
+                with registry.noting() as notes:
+                    self.__init__(**config)
+                self._check()
+            except ArgumentError as error:
+                raise ArgumentError(f"{cls.__name__}: {error}") from None
+            note_words(self, notes)
+            object.__setattr__(self, "_is_frozen", True)
+            return self
 
 
 class Configured(metaclass=_ConfiguredType):

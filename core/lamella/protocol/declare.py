@@ -51,17 +51,18 @@ class Declare:
     def parameter(
         self,
         name: str,
-        shape: Sequence[int],
+        shape: Sequence[int | str],
         initializer: Any,
         *,
-        fan_in: int | None = None,
-        fan_out: int | None = None,
+        fan_in: int | str | None = None,
+        fan_out: int | str | None = None,
         memory: tuple[int, ...] | None = None,
         unit_axis: int | None = None,
         groups: int = 1,
     ) -> None:
         """Ask for an array that training changes.
 
+        Sizes may be taken from a spec as they are, ``x.shape[-1]``; one that has a name instead of a size is an error.
         ``initializer`` is a registered name or a function ``(rng, shape, fan_in, fan_out) -> array``. ``memory`` is
         the order of axes in which the array is stored, slowest first: ``(2, 3, 1, 0)`` stores a convolution kernel
         (filters, channels, height, width) as (height, width, channels, filters).
@@ -75,15 +76,15 @@ class Declare:
         self._add(name, shape, initializer, fan_in, fan_out, memory, trainable=True)
         if axis is None:
             return
-        shape = self.arrays[name].shape
-        if axis >= len(shape) or shape[0] % groups:
+        sizes = self.arrays[name].shape
+        if axis >= len(sizes) or sizes[0] % groups:
             raise GraphError(
-                f"array {name!r} has shape {shape!r}; expected unit_axis={axis!r} to be one of its axes, and "
+                f"array {name!r} has shape {sizes!r}; expected unit_axis={axis!r} to be one of its axes, and "
                 f"groups={groups!r} to divide axis 0"
             )
         self.arrays[name] = dataclasses.replace(self.arrays[name], unit_axis=axis, groups=groups)
 
-    def state(self, name: str, shape: Sequence[int], initializer: Any) -> None:
+    def state(self, name: str, shape: Sequence[int | str], initializer: Any) -> None:
         """Ask for an array that ``ctx.update`` changes, such as a running mean."""
         self._add(name, shape, initializer, None, None, None, trainable=False)
 
@@ -107,10 +108,10 @@ class Declare:
     def _add(
         self,
         name: str,
-        shape: Sequence[int],
+        shape: Sequence[int | str],
         initializer: Any,
-        fan_in: int | None,
-        fan_out: int | None,
+        fan_in: int | str | None,
+        fan_out: int | str | None,
         memory: tuple[int, ...] | None,
         *,
         trainable: bool,
@@ -125,27 +126,28 @@ class Declare:
             raise GraphError(
                 f"array {name!r}: shape: expected a tuple of sizes, got {shown(shape)}; did you mean ({shown(shape)},)?"
             )
-        shape = tuple(map(whole, shape))
-        for axis, size in enumerate(shape):
+        sizes = tuple(map(whole, shape))
+        for axis, size in enumerate(sizes):
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
                 raise GraphError(
-                    f"array {name!r} has shape {shown(shape)}; axis {axis} must be a known size. "
+                    f"array {name!r} has shape {shown(sizes)}; axis {axis} must be a known size. "
                     "An axis named by a string (the batch, or a symbolic time axis) can't size a parameter."
                 )
-        if math.prod(shape) > _MOST:
-            raise GraphError(f"array {name!r} has shape {shown(shape)}, which no memory holds")
+        if math.prod(sizes) > _MOST:
+            raise GraphError(f"array {name!r} has shape {shown(sizes)}, which no memory holds")
         if not isinstance(initializer, str) and not callable(initializer):
             raise GraphError(
                 f"array {name!r}: initializer: expected a registered name or a function (rng, shape, fan_in, fan_out) "
                 f"-> array, got {shown(initializer)}"
             )
-        for fan, count in (("fan_in", fan_in), ("fan_out", fan_out)):
-            if count is not None:
-                positive(count, f"array {name!r}: {fan}", minimum=0)
-        axes = tuple(range(len(shape)))
+        fans = [
+            None if count is None else positive(count, f"array {name!r}: {fan}", minimum=0)
+            for fan, count in (("fan_in", fan_in), ("fan_out", fan_out))
+        ]
+        axes = tuple(range(len(sizes)))
         memory = axes if memory is None else memory
         order = [whole(axis) for axis in memory] if isinstance(memory, tuple | list) else []
         if not all(map(is_axis, order)) or sorted(order) != list(axes):
-            raise GraphError(f"array {name!r}: memory={shown(memory)} is no permutation of its {len(shape)} axes")
+            raise GraphError(f"array {name!r}: memory={shown(memory)} is no permutation of its {len(sizes)} axes")
         memory = tuple(order)
-        self.arrays[name] = ArrayDeclaration(name, shape, initializer, fan_in, fan_out, memory, trainable)
+        self.arrays[name] = ArrayDeclaration(name, sizes, initializer, fans[0], fans[1], memory, trainable)

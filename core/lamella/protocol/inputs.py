@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lamella.errors import DataError, did_you_mean, shown
+from lamella.protocol import frames
 from lamella.protocol.spec import FLOATS, ArraySpec
 
 __all__ = [
@@ -33,7 +34,9 @@ LARGE = 1 << 26
 def for_each(
     what: str, value: Any, names: Sequence[str], parse: Callable[[str, Any], Any] | None = None
 ) -> tuple[Any, ...]:
-    """Spread a tuple, or a dict by name, over the names; a single value stands for one name."""
+    """Spread a tuple, or a dict or table by name, over the names; a single value stands for one name."""
+    if len(names) > 1 and frames.is_frame(value):
+        value = frames.by_name(what, value, names)
     if isinstance(value, Mapping):
         for name in value:
             if name not in names:
@@ -102,11 +105,15 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
     if "cupy" in type(value).__module__:
         value = value.get()
     array = as_array(value, where)
-    got = f"{array.shape} {array.dtype}"
+    if array.ndim == 1 and spec.shape[1:] == (1,) and frames.is_column(value):
+        array = array[:, None]
+    got, code = f"{array.shape} {array.dtype}", "x"
+    if frames.is_frame(value):
+        got, code = f"{got} with columns {frames.in_words(value)}", "x.to_numpy()"
     if len(array.shape) != len(spec.shape) or any(
         isinstance(want, int) and want != have for want, have in zip(spec.shape, array.shape, strict=True)
     ):
-        raise DataError(f"{where}, got {got}.{_fix(spec, array)}")
+        raise DataError(f"{where}, got {got}.{_fix(spec, array, code)}")
     for want, have in zip(spec.shape, array.shape, strict=True):
         if isinstance(want, str) and sizes.setdefault(want, (have, name))[0] != have:
             size, other = sizes[want]
@@ -116,7 +123,7 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
             raise DataError(f"{where}, got {got}; axis {want!r} has nothing in it, and only the batch may be empty")
     kinds = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}[np.dtype(spec.dtype).kind]
     if array.dtype.kind not in kinds:
-        fix = f"convert it with .astype({spec.dtype!r})" if array.dtype.kind in "fiub" else "give numeric data"
+        fix = f"convert it with {code}.astype({spec.dtype!r})" if array.dtype.kind in "fiub" else "give numeric data"
         fix += ", which truncates" if array.dtype.kind == "f" else ""
         raise DataError(f"{where}, got {got}; {fix}")
     if spec.dtype != "bool" and not spec.is_float and array.size:
@@ -144,8 +151,10 @@ def as_array(value: Any, where: str) -> np.ndarray[Any, Any]:
             "of 0 for rows that shall not count"
         )
     try:
+        if frames.is_frame(value) or frames.is_column(value):
+            return frames.array_of(value, where)
         return np.asarray(value)
-    except MemoryError:
+    except (MemoryError, DataError):
         raise
     except Exception as error:  # ragged lists, and what somebody's own __array__ raises
         raise DataError(f"{where}, got something that is no rectangular array: {error}") from None
@@ -170,16 +179,17 @@ def cast(array: np.ndarray[Any, Any], dtype: str, where: str) -> np.ndarray[Any,
         ) from None
 
 
-def _fix(spec: ArraySpec, array: np.ndarray[Any, Any]) -> str:
+def _fix(spec: ArraySpec, array: np.ndarray[Any, Any], code: str) -> str:
+    """How an array could be made to fit; code says what it is called."""
     shape, own = array.shape, spec.shape[1:]
     if shape == own:
-        return " For one sample add a batch axis: x[None]."
+        return f" For one sample add a batch axis: {code}[None]."
     if len(shape) == 4 and (shape[3], shape[1], shape[2]) == own:
-        return " Images are channels first here: x.transpose(0, 3, 1, 2)."
+        return f" Images are channels first here: {code}.transpose(0, 3, 1, 2)."
     if all(isinstance(size, int) for size in own) and shape and array.size:
         size = math.prod(int(size) for size in own)
         if size and math.prod(shape[1:]) == size:
-            return f" Likely fix: x.reshape({', '.join(map(str, (-1, *own)))})."
+            return f" Likely fix: {code}.reshape({', '.join(map(str, (-1, *own)))})."
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import weakref
-from typing import Any, Self
+from typing import Any, Protocol, Self, overload
 
 from lamella import elsewhere, registry
 from lamella.arguments import knows
@@ -17,6 +17,14 @@ from lamella.protocol.node import Call, Node, valid_name
 from lamella.protocol.spec import ArraySpec
 
 __all__ = ["LAYERS", "Layer", "build", "call"]
+
+
+class _OneOutput(Protocol):
+    """What a layer with a single output says of itself: most say nothing else."""
+
+    def build(self, declare: Declare, /, *inputs: Any, **named: Any) -> ArraySpec: ...
+
+    def expand(self, /, *nodes: Any, **named: Any) -> Node | None: ...
 
 
 class Layer(Configured):
@@ -52,24 +60,32 @@ class Layer(Configured):
     _trainable = True
     _elsewhere = elsewhere.LAYER
 
-    def build(self, declare: Declare, *inputs: Any) -> ArraySpec | tuple[ArraySpec, ...]:
+    # Type checkers take *inputs with **named for any arguments, so that overrides may give each input a name.
+
+    def build(self, declare: Declare, /, *inputs: Any, **named: Any) -> Any:
         """Declare parameters and state, and return the spec of the output, or of each output."""
         if len(inputs) != 1:
             raise GraphError(f"{type(self).__name__} takes one input, got {len(inputs)}; override build to take more")
         spec: ArraySpec = inputs[0]
         return spec
 
-    def forward_pass(self, ctx: Context, *inputs: Any) -> Any:
+    def forward_pass(self, ctx: Context, /, *inputs: Any, **named: Any) -> Any:
         """Return the output, or a tuple of outputs. Axis 0 of each array counts the rows of this slice."""
         raise NotImplementedError(f"{type(self).__name__} defines neither forward_pass nor expand")
 
-    def backward_pass(self, ctx: Context, *gradients: Any) -> Any:
+    def backward_pass(self, ctx: Context, /, *gradients: Any, **named: Any) -> Any:
         """Return the gradient of each input; hand gradients of parameters to ``ctx.grad``."""
         raise NotImplementedError(f"{type(self).__name__} defines no backward_pass")
 
-    def expand(self, *nodes: Any) -> Any:
+    def expand(self, /, *nodes: Any, **named: Any) -> Any:
         """Call other layers on the nodes and return the output; None, the default, where the layer is array code."""
         return None
+
+    @overload
+    def __call__(self: _OneOutput, *nodes: Node, name: str | None = None) -> Node: ...
+
+    @overload
+    def __call__(self, *nodes: Node, name: str | None = None) -> Any: ...
 
     @knows(elsewhere.CALL)
     def __call__(self, *nodes: Node, name: str | None = None) -> Any:

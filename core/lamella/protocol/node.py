@@ -102,7 +102,7 @@ def Input(
     if any(isinstance(size, str) and size == "N" for size in shape):
         raise ArgumentError(f"Input: shape {tuple(shape)!r}: the batch axis 'N' is added in front; leave it out")
     if name is not None:
-        valid_name(name, "Input: name")
+        valid_name(name, "Input: name", spaced=True)
     try:
         spec = ArraySpec(("N", *shape), "float32" if dtype is None else dtype, low, high)
     except ArgumentError as error:
@@ -110,11 +110,12 @@ def Input(
     return Node(None, next(_serial), spec, name)
 
 
-def valid_name(name: Any, where: str) -> str:
-    """Return the name of an input, layer or node, if it is one."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w\-]+", name):
+def valid_name(name: Any, where: str, *, spaced: bool = False) -> str:
+    """Return the name of an input, layer or node, if it is one. Words may be ``spaced``, as in names of columns."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w\-]+( [\w\-]+)*" if spaced else r"[\w\-]+", name):
+        spaces = ", and spaces between words" if spaced else ""
         raise ArgumentError(
-            f"{where}: expected letters, digits, '_' and '-', got {shown(name)}; '/', '.' and '#' separate groups, "
-            "arrays and uses of a layer"
+            f"{where}: expected letters, digits, '_' and '-'{spaces}, got {shown(name)}; '/', '.' and '#' separate "
+            "groups, arrays and uses of a layer"
         )
     return name

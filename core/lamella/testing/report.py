@@ -71,6 +71,9 @@ class ConformanceReport:
     def __str__(self) -> str:
         return plain("\n".join(self.table().lines(width=80)))
 
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def table(self) -> Table:
         """Return the report as a table with styles, which a terminal shows."""
         styles = {"holds": "green", "broken": "bold red", "skipped": "yellow"}

@@ -17,6 +17,7 @@ from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted, shown
 from lamella.losses import Loss, as_column
 from lamella.network import Network
+from lamella.protocol.frames import is_column, is_frame
 from lamella.protocol.inputs import (
     LARGE,
     as_array,
@@ -77,6 +78,7 @@ class Data:
         self._dtypes = [np.dtype(spec.dtype) for spec in model.input_specs]
         self.rows = row_count(self.inputs, "x")
         given = for_each("y", y, model.output_names)
+        self._from_tables = [is_frame(one) or is_column(one) for one in given]
         # as the user gave them, for metrics, but for a last axis of size 1 that predictions have
         self.targets = tuple(
             None if one is None else unwritable(as_array(one, f"y of {name!r}: expected an array"))
@@ -141,8 +143,10 @@ class Data:
                 return unwritable(np.asarray(loss.prepare(spec, target)))
             return self._prepare_large(k, partial(loss.prepare, spec), target)
         except DataError as error:
+            if self._from_tables[k] and "Use y" in str(error):
+                error = DataError(f"{error} There y stands for y.to_numpy().")
             if len(self.model.output_names) == 1:
-                raise
+                raise error from None
             raise DataError(f"y of {name!r}: {error}") from None
 
     def _prepare_large(self, k: int, prepare: Callable[[Any], Any], target: Any) -> Any:
@@ -358,7 +362,7 @@ class StreamBatches:
         self._running: Iterator[Any] | None = None
         if isinstance(source, Sized) and not isinstance(source, np.ndarray) and not len(source):
             raise DataError(f"{what}: expected batches, got none")
-        if isinstance(source, _NO_BATCHES) or not (callable(source) or isinstance(source, Iterable)):
+        if not _may_bring_batches(source):
             raise DataError(
                 f"{what}: expected batches, as an iterable of (x, y) or a function that makes one, got "
                 f"{type(source).__name__}; arrays need y"
@@ -432,6 +436,12 @@ class StreamBatches:
         return batch
 
 
+def _may_bring_batches(source: Any) -> bool:
+    """Whether something can be an iterable of batches, or a function that makes one."""
+    is_data = isinstance(source, _NO_BATCHES) or is_frame(source) or is_column(source)
+    return not is_data and (callable(source) or isinstance(source, Iterable))
+
+
 def batches_of(
     model: Network,
     x: Any,
@@ -469,7 +479,7 @@ def held_out(
             return ArrayBatches(Data(model, x, y, losses, *weight), size)
         except DataError as error:
             raise DataError(f"validation_data: {error}") from None
-    if isinstance(data, (tuple, *_NO_BATCHES)) or not (callable(data) or isinstance(data, Iterable)):
+    if isinstance(data, tuple) or not _may_bring_batches(data):
         raise ArgumentError(
             f"validation_data: expected (x, y), (x, y, sample_weight), or batches of these, got {type(data).__name__}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from lamella.files import archive
 from lamella.files.writing import check_place
 from lamella.graph.plan import Plan
 from lamella.losses import LOSSES, Loss
+from lamella.metrics import Metric
 from lamella.network import Appended, Network
 from lamella.optimizers import OPTIMIZERS, Optimizer
 from lamella.optimizers.optimizer import rules_of
@@ -49,11 +50,15 @@ __all__ = [
 ]
 
 Batches = ArrayBatches | StreamBatches
+OneLoss = str | Loss | type[Loss]
+Losses = OneLoss | Sequence[OneLoss | None] | Mapping[str, OneLoss | None]
+OneMetric = str | Metric | type[Metric]
+Metrics = OneMetric | Iterable[OneMetric] | Mapping[str, OneMetric | Iterable[OneMetric]]
 
 EVALUATE_ROWS = 1024  # rows that evaluate takes at a time, unless told otherwise
 
 
-def losses_of(model: Network, loss: Any) -> tuple[Loss | None, ...]:
+def losses_of(model: Network, loss: Losses) -> tuple[Loss | None, ...]:
     """Return a loss for each output, None where an output is not trained on."""
     if isinstance(loss, str | Loss | type):
         loss = (loss,) * len(model.output_names)
@@ -63,7 +68,7 @@ def losses_of(model: Network, loss: Any) -> tuple[Loss | None, ...]:
     return tuple(None if one is None else LOSSES.resolve(one) for one in given)
 
 
-def optimizer_of(model: Network, optimizer: Any) -> Optimizer:
+def optimizer_of(model: Network, optimizer: str | Optimizer | type[Optimizer]) -> Optimizer:
     """Return an optimizer whose patterns match parameters of the model."""
     found: Optimizer = OPTIMIZERS.resolve(optimizer)
     rules_of(found, model.values.parameters.layout.declarations)
@@ -76,8 +81,8 @@ def train_on_batch(
     x: Any,
     y: Any,
     *,
-    loss: Any,
-    optimizer: Any,
+    loss: Losses,
+    optimizer: str | Optimizer | type[Optimizer],
     sample_weight: Any = None,
     class_weight: Mapping[Any, Any] | None = None,
     clip_value: float | None = None,
@@ -114,7 +119,7 @@ def train_on_batch(
 
 @knows(elsewhere.FIT)
 def gradients(
-    model: Network, x: Any, y: Any, *, loss: Any, training: bool = True, sample_weight: Any = None
+    model: Network, x: Any, y: Any, *, loss: Losses, training: bool = True, sample_weight: Any = None
 ) -> tuple[float, dict[str, Any], Any]:
     """Return the loss, its gradient for each trainable parameter, and for the input (a tuple for several).
 
@@ -140,8 +145,8 @@ def evaluate(
     x: Any,
     y: Any = None,
     *,
-    loss: Any,
-    metrics: Any = (),
+    loss: Losses,
+    metrics: Metrics = (),
     sample_weight: Any = None,
     batch_size: int = EVALUATE_ROWS,
     append: Appended | Mapping[str, Appended] | None = None,
@@ -189,13 +194,13 @@ def fit(
     x: Any,
     y: Any = None,
     *,
-    loss: Any,
-    optimizer: Any,
+    loss: Losses,
+    optimizer: str | Optimizer | type[Optimizer],
     epochs: int = 1,
     batch_size: int = 32,
     validation_data: Any = None,
     validation_split: float = 0.0,
-    metrics: Any = (),
+    metrics: Metrics = (),
     callbacks: Iterable[Callback] = (),
     shuffle: bool = True,
     sample_weight: Any = None,

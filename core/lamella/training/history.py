@@ -101,6 +101,28 @@ class History:
             raise KeyError(f"history: there is no {shown(name)}; there are {', '.join(self.history) or 'none'}.{hint}")
         return self.history[name]
 
+    def _repr_html_(self) -> str:
+        from lamella import notebook  # seldom needed
+
+        curves = {name: values for name, values in self.history.items() if not any(map(np.ndim, values))}
+        columns = [("", False), ("", False), (notebook.styled("training", "dim"), True)]
+        if any(name.startswith("val_") for name in curves):
+            columns += [(notebook.styled("validation", "cyan"), True), ("best", True), ("in epoch", True)]
+        rows = []
+        for name in dict.fromkeys(name.removeprefix("val_") for name in curves):
+            trained, validated = curves.get(name, []), curves.get(f"val_{name}", [])
+            best = _best(name, validated)
+            last = [f"{values[-1]:.4g}" if values else "" for values in (trained, validated)]
+            found = ["", ""] if best is None else [f"{validated[best]:.4g}", f"{best + 1:,}"]
+            cells = [notebook.styled(name), notebook.curve(trained, validated, best), *last, *found]
+            rows.append(cells[: len(columns)])
+        title = notebook.styled(f"History of {counted(self.epochs, 'epoch')}")
+        notes = [notebook.styled(f"stopped: {self.stopped}")] if self.stopped else []
+        return notebook.table(title, columns if rows else [], rows, notes)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.history)
+
     def __repr__(self) -> str:
         numbers = {name: values[-1] for name, values in self.history.items() if _is_number(values[-1])}
         last = ", ".join(f"{name}={value:.4g}" for name, value in numbers.items())
@@ -110,6 +132,13 @@ class History:
 
 def _is_number(value: Any) -> bool:
     return not np.ndim(value)
+
+
+def _best(name: str, values: Sequence[float]) -> int | None:
+    """The place of the best value, the first of equal ones."""
+    larger = larger_is_better(name)
+    finite = [(value if larger else -value, -k) for k, value in enumerate(values) if math.isfinite(value)]
+    return -max(finite)[1] if finite else None
 
 
 def _draw(axes: Any, name: str, trained: Sequence[float] | None, validated: Sequence[float] | None) -> None:
@@ -123,9 +152,8 @@ def _draw(axes: Any, name: str, trained: Sequence[float] | None, validated: Sequ
             marker = "o" if len(curve) < 31 else ""
             axes.plot(range(1, len(curve) + 1), curve, color=color, marker=marker, ms=3, lw=1.6, label=label)
     larger = larger_is_better(name)
-    if finite := [(value if larger else -value, -k) for k, value in enumerate(validated or ()) if math.isfinite(value)]:
-        best = -max(finite)[1]
-        assert validated is not None
+    best = _best(name, validated or ())
+    if best is not None and validated:
         axes.plot(best + 1, validated[best], "o", color=_VALIDATION, mfc="white", mew=1.6, ms=8)
         axes.annotate(
             f"{validated[best]:.3g}", (best + 1, validated[best]), xytext=(0, -9 if larger else 9),

@@ -20,7 +20,8 @@ _WIDTH, _LEAST = 24, 6  # of the bar
 
 def is_watched() -> bool:
     """Whether somebody is watching: in a terminal, or in a notebook."""
-    return Terminal().is_terminal or type(sys.stdout).__module__.partition(".")[0] == "ipykernel"
+    terminal = Terminal()
+    return terminal.is_terminal or terminal.is_notebook
 
 
 def _duration(seconds: float) -> str:

@@ -43,9 +43,9 @@ class FeatureNormalization(lm.Layer):
             raise lm.GraphError(f"expected known sizes along axis={_one(self.axes)}, got {x}; parameters need them")
         alone = self.axes == (-1,)
         declare.features(-1 if alone else None, fix="the argument axis=1, or GroupNormalization(1)")
-        declare.parameter("gamma", shape, "ones")  # type: ignore[arg-type]
+        declare.parameter("gamma", shape, "ones")
         if self.centered:
-            declare.parameter("beta", shape, "zeros")  # type: ignore[arg-type]
+            declare.parameter("beta", shape, "zeros")
         return x
 
     def forward_pass(self, ctx: lm.Context, x: Any) -> Any:

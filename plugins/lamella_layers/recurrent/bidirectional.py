@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lamella as lm
 from lamella.arguments import choice
 from lamella.errors import shown
@@ -51,7 +49,7 @@ class Bidirectional(lm.Layer):
         self.layer = layer
         self.merge_mode = None if merge_mode is None else choice(merge_mode, "merge_mode", _MODES)
 
-    def expand(self, *inputs: lm.Node) -> Any:
+    def expand(self, *inputs: lm.Node) -> lm.Node | tuple[lm.Node, ...]:
         mirrored = self.layer.replace(reverse=not self.layer.reverse)
         mirrored = mirrored if self.layer.trainable else mirrored.frozen()
         x, lengths, initial = self.layer.split(inputs)

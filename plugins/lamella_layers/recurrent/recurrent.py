@@ -97,7 +97,7 @@ class Recurrent(lm.Layer):
         lengths = more.pop(0) if more and len(more[0].shape) == 1 else None
         return Sequences(x, lengths, tuple(more))
 
-    def build(self, declare: lm.Declare, *inputs: lm.ArraySpec) -> Any:
+    def build(self, declare: lm.Declare, *inputs: lm.ArraySpec) -> lm.ArraySpec | tuple[lm.ArraySpec, ...]:
         x, lengths, initial = self.split(inputs)
         features = x.shape[-1]
         if len(x.shape) != 3 or not isinstance(features, int) or not x.is_float or 0 in x.shape:
