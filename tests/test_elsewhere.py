@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import inspect
+import os
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +207,42 @@ def test_subclasses_have_attributes_of_their_own():
     assert owner.score == 0.5
     assert said(lambda: owner.weights) == "Owner has no 'bogus'."
     assert re.search("has no 'predict_proba'", said(getattr, owner, "predict_proba"))
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "coming-from.md"
+DEFAULTS = re.findall(
+    r"^\| `(\w+)\(([\w, ]+)\)` \| ([^|]*) \| ([^|]*) \| ?([^|]*?) ?\|$", PAGE.read_text(), re.MULTILINE
+)
+THEIRS = {  # what arguments are called elsewhere, where it is not the same
+    "keras": {"restore_best": "restore_best_weights"},
+    "torch": {"learning_rate": "lr", "epsilon": "eps"},
+}
+
+
+def defaults(cls: type, names: list[str]) -> list[float]:
+    parameters = inspect.signature(cls).parameters
+    return [float(parameters[name].default) for name in names]
+
+
+@pytest.mark.parametrize(("cls", "arguments", "own", "keras", "torch"), DEFAULTS)
+def test_the_table_of_defaults_is_right(cls, arguments, own, keras, torch):
+    names = arguments.split(", ")
+    modules = (lm.optimizers, lm.callbacks, lamella_layers)
+    (found,) = [getattr(module, cls) for module in modules if cls in module.__all__]
+    assert defaults(found, names) == [float(eval(value)) for value in own.split(", ")]
+    for library, told in (("keras", keras), ("torch", torch)):
+        if not told or not importlib.util.find_spec(library):
+            continue
+        if library == "keras":
+            os.environ.setdefault("KERAS_BACKEND", "torch")
+        module = importlib.import_module(library)
+        kinds = ("optimizers", "callbacks", "layers") if library == "keras" else ("optim", "nn")
+        other = f"{cls[:9]}2d" if (cls, library) == ("BatchNormalization", "torch") else cls
+        (theirs,) = [getattr(part, other) for kind in kinds if hasattr(part := getattr(module, kind), other)]
+        called = [THEIRS[library].get(name, name) for name in names]
+        called = ["alpha" if (name, cls, library) == ("rho", "RMSprop", "torch") else name for name in called]
+        assert defaults(theirs, called) == [float(eval(value)) for value in told.split(", ")], library
+
+
+def test_the_table_of_defaults_is_read():
+    assert len(DEFAULTS) == 8

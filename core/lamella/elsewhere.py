@@ -225,7 +225,7 @@ _LABEL_SMOOTHING = "The loss has it: lm.losses.SoftmaxCrossEntropy(label_smoothi
 
 FIT = {
     "class_weights": "It is called class_weight",
-    "clipnorm": "It is called clip_norm",
+    "clipnorm": "clip_norm scales all gradients together, as global_clipnorm does",
     "clipvalue": "It is called clip_value",
     "from_logits": "The loss says what it takes: softmax_cross_entropy and binary_cross_entropy logits, "
     "categorical_cross_entropy and lm.losses.BinaryCrossEntropy(from_logits=False) probabilities",
@@ -315,7 +315,7 @@ CALLBACK = {
 
 OPTIMIZER = {
     "betas": "They are called beta_1 and beta_2",
-    "clipnorm": "fit(..., clip_norm=1.0) scales gradients down",
+    "clipnorm": "fit(..., clip_norm=1.0) scales all gradients together, as global_clipnorm does",
     "clipvalue": "fit(..., clip_value=1.0) holds gradients between bounds",
     "decay": "A schedule stands in place of the learning rate: Adam(lm.schedules.Exponential(0.01, 100))",
     "global_clipnorm": "fit(..., clip_norm=1.0) scales gradients down",
@@ -331,8 +331,8 @@ OPTIMIZER = {
 def hint(table: Mapping[str, str], name: str) -> str:
     """Return what a table has for a name as a sentence to end an error with, or an empty string.
 
-    >>> hint(FIT, "clipnorm"), hint(FIT, "loss")
-    (' It is called clip_norm.', '')
+    >>> hint(FIT, "clipvalue"), hint(FIT, "loss")
+    (' It is called clip_value.', '')
     """
     return f" {table[name]}." if name in table else ""
 

@@ -488,7 +488,8 @@ def _warn_of_missing_classes(data: Batches, checked: Batches | None) -> None:
         if not missing:
             continue
         held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
-        fix = f"a last layer of {counted(int(np.count_nonzero(counts)), 'unit')}, if there are no more classes"
+        there = counted(int(np.count_nonzero(counts)), "unit")
+        fix = f"a last layer of {there}, if there are no more classes"
         if held is not None and held[missing].any():
             fix = "rows in random order before some are held out, since these have what is missing"
         elif missing == [0]:
