@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -100,7 +101,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         if early_stopping:
             rows, settings["validation_data"] = self._split(rows, task.labels, rng)
         x, targets, weights = rows
-        history = model.fit(x, targets, sample_weight=weights, **settings)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fit: y of .* has no row of", lm.MistakeWarning)  # others may have them
+            history = model.fit(x, targets, sample_weight=weights, **settings)
         before = self.loss_curve_ if goes_on else []
         self.model_, self.loss_curve_ = model, [*before, *history.history.get("loss", [])]
         self.n_iter_ = len(self.loss_curve_)
