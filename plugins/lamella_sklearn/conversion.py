@@ -20,7 +20,6 @@ from sklearn.compose import TransformedTargetRegressor
 
 import lamella as lm
 from lamella.errors import in_words
-from lamella_layers import Activation
 from lamella_onnx.models import trace_model
 from lamella_onnx.runtime import ParityError
 from lamella_onnx.tracer import TraceError
@@ -251,13 +250,12 @@ def _labels(estimator: Any) -> Any:
 
 
 def _regressor(scope: Any, operator: Any, container: Any) -> None:
-    _network(scope, operator, container, operator.raw_operator.model_, operator.outputs[0].full_name)
+    _network(scope, operator, container, operator.outputs[0].full_name)
 
 
 def _classifier(scope: Any, operator: Any, container: Any) -> None:
     estimator, (label, probabilities) = operator.raw_operator, [one.full_name for one in operator.outputs]
-    model = estimator.model_.appended(Activation("sigmoid" if estimator.multilabel_ else "softmax"))
-    _network(scope, operator, container, model, probabilities)
+    _network(scope, operator, container, probabilities, "Sigmoid" if estimator.multilabel_ else "Softmax")
     if estimator.multilabel_:
         half = _constant(
             scope, container, np.array(0.5, "float64" if _floats(operator) is DoubleTensorType else "float32")
@@ -279,8 +277,8 @@ def _constant(scope: Any, container: Any, array: Any) -> str:
     return name
 
 
-def _network(scope: Any, operator: Any, container: Any, model: lm.Model, output: str) -> None:
-    """Add a node that stands for a network, which takes float32 and gives it."""
+def _network(scope: Any, operator: Any, container: Any, output: str, activation: str = "") -> None:
+    """Add a node that stands for a network, which takes float32 and gives it, and an operator after it."""
     networks = _networks.get()
     if networks is None:
         raise lm.ArgumentError(
@@ -288,7 +286,7 @@ def _network(scope: Any, operator: Any, container: Any, model: lm.Model, output:
             "which proves the file, too"
         )
     name = scope.get_unique_operator_name(type(operator.raw_operator).__name__)
-    networks.add(name, model)
+    networks.add(name, operator.raw_operator.model_)
     given = [one.full_name for one in operator.inputs]
     if not all(isinstance(one.type, FloatTensorType) for one in operator.inputs):
         parts = [f"{name}/input_{place}" for place in range(len(given))]
@@ -298,11 +296,15 @@ def _network(scope: Any, operator: Any, container: Any, model: lm.Model, output:
     if len(given) > 1:
         container.add_node("Concat", given, [f"{name}/input"], name=f"{name}/input", axis=1)
         given = [f"{name}/input"]
-    if _floats(operator) is FloatTensorType:
-        container.add_node("Network", given, [output], _DOMAIN, 1, name)
-        return
-    container.add_node("Network", given, [f"{name}/output"], _DOMAIN, 1, name)
-    container.add_node("Cast", [f"{name}/output"], [output], name=f"{name}/output", to=TensorProto.DOUBLE)
+    result = f"{name}/output"
+    container.add_node("Network", given, [result], _DOMAIN, 1, name)
+    if activation:
+        container.add_node(activation, [result], [f"{name}/{activation}"], name=f"{name}/{activation}")
+        result = f"{name}/{activation}"
+    if _floats(operator) is DoubleTensorType:
+        container.add_node("Cast", [result], [output], name=f"{result}/double", to=TensorProto.DOUBLE)
+    else:
+        container.add_node("Identity", [result], [output], name=f"{result}/float")  # which skl2onnx takes out
 
 
 def _parse_targets(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:

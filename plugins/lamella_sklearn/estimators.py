@@ -101,8 +101,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         if early_stopping:
             rows, settings["validation_data"] = self._split(rows, task.labels, rng)
         x, targets, weights = rows
-        with warnings.catch_warnings():  # a part of the rows, or weights of 0, may well lack a class
-            warnings.filterwarnings("ignore", ".* has no row of ", lm.errors.MistakeWarning)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fit: y of .* has no row of", lm.MistakeWarning)  # others may have them
             history = model.fit(x, targets, sample_weight=weights, **settings)
         before = self.loss_curve_ if goes_on else []
         self.model_, self.loss_curve_ = model, [*before, *history.history.get("loss", [])]
