@@ -27,16 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["LamellaClassifier", "LamellaRegressor", "to_onnx"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "to_onnx":
-        try:
-            from lamella_sklearn.export import to_onnx
-        except ImportError as error:
-            if (error.name or "").partition(".")[0] != "skl2onnx":
-                raise
-            raise ImportError("to_onnx needs skl2onnx: pip install 'lamella[sklearn]'", name="skl2onnx") from error
-        return to_onnx
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name == "to_onnx":
+            try:
+                from lamella_sklearn.export import to_onnx
+            except ImportError as error:
+                if (error.name or "").partition(".")[0] != "skl2onnx":
+                    raise
+                raise ImportError("to_onnx needs skl2onnx: pip install 'lamella[sklearn]'", name="skl2onnx") from error
+            return to_onnx
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
 
 
 def __dir__() -> list[str]:
