@@ -33,7 +33,8 @@ class MultiHeadAttention(lm.Layer):
         dropout: the fraction of weights that is set to zero in training, as by Dropout.
         use_bias: whether the four projections have one.
         causal: whether position t may attend to positions 0 to t only.
-        kernel_initializer, bias_initializer: how their kernels and biases start.
+        kernel_initializer: how their kernels start.
+        bias_initializer: how their biases start.
 
     Shapes: query (N, T, features), value (N, S, ...), key (N, S, ...), mask (N, T, S) or of size 1 along T or S, or
     (N, S) for all queries alike -> (N, T, features). T and S may be of unknown size. Parameters: those of Dense layers

@@ -21,8 +21,8 @@ class Dense(lm.Layer):
         units: how many outputs.
         use_bias: whether to add ``b``.
         activation: a registered name or an `ActivationFunction`, or None.
-        kernel_initializer, bias_initializer: how ``W`` and ``b`` start: names, functions or objects of
-            `lamella.initializers`.
+        kernel_initializer: how ``W`` starts: a registered name, a function or an object of `lamella.initializers`.
+        bias_initializer: how ``b`` starts.
 
     Shapes: (N, ..., features) -> (N, ..., units). Parameters: ``kernel`` (features, units), ``bias`` (units,).
 

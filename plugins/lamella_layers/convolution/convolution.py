@@ -159,7 +159,8 @@ class Conv1D(Convolution):
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
-        kernel_initializer, bias_initializer: how ``W`` and ``b`` start.
+        kernel_initializer: how ``W`` starts.
+        bias_initializer: how ``b`` starts.
 
     Shapes: (N, channels, length) -> (N, filters, l), with
     ``l = (length + left + right - (kernel_size - 1) d - 1) // s + 1``. Parameters: ``kernel`` (filters,
@@ -197,7 +198,8 @@ class Conv2D(Convolution):
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
-        kernel_initializer, bias_initializer: how ``W`` and ``b`` start.
+        kernel_initializer: how ``W`` starts.
+        bias_initializer: how ``b`` starts.
 
     Shapes: (N, channels, height, width) -> (N, filters, h, w), with
     ``h = (height + top + bottom - (kh - 1) d - 1) // s + 1``. Parameters: ``kernel`` (filters, channels / groups,

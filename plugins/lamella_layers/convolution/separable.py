@@ -31,7 +31,8 @@ class DepthwiseConv2D(Convolution):
         dilation_rate: the distance between the cells of a window.
         use_bias: whether to add ``b``.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
-        depthwise_initializer, bias_initializer: how ``W`` and ``b`` start.
+        depthwise_initializer: how ``W`` starts.
+        bias_initializer: how ``b`` starts.
 
     Shapes: (N, channels, height, width) -> (N, channels * m, h, w), with h and w as in `Conv2D`. Parameters:
     ``kernel`` (channels * m, 1, kh, kw), ``bias`` (channels * m,).
@@ -95,7 +96,8 @@ class SeparableConv2D(lm.Layer):
         use_bias: whether the second step adds a bias.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
         depthwise_initializer: how the kernel of the first step starts.
-        pointwise_initializer, bias_initializer: how kernel and bias of the second start.
+        pointwise_initializer: how that of the second starts.
+        bias_initializer: how the bias of the second starts.
 
     Shapes: (N, channels, height, width) -> (N, filters, h, w), with h and w as in `Conv2D`. Parameters:
     ``depthwise.kernel`` (channels * depth_multiplier, 1, kh, kw), ``pointwise.kernel`` (filters,

@@ -36,7 +36,8 @@ class Conv2DTranspose(Convolution):
         groups: channels and filters are split into so many groups that do not see each other.
         use_bias: whether to add ``b``.
         activation: a registered name or an elementwise `ActivationFunction`, or None.
-        kernel_initializer, bias_initializer: how ``W`` and ``b`` start.
+        kernel_initializer: how ``W`` starts.
+        bias_initializer: how ``b`` starts.
 
     Shapes: (N, channels, h, w) -> (N, filters, height, width), with
     ``height = (h - 1) s + (kh - 1) d + 1 - top - bottom + output_padding``. Parameters: ``kernel`` (channels,
