@@ -157,6 +157,10 @@ def test_what_is_not_there_is_refused_with_the_reason(client, method, path, stat
 
 
 def test_an_unknown_name_is_answered_with_those_there_are(client):
+    assert client.get("/nowhere").error.startswith(
+        "there is nothing at /nowhere; requests to a model go to /v2/models/"
+    )
+    assert client.get("/v2/models/digits/infer").error == "Method Not Allowed"
     assert "'digits'" in client.get("/v2/models/nope").error
     assert "has no version 2; it has 1" in client.get("/v2/models/digits/versions/2").error
 
@@ -438,6 +442,31 @@ def test_a_server_that_ends_is_not_ready_and_answers_still(guarded):
         guarded.application.state.draining = False
 
 
+# Failures
+
+
+def test_a_failure_is_logged_and_not_told(tmp_path, monkeypatch, caplog):
+    write(tmp_path / "digits.onnx", DIGITS)
+    client = Client(tmp_path)
+
+    def fail(*_):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(client.application.state.repository.get("digits").queue, "_run", fail)
+    reply = client.infer("digits", one([1, 2, 3]))
+    assert (reply.status, reply.error) == (500, "this server failed; its log says how")
+    assert "a secret" in caplog.text
+
+
+def test_a_request_that_needs_more_memory_than_there_is_may_try_again(tmp_path):
+    graph = "g (int64[1] n) => (float[K] y) { y = ConstantOfShape(n) }"
+    client = Client(write(tmp_path / "zeros.onnx", graph))
+    assert values(client.infer("zeros", {"inputs": [tensor("INT64", [1], [2], "n")]})) == [0, 0]
+    reply = client.infer("zeros", {"inputs": [tensor("INT64", [1], [2**45], "n")]})
+    assert (reply.status, "not enough memory" in reply.error) == (503, True)
+    assert values(client.infer("zeros", {"inputs": [tensor("INT64", [1], [3], "n")]})) == [0, 0, 0]
+
+
 # What it has done
 
 
@@ -472,7 +501,7 @@ def test_statistics_count_every_request(tmp_path):
         "cache_miss": 0,
     }
     times = {name: part["ns"] for name, part in stats["inference_stats"].items()}
-    assert 0 < times["compute_infer"] <= times["success"]
+    assert 0 < times["compute_infer"] <= times["success"] < 60e9
     assert [(batch["batch_size"], batch["compute_infer"]["count"]) for batch in stats["batch_stats"]] == [
         (1, 1),
         (2, 2),

@@ -123,6 +123,12 @@ def test_numbers_are_taken_as_the_datatype_has_them(client, datatype, data, got)
     assert packed(values(client.infer(f"same_{datatype}", one(data, datatype))), numpy_type) == packed(got, numpy_type)
 
 
+def test_any_byte_but_0_is_true(client):
+    request = {"inputs": [tensor("BOOL", [1, 3], [])]}
+    body, headers = in_binary(request, b"\0\2\xff")
+    assert values(client.infer("same_BOOL", body, **headers)) == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("datatype", "data", "reason"),
     [
