@@ -638,7 +638,6 @@ ENGINE = {
     "losses.as_column": "losses and metrics call it",
     "losses.as_predictions": "losses and metrics call it",
     "losses.spec_of": "losses and metrics call it",
-    "losses.loss_and_slope": "the engine calls it in each step",
     "testing.ConformanceReport": "check_layer and its kin make it",
     "primitives.Primitive.__call__": "passes call it, with arrays of the backend",
     "lamella_onnx.ParityReport": "export and verify make it",

@@ -397,7 +397,7 @@ def test_top_one_is_accuracy():
         (AUC(ignore_class=-1), [0.5, 1.0], [0, 1], r"auc: ignore_class=-1: expected scores of classes"),
         (Accuracy(ignore_class=-1), SCORES, [0, -1, -2, 0], r"got -2 in row 2. Labels count from 0; .*ignore_class"),
         (Precision(multilabel=True), SCORES, [0, 1, 2, 0], r"precision: target must have the prediction's shape"),
-        (R2(), np.zeros((3, 1)), np.zeros(3), r"r2: target must have the prediction's shape \(3, 1\)"),
+        (R2(), np.zeros((3, 2)), np.zeros(3), r"r2: target must have the prediction's shape \(3, 2\)"),
     ],
 )
 def test_targets_that_do_not_fit(metric, prediction, target, message):

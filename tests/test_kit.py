@@ -928,7 +928,7 @@ FAULTS = {
     "wrong for values above 8": ("gradient", r"in inference mode .*wrong only where the input is large, from .* on"),
     "saves nothing": ("gradient", r"ctx.saved is empty, since forward_pass saved nothing: ctx.save\(...\) is missing"),
     "state never used": ("gradient", "state 'mean' is declared, but no step updates it, and no output depends on it"),
-    "state written in place": ("purity", r"read-only; inputs, parameters and state .* of state by ctx.update"),
+    "state written in place": ("purity", r"read-only.*; inputs, parameters and state .* of state by ctx.update"),
     "output overwritten": ("purity", "output 0 was written to by backward_pass"),
     "no slope at zero": ("gradient", "dx at zeros, in .*a case of its own for 0"),
     "the map itself on the way back": ("gradient", "it must do the transposed map"),

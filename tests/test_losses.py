@@ -278,7 +278,7 @@ LOGITS, COLUMN = ArraySpec(("N", 10)), ArraySpec(("N", 1))
         ("hinge", COLUMN, [[-1], [0]], "targets must be 0 and 1, or -1 and 1; got -1 and 0."),
         ("poisson", COLUMN, [[-1], [1]], "targets are counts, and must be at least 0; got -1"),
         ("cosine", ArraySpec(("N",)), [1.0], "vectors along its last axis, as in (N, 10); got (N,)"),
-        ("log_cosh", COLUMN, np.zeros(32), "shape (N, 1); got float64 (32,). Use y.reshape(-1, 1)."),
+        ("log_cosh", COLUMN, np.zeros((32, 1, 1)), "shape (N, 1); got float64 (32, 1, 1). Use y.reshape(-1, 1)."),
     ],
 )  # fmt: skip
 def test_targets_that_do_not_fit(loss, prediction, target, message):

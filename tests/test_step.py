@@ -11,7 +11,7 @@ import pytest
 
 import lamella as lm
 from lamella.optimizers import SGD, Adam, AdamW, Optimizer
-from lamella.training.update import THREADED
+from lamella.training.step import THREADED
 from lamella_layers import BatchNormalization, Dense
 
 
@@ -93,8 +93,8 @@ def test_an_optimizer_that_fails_moves_nothing(network, spoil, error, words):
 
 
 def test_an_optimizer_that_fails_half_way_moves_nothing(monkeypatch):
-    monkeypatch.setattr("lamella.training.update.PIECE", 1 << 10)
-    monkeypatch.setattr("lamella.training.update.THREADED", 1)
+    monkeypatch.setattr("lamella.training.step.PIECE", 1 << 10)
+    monkeypatch.setattr("lamella.training.step.THREADED", 1)
     COUNT.clear()
     model, rule = large(), Rule(first_pieces_pass)
     step(model, rule)

@@ -302,3 +302,7 @@ def lamella_initializers() -> dict[str, Any]:
         "xavier_normal": glorot_normal,
         "xavier_uniform": glorot_uniform,
     }
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,12 +11,14 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lamella.backends import Backend
 from lamella.engine.gradients import Gradients
 from lamella.errors import LayerError, counted, place_of
 from lamella.graph.operations import Operation
 from lamella.graph.plan import Plan
-from lamella.losses import Loss, loss_and_slope
+from lamella.losses import Loss
 from lamella.protocol.context import Arrays, Context, Phase
 from lamella.protocol.layer import LAYERS
 from lamella.protocol.spec import described
@@ -370,7 +372,7 @@ class Pass:
                 totals.append(0.0)
                 continue
             given = predictions[k], batch.targets[k], batch.weights[k]
-            total, slope = loss_and_slope(loss, self._losses[k], self.backend, *given, wants_slope=self._smooth[k])
+            total, slope = _loss_and_slope(loss, self._losses[k], self.backend, *given, wants_slope=self._smooth[k])
             totals.append(total)
             if slope is not None:
                 gradients[graph.outputs[k]] = slope
@@ -438,3 +440,38 @@ def _drive(operation: Operation, method: str, running: Any, training: bool) -> G
             total = yield Request(operation, method, partial, training)
     finally:
         running.close()
+
+
+def _loss_and_slope(
+    loss: Loss, ctx: Context, backend: Backend, prediction: Any, target: Any, weights: Any, *, wants_slope: bool
+) -> tuple[float, Any]:
+    """Return the sum of the losses of some rows times their weights, and its gradient, or None where not wanted.
+
+    Raises:
+        LayerError: the loss fails, or gives arrays of another shape or dtype.
+    """
+    if backend.has_numpy_arrays:  # without a call of the backend, as below
+        prediction = prediction.view()
+        prediction.flags.writeable = False  # metrics see it too, and layers may have saved it
+    else:
+        prediction = backend.view(prediction)
+    ctx.saved = ()
+    try:
+        each = loss.forward(ctx, prediction, target)
+        slope = loss.backward(ctx, weights) if wants_slope else None
+    except Exception as error:
+        given = f"prediction {described(prediction)} and target {described(target)}"
+        hint = "; make new arrays: predictions and targets are never written to" if "read-only" in str(error) else ""
+        words = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise LayerError(f"{loss!r} failed on {given}: {words}{hint}") from error
+    ctx.saved = ()
+    if getattr(each, "shape", None) != weights.shape:
+        raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")
+    if slope is not None and (getattr(slope, "shape", None) != prediction.shape or slope.dtype != prediction.dtype):
+        raise LayerError(
+            f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
+            f"{described(slope)}"
+        )
+    if backend.has_numpy_arrays:
+        return float(each.astype(np.float64).dot(weights)), slope
+    return backend.weighted_sum(each, weights), slope

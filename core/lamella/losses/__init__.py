@@ -15,7 +15,6 @@ from lamella.losses.loss import (
     as_column,
     as_predictions,
     class_targets,
-    loss_and_slope,
     spec_of,
     value_targets,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "as_column",
     "as_predictions",
     "class_targets",
-    "loss_and_slope",
     "spec_of",
     "value_targets",
 ]

@@ -15,10 +15,9 @@ from lamella.losses.loss import (
     class_targets,
     ignore_class_argument,
     label_smoothing_argument,
-    mean_of_places,
-    spread,
     value_targets,
 )
+from lamella.losses.values import mean_of_places, spread
 from lamella.primitives import primitive
 from lamella.protocol.context import Context
 from lamella.protocol.spec import ArraySpec

@@ -9,7 +9,8 @@ import numpy as np
 from lamella.arguments import flag, number
 from lamella.errors import ArgumentError, DataError, shown
 from lamella.losses.classes import examine_probabilities
-from lamella.losses.loss import Loss, label_smoothing_argument, mean_of_places, spread, value_targets
+from lamella.losses.loss import Loss, label_smoothing_argument, value_targets
+from lamella.losses.values import mean_of_places, spread
 from lamella.primitives import relu, sigmoid
 from lamella.protocol.context import Context
 from lamella.protocol.spec import ArraySpec

@@ -10,13 +10,13 @@ import numpy as np
 
 from lamella import elsewhere, registry
 from lamella.arguments import flag, number
-from lamella.backends import Backend, get_backend
-from lamella.errors import ArgumentError, DataError, LayerError, place_of, shown
+from lamella.backends import get_backend
+from lamella.errors import ArgumentError, DataError, shown
 from lamella.primitives import one_hot
 from lamella.protocol.configured import Configured
 from lamella.protocol.context import Context
 from lamella.protocol.inputs import as_array
-from lamella.protocol.spec import ArraySpec, described, shape_in_words
+from lamella.protocol.spec import ArraySpec, shape_in_words
 from lamella.registry import snake_case
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "as_column",
     "as_predictions",
     "class_targets",
-    "loss_and_slope",
     "spec_of",
     "value_targets",
 ]
@@ -81,7 +80,8 @@ class Loss(Configured):
         """
         if self.ignore_class is None or target.dtype != xp.int64:
             return None
-        return mean_of_places(xp, xp.astype(target != self.ignore_class, dtype))
+        counts = xp.astype(target != self.ignore_class, dtype)
+        return counts if counts.ndim == 1 else xp.mean(counts, axis=tuple(range(1, counts.ndim)))
 
     def forward(self, ctx: Context, prediction: Any, target: Any) -> Any:
         """Return the loss of each sample, (N,), averaged over the sample's other axes."""
@@ -103,37 +103,6 @@ class Loss(Configured):
         where = snake_case(type(self).__name__)
         prediction = as_predictions(where, prediction)
         return self.per_sample(prediction, self.prepare(spec_of(where, prediction), target))
-
-
-def loss_and_slope(
-    loss: Loss, ctx: Context, backend: Backend, prediction: Any, target: Any, weights: Any, *, wants_slope: bool
-) -> tuple[float, Any]:
-    """Return the sum of the losses of some rows times their weights, and its gradient, or None where not wanted.
-
-    Raises:
-        LayerError: the loss fails, or gives arrays of another shape or dtype.
-    """
-    prediction = backend.view(prediction)  # what metrics see too, and layers may have saved
-    ctx.saved = ()
-    try:
-        each = loss.forward(ctx, prediction, target)
-        slope = loss.backward(ctx, weights) if wants_slope else None
-    except Exception as error:
-        given = f"prediction {described(prediction)} and target {described(target)}"
-        hint = "; make new arrays: predictions and targets are never written to" if "read-only" in str(error) else ""
-        words = f"{type(error).__name__}: {error}{place_of(error)}"
-        raise LayerError(f"{loss!r} failed on {given}: {words}{hint}") from error
-    ctx.saved = ()
-    if getattr(each, "shape", None) != weights.shape:
-        raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")
-    if slope is not None and (getattr(slope, "shape", None) != prediction.shape or slope.dtype != prediction.dtype):
-        raise LayerError(
-            f"{loss!r}.backward: expected the gradient of the prediction, {described(prediction)}, got "
-            f"{described(slope)}"
-        )
-    if backend.has_numpy_arrays:  # without a call of the backend
-        return float(each.astype(np.float64).dot(weights)), slope
-    return backend.weighted_sum(each, weights), slope
 
 
 def as_predictions(where: str, prediction: Any) -> np.ndarray:
@@ -281,16 +250,6 @@ def as_rows(
     if label_smoothing:
         rows = (1.0 - label_smoothing) * rows + (label_smoothing / classes) * total
     return rows if counts is None else rows * xp.expand_dims(xp.astype(counts, prediction.dtype), axis=-1)
-
-
-def mean_of_places(xp: Any, losses: Any) -> Any:
-    """(N, ...) -> (N,), the mean over all axes but the first."""
-    return losses if losses.ndim == 1 else xp.mean(losses, axis=tuple(range(1, losses.ndim)))
-
-
-def spread(xp: Any, d: Any, shape: tuple[Any, ...], averaged: tuple[Any, ...]) -> Any:
-    """The backward pass of `mean_of_places`: (N,) -> (N, 1, ..., 1), shared among the numbers that were averaged."""
-    return xp.reshape(d, (shape[0], *(1 for _ in shape[1:]))) / math.prod(averaged)
 
 
 def _same(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:

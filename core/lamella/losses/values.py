@@ -9,11 +9,21 @@ import numpy as np
 
 from lamella.arguments import flag, number
 from lamella.errors import ArgumentError, DataError
-from lamella.losses.loss import Loss, mean_of_places, spread, value_targets
+from lamella.losses.loss import Loss, value_targets
 from lamella.protocol.context import Context
 from lamella.protocol.spec import ArraySpec
 
 __all__ = ["CosineSimilarity", "Huber", "LogCosh", "MeanAbsoluteError", "MeanSquaredError", "Poisson"]
+
+
+def mean_of_places(xp: Any, losses: Any) -> Any:
+    """(N, ...) -> (N,), the mean over all axes but the first."""
+    return losses if losses.ndim == 1 else xp.mean(losses, axis=tuple(range(1, losses.ndim)))
+
+
+def spread(xp: Any, d: Any, shape: tuple[Any, ...], averaged: tuple[Any, ...]) -> Any:
+    """The backward pass of `mean_of_places`: (N,) -> (N, 1, ..., 1), shared among the numbers that were averaged."""
+    return xp.reshape(d, (shape[0], *(1 for _ in shape[1:]))) / math.prod(averaged)
 
 
 class MeanSquaredError(Loss):

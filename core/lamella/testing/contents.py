@@ -127,8 +127,9 @@ def subjects_of(source: Any, plugins: list[Plugin]) -> tuple[list[Subject], list
     for entry, kind in entries:
         own = tuple(specimen for specimen, _ in specimens if _shows(specimen, entry.object))
         cls = entry.object if isinstance(entry.object, type) else None
-        if kind == "activations" and not own and any(_mentions(specimen, entry) for specimen, _ in specimens):
-            continue  # the layer shows it
+        names = [other for other, of in entries if of == kind and other.object is entry.object]
+        if kind == "activations" and not own and any(_mentions(one, other) for one, _ in specimens for other in names):
+            continue  # the layer shows it, by this name or another
         if kind != "initializers" and source.name_of(kind, entry.object) not in (None, entry):
             continue  # an alias of another name
         own = (own or tuple(_made_for(kind, entry.object))) if laws_of(kind) else ()

@@ -19,7 +19,7 @@ from lamella.protocol.inputs import as_array
 from lamella.regularization import Constraint, Penalty
 from lamella.training.fit import given_bounds, optimizer_of, warn_of_restart
 from lamella.training.rules import Rules
-from lamella.training.update import Update
+from lamella.training.step import Update
 
 __all__ = ["apply_gradients"]
 

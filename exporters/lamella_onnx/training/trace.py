@@ -24,7 +24,7 @@ from lamella.optimizers import SGD, Optimizer
 from lamella.optimizers.optimizer import Rule, rules_of
 from lamella.protocol.spec import ArraySpec
 from lamella.training.rules import Rules
-from lamella.training.update import checked_update
+from lamella.training.step import checked_update
 from lamella_onnx.models import Naming, Stored, TracerBackend, whole_batch
 from lamella_onnx.runtime import DEFAULT_OPSET
 from lamella_onnx.tracer import Graph, Traced, TraceError, new_graph, write
