@@ -331,11 +331,13 @@ def test_requests_that_were_given_up_keep_no_place_in_the_queue():
         await settled(model, 1)
         jobs += [job(queue, 1), job(queue, 2)]
         jobs[1].cancel()
-        assert len(queue) == 1
-        jobs.append(job(queue, 3))
-        with pytest.raises(Refusal, match="2 requests wait"):
-            job(queue, 4)
-        model.gate.set()
+        try:
+            assert len(queue) == 1
+            jobs.append(job(queue, 3))
+            with pytest.raises(Refusal, match="2 requests wait"):
+                job(queue, 4)
+        finally:
+            model.gate.set()
         return await asyncio.gather(jobs[0], *jobs[2:])
 
     assert [float(array[0, 0]) for (array,) in asyncio.run(main())] == [0, 4, 6]

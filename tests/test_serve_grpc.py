@@ -31,6 +31,7 @@ from lamella_serve.configuration import configuration
 from lamella_serve.grpc import service
 from lamella_serve.grpc.server import GrpcServer
 from lamella_serve.protocol import HEALTH, SERVICE, message
+from lamella_serve.refusals import Refusal
 
 PROTOCOL = Path(lamella_serve.__file__).parent / "protocol"
 GRAPHS = {
@@ -341,6 +342,15 @@ def test_a_message_larger_than_allowed_is_refused(client, compression):
     with refused("RESOURCE_EXHAUSTED", "larger than max"):
         client.infer(asked("same", x=array), compression=compression)
     assert client.infer(asked("same", x=array[:, 1000:]), compression=compression).outputs[0].shape == [1, 4_999_000]
+
+
+def test_a_call_that_ended_before_it_was_refused_ends_without_a_word():
+    class Ended:
+        async def abort(self, *_):
+            raise grpc.aio.InternalError  # which gRPC logs with a traceback, unless it is caught
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(service._refuse(Ended(), Refusal(400, "no")))
 
 
 def test_onnxruntimes_own_complaint_is_the_clients_fault(tmp_path):

@@ -247,4 +247,9 @@ def _refusing(name: str, error: Refusal) -> Any:
 
 async def _refuse(context: Any, error: Refusal) -> Any:
     """Tell a client why it gets no answer, and end the call."""
-    await context.abort(_CODES[error.status], error.words[:_MOST_WORDS])
+    try:
+        await context.abort(_CODES[error.status], error.words[:_MOST_WORDS])
+    except grpc.aio.AbortError:  # what it raises when all is well
+        raise
+    except grpc.aio.BaseError:  # the call has ended: its client has gone, or its message could not be read
+        raise asyncio.CancelledError from None
