@@ -524,6 +524,7 @@ def examples() -> dict[str, Callable[[], Example]]:
         "Declare.parameter": of_method(
             lm.Declare, "parameter", {"name": "kernel", "shape": (3, 4), "initializer": "zeros"}
         ),
+        "Declare.features": of_method(lm.Declare, "features", {"axis": -1}),
         "Declare.warn": of_method(lm.Declare, "warn", {"text": "softmax over one value"}),
         "Declare.state": of_method(lm.Declare, "state", {"name": "mean", "shape": (3,), "initializer": "zeros"}),
         "History.add": of_method(lm.History, "add", {"logs": {"loss": 1.0}}),

@@ -116,8 +116,8 @@ def loss_and_slope(
     except Exception as error:
         given = f"prediction {described(prediction)} and target {described(target)}"
         hint = "; make new arrays: predictions and targets are never written to" if "read-only" in str(error) else ""
-        words = f"{type(error).__name__}: {error}{place_of(error)}"
-        raise LayerError(f"{loss!r} failed on {given}: {words}{hint}") from error
+        words = f"{type(error).__name__}: {error}{hint}{place_of(error)}"
+        raise LayerError(f"{loss!r} failed on {given}: {words}") from error
     ctx.saved = ()
     if getattr(each, "shape", None) != weights.shape:
         raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")

@@ -418,7 +418,7 @@ class Pass:
         where = f"{operation.label}.{method} failed on {' and '.join(map(described, args))}, rows {ctx.rows}"
         entry = LAYERS.entry_of(type(operation.layer))
         place = "" if entry is not None and entry.plugin.is_own else place_of(error)
-        return LayerError(f"{where}: {type(error).__name__}: {error}{place}{hint}")
+        return LayerError(f"{where}: {type(error).__name__}: {error}{hint}{place}")
 
 
 def _drive(operation: Operation, method: str, running: Any, training: bool) -> Generator[Request, Any, Any]:
