@@ -420,7 +420,7 @@ class Pass:
         where = f"{operation.label}.{method} failed on {' and '.join(map(described, args))}, rows {ctx.rows}"
         entry = LAYERS.entry_of(type(operation.layer))
         place = "" if entry is not None and entry.plugin.is_own else place_of(error)
-        return LayerError(f"{where}: {type(error).__name__}: {error}{place}{hint}")
+        return LayerError(f"{where}: {type(error).__name__}: {error}{hint}{place}")
 
 
 def _drive(operation: Operation, method: str, running: Any, training: bool) -> Generator[Request, Any, Any]:
@@ -462,8 +462,8 @@ def _loss_and_slope(
     except Exception as error:
         given = f"prediction {described(prediction)} and target {described(target)}"
         hint = "; make new arrays: predictions and targets are never written to" if "read-only" in str(error) else ""
-        words = f"{type(error).__name__}: {error}{place_of(error)}"
-        raise LayerError(f"{loss!r} failed on {given}: {words}{hint}") from error
+        words = f"{type(error).__name__}: {error}{hint}{place_of(error)}"
+        raise LayerError(f"{loss!r} failed on {given}: {words}") from error
     ctx.saved = ()
     if getattr(each, "shape", None) != weights.shape:
         raise LayerError(f"{loss!r}.forward must return one value per row, got {described(each)}")
