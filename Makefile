@@ -41,7 +41,7 @@ bench-serving: $(VENV)/installed-plot $(VENV)/installed-serve $(SERVERS:%=$(BENC
 	$(BIN)/python benchmarks/serving $(ARGS)
 
 judge: $(VENV)/installed-grpc $(JUDGE)/installed  ## hold lamella serve against NVIDIA's Triton, call by call (about a minute)
-	$(BIN)/python tests/triton/judge.py $(JUDGE)/bin/python $(ARGS)
+	$(BIN)/python tests/against_triton/judge.py $(JUDGE)/bin/python $(ARGS)
 
 smoke: $(VENV)/installed-test  ## run the ten most telling tests (under ten seconds)
 	$(BIN)/python -m pytest -q -m smoke $$(grep -l '^@pytest.mark.smoke' tests/test_*.py) $(ARGS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from wheels import ROOT, Environment, install_wheel, run
 
-collect_ignore = ["triton"]  # programs for an environment with Triton's client, run by `make judge`
+collect_ignore = ["against_triton"]  # programs for an environment with Triton's client, run by `make judge`
 
 
 @pytest.fixture(scope="session")

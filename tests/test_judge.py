@@ -12,7 +12,7 @@ from wheels import ROOT
 
 from lamella_serve.triton import export_repository
 
-JUDGE = ROOT / "tests" / "triton"
+JUDGE = ROOT / "tests" / "against_triton"
 
 
 @pytest.fixture

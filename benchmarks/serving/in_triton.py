@@ -22,7 +22,7 @@ version = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 shutil.copytree(triton / "backends", backends)
 shutil.copy(triton / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
-shutil.copytree(Path(__file__).parents[2] / "tests" / "triton" / "backends", backends, dirs_exist_ok=True)
+shutil.copytree(Path(__file__).parents[2] / "tests" / "against_triton" / "backends", backends, dirs_exist_ok=True)
 subprocess.run([lamella, "-m", "lamella", "export-repository", model, repository], check=True)
 
 os.environ["LD_LIBRARY_PATH"] = str(packages / "nvidia_pytriton.libs")

@@ -1,6 +1,6 @@
 """Calls of Triton's own Python client, by name. Their answers tell whether two servers are the same to a client.
 
-    .judge/bin/python tests/triton/calls.py HTTP_ADDRESS GRPC_ADDRESS ANSWERS.json
+    .judge/bin/python tests/against_triton/calls.py HTTP_ADDRESS GRPC_ADDRESS ANSWERS.json
 
 Every call is made by each of the four clients in turn, except where it says otherwise.
 """

@@ -1,7 +1,7 @@
 """Holds `lamella serve` against NVIDIA's Triton: the same repository, the same requests, and the answers must agree.
 
     make judge                            # makes an environment with Triton, then runs everything
-    python tests/triton/judge.py PYTHON   # with the interpreter of such an environment
+    python tests/against_triton/judge.py PYTHON   # with the interpreter of such an environment
 
 The wheel of nvidia-pytriton carries Triton's server and its Python backend, and `backends/onnxruntime` lets that run
 ONNX models. Those of `models.py` are exported by `lamella export-repository`; both servers serve that repository, and
