@@ -241,7 +241,9 @@ def _(draw, layer):
 def _(draw, layer):
     size, s, d, padding, image = window(draw, 2)
     x = draw.array(*draw.size(1, 4, 2), *image)
-    ours = layer(size, draw.size(1, 4), strides=s, dilation_rate=d, padding=padding, use_bias=draw.chance())
+    ours = layer(
+        size, depth_multiplier=draw.size(1, 4), strides=s, dilation_rate=d, padding=padding, use_bias=draw.chance()
+    )
 
     def same(p, x):
         x, groups = padded(x, size, s, d, padding), x.shape[1]
@@ -374,7 +376,7 @@ def _(draw, layer):
     groups, epsilon = draw.size(1, 4), draw.one_of(1e-3, 1e-5)
     channels, (n, *size) = 2 * groups * draw.size(1, 3), draw.size(1, 5, draw.size(1, 4))
     shape = (n, *size, channels) if len(size) == 1 else (n, channels, *size)
-    return Example(layer(groups, epsilon), (spread(draw, *shape),), lambda p, x: channels_second(
+    return Example(layer(groups, epsilon=epsilon), (spread(draw, *shape),), lambda p, x: channels_second(
         lambda x: F.group_norm(x, groups, p["gamma"], p["beta"], epsilon))(x))  # fmt: skip
 
 

@@ -355,6 +355,22 @@ def test_sure_right_answers_keep_the_digits_of_focal_losses():
         assert run(loss, x, y)[0][0] == pytest.approx(math.exp(-20.0) ** 2, rel=1e-5)
 
 
+def test_probabilities_beyond_their_limits_cost_what_the_limits_cost_and_no_longer_learn():
+    p = np.array([[1e-9], [0.0], [1.0 - 1e-9], [1.0], [0.25]])
+    values, dx = run(BinaryCrossEntropy(from_logits=False), p, [[1], [1], [0], [0], [1]])
+    np.testing.assert_allclose(values, [*[-math.log(1e-7)] * 4, -math.log(0.25)], rtol=1e-8)
+    np.testing.assert_allclose(dx, [[0.0], [0.0], [0.0], [0.0], [-4.0 / 5.0]], rtol=1e-12)
+
+
+def test_vectors_that_are_nearly_zero_have_a_cosine_with_the_slope_of_what_is_computed():
+    """Below a length of 1e-6 they are divided by that, which scales them and no longer turns them."""
+    loss, y, t = CosineSimilarity(), np.array([[3e-8, 4e-8, 0.0]]), np.array([[0.0, 2.0, 0.0]])
+    values, dx = run(loss, y, t)
+    np.testing.assert_allclose(values, [-0.04], rtol=1e-12)
+    np.testing.assert_allclose(dx, [[0.0, -1e6, 0.0]], rtol=1e-12)
+    np.testing.assert_array_equal(run(loss, 0.0 * y, t)[0], [0.0])
+
+
 def test_huber_refuses_a_delta_of_zero():
     with pytest.raises(ArgumentError, match=r"Huber: delta: expected a number above 0"):
         Huber(delta=0)

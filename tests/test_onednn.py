@@ -329,7 +329,8 @@ def test_adam_trains_as_on_numpy(backend):
     x, y = rng.normal(size=(32, 300)).astype("float32"), np.arange(32) % 10
     models = [lm.Sequential([Dense(300, activation="relu"), Dense(10)], input_shape=300) for _ in range(2)]
     models[1].to("onednn")
-    for optimizer in (lm.optimizers.AdamW(0.003), lm.optimizers.Adam(0.003)):
+    kept = lm.optimizers.Adam(0.003, beta_2=0.2, amsgrad=True)
+    for optimizer in (lm.optimizers.AdamW(0.003), lm.optimizers.Adam(0.003), kept):
         options = {"loss": "softmax_cross_entropy", "optimizer": optimizer}
         for model in models:
             model.optimizer_state = None

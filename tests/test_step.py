@@ -342,7 +342,16 @@ def test_layers_frozen_on_the_way_stay_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "rule", [SGD(0.1), SGD(0.1, momentum=0.9), SGD(0.1, momentum=0.9, nesterov=True), Adam(), AdamW(0.1)]
+    "rule",
+    [
+        SGD(0.1),
+        SGD(0.1, momentum=0.9),
+        SGD(0.1, momentum=0.9, nesterov=True),
+        Adam(),
+        AdamW(0.1),
+        Adam(beta_2=0.2, amsgrad=True),
+        AdamW(beta_2=0.2, amsgrad=True),
+    ],
 )
 def test_updates_in_place_have_the_bits_of_the_formula(rule):
     class Written(type(rule)):  # whose formula the engine does not know
