@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import itertools
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +17,8 @@ import numpy as np
 import pytest
 
 import lamella as lm
-from lamella import cli, registry
+from lamella import cli, hookspecs, registry, terminal
+from lamella.cli import listing
 from lamella.datasets import digits
 from lamella_onnx import demo
 
@@ -37,37 +41,174 @@ def test_no_command_prints_help(capsys):
     assert all(f"\n    {name} " in printed for name in ("demo", "export", "layers", "verify"))
 
 
-def test_layers_in_a_pipe_are_one_whole_line_each():
-    done = piped("layers")
-    assert (done.returncode, done.stderr) == (0, "")
-    heading, *lines = done.stdout.splitlines()
-    places = [heading.index(word) for word in ("layer", "class", "family", "distribution", "arguments", "ONNX")]
-    table = [[line[a:b].strip() for a, b in zip(places, [*places[1:], None], strict=True)] for line in lines]
-    rows = {row[0]: row[1:] for row in table}
-    assert list(rows) == sorted(rows, key=lambda name: (rows[name][1], name))
-    assert set(rows) == set(lm.layers())
-    version = importlib.metadata.version("lamella")
-    assert rows["dense"][:3] == ["Dense", "dense", f"lamella {version}"]
-    assert rows["dense"][3].startswith("units, *, use_bias=True, activation=None")
-    assert rows["dense"][4] == "MatMul, Add"
-    assert rows["dropout"][4] == "nothing"
-    assert rows["flatten"][3:] == ["none", "Reshape"]
-    assert "…" not in done.stdout
+def rows(printed: str) -> list[list[str]]:
+    """The lines of a table in a pipe, below the headings, in cells."""
+    heading, *lines = printed.splitlines()
+    places = [heading.index(word) for word in ("name", "kind", "distribution", "class")]
+    return [[line[a:b].strip() for a, b in zip(places, [*places[1:], None], strict=True)] for line in lines]
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_layers_on_a_terminal_fit_and_lose_nothing(width, monkeypatch, capsys):
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
-    assert cli.main(["layers"]) == 0
-    plain = capsys.readouterr().out
-    assert max(map(len, plain.splitlines())) <= width
-    assert "…" not in plain
-    for name, cls in lm.layers().items():
-        assert f" {name} " in plain
-        assert f" {cls.__name__}(" in plain
-    assert f"{len(lm.layers())} layers in" in plain
+
+
+def test_layers_in_a_pipe_are_one_narrow_line_each():
+    done = piped("layers")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) < 110
+    found = {name: cells for name, *cells in rows(done.stdout)}
+    assert set(found) == {entry.name for entry in registry.entries("layers") if entry.plugin.is_own}
+    version = importlib.metadata.version("lamella")
+    assert found["conv2d"] == ["layers", f"lamella {version}", "Conv2D(filters, kernel_size, ...)"]
+    assert found["flatten"][2] == "Flatten()"
+    assert found["max_pooling2d"][2] == "MaxPooling2D(...)"
+
+
+def test_list_in_a_pipe_has_a_line_for_each_name_of_each_kind():
+    assert set(listing.KINDS) == {*hookspecs.KINDS, "callbacks"}
+    done = piped("list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) < 110
+    given = [(cells[0], cells[1]) for cells in rows(done.stdout)]
+    own = [plugin for plugin in registry.plugins() if plugin.is_own]
+    assert sorted(one for one in given if one[1] != "callbacks") == sorted(
+        (entry.name, kind) for kind in hookspecs.KINDS for plugin in own for entry in registry.entries(kind, plugin)
+    )
+    assert [name for name, kind in given if kind == "callbacks"] == [
+        name for name in lm.callbacks.__all__ if name not in ("Callback", "StopTraining", "larger_is_better")
+    ]
+    found = rows(piped("list", "metrics", "losses").stdout)
+    assert [kind for kind, _ in itertools.groupby(found, key=lambda cells: cells[1])] == ["losses", "metrics"]
+    assert ["mse", "losses", "MeanSquaredError()"] in [[*cells[:2], cells[3]] for cells in found]
+
+
+@pytest.mark.parametrize("more", ["…", "..."])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_list_on_a_terminal_fits_and_names_everything(width, more, monkeypatch, capsys):
+    on_a_terminal(monkeypatch, width)
+    monkeypatch.setattr(terminal, "_encodes", lambda text, encoding: more == "…")
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    assert printed.isascii() == (more == "...")
+    words = set(re.findall(r"[\w-]+", printed))
+    for kind in hookspecs.KINDS:
+        assert words >= {entry.name for entry in registry.entries(kind)}
+    for cls in lm.layers().values():
+        assert f" {cls.__name__}(" in printed
+    assert ("Conv2D(filters, kernel_size, " in printed) == (width >= 80)
+    assert ("  LayerNormalization" in printed.replace(" LayerNormalization(", "")) == (width >= 100)  # the operator
+    assert f"\n{more} stands for what does not fit; --json prints it all\n" in printed
+    assert cli.main(["layers", "lamella_layers.reshaping"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n4 layers\nlamella list: losses, metrics, optimizers, ...\n" in printed
+    assert " UpSampling2D(size=2, " in printed
+
+
+def test_a_list_as_json_holds_all_that_is_known(capsys):
+    assert cli.main(["list", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["lamella"], data["problems"]) == (lm.__version__, [])
+    found = {(one["kind"], one["name"]): one for one in data["entries"]}
+    keys = ("kind", "name", "aliases", "class", "arguments", "summary", "onnx_operators")
+    assert {tuple(one) for one in found.values()} == {(*keys, "module", "distribution", "version")}
+    assert found["layers", "dense"] == {
+        "kind": "layers",
+        "name": "dense",
+        "aliases": [],
+        "class": "Dense",
+        "arguments": [
+            {"name": "units", "default": None, "keyword_only": False},
+            {"name": "use_bias", "default": "True", "keyword_only": True},
+            {"name": "activation", "default": "None", "keyword_only": True},
+            {"name": "kernel_initializer", "default": "'glorot_uniform'", "keyword_only": True},
+            {"name": "bias_initializer", "default": "'zeros'", "keyword_only": True},
+        ],
+        "summary": "Every output is a weighted sum of all features: y = activation(x W + b).",
+        "onnx_operators": ["MatMul", "Add"],
+        "module": "lamella_layers.dense",
+        "distribution": "lamella",
+        "version": lm.__version__,
+    }
+    assert found["layers", "dropout"]["onnx_operators"] == []
+    assert found["losses", "mean_squared_error"]["aliases"] == ["mse"]
+    assert found["activations", "silu"]["aliases"] == ["swish"]
+    drawn = found["initializers", "he_normal"]
+    assert (drawn["aliases"], drawn["class"], drawn["arguments"]) == (["kaiming_normal"], None, None)
+    assert cli.main(["layers", "--json", "lamella:Dense"]) == 0
+    assert json.loads(capsys.readouterr().out)["entries"] == [found["layers", "dense"]]
+
+
+OWN_THINGS = """
+import lamella as lm
+
+def half(x):
+    return x / 2
+
+class Scale(lm.Layer):
+    "Scales by ``f``."
+    def __init__(self, f=half):
+        self.f = f
+    def forward_pass(self, ctx, x):
+        return self.f(x)
+    def backward_pass(self, ctx, dy):
+        return self.f(dy)
+
+class Pull(lm.losses.Loss):
+    "Pulls."
+
+@lm.hookimpl
+def lamella_layers():
+    return {"scale": Scale}
+
+@lm.hookimpl
+def lamella_losses():
+    return {"pull": Pull}
+"""
+
+
+def test_a_list_of_a_module_that_is_not_installed_has_all_its_kinds(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_things.py").write_text(OWN_THINGS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    on_a_terminal(monkeypatch, 100)
+    assert cli.main(["list", "own_things"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "own_things layers  own_things",
+        f"  scale  {'Scale(f=<function half>)':<61}  ?",  # and no address
+        "",
+        "losses  own_things",
+        "  pull   Pull()",
+        "",
+        "1 layer, 1 loss",
+        "?: no specimen says which",
+    ]
+    assert cli.main(["layers", "own_things"]) == 0
+    printed = capsys.readouterr().out
+    assert " Scale(" in printed
+    assert "Pull" not in printed
+    assert "1 layer\nlamella list own_things: also losses (1)\n" in printed
+    assert cli.main(["list", "metrics", "own_things"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["", "nothing"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["losses"], r"lamella: unknown command 'losses'; .* Did you mean 'lamella list losses'\?"),
+        (["list", "loss"], r"lamella: 'loss' is none of the kinds. Did you mean 'losses'\?\n'loss': no installed"),
+        (["list", "json"], "lamella: 'json' has no hooks, so it gives nothing"),
+        (["list", "lamella:dens"], r"lamella: 'lamella' gives no 'dens' by its hooks. Did you mean 'dense'\?"),
+        (["layers", "lamella:qqqq"], r"gives no 'qqqq' by its hooks. After a change of its entry points, .* -e \.$"),
+    ],
+)
+def test_a_list_of_what_is_not_there_says_what_might_be_meant(arguments, words, capsys):
+    assert cli.main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert re.search(words, error, re.MULTILINE)
 
 
 def test_layers_tells_by_which_name_one_is_found_and_what_a_question_mark_means(monkeypatch, capsys):
@@ -83,13 +224,12 @@ def test_layers_tells_by_which_name_one_is_found_and_what_a_question_mark_means(
     one = registry.Registry([*importlib.metadata.entry_points(group="lamella"), point])
     for name in ("plugins", "entries", "specimens"):
         monkeypatch.setattr(registry, name, getattr(one, name))
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "100")
+    on_a_terminal(monkeypatch, 100)
     assert cli.main(["layers"]) == 0
-    printed = capsys.readouterr().out
+    printed, problems = capsys.readouterr()
     assert " acme:dense " in printed
     assert " dense " in printed
-    assert "acme:dense is found by its full name only: lamella, or another plugin, has that name" in printed
+    assert "acme:dense is found by its full name only: lamella, or another plugin, has that name" in problems
     assert "\n?: no specimen says which" in printed
 
 
@@ -108,12 +248,13 @@ def with_broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("with_broken_plugin")
-def test_layers_lists_broken_plugins_below(capsys):
+def test_layers_tells_of_broken_plugins_beside_the_table(capsys):
     assert cli.main(["layers"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == (
-        "plugin 'swish' of an unknown distribution (nowhere.swish) could not be loaded: "
-        "ModuleNotFoundError: No module named 'nowhere'"
+    out, error = capsys.readouterr()
+    assert {cells[0] for cells in rows(out)} == set(lm.layers())
+    assert error == (
+        "lamella: plugin 'swish' of an unknown distribution (nowhere.swish) could not be loaded: "
+        "ModuleNotFoundError: No module named 'nowhere'\n"
     )
 
 
@@ -124,7 +265,7 @@ def test_an_unknown_command_gets_a_suggestion_and_the_plugins_that_might_give_it
     assert out == ""
     assert error.startswith(
         "lamella: unknown command 'verfy'; expected one of check, demo, export, export-repository, inspect, layers, "
-        "new-plugin, serve, verify. Did you mean 'verify'?"
+        "list, new-plugin, serve, verify. Did you mean 'verify'?"
     )
     assert "\nplugin 'swish' of an unknown distribution" in error
     assert cli.main(["xyz"]) == 2
@@ -223,25 +364,48 @@ def test_a_reader_that_stops_early_is_no_error():
 
 
 def test_demo_leaves_a_model_a_proof_pictures_and_a_history(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "PHASES", ((3e-3, 1),))
+    monkeypatch.setattr(demo, "EPOCHS", 2)
+    tried: list[np.ndarray] = []
+    evaluate, fit = lm.Model.evaluate, lm.Model.fit
+    monkeypatch.setattr(
+        lm.Model, "evaluate", lambda model, x, y, **given: tried.append(x) or evaluate(model, x, y, **given)
+    )
+    seen: list[np.ndarray] = []
+
+    def fit_and_note(model: lm.Model, x: np.ndarray, y: np.ndarray, **given: object) -> object:
+        seen.extend([x, given["validation_data"][0]])  # type: ignore[index]
+        return fit(model, x, y, **given)
+
+    monkeypatch.setattr(lm.Model, "fit", fit_and_note)
     folder = tmp_path / "new" / "digits"
     assert cli.main(["demo", "--output", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "1797 handwritten digits: 1438 to learn from, 359 to test on" in printed
-    assert "\nepoch 1/1  loss " in printed
+    assert "1797 handwritten digits: 1258 for training, 179 for validation, 360 for the test\n" in printed
+    assert "\nan epoch has 6290: each training digit, and its copies moved up, down, left and right\n" in printed
+    assert "\nepoch 2/2  loss " in printed
+    assert re.search(r"\nkept: the weights of epoch [12], whose val_loss is the lowest\n", printed)
     assert "agrees" in printed
     (line,) = [line for line in printed.splitlines() if line.startswith("test accuracy: ")]
-    accuracy = float(line.removeprefix("test accuracy: ").removesuffix(" %"))
-    assert accuracy > 75  # one epoch; `make demo` takes twelve
+    accuracy = float(
+        line.removeprefix("test accuracy: ").removesuffix(" % of 360 digits, which were not used until now")
+    )
+    assert accuracy > 75  # two epochs; `make demo` takes twelve
 
     images, labels = digits()
-    _, test = demo.stratified_split(labels, 0.2, seed=0)
+    _, validate, test = demo.stratified_split(labels, 0.1, 0.2, seed=0)
+    assert [len(one) for one in seen] == [6290, 179]
+    np.testing.assert_array_equal(seen[1], images[validate] / 16)
+    used = {one.tobytes() for array in seen for one in array}
+    assert sum(one.tobytes() in used for one in images[test] / 16) <= 1  # two digits may be drawn alike
+    assert [one.tobytes() for one in tried] == [(images[test] / 16).tobytes()]  # once, after training
     model = lm.load(folder / "digits.lamella")
     logits = model.predict(images[test] / 16)
     assert round(100 * float((logits.argmax(axis=1) == labels[test]).mean()), 1) == accuracy
-    (row,) = csv.DictReader((folder / "history.csv").read_text().splitlines())
-    assert row["epoch"] == "1"
-    assert float(row["val_accuracy"]) == pytest.approx(accuracy / 100, abs=5e-4)
+    history = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    kept = min(history, key=lambda row: float(row["val_loss"]))
+    scores = model.evaluate(images[validate] / 16, labels[validate], loss="softmax_cross_entropy")
+    assert float(kept["val_loss"]) == pytest.approx(scores["loss"], rel=1e-4)
     assert {path.name for path in folder.iterdir()} >= {"digits.lamella", "digits.onnx", "history.csv"}
 
     snippet = "\n".join(line.strip() for line in printed.splitlines()[-5:])
@@ -277,11 +441,11 @@ def test_demo_without_onnxruntime_says_what_is_missing(monkeypatch, capsys, tmp_
 
 def test_the_split_is_stratified_and_complete():
     labels = digits()[1]
-    learn, test = demo.stratified_split(labels, 0.2, seed=0)
-    assert sorted([*learn, *test]) == list(range(len(labels)))
-    shares = np.bincount(labels[test]) / np.bincount(labels)
-    np.testing.assert_allclose(shares, 0.2, atol=0.003)
-    assert not np.array_equal(test, demo.stratified_split(labels, 0.2, seed=1)[1])
+    parts = demo.stratified_split(labels, 0.1, 0.2, seed=0)
+    assert sorted(np.concatenate(parts)) == list(range(len(labels)))
+    for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
+        np.testing.assert_allclose(np.bincount(labels[part]) / np.bincount(labels), share, atol=0.006)
+    assert not np.array_equal(parts[2], demo.stratified_split(labels, 0.1, 0.2, seed=1)[2])
 
 
 def test_moved_copies_are_moved_by_a_pixel():
@@ -336,8 +500,9 @@ def test_odd_plugins_break_nothing_and_are_named(case, tmp_path):
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert all(line.startswith("lamella: ") and "evil 1" in line for line in done.stderr.splitlines())  # no traceback
     for arguments in (["layers"], ["--version"], ["--help"]):
         assert f"{arguments} 0" in done.stdout
-    assert done.stdout.count("evil 1") >= 2  # by `lamella layers` and `lm.layers()`
-    print(*[line for line in done.stdout.splitlines() if "evil 1" in line], sep="\n")
+    assert "evil 1" in done.stderr  # by `lamella layers`
+    assert "evil 1" in done.stdout  # by `lm.layers()`

@@ -120,7 +120,7 @@ def test_packages_of_others_get_a_page_too():
 def test_a_package_may_be_listed_alone(capsys):
     assert cli.main(["layers", "lamella_layers.dense"]) == 0
     heading, *rows = capsys.readouterr().out.splitlines()
-    assert heading.startswith("layer ")
+    assert heading.startswith("name ")
     assert [row.split()[0] for row in rows] == ["dense"]
     assert cli.main(["layers", "nowhere"]) == 2
     assert "'nowhere': no installed distribution, package or module" in capsys.readouterr().err

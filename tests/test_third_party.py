@@ -25,8 +25,8 @@ def test_a_distribution_of_others_installs_and_is_found(environment, installed):
     assert environment.run("-c", "import lamella; print(lamella.__file__)").startswith(str(installed))
     layers = environment.run("-m", "lamella", "layers").splitlines()
     (line,) = [line for line in layers if line.startswith("depth_to_space ")]
-    assert "DepthToSpace  " in line
-    assert "  subpixel  " in line
+    assert line.endswith(" DepthToSpace(block_size)")
+    assert "  layers  " in line
     assert "  lamella-pixels 0.1.0  " in line
     printed = environment.run("-c", "import lamella as lm; print(lm.layers())").splitlines()
     assert ["depth_to_space", "DepthToSpace", "lamella-pixels", "0.1.0"] in [line.split() for line in printed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
 from collections.abc import Iterable
 
@@ -25,6 +26,7 @@ __all__ = [
     "in_words",
     "place_of",
     "shown",
+    "without_addresses",
 ]
 
 
@@ -124,6 +126,15 @@ def shown(value: object) -> str:
     except BaseException:  # of somebody's class, or for an int of thousands of digits
         return f"an object of {type(value).__qualname__} that cannot be shown"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def without_addresses(text: str) -> str:
+    """Return a repr in which functions stand without the addresses they have in memory.
+
+    >>> without_addresses("Scaled(<function half at 0x7f1c2a>)")
+    'Scaled(<function half>)'
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+(?=>)", "", text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

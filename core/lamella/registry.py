@@ -388,7 +388,7 @@ class Registry:
         close = did_you_mean(plain, known)
         raise RegistryError(
             f"{kind}: unknown name {name!r}.{close} Expected one of {', '.join(sorted(known)) or 'none'}."
-            f"{'' if close else f' {INSTALL_AGAIN}.'}{''.join(self._silent(asked, kind))}"
+            f"{'' if close else f' {INSTALL_AGAIN}'}{''.join(self._silent(asked, kind))}"
         )
 
     def _silent(self, plugins: Iterable[Plugin], kind: str) -> list[str]:

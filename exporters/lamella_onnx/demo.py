@@ -1,4 +1,4 @@
-"""``lamella demo``: learn real handwritten digits, export the model to ONNX with its proof, and draw what came out."""
+"""``lamella demo``: train on handwritten digits, export the model to ONNX with its proof, and draw what came out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lamella.terminal import Terminal
 
 __all__ = ["DEMO", "network", "run", "stratified_split", "with_moved_copies"]
 
-PHASES = ((3e-3, 8), (3e-4, 4))  # learning rate and epochs: first large steps, then fine ones
+EPOCHS, BATCH = 12, 64
 
 
 def network(seed: int = 0) -> lm.Model:
@@ -37,14 +37,17 @@ def network(seed: int = 0) -> lm.Model:
     return lm.Sequential(layers, input_shape=(1, 8, 8), seed=seed)
 
 
-def stratified_split(labels: Any, share: float, seed: int) -> tuple[Any, Any]:
-    """Return the rows to learn from and the rows to test on, drawn at random, the same share of every class."""
+def stratified_split(labels: Any, *shares: float, seed: int) -> tuple[Any, ...]:
+    """Return the rows of a part for each share, and before them all other rows: drawn at random within each class."""
     draw = np.random.default_rng(seed)
-    test = np.zeros(len(labels), dtype=bool)
+    parts: list[list[Any]] = [[] for _ in range(len(shares) + 1)]
     for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        test[draw.permutation(rows)[: round(share * len(rows))]] = True
-    return np.flatnonzero(~test), np.flatnonzero(test)
+        rows = draw.permutation(np.flatnonzero(labels == label))
+        ends = [round(share * len(rows)) for share in np.cumsum(shares)]
+        *held_out, rest = np.split(rows, ends)
+        for part, some in zip(parts, (rest, *held_out), strict=True):
+            part.append(some)
+    return tuple(np.sort(np.concatenate(part)) for part in parts)
 
 
 def with_moved_copies(images: Any, labels: Any) -> tuple[Any, Any]:
@@ -63,47 +66,53 @@ def run(folder: Path) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = digits()
     images /= 16  # ink from 0 to 1
-    learn, test = stratified_split(labels, share=0.2, seed=0)
-    print(f"{len(labels)} handwritten digits: {len(learn)} to learn from, {len(test)} to test on\n")
-
+    train, validate, test = stratified_split(labels, 0.1, 0.2, seed=0)
+    moved, their_labels = with_moved_copies(images[train], labels[train])
+    print(
+        f"{len(labels)} handwritten digits: {len(train)} for training, {len(validate)} for validation, {len(test)} for "
+        f"the test\nan epoch has {len(moved)}: each training digit, and its copies moved up, down, left and right\n"
+    )
     model = network()
     model.summary()
+    print()
     task: dict[str, Any] = {"loss": "softmax_cross_entropy", "metrics": ["accuracy"]}
-    history: dict[str, list[float]] = {}
-    for rate, epochs in PHASES:
-        print(f"\nlearning rate {rate}")
-        with threadpool_limits(1):  # matrices as small as these gain nothing from a second thread, and may wait for it
-            fitted = model.fit(
-                *with_moved_copies(images[learn], labels[learn]),
-                **task,
-                optimizer=lm.optimizers.Adam(rate),
-                epochs=epochs,
-                batch_size=64,
-                validation_data=(images[test], labels[test]),  # only looked at: it decides nothing
-                progress=True,
-            )
-        for name, values in fitted.history.items():
-            history.setdefault(name, []).extend(values)
-    scores = model.evaluate(images[test], labels[test], **task)
-    print(f"\ntest accuracy: {100 * scores['accuracy']:.1f} %\n")
+    falling = lm.schedules.Cosine(3e-3, steps=EPOCHS * -(-len(moved) // BATCH))  # first large steps, then fine ones
+    best = lm.callbacks.EarlyStopping("val_loss", patience=EPOCHS)
+    with threadpool_limits(1):  # matrices as small as these gain nothing from a second thread, and may wait for it
+        history = model.fit(
+            moved,
+            their_labels,
+            **task,
+            optimizer=lm.optimizers.Adam(falling),
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            validation_data=(images[validate], labels[validate]),
+            callbacks=[best],
+            progress=True,
+        ).history
+    print(f"\nkept: the weights of epoch {best.best_epoch}, whose val_loss is the lowest")
+    accuracy = float(model.evaluate(images[test], labels[test], **task)["accuracy"])  # their first and only use
+    print(f"test accuracy: {100 * accuracy:.1f} % of {len(test)} digits, which were not used until now\n")
 
     model.save(folder / "digits.lamella")
     softmax = lm.layer("activation", function="softmax")  # the model ends in logits, the file in probabilities
-    report = export(model, folder / "digits.onnx", samples=images[test][:32], append=softmax)
+    report = export(model, folder / "digits.onnx", samples=images[validate][:32], append=softmax)
+    print("exported: onnxruntime gives the same from the file as the model\n")
     Terminal().print(report.table())
     rows = np.column_stack([np.arange(len(history["loss"])) + 1, *history.values()])
     np.savetxt(folder / "history.csv", rows, "%.6g", ",", header=",".join(["epoch", *history]), comments="")
     pictures = _draw(folder, history, images[test], labels[test])
-    program = "lamella" if shutil.which("lamella") else sys.argv[0] if "lamella" in sys.argv[0] else "python -m lamella"
+    script = Path(sys.argv[0]).stem == "lamella"  # such as .venv/bin/lamella
+    program = "lamella" if shutil.which("lamella") else sys.argv[0] if script else "python -m lamella"
     print(_CLOSING.format(folder=folder, pictures=pictures, program=program), end="")
-    return float(scores["accuracy"])
+    return accuracy
 
 
 _CLOSING = """
 In {folder}:
   digits.onnx         images (N, 1, 8, 8) of 0 to 1 -> probabilities (N, 10)
   digits.lamella      the model, to load and to train on
-  history.csv         loss and accuracy of each epoch
+  history.csv         loss and accuracy of each epoch, in training and validation
 {pictures}
 
 Check the proof again, here or elsewhere:
@@ -118,7 +127,7 @@ Or run it with NumPy and onnxruntime alone:
 
   import numpy, onnxruntime
   session = onnxruntime.InferenceSession("{folder}/digits.onnx")
-  images = numpy.random.rand(3, 1, 8, 8).astype("float32")  # 0 to 1
+  images = numpy.random.rand(3, 1, 8, 8).astype("float32")  # noise; ink is 0 to 1
   (probabilities,) = session.run(None, {{"input_1": images}})
   print(probabilities.argmax(axis=1))
 """
@@ -136,8 +145,8 @@ def _draw(folder: Path, history: Mapping[str, Sequence[float]], images: Any, lab
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         epochs = range(1, len(history[name]) + 1)
-        axes.plot(epochs, history[name], color="#9aa5b1", marker=".", label="while learning (moved copies, dropout)")
-        axes.plot(epochs, history[f"val_{name}"], color="#0b6e99", marker=".", label="test digits")
+        axes.plot(epochs, history[name], color="#9aa5b1", marker=".", label="training (moved copies, dropout)")
+        axes.plot(epochs, history[f"val_{name}"], color="#0b6e99", marker=".", label="validation")
         axes.set_title(name, loc="left")
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
@@ -177,4 +186,4 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-DEMO = Command("learn 1797 real handwritten digits, export to ONNX, prove it, draw it", _configure, _run)
+DEMO = Command("train on 1797 handwritten digits, export to ONNX, prove it, draw it", _configure, _run)

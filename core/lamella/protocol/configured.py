@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +12,7 @@ import numpy as np
 from lamella import registry
 from lamella.arguments import answer, too_many
 from lamella.elsewhere import hint
-from lamella.errors import ArgumentError
+from lamella.errors import ArgumentError, without_addresses
 
 __all__ = ["Configured", "note_words", "words_of"]
 
@@ -170,7 +169,7 @@ class Configured(metaclass=_ConfiguredType):
                 given.append(repr(_thaw(value)))
             elif argument.default is argument.empty or value != _freeze(argument.default):
                 given.append(f"{argument.name}={_thaw(value)!r}")
-        return re.sub(r" at 0x[0-9a-fA-F]+(?=>)", "", f"{type(self).__name__}({', '.join(given)})")  # of functions
+        return without_addresses(f"{type(self).__name__}({', '.join(given)})")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.config())

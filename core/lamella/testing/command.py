@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lamella.terminal import Column, Line, Table, Terminal, aside, styled
 from lamella.testing.contents import KINDS
-from lamella.testing.package import Package, Subject, find_package, title, verdicts_of, words_of
+from lamella.testing.package import Package, Subject, find_package, look_here, title, verdicts_of, words_of
 from lamella.testing.report import Verdict
 from lamella.version import __version__
 
@@ -58,8 +58,7 @@ def check(targets: Sequence[str], *, as_json: bool = False) -> int:
     Raises:
         RegistryError: if there is no such package or layer, or nothing to examine.
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module in the current folder is found, as python -m does
+    look_here()
     with aside():
         packages = [find_package(target) for target in dict.fromkeys(targets)]
         rows = [list(_progress(package)) for package in packages]

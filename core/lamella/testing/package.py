@@ -21,7 +21,7 @@ from lamella.testing.contents import ModuleEntryPoint, Subject, subjects_of
 from lamella.testing.report import Verdict
 from lamella.testing.subjects import described
 
-__all__ = ["Package", "Subject", "find_package", "title", "verdicts_of", "words_of"]
+__all__ = ["Package", "Subject", "find_package", "look_here", "plugins_of", "title", "verdicts_of", "words_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +48,45 @@ def find_package(target: str) -> Package:
         RegistryError: if there is no such package or layer, or nothing in it to examine.
     """
     name, _, layer = target.partition(":")
-    if name.endswith(".py") or "/" in name or os.sep in name:
-        module = os.path.basename(name).removesuffix(".py")
-        raise RegistryError(f"{name!r}: expected the name of a package or module, such as {module!r}, in its folder")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise RegistryError(f"{target!r}: expected a package or module, such as 'my_package', or 'my_package:MyLayer'")
-    plugins = [plugin for plugin in registry.plugins() if _belongs(plugin, name)]
-    source: Any = registry
-    if not plugins:
-        imported = _import(name)
-        if not _has_hooks(imported) and not (layer and _layer_of(imported, layer)):
-            raise RegistryError(_without_hooks(name, imported))
-        source = Registry([ModuleEntryPoint(imported)])
-    subjects, faults = subjects_of(source, plugins or source.plugins())
+    source, plugins = plugins_of(target)
+    subjects, faults = subjects_of(source, plugins)
     if layer:
         chosen = [subject for subject in subjects if layer in (subject.name, getattr(subject.cls, "__name__", ""))]
         subjects, faults = chosen or [_unregistered(name, layer, plugins, subjects, faults)], []
     if not subjects and not faults:
         raise RegistryError(f"{name!r} gives nothing by its hooks, so there is nothing to examine")
     return Package(target, tuple(subjects), tuple(faults))
+
+
+def look_here() -> None:
+    """Find modules in the current folder too, as ``python -m`` does."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def plugins_of(target: str) -> tuple[Any, list[Plugin]]:
+    """Return the plugins of a distribution, package or module, after the registry that has them.
+
+    Arguments:
+        target: what `find_package` takes. A module that nobody has registered has to have hooks, or the layer.
+
+    Raises:
+        RegistryError: if there is no such package, or nothing in it.
+    """
+    name, _, layer = target.partition(":")
+    if name.endswith(".py") or "/" in name or os.sep in name:
+        module = os.path.basename(name).removesuffix(".py")
+        raise RegistryError(f"{name!r}: expected the name of a package or module, such as {module!r}, in its folder")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise RegistryError(f"{target!r}: expected a package or module, such as 'my_package', or 'my_package:MyLayer'")
+    plugins = [plugin for plugin in registry.plugins() if _belongs(plugin, name)]
+    if plugins:
+        return registry, plugins
+    imported = _import(name)
+    if not _has_hooks(imported) and not (layer and _layer_of(imported, layer)):
+        raise RegistryError(_without_hooks(name, imported))
+    source = Registry([ModuleEntryPoint(imported)])
+    return source, source.plugins()
 
 
 def verdicts_of(specimen: Specimen) -> tuple[Verdict, ...]:
@@ -148,10 +168,10 @@ def _without_hooks(name: str, module: ModuleType) -> str:
     if module.__spec__ is not None and module.__spec__.origin is None:  # a folder that can be imported as any can
         if Path(name, "pyproject.toml").is_file():
             return f"{name!r} is not installed, only its folder is here. Likely fix: python -m pip install -e ./{name}"
-        return f"{name!r} is a folder without __init__.py, and no package, so there is nothing to examine"
+        return f"{name!r} is a folder without __init__.py, and no package, so it gives nothing"
     inside = f", or name the module that has them, such as {name}.my_layer" if hasattr(module, "__path__") else ""
     return (
-        f"{name!r} has no hooks, so there is nothing to examine. Likely fix: put @lamella.hookimpl above its "
+        f"{name!r} has no hooks, so it gives nothing. Likely fix: put @lamella.hookimpl above its "
         f"lamella_layers and lamella_specimens{inside}"
     )
 
