@@ -402,3 +402,16 @@ def test_entry_points_that_name_nothing_or_one_thing_twice_say_so():
         "'1-2 3!' is not the name of a module, such as 'my_package.my_layers'",
         "GeneratorExit: ",
     ]
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_what_a_test_registers_is_gone_in_the_next(order):
+    """Whichever of the two runs first, alone or after all others."""
+    assert "left_behind" not in lm.layers()
+    with pytest.raises(lm.RegistryError):
+        lm.layer("left_behind")
+    lm.register("left_behind")(Mine)
+    assert isinstance(lm.layer("left_behind"), Mine)
+    assert [entry.name for entry in registry.entries("layers") if entry.plugin.distribution == registry.SCRIPT] == [
+        "left_behind"
+    ]
