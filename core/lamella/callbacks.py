@@ -577,7 +577,7 @@ def _is_better(value: float, best: float | None, larger: bool, min_delta: float)
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.CALLBACKS))
+        raise elsewhere.missing(__name__, name, elsewhere.instead(elsewhere.CALLBACKS, name))
 
 
 def __dir__() -> list[str]:
