@@ -36,7 +36,8 @@ def wheel() -> tuple[str, bytes]:
     stem = f"lamella-{distribution.version}"
     info = f"{stem}.dist-info"
     files = dict(file for package in PACKAGES for file in _files(package))
-    for name in ("METADATA", "entry_points.txt", "licenses/LICENSE"):
+    licences = [f"licenses/{name}" for name in distribution.metadata.get_all("License-File") or ()]
+    for name in ("METADATA", "entry_points.txt", *licences):
         files[f"{info}/{name}"] = (distribution.read_text(name) or "").encode()
     files[f"{info}/WHEEL"] = _WHEEL.format(distribution.version).encode()
     lines = [f"{name},sha256={_digest(content)},{len(content)}" for name, content in files.items()]
