@@ -375,7 +375,9 @@ class CSVLogger(Callback):
         self._file: TextIO | None = None
 
     def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
-        self._file = open(self.path, "a+" if self.append else "w+", newline="")  # noqa: SIM115  # until training ends
+        self._file = open(  # noqa: SIM115  # until training ends
+            self.path, "a+" if self.append else "w+", encoding="utf-8", newline=""
+        )
         self._columns: list[str] = []
         self._last = 0  # epoch whose line was written
 
