@@ -5,12 +5,13 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples browser bench bench-serving judge smoke test lint format protocol clean
+.PHONY: help demo examples browser bench bench-serving judge smoke test lint format protocol dist clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .bench
 JUDGE := .judge
+DIST := .dist
 PROTOCOL := exporters/lamella_serve/protocol
 TORCH ?= torch==2.13.0
 JAX ?= jax
@@ -62,8 +63,11 @@ format: $(VENV)/installed-dev  ## put the code into shape
 protocol: $(VENV)/installed-test  ## write the messages of gRPC anew, after a change of their .proto files
 	$(BIN)/python -m grpc_tools.protoc -I $(PROTOCOL) --descriptor_set_out=$(PROTOCOL)/messages.binpb $(PROTOCOL)/*.proto
 
+dist: $(DIST)/installed  ## build sdist and wheel, check them, and use the wheel in a fresh environment; results in dist/ (about 2 minutes)
+	$(DIST)/bin/python tests/distribution.py
+
 clean:  ## remove the virtual environments and everything that was built; runs/ stays
-	rm -rf $(VENV) $(BENCH) $(JUDGE) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(JUDGE) $(DIST) build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The package, editable, with one extra; again whenever pyproject.toml has changed.
@@ -92,6 +96,11 @@ $(BENCH)/%/installed: | $(BIN)/python
 $(JUDGE)/installed: | $(BIN)/python
 	$(BIN)/python -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: $(TRITON) onnxruntime
+	@touch $@
+
+$(DIST)/installed: | $(BIN)/python
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check build twine "hatchling>=1.26"
 	@touch $@
 
 $(BIN)/python:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wheels import run
 
 import lamella as lm
 import lamella_layers
@@ -45,6 +46,46 @@ CLASSES = {
 def test_every_class_that_has_another_name_here_is_found(table):
     for name, words in getattr(elsewhere, table).items():
         assert f"has no attribute {name!r}; what stands for it is {words}" in said(getattr, CLASSES[table], name)
+
+
+@pytest.mark.parametrize("table", CLASSES)
+def test_every_such_class_is_found_by_an_import_too(table):
+    module = CLASSES[table].__name__
+    for name, words in getattr(elsewhere, table).items():
+        with pytest.raises(ImportError, match=re.escape(f"what stands for it is {words}")) as caught:
+            exec(f"from {module} import {name}")
+        assert str(caught.value).startswith(f"cannot import name {name!r} from {module!r}; ")
+        assert caught.value.name == module
+        assert not hasattr(CLASSES[table], name)
+
+
+FROM_IMPORTS = r"""
+import sys
+trace = lambda *_: trace
+sys.settrace(trace)  # as debuggers and coverage do, which changes instructions
+for words in (
+    "lamella import keras: . Layers are in lamella_layers",
+    "lamella import load_model as load: . It is called lm.load.",
+    "lamella import Dense: ; from lamella_layers import Dense",
+    "lamella_layers import Conv2d: ; from lamella_layers import Conv2D",
+    "lamella_onnx import verfy: . Did you mean 'verify'?",
+    "lamella_serve import aplication: . Did you mean 'application'?",
+    "lamella_sklearn import to_onx: . Did you mean 'to_onnx'?",
+    "lamella.callbacks import EarlyStoping: (",  # Python's own words, where there is nothing to add
+):
+    asked, _, words = words.partition(": ")
+    try:
+        exec("\n".join(f"x{k} = {k}" for k in range(300)) + f"\nfrom {asked}")  # more names than fit in one byte
+    except ImportError as error:
+        assert f"cannot import name {asked.split()[2]!r} from {asked.split()[0]!r}" in str(error), error
+        assert words in str(error), error
+    else:
+        raise AssertionError(asked)
+"""
+
+
+def test_what_an_import_gets_is_more_than_pythons_own_words():
+    run("-c", FROM_IMPORTS)
 
 
 def test_every_name_of_the_package_that_means_something_else_here_is_found():

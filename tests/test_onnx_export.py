@@ -102,6 +102,7 @@ def test_a_cnn_is_what_an_expert_would_write(path):
     assert [v.name for v in proto.graph.output] == ["activation_2"]
     assert "conv2d_2" in {v.name for v in proto.graph.value_info}
     assert (proto.ir_version, proto.opset_import[0].version, proto.producer_name) == (10, 21, "lamella")
+    assert proto.producer_version == lm.__version__
     assert [row.data for row in report.agreements] == ["batch of 1", "batch of 2", "batch of 7"]
     assert report.agrees
     x = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype("float32")

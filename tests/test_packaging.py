@@ -5,16 +5,20 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import io
 import pkgutil
 import re
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from wheels import run
+
+from lamella.cli.wheel import PACKAGES, wheel
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -49,6 +53,25 @@ def test_the_wheel_holds_everything(installed):
     assert (installed / info / "licenses" / "LICENSE").read_text().startswith("MIT License")
     assert run("-m", "lamella", "--version", PYTHONPATH=str(installed)).startswith(f"lamella {PROJECT['version']} ")
     assert run("-c", "import lamella.datasets as d; print(len(d.digits()[1]))", PYTHONPATH=str(installed)) == "1797\n"
+
+
+def test_the_wheel_that_goes_along_with_new_plugins_is_the_one_that_is_published(installed):
+    """It is made from where lamella is installed, from a clone or from a wheel."""
+    assert set(PACKAGES) == set(SOURCES)
+    name, content = wheel()
+    assert name == f"lamella-{PROJECT['version']}-py3-none-any.whl"
+    assert wheel() == (name, content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        made = {one: archive.read(one) for one in archive.namelist()}
+    published = {
+        path.relative_to(installed).as_posix(): path.read_bytes()
+        for path in installed.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert set(made) == set(published)
+    info = f"lamella-{PROJECT['version']}.dist-info"
+    of_tools = {f"{info}/WHEEL", f"{info}/RECORD", f"{info}/METADATA"}  # METADATA is that of the last installation
+    assert {one for one in made if made[one] != published[one]} <= of_tools
 
 
 def runtime_distributions() -> set[str]:

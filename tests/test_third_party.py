@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
-import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
+import yaml
 from wheels import ROOT
 
 import lamella as lm
-from lamella import cli
-from lamella.cli.new_plugin import create
+from lamella import cli, hookspecs
+from lamella.cli.new_plugin import KINDS, create
 
 PIXELS = ROOT / "examples" / "lamella-pixels"
 
@@ -44,7 +47,7 @@ def test_a_distribution_of_others_installs_and_is_found(environment, installed):
 
 def test_a_new_plugin_passes_its_own_tests_at_once(environment):
     told = environment.run("-m", "lamella", "new-plugin", "lamella-soft-gate")
-    assert "a layer SoftGate in lamella_soft_gate/soft_gate.py" in told
+    assert "a layer SoftGate in lamella_soft_gate/layers.py" in told
     folder = environment.folder / "lamella-soft-gate"
     assert {path.name for path in folder.iterdir()} == {
         ".github",
@@ -54,20 +57,86 @@ def test_a_new_plugin_passes_its_own_tests_at_once(environment):
         "lamella_soft_gate",
         "pyproject.toml",
         "tests",
+        "wheels",
     }
-    left = [path for path in folder.rglob("*") if path.is_file() and re.search(r"@\w+@", path.read_text())]
+    texts = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".whl"]
+    left = [path for path in texts if re.search(r"@\w+@", path.read_text())]
     assert left == []
     environment.install(folder)
     told = environment.run("-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA", folder=folder)
-    assert "PASSED lamella_soft_gate/soft_gate.py::lamella_soft_gate.soft_gate.SoftGate" in told
+    assert "PASSED lamella_soft_gate/layers.py::lamella_soft_gate.layers.SoftGate" in told
     assert "PASSED lamella:lamella-soft-gate::soft_gate::SoftGate() on (N, 5) float32::gradient" in told
     assert "failed" not in told
-    ruff = Path(sys.executable).with_name("ruff")
-    if ruff.exists():  # of the `dev` extra, not of `test`
-        subprocess.run(
-            [ruff, "check", "--isolated", "--line-length=120", "--select=E,F,I,UP,B"], cwd=folder, check=True
-        )
-        subprocess.run([ruff, "format", "--isolated", "--line-length=120", "--check"], cwd=folder, check=True)
+
+
+def test_a_new_plugin_has_an_example_of_every_hook(tmp_path):
+    create("soft-gate", tmp_path)
+    package = tmp_path / "soft-gate" / "soft_gate"
+    given = {hook for file in package.glob("*.py") for hook in re.findall(r"def lamella_(\w+)\(", file.read_text())}
+    assert given == {*KINDS, "specimens"} == {*hookspecs.KINDS, "specimens"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_module_of_a_new_plugin_stands_alone(kind, environment):
+    """So that an author may delete any of them, with its test and its line in pyproject.toml."""
+    create("soft-gate", environment.folder)
+    folder = environment.folder / "soft-gate"
+    settings = folder / "pyproject.toml"
+    for other in KINDS:
+        if other != kind:
+            (folder / "soft_gate" / f"{other}.py").unlink()
+            (folder / "tests" / f"test_{other}.py").unlink()
+            line = f'{other} = "soft_gate.{other}"\n'
+            assert line in settings.read_text()
+            settings.write_text(settings.read_text().replace(line, ""))
+    environment.install(folder)
+    assert " passed" in environment.run("-m", "pytest", "-p", "no:cacheprovider", "-q", folder=folder)
+
+
+NAMES = ["soft-gate", "lamella-exponential-moving-average-pooling", "Up2D"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_new_plugin_is_in_shape_whatever_its_name(name, tmp_path):
+    ruff = pytest.importorskip("ruff", reason="ruff comes with lamella[dev]; make lint runs this").find_ruff_bin()
+    create(name, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    subprocess.run([ruff, "check", "--no-cache"], cwd=folder, check=True)
+    subprocess.run([ruff, "format", "--no-cache", "--check"], cwd=folder, check=True)
+
+
+def test_the_workflow_of_a_new_plugin_passes_from_the_first_push(tmp_path):
+    """Its steps run in an environment without lamella, from the files that a push holds; the rest is borrowed."""
+    pytest.importorskip("mypy", reason="mypy and ruff come with lamella[dev]; make lint runs this")
+    ruff = pytest.importorskip("ruff").find_ruff_bin()
+    create("soft-gate", tmp_path)
+    folder = tmp_path / "soft-gate"
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "."], cwd=folder, check=True)
+    pushed = tmp_path / "pushed"
+    subprocess.run(["git", "checkout-index", "-a", f"--prefix={pushed}/"], cwd=folder, check=True)
+
+    venv.create(tmp_path / "env", with_pip=True, symlinks=True)
+    borrowed = tmp_path / "borrowed"
+    borrowed.mkdir()
+    for one in Path(sysconfig.get_path("purelib")).iterdir():
+        if not one.name.startswith(("lamella", "_lamella", "pip", "__pycache__")):
+            (borrowed / one.name).symlink_to(one)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "borrowed.pth").write_text(str(borrowed))
+    (tmp_path / "env" / "bin" / "ruff").symlink_to(ruff)
+    workflow = yaml.safe_load((pushed / ".github/workflows/test.yml").read_text())
+    variables = {**os.environ, **workflow["env"], "PATH": f"{tmp_path / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    variables.pop("PYTHONPATH", None)
+    steps = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step]
+    assert len(steps) == 5
+    for step in steps:
+        offline = step.replace("pip install", "pip install --no-index --no-build-isolation")
+        done = subprocess.run(["bash", "-e", "-c", offline], cwd=pushed, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, f"{step}\n{done.stdout}{done.stderr}"
+    code = "import lamella, lamella_sklearn; print(lamella.__file__)"
+    done = subprocess.run(["python", "-c", code], cwd=pushed, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(site))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +155,7 @@ def test_names_follow_from_the_name_of_the_distribution(name, expected, tmp_path
         return
     distribution, package, cls, layer = expected
     create(name, tmp_path)
-    text = (tmp_path / distribution / package / f"{layer}.py").read_text()
+    text = (tmp_path / distribution / package / "layers.py").read_text()
     assert f"class {cls}(lm.Layer)" in text
     assert f'return {{"{layer}": {cls}}}' in text
     with pytest.raises(lm.ArgumentError, match="exists already; choose another name"):

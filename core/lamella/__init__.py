@@ -97,7 +97,7 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         fix = elsewhere.hint(elsewhere.PACKAGE, name)
-        raise AttributeError(f"module 'lamella' has no attribute {name!r}{where_is(name)}.{fix}")
+        raise elsewhere.missing(__name__, name, f"{where_is(name)}{fix and '.'}{fix}")
 
 
 def __dir__() -> list[str]:

@@ -375,7 +375,9 @@ class CSVLogger(Callback):
         self._file: TextIO | None = None
 
     def on_train_begin(self, model: Network, epochs: int, batches: int | None) -> None:
-        self._file = open(self.path, "a+" if self.append else "w+", newline="")  # noqa: SIM115  # until training ends
+        self._file = open(  # noqa: SIM115  # until training ends
+            self.path, "a+" if self.append else "w+", encoding="utf-8", newline=""
+        )
         self._columns: list[str] = []
         self._last = 0  # epoch whose line was written
 
@@ -577,7 +579,7 @@ def _is_better(value: float, best: float | None, larger: bool, min_delta: float)
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.CALLBACKS))
+        raise elsewhere.missing(__name__, name, elsewhere.instead(elsewhere.CALLBACKS, name))
 
 
 def __dir__() -> list[str]:

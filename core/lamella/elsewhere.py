@@ -6,7 +6,9 @@ it finds; ``"*"`` stands for too many arguments by position. docs/coming-from.md
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from opcode import opmap
 
 __all__ = [
     "CALL",
@@ -25,8 +27,9 @@ __all__ = [
     "PACKAGE",
     "SEQUENTIAL",
     "SET",
-    "absent",
     "hint",
+    "instead",
+    "missing",
 ]
 
 # Words in place of ours, where they are too different to be taken for typing errors: arguments and registered names
@@ -337,11 +340,28 @@ def hint(table: Mapping[str, str], name: str) -> str:
     return f" {table[name]}." if name in table else ""
 
 
-def absent(module: str, name: str, table: Mapping[str, str]) -> str:
-    """Return the message of an `AttributeError` of a module.
+def instead(table: Mapping[str, str], name: str) -> str:
+    """Return what a table has for the name of a class, to end an error with, or an empty string.
 
-    >>> absent("lamella.callbacks", "ModelCheckpoint", CALLBACKS)
-    "module 'lamella.callbacks' has no attribute 'ModelCheckpoint'; what stands for it is Checkpoint(path)"
+    >>> instead(CALLBACKS, "ModelCheckpoint")
+    '; what stands for it is Checkpoint(path)'
     """
-    instead = f"; what stands for it is {table[name]}" if name in table else ""
-    return f"module {module!r} has no attribute {name!r}{instead}"
+    return f"; what stands for it is {table[name]}" if name in table else ""
+
+
+def missing(module: str, name: str, ending: str = "") -> AttributeError | ImportError:
+    """Return what the ``__getattr__`` of a module raises for a name that it does not have.
+
+    ``from module import name`` swallows any `AttributeError`, its words too, and raises an `ImportError` of its own.
+    Where such a statement asks, and there is something to add, that is an `ImportError` from the beginning.
+
+    Arguments:
+        ending: how the message goes on.
+
+    >>> print(missing("lamella.callbacks", "ModelCheckpoint", instead(CALLBACKS, "ModelCheckpoint")))
+    module 'lamella.callbacks' has no attribute 'ModelCheckpoint'; what stands for it is Checkpoint(path)
+    """
+    asking = sys._getframe(1).f_back  # whose instruction has called __getattr__
+    if ending and asking and asking.f_code.co_code[asking.f_lasti] == opmap["IMPORT_FROM"]:
+        return ImportError(f"cannot import name {name!r} from {module!r}{ending}", name=module)
+    return AttributeError(f"module {module!r} has no attribute {name!r}{ending}")

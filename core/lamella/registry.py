@@ -689,7 +689,7 @@ def where_is(name: str) -> str:
     ('; from lamella_layers import Dense', '; what stands for it is Dense(units) of lamella_layers')
     """
     if name in elsewhere.LAYERS:
-        return f"; what stands for it is {elsewhere.LAYERS[name]} of lamella_layers"
+        return f"{elsewhere.instead(elsewhere.LAYERS, name)} of lamella_layers"
     known = layers().values() if name[:1].isupper() else ()
     classes = [cls for cls in known if cls.__name__.lower() == name.lower()]
     return "".join(f"; from {cls.__module__.partition('.')[0]} import {cls.__name__}" for cls in classes)

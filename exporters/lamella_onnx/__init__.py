@@ -12,6 +12,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lamella.elsewhere import missing
 from lamella.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
+            close = did_you_mean(name, __all__)
+            raise missing(__name__, name, f"{close and '.'}{close}")
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -99,7 +100,8 @@ def _limit(size: int, timeout: float) -> None:
     memory, seconds = MEMORY + 8 * size, math.ceil(timeout * (os.cpu_count() or 1)) + 10
     for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(kind)
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        with contextlib.suppress(ValueError, OSError):  # macOS has the limit of memory, and refuses to set it
+            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _pack(own: Arrays, several: Sequence[Arrays]) -> bytes:

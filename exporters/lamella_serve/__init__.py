@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import lamella_onnx  # noqa: F401  # before onnxruntime, which it keeps from reporting what is served
+from lamella.elsewhere import missing
 from lamella.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ if not TYPE_CHECKING:
             from lamella_serve.triton import export_repository
 
             return export_repository
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
+        close = did_you_mean(name, __all__)
+        raise missing(__name__, name, f"{close and '.'}{close}")
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lamella.elsewhere import missing
 from lamella.registry import where_is
 from lamella_layers.activation import Activation, PReLU
 from lamella_layers.attention import MultiHeadAttention, ScaledDotProductAttention
@@ -86,7 +87,7 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{where_is(name)}")
+        raise missing(__name__, name, where_is(name))
 
 
 def __dir__() -> list[str]:

@@ -170,7 +170,7 @@ def keep_freed_memory() -> None:
 
     Every step takes the same again. Slices keep to little of it, but here the arrays are those of whole batches.
     """
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # the last of Windows, where None is no library
         option = ctypes.CDLL(None).mallopt
         option(_TRIM_THRESHOLD, _KEPT_BYTES)
         option(_MMAP_THRESHOLD, _OWN_BYTES)

@@ -12,6 +12,7 @@ True
 
 from typing import TYPE_CHECKING, Any
 
+from lamella.elsewhere import missing
 from lamella.errors import did_you_mean
 
 try:
@@ -38,7 +39,8 @@ if not TYPE_CHECKING:
                     raise
                 raise ImportError("to_onnx needs skl2onnx: pip install 'lamella[sklearn]'", name="skl2onnx") from error
             return to_onnx
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, __all__)}")
+        close = did_you_mean(name, __all__)
+        raise missing(__name__, name, f"{close and '.'}{close}")
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""``lamella new-plugin``: writes a distribution with one layer, which passes its own tests at once."""
+"""``lamella new-plugin``: writes a distribution with one example of each hook, which passes its own tests at once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import argparse
 import datetime
 import importlib.util
 import keyword
+import os
 import re
+import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from lamella import registry
+from lamella.cli.wheel import wheel
 from lamella.commands import Command
 from lamella.errors import ArgumentError
 from lamella.protocol.layer import LAYERS
@@ -19,9 +23,15 @@ from lamella.registry import snake_case
 from lamella.terminal import aside
 from lamella.version import __version__
 
-__all__ = ["COMMAND", "create"]
+__all__ = ["COMMAND", "KINDS", "create"]
 
 _TEMPLATE = Path(__file__).parent / "template"
+KINDS = (
+    *("layers", "activations", "losses", "metrics", "optimizers"),
+    *("schedules", "initializers", "backends", "commands", "laws"),
+)
+"""Of examples: each a module with its hooks, and a file of tests, which go together where an author deletes them."""
+
 _FILES = {  # where each template goes
     "pyproject.toml": "pyproject.txt",
     "README.md": "readme.txt",
@@ -29,14 +39,16 @@ _FILES = {  # where each template goes
     ".gitignore": "gitignore.txt",
     ".github/workflows/test.yml": "workflow.txt",
     "@package@/__init__.py": "package.txt",
-    "@package@/@name@.py": "layer.txt",
     "@package@/py.typed": "typed.txt",
-    "tests/test_@name@.py": "tests.txt",
+    **{f"@package@/{kind}.py": f"{kind}.txt" for kind in KINDS},
+    **{f"tests/test_{kind}.py": f"test_{kind}.txt" for kind in KINDS},
 }
 
 
 def create(name: str, folder: str | Path = ".") -> str:
     """Write a distribution of that name into a new folder, whole or not at all, and return what to do next.
+
+    The wheel of lamella itself goes along, so that the package can be tested where no index has lamella.
 
     Arguments:
         name: of the distribution, in any spelling: ``soft-gate``, ``lamella_soft_gate`` and ``SoftGate`` all hold a
@@ -47,6 +59,8 @@ def create(name: str, folder: str | Path = ".") -> str:
         ArgumentError: if the name can't be one, or is taken, or there is no such folder.
     """
     words = _words(name)
+    own_name, own = wheel()
+    words["wheel"] = f"wheels/{own_name}"
     target = Path(folder) / words["distribution"]
     if not target.parent.is_dir():
         raise ArgumentError(f"folder: expected one that exists, got {str(folder)!r}")
@@ -62,12 +76,34 @@ def create(name: str, folder: str | Path = ".") -> str:
         for path, template in _FILES.items():
             file = root / _fill(path, words)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(_fill((_TEMPLATE / template).read_text("utf-8"), words), "utf-8")
+            file.write_text(_fill((_TEMPLATE / template).read_text("utf-8"), words), "utf-8", newline="\n")
+        (root / "wheels").mkdir()
+        (root / "wheels" / own_name).write_bytes(own)
         root.rename(target)
+    python = _python()
+    install, test = f'{python} -m pip install --editable ".[test]"', f"{python} -m pytest"
     return (
-        f"{target}: a layer {words['class']} in {words['package']}/{words['name']}.py, with its tests\n\n"
-        f'    cd {target}\n    python -m pip install --editable ".[test]"\n    python -m pytest\n'
+        f"{target}: a layer {words['class']} in {words['package']}/layers.py,\n"
+        "an example of everything else that a plugin can give, and tests. Keep what you need. Next:\n\n"
+        f"    cd {_quoted(str(target))}\n    {install}\n    {test}\n"
     )
+
+
+def _python() -> str:
+    """The command that starts the Python that runs."""
+    for command in ("python", "python3"):
+        found = shutil.which(command)
+        if found and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
+            return command
+    return _quoted(sys.executable, runs=True)
+
+
+def _quoted(path: str, *, runs: bool = False) -> str:
+    """A path as the system's shell takes it; PowerShell runs what is quoted only behind ``&``."""
+    if os.name != "nt":
+        return shlex.quote(path)
+    quoted = f'"{path}"' if re.search(r"[^\w.:\\/~+-]", path) else path
+    return f"& {quoted}" if runs and quoted != path else quoted
 
 
 def _fill(text: str, words: dict[str, str]) -> str:
@@ -102,6 +138,7 @@ def _words(name: str) -> dict[str, str]:
         )
     year = str(datetime.date.today().year)
     words = {"distribution": distribution, "package": package, "class": cls, "name": snake_case(cls)}
+    words["command"] = words["name"].replace("_", "-")
     return {**words, "version": ".".join(__version__.split(".")[:2]), "year": year}
 
 
@@ -117,4 +154,4 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command("write a package for a layer of your own, ready to test", _configure, _run)
+COMMAND = Command("write a package for plugins of your own, ready to test", _configure, _run)

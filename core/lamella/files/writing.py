@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import stat
+import time
 
 from lamella.errors import DataError
 
@@ -18,6 +19,7 @@ except ImportError:  # on Windows
 __all__ = ["check_place", "kind_of", "write_atomically"]
 
 _PREFIX, _SUFFIX = ".lamella-", ".part"  # of files that are being written
+_PATIENCE = 2.0  # seconds to wait for others who have a file open
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -44,7 +46,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             if fcntl is not None:
                 os.replace(temporary, target)
         if fcntl is None:
-            os.replace(temporary, target)
+            _replace_patiently(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # it may have taken its place already
             os.unlink(temporary)
@@ -89,6 +91,22 @@ def _take_over(temporary: str, there: os.stat_result) -> None:
         with contextlib.suppress(OSError):
             os.chown(temporary, there.st_uid, there.st_gid)
     os.chmod(temporary, stat.S_IMODE(there.st_mode))
+
+
+def _replace_patiently(temporary: str, target: str) -> None:
+    """Let a file take the place of another on Windows, which refuses that while somebody has the other open.
+
+    Scanners of viruses and programs that make copies do so for a moment.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            os.replace(temporary, target)
+            return
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _begin(folder: str) -> tuple[str, int]:

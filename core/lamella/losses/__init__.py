@@ -129,7 +129,7 @@ def lamella_specimens() -> list[Specimen]:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.LOSSES))
+        raise elsewhere.missing(__name__, name, elsewhere.instead(elsewhere.LOSSES, name))
 
 
 def __dir__() -> list[str]:

@@ -64,7 +64,7 @@ def lamella_metrics() -> dict[str, type]:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.METRICS))
+        raise elsewhere.missing(__name__, name, elsewhere.instead(elsewhere.METRICS, name))
 
 
 def __dir__() -> list[str]:

@@ -66,7 +66,7 @@ def lamella_specimens() -> list[Specimen]:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.OPTIMIZERS))
+        raise elsewhere.missing(__name__, name, elsewhere.instead(elsewhere.OPTIMIZERS, name))
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from lamella.version import __version__
 from lamella_onnx.tracer.arrays import Traced
 from lamella_onnx.tracer.dims import Dim, Size
 from lamella_onnx.tracer.graph import Graph, Node, Scope
@@ -34,6 +35,7 @@ def write(graph: Graph, outputs: Mapping[str, Traced], *, name: str = "model") -
     return helper.make_model(
         written,
         producer_name="lamella",
+        producer_version=__version__,
         opset_imports=[opset],
         ir_version=helper.find_min_ir_version_for([opset]),
     )
