@@ -380,7 +380,7 @@ def test_demo_leaves_a_model_a_proof_pictures_and_a_history(tmp_path, capsys, mo
     assert cli.main(["demo", "--output", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "1797 handwritten digits: 1258 for training, 179 for validation, 360 for the test\n" in printed
-    assert "\nan epoch has 6290: each training digit, and its copies moved up, down, left and right\n" in printed
+    assert "\nan epoch has 6290: training digits as they are, and moved up, down, left, right\n" in printed
     assert "\nepoch 2/2  loss " in printed
     assert re.search(r"\nkept: the weights of epoch [12], whose val_loss is the lowest\n", printed)
     assert "agrees" in printed

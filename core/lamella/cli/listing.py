@@ -179,7 +179,10 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 def _is_its_own(entry: Entry) -> bool:
     """Whether a name is that of the thing itself, and no alias."""
-    own = getattr(entry.object, "__name__", None)
+    try:
+        own = getattr(entry.object, "__name__", None)
+    except FAILURES:  # of an object with attributes of its own making
+        return False
     return isinstance(own, str) and entry.name in (own, snake_case(own))
 
 
