@@ -78,6 +78,8 @@ def test_list_in_a_pipe_has_a_line_for_each_name_of_each_kind():
     assert [name for name, kind in given if kind == "callbacks"] == [
         name for name in lm.callbacks.__all__ if name not in ("Callback", "StopTraining", "larger_is_better")
     ]
+    assert [cells[:2] for cells in rows(piped("list", "lamella_layers.dense").stdout)] == [["dense", "layers"]]
+    assert "callbacks" in {cells[1] for cells in rows(piped("list", "lamella").stdout)}
     found = rows(piped("list", "metrics", "losses").stdout)
     assert [kind for kind, _ in itertools.groupby(found, key=lambda cells: cells[1])] == ["losses", "metrics"]
     assert ["mse", "losses", "MeanSquaredError()"] in [[*cells[:2], cells[3]] for cells in found]

@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lamella import callbacks, hookspecs, registry
@@ -149,7 +149,7 @@ def _rows_of(kinds: Sequence[str], source: Any, plugins: Sequence[Plugin] | None
     keys = None if plugins is None else {plugin.key for plugin in plugins}
     rows: list[Row] = []
     for kind in kinds:
-        entries = shortest_names(source.entries(kind)) if kind in hookspecs.KINDS else _callbacks()
+        entries = shortest_names(source.entries(kind)) if kind in hookspecs.KINDS else _callbacks(keys)
         same: dict[tuple[str, int], dict[str, Entry]] = {}  # plugin and object -> the names of it
         for name, entry in entries.items():
             if keys is None or entry.plugin.key in keys:
@@ -186,12 +186,15 @@ def _is_its_own(entry: Entry) -> bool:
     return isinstance(own, str) and entry.name in (own, snake_case(own))
 
 
-def _callbacks() -> dict[str, Entry]:
-    found = {name: getattr(callbacks, name) for name in callbacks.__all__}
-    classes = {name: one for name, one in found.items() if isinstance(one, type) and issubclass(one, Callback)}
-    own = [plugin for plugin in registry.plugins() if plugin.is_own][:1]
-    place = [dataclasses.replace(plugin, module=callbacks.__name__) for plugin in own]
-    return {name: Entry(name, cls, plugin) for name, cls in classes.items() for plugin in place if cls is not Callback}
+def _callbacks(keys: Collection[str] | None) -> dict[str, Entry]:
+    """The callbacks of lamella, if all of its plugins are listed."""
+    own = [plugin for plugin in registry.plugins() if plugin.is_own]
+    if not own or not all(keys is None or plugin.key in keys for plugin in own):
+        return {}
+    place = dataclasses.replace(own[0], module=callbacks.__name__)
+    given = {name: getattr(callbacks, name) for name in callbacks.__all__ if name != Callback.__name__}
+    classes = {name: one for name, one in given.items() if isinstance(one, type) and issubclass(one, Callback)}
+    return {name: Entry(name, cls, place) for name, cls in classes.items()}
 
 
 def _operators(row: Row, specimens: Iterable[Specimen]) -> tuple[str, ...] | None:
@@ -245,8 +248,8 @@ def show(rows: Sequence[Row], problems: Sequence[str], notes: Sequence[str] = ()
             terminal.print(line)
     else:
         heading = ("name", "kind", "distribution", "class")
-        named = sorted((_place(row._replace(name=name)), row) for row in rows for name in (row.name, *row.aliases))
-        lines = [heading, *((place[-1], row.kind, row.origin, _short(row)) for place, row in named)]
+        named = [row._replace(name=name) for row in rows for name in (row.name, *row.aliases)]
+        lines = [heading, *((row.name, row.kind, row.origin, _short(row)) for row in sorted(named, key=_place))]
         widths = [max(map(width_of, column)) for column in zip(*lines, strict=True)]
         for cells in lines:
             padded = (f"{cell}{' ' * (wide - width_of(cell))}" for cell, wide in zip(cells, widths, strict=True))
