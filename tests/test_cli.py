@@ -136,6 +136,7 @@ def test_a_list_as_json_holds_all_that_is_known(capsys):
     assert found["layers", "dropout"]["onnx_operators"] == []
     assert found["losses", "mean_squared_error"]["aliases"] == ["mse"]
     assert found["activations", "silu"]["aliases"] == ["swish"]
+    assert found["metrics", "accuracy"]["aliases"] == ["acc"]
     drawn = found["initializers", "he_normal"]
     assert (drawn["aliases"], drawn["class"], drawn["arguments"]) == (["kaiming_normal"], None, None)
     assert cli.main(["layers", "--json", "lamella:Dense"]) == 0
