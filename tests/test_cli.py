@@ -104,7 +104,7 @@ def test_a_list_on_a_terminal_fits_and_names_everything(width, more, monkeypatch
     assert f"\n{more} stands for what does not fit; --json prints it all\n" in printed
     assert cli.main(["layers", "lamella_layers.reshaping"]) == 0
     printed = capsys.readouterr().out
-    assert "\n4 layers\nlamella list: losses, metrics, optimizers, ...\n" in printed
+    assert "\n4 layers\nlamella list: losses, metrics, optimizers and all else\n" in printed
     assert " UpSampling2D(size=2, " in printed
 
 
