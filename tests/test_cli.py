@@ -78,6 +78,8 @@ def test_list_in_a_pipe_has_a_line_for_each_name_of_each_kind():
     assert [name for name, kind in given if kind == "callbacks"] == [
         name for name in lm.callbacks.__all__ if name not in ("Callback", "StopTraining", "larger_is_better")
     ]
+    assert [cells[:2] for cells in rows(piped("list", "lamella_layers.dense").stdout)] == [["dense", "layers"]]
+    assert "callbacks" in {cells[1] for cells in rows(piped("list", "lamella").stdout)}
     found = rows(piped("list", "metrics", "losses").stdout)
     assert [kind for kind, _ in itertools.groupby(found, key=lambda cells: cells[1])] == ["losses", "metrics"]
     assert ["mse", "losses", "MeanSquaredError()"] in [[*cells[:2], cells[3]] for cells in found]
@@ -102,7 +104,7 @@ def test_a_list_on_a_terminal_fits_and_names_everything(width, more, monkeypatch
     assert f"\n{more} stands for what does not fit; --json prints it all\n" in printed
     assert cli.main(["layers", "lamella_layers.reshaping"]) == 0
     printed = capsys.readouterr().out
-    assert "\n4 layers\nlamella list: losses, metrics, optimizers, ...\n" in printed
+    assert "\n4 layers\nlamella list: losses, metrics, optimizers and all else\n" in printed
     assert " UpSampling2D(size=2, " in printed
 
 
@@ -134,6 +136,7 @@ def test_a_list_as_json_holds_all_that_is_known(capsys):
     assert found["layers", "dropout"]["onnx_operators"] == []
     assert found["losses", "mean_squared_error"]["aliases"] == ["mse"]
     assert found["activations", "silu"]["aliases"] == ["swish"]
+    assert found["metrics", "accuracy"]["aliases"] == ["acc"]
     drawn = found["initializers", "he_normal"]
     assert (drawn["aliases"], drawn["class"], drawn["arguments"]) == (["kaiming_normal"], None, None)
     assert cli.main(["layers", "--json", "lamella:Dense"]) == 0
@@ -380,7 +383,7 @@ def test_demo_leaves_a_model_a_proof_pictures_and_a_history(tmp_path, capsys, mo
     assert cli.main(["demo", "--output", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "1797 handwritten digits: 1258 for training, 179 for validation, 360 for the test\n" in printed
-    assert "\nan epoch has 6290: each training digit, and its copies moved up, down, left and right\n" in printed
+    assert "\nan epoch has 6290: training digits as they are, and moved up, down, left, right\n" in printed
     assert "\nepoch 2/2  loss " in printed
     assert re.search(r"\nkept: the weights of epoch [12], whose val_loss is the lowest\n", printed)
     assert "agrees" in printed

@@ -70,7 +70,7 @@ def run(folder: Path) -> float:
     moved, their_labels = with_moved_copies(images[train], labels[train])
     print(
         f"{len(labels)} handwritten digits: {len(train)} for training, {len(validate)} for validation, {len(test)} for "
-        f"the test\nan epoch has {len(moved)}: each training digit, and its copies moved up, down, left and right\n"
+        f"the test\nan epoch has {len(moved)}: training digits as they are, and moved up, down, left, right\n"
     )
     model = network()
     model.summary()
@@ -97,7 +97,7 @@ def run(folder: Path) -> float:
     model.save(folder / "digits.lamella")
     softmax = lm.layer("activation", function="softmax")  # the model ends in logits, the file in probabilities
     report = export(model, folder / "digits.onnx", samples=images[validate][:32], append=softmax)
-    print("exported: onnxruntime gives the same from the file as the model\n")
+    print("exported, and onnxruntime gives what the model gives:\n")
     Terminal().print(report.table())
     rows = np.column_stack([np.arange(len(history["loss"])) + 1, *history.values()])
     np.savetxt(folder / "history.csv", rows, "%.6g", ",", header=",".join(["epoch", *history]), comments="")
@@ -127,7 +127,7 @@ Or run it with NumPy and onnxruntime alone:
 
   import numpy, onnxruntime
   session = onnxruntime.InferenceSession("{folder}/digits.onnx")
-  images = numpy.random.rand(3, 1, 8, 8).astype("float32")  # noise; ink is 0 to 1
+  images = numpy.random.rand(3, 1, 8, 8).astype("float32")  # noise, 0 to 1
   (probabilities,) = session.run(None, {{"input_1": images}})
   print(probabilities.argmax(axis=1))
 """

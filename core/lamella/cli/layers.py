@@ -34,7 +34,11 @@ def _run(arguments: argparse.Namespace) -> int:
     others = Counter(row.kind for row in rows if row.kind != "layers")
     what = " ".join(arguments.package)
     also = ", ".join(f"{kind} ({count})" for kind, count in others.items())
-    notes = [f"lamella list {what}: also {also}" if what and also else "lamella list: losses, metrics, optimizers, ..."]
+    notes = [
+        f"lamella list {what}: also {also}"
+        if what and also
+        else "lamella list: losses, metrics, optimizers and all else"
+    ]
     show([row for row in rows if row.kind == "layers"], problems, notes, as_json=arguments.json)
     return 0
 

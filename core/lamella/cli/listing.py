@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lamella import callbacks, hookspecs, registry
@@ -149,7 +150,7 @@ def _rows_of(kinds: Sequence[str], source: Any, plugins: Sequence[Plugin] | None
     keys = None if plugins is None else {plugin.key for plugin in plugins}
     rows: list[Row] = []
     for kind in kinds:
-        entries = shortest_names(source.entries(kind)) if kind in hookspecs.KINDS else _callbacks()
+        entries = shortest_names(source.entries(kind)) if kind in hookspecs.KINDS else _callbacks(keys)
         same: dict[tuple[str, int], dict[str, Entry]] = {}  # plugin and object -> the names of it
         for name, entry in entries.items():
             if keys is None or entry.plugin.key in keys:
@@ -179,16 +180,22 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 def _is_its_own(entry: Entry) -> bool:
     """Whether a name is that of the thing itself, and no alias."""
-    own = getattr(entry.object, "__name__", None)
+    try:
+        own = getattr(entry.object, "__name__", None)
+    except FAILURES:  # of an object with attributes of its own making
+        return False
     return isinstance(own, str) and entry.name in (own, snake_case(own))
 
 
-def _callbacks() -> dict[str, Entry]:
-    found = {name: getattr(callbacks, name) for name in callbacks.__all__}
-    classes = {name: one for name, one in found.items() if isinstance(one, type) and issubclass(one, Callback)}
-    own = [plugin for plugin in registry.plugins() if plugin.is_own][:1]
-    place = [dataclasses.replace(plugin, module=callbacks.__name__) for plugin in own]
-    return {name: Entry(name, cls, plugin) for name, cls in classes.items() for plugin in place if cls is not Callback}
+def _callbacks(keys: Collection[str] | None) -> dict[str, Entry]:
+    """The callbacks of lamella, if all of its plugins are listed."""
+    own = [plugin for plugin in registry.plugins() if plugin.is_own]
+    if not own or not all(keys is None or plugin.key in keys for plugin in own):
+        return {}
+    place = dataclasses.replace(own[0], module=callbacks.__name__)
+    given = {name: getattr(callbacks, name) for name in callbacks.__all__ if name != Callback.__name__}
+    classes = {name: one for name, one in given.items() if isinstance(one, type) and issubclass(one, Callback)}
+    return {name: Entry(name, cls, place) for name, cls in classes.items()}
 
 
 def _operators(row: Row, specimens: Iterable[Specimen]) -> tuple[str, ...] | None:
@@ -242,12 +249,11 @@ def show(rows: Sequence[Row], problems: Sequence[str], notes: Sequence[str] = ()
             terminal.print(line)
     else:
         heading = ("name", "kind", "distribution", "class")
-        named = sorted((_place(row._replace(name=name)), row) for row in rows for name in (row.name, *row.aliases))
-        lines = [heading, *((place[-1], row.kind, row.origin, _short(row)) for place, row in named)]
+        named = [row._replace(name=name) for row in rows for name in (row.name, *row.aliases)]
+        lines = [heading, *((row.name, row.kind, row.origin, _short(row)) for row in sorted(named, key=_place))]
         widths = [max(map(width_of, column)) for column in zip(*lines, strict=True)]
         for cells in lines:
-            padded = (f"{cell}{' ' * (wide - width_of(cell))}" for cell, wide in zip(cells, widths, strict=True))
-            print("  ".join(padded).rstrip())
+            print("  ".join(map(_padded, cells, widths)).rstrip())
     sys.stdout.flush()
     errors = Terminal(sys.stderr)
     for problem in problems:
@@ -266,49 +272,54 @@ def _table(rows: Sequence[Row], notes: Sequence[str], terminal: Terminal) -> lis
     """Lines that fit the terminal: names, and beside or below each what it is called with, as far as there is room."""
     width, more = terminal.width, "…" if terminal.has_unicode else "..."
     with_operators = width >= _WIDE and any(row.kind == "layers" for row in rows)
-    widths = [width_of(row.name) for row in rows]
-    left = 4 + max((wide for wide in widths if wide <= width // 2), default=8)  # two before and two after the name
-    right = width - _OPERATORS - 2 if with_operators else width
-    headings = ("name", "class and arguments", *(["ONNX operators"] if with_operators else []))
-    places = (0, left, right + 2)
-    ends = (*places[1 : len(headings)], 0)
-    lines = ["".join(styled(one.ljust(b - a), "bold") for one, a, b in zip(headings, places, ends, strict=False))]
-    lines.append(("─" if terminal.has_unicode else "-") * width)
-    group, shortened = ("", ""), False
-    for row, wide in zip(rows, widths, strict=True):
-        if group != (row.family, row.origin):
-            lines += [""] if group[0] else []
-            group = (row.family, row.origin)
-            lines.append(f"{styled(row.family, 'bold')}  {styled(row.origin, 'dim')}")
-        texts = [_text(row, room, more) for room in (right - left, right - 6)]
-        beside = wide <= left - 4 and width_of(texts[0]) <= right - left
-        text = texts[0] if beside else texts[1]
-        line = f"  {row.name}" + (" " * (left - 2 - wide) if beside else f"\n{' ' * 6}") + _colored(row, text)
-        if row.kind == "layers" and with_operators:
-            known = "?" if row.operators is None else _fitting("", row.operators, "", _OPERATORS, more) or "nothing"
-            line += " " * (right + 2 - (left if beside else 6) - width_of(text)) + known
-        shortened = shortened or more in line
-        lines += [part.rstrip() for one in line.split("\n") for part in fold(one, width)]
+    names = [wide for wide in (width_of(row.name) for row in rows) if wide <= width // 2]
+    left = 4 + max(names, default=4)  # two columns before and two behind the name
+    room = width - left - (2 + _OPERATORS if with_operators else 0)
+    lines = [
+        styled(_padded("name", left), "bold")
+        + styled(_padded("class and arguments", room + 2 if with_operators else 0), "bold")
+        + (styled("ONNX operators", "bold") if with_operators else ""),
+        ("─" if terminal.has_unicode else "-") * width,
+    ]
+    shortened = False
+    for (family, origin), group in itertools.groupby(rows, key=lambda row: (row.family, row.origin)):
+        lines += [""] * (len(lines) > 2)
+        lines.append(f"{styled(family, 'bold')}  {styled(origin, 'dim')}")
+        for row in group:
+            line, text = f"  {row.name}", _text(row, room, more)
+            if width_of(line) > left - 2 or width_of(text) > room:
+                lines += fold(line, width)
+                line, text = " " * 6, _text(row, room + left - 6, more)
+            line = _padded(line, 6 if line.isspace() else left) + _colored(row, text)
+            if with_operators and row.kind == "layers":
+                known = "?" if row.operators is None else _fitting("", row.operators, "", _OPERATORS, more) or "nothing"
+                line = _padded(line, left + room + 2) + known
+            shortened = shortened or more in line
+            lines += [part.rstrip() for part in fold(line, width)]
     counts = Counter(row.kind for row in rows)
-    words = ", ".join(f"{count} {_counted(kind, count)}" for kind, count in counts.items()) or "nothing"
-    unknown = with_operators and any(row.kind == "layers" and row.operators is None for row in rows)
-    said = [words, *notes]
-    said += [f"{more} stands for what does not fit; --json prints it all"] * shortened
-    said += ["?: no specimen says which"] * unknown
+    said = [", ".join(f"{count} {_counted(kind, count)}" for kind, count in counts.items()) or "nothing", *notes]
+    if shortened:
+        said.append(f"{more} stands for what does not fit; --json prints it all")
+    if with_operators and any(row.kind == "layers" and row.operators is None for row in rows):
+        said.append("?: no specimen says which")
     return [*lines, "", *(part for note in said for part in fold(note, width))]
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - width_of(text))
 
 
 def _text(row: Row, room: int, more: str) -> str:
     """What it is called with, or what it is; and its other names."""
-    aliases = "".join(f", {name}" for name in row.aliases)
-    also = f"also {aliases[2:]}" if aliases else ""
+    also = f"also {', '.join(row.aliases)}" if row.aliases else ""
     room -= width_of(also) + 2 if also else 0
+    sentence = row.sentence.rstrip(".")
     if row.cls:
         text = _fitting(f"{row.cls}(", _written(row.parameters), ")", room, more)
-    elif width_of(row.sentence) <= room or room < _SENTENCE:
-        text = row.sentence if room >= _SENTENCE else ""
+    elif width_of(sentence) > room >= _SENTENCE:
+        text = f"{fold(sentence, room - len(more))[0].rstrip(' ,;:.')}{more}"
     else:
-        text = f"{fold(row.sentence, room - len(more))[0].rstrip(' ,;:.')}{more}"
+        text = sentence if width_of(sentence) <= room else ""
     return "; ".join(part for part in (text, also) if part)
 
 
@@ -345,4 +356,4 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command("list what installed plugins give: layers, losses, optimizers, ...", _configure, _run)
+COMMAND = Command("list what installed plugins give: layers, losses, optimizers and all else", _configure, _run)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lamella.terminal import Column, Line, Table, Terminal, aside, styled
+from lamella.terminal import Column, Line, Table, Terminal, aside, fold, styled
 from lamella.testing.contents import KINDS
 from lamella.testing.package import Package, Subject, find_package, look_here, title, verdicts_of, words_of
 from lamella.testing.report import Verdict
@@ -140,7 +140,8 @@ def _show(targets: list[tuple[str, _Row]], faults: list[str], packages: list[Pac
         print()
 
     def say(text: str, style: str) -> None:
-        terminal.print(styled(text, style))
+        lines = fold(text, terminal.width) if terminal.is_terminal else [text]
+        terminal.print(styled("\n".join(lines), style))
 
     for target, row in targets:
         about = f"{f'{target}: ' if target else ''}{row.title if row.specimen else row.subject.name}"
