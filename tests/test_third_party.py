@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -224,3 +225,18 @@ def test_a_new_plugin_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
     assert cli.main(["new-plugin", "soft-gate", "--folder", str(tmp_path / "nowhere")]) == 2
     assert "folder: expected one that exists" in capsys.readouterr().err
+
+
+def test_a_new_plugin_needs_all_of_lamella(tmp_path, monkeypatch):
+    with monkeypatch.context() as here:
+        here.setattr("lamella.cli.wheel.PACKAGES", ("lamella", "lamella_that_is_gone"))
+        with pytest.raises(lm.LamellaError, match="lamella_that_is_gone is missing. Likely fix: install lamella again"):
+            create("soft-gate", tmp_path)
+
+    def gone(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", gone)
+    with pytest.raises(lm.LamellaError, match="lamella is not installed. Likely fix: python -m pip install ."):
+        create("soft-gate", tmp_path)
+    assert list(tmp_path.iterdir()) == []
