@@ -193,8 +193,9 @@ def test_the_image_holds_what_the_package_needs():
     copied = [shlex.split(rest) for word, rest in instructions() if word == "COPY" and "--from" not in rest]
     sources = {source for *sources, _ in copied for source in sources}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needed = {Path(package).parts[0] for package in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]}
-    needed |= {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    needed = {Path(path).parts[0] for path in (*packages, *project["project"]["license-files"])}
+    needed |= {"pyproject.toml", "hatch_build.py", "README.md"}  # the last is read by the one before
     assert sources == needed
     [extra] = re.findall(r'pip install .*"\.\[(\w+)\]"', dict(instructions())["RUN"])
     assert extra in project["project"]["optional-dependencies"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import email
 import re
 import zipfile
 
 import distribution
+import hatch_build
 import pytest
 from wheels import ROOT, run
 
@@ -55,6 +57,10 @@ def test_equal_trees_are_equal_files(built, tmp_path):
     run("-m", "hatchling", "build", "-d", str(tmp_path), SOURCE_DATE_EPOCH="1700000000")
     for file in built.iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_links_to_neighbours_become_words():
+    assert doctest.testmod(hatch_build) == (0, 1)
 
 
 def test_the_description_says_what_the_readme_says(built):

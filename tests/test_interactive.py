@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import re
 import types
 
 import pytest
@@ -42,7 +43,8 @@ def test_classes_have_the_signature_of_their_constructor():
         own = cls.__init__ is not object.__init__
         expected = list(inspect.signature(cls.__init__).parameters.values())[1:] if own else []
         assert list(inspect.signature(cls).parameters.values()) == expected
-    assert "Dense(units: 'int', *, use_bias: 'bool' = True," in pydoc.render_doc(Dense)
+    told = re.sub(r"[\s|]+", "", pydoc.plain(pydoc.render_doc(Dense)))  # from Python 3.13 on in several lines
+    assert "Dense(units:'int',*,use_bias:'bool'=True," in told
 
 
 def test_a_layer_has_the_signature_of_a_call_on_nodes():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -17,6 +20,7 @@ from wheels import ROOT
 
 import lamella as lm
 from lamella import cli, hookspecs
+from lamella.cli import new_plugin
 from lamella.cli.new_plugin import KINDS, create
 
 PIXELS = ROOT / "examples" / "lamella-pixels"
@@ -48,6 +52,11 @@ def test_a_distribution_of_others_installs_and_is_found(environment, installed):
 def test_a_new_plugin_passes_its_own_tests_at_once(environment):
     told = environment.run("-m", "lamella", "new-plugin", "lamella-soft-gate")
     assert "a layer SoftGate in lamella_soft_gate/layers.py" in told
+    assert told.splitlines()[-4:-1] == [
+        "    cd lamella-soft-gate",
+        f'    {environment.python} -m pip install --editable ".[test]"',
+        f"    {environment.python} -m pytest",
+    ]
     folder = environment.folder / "lamella-soft-gate"
     assert {path.name for path in folder.iterdir()} == {
         ".github",
@@ -67,6 +76,30 @@ def test_a_new_plugin_passes_its_own_tests_at_once(environment):
     assert "PASSED lamella_soft_gate/layers.py::lamella_soft_gate.layers.SoftGate" in told
     assert "PASSED lamella:lamella-soft-gate::soft_gate::SoftGate() on (N, 5) float32::gradient" in told
     assert "failed" not in told
+
+
+@pytest.mark.parametrize(
+    ("system", "path", "runs", "said"),
+    [
+        ("posix", "/home/a b/python", True, "'/home/a b/python'"),
+        ("posix", "lamella-swish", False, "lamella-swish"),
+        ("nt", r"C:\code\.venv\Scripts\python.exe", True, r"C:\code\.venv\Scripts\python.exe"),
+        ("nt", r"C:\my code\python.exe", True, r'& "C:\my code\python.exe"'),
+        ("nt", r"C:\my code\lamella-swish", False, r'"C:\my code\lamella-swish"'),
+    ],
+)
+def test_commands_are_those_of_the_system(system, path, runs, said, monkeypatch):
+    with monkeypatch.context() as here:
+        here.setattr(os, "name", system)
+        quoted = new_plugin._quoted(path, runs=runs)
+    assert quoted == said
+
+
+def test_the_python_that_runs_goes_by_its_name_where_a_shell_would_find_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert new_plugin._python() == "python"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert new_plugin._python() == shlex.quote(sys.executable)
 
 
 def test_a_new_plugin_has_an_example_of_every_hook(tmp_path):
@@ -192,3 +225,18 @@ def test_a_new_plugin_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
     assert cli.main(["new-plugin", "soft-gate", "--folder", str(tmp_path / "nowhere")]) == 2
     assert "folder: expected one that exists" in capsys.readouterr().err
+
+
+def test_a_new_plugin_needs_all_of_lamella(tmp_path, monkeypatch):
+    with monkeypatch.context() as here:
+        here.setattr("lamella.cli.wheel.PACKAGES", ("lamella", "lamella_that_is_gone"))
+        with pytest.raises(lm.LamellaError, match="lamella_that_is_gone is missing. Likely fix: install lamella again"):
+            create("soft-gate", tmp_path)
+
+    def gone(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", gone)
+    with pytest.raises(lm.LamellaError, match="lamella is not installed. Likely fix: python -m pip install ."):
+        create("soft-gate", tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -57,10 +57,9 @@ def create(name: str, folder: str | Path = ".") -> str:
 
     Raises:
         ArgumentError: if the name can't be one, or is taken, or there is no such folder.
+        LamellaError: if lamella is not installed.
     """
     words = _words(name)
-    own_name, own = wheel()
-    words["wheel"] = f"wheels/{own_name}"
     target = Path(folder) / words["distribution"]
     if not target.parent.is_dir():
         raise ArgumentError(f"folder: expected one that exists, got {str(folder)!r}")
@@ -71,6 +70,8 @@ def create(name: str, folder: str | Path = ".") -> str:
             raise ArgumentError(
                 f"name: {name!r} would name a layer {entry.name!r}, which {entry.plugin.origin} has; choose another"
             )
+    own_name, own = wheel()
+    words["wheel"] = f"wheels/{own_name}"
     with tempfile.TemporaryDirectory(prefix=".new-plugin-", dir=target.parent) as waiting:
         root = Path(waiting) / target.name
         for path, template in _FILES.items():
