@@ -252,6 +252,8 @@ def test_elementwise(optimizer):
 def test_configuration(optimizer):
     assert pickle.loads(pickle.dumps(optimizer)) == optimizer == optimizer.replace()
     assert optimizer.with_learning_rate(0.5).learning_rate == 0.5
+    assert optimizer.with_learning_rate(np.float32(0.5)).learning_rate == 0.5
+    assert optimizer.with_learning_rate(np.int64(2)).learning_rate == 2.0
     assert optimizer.with_learning_rate(0.5).settings() == optimizer.settings()
     name = type(optimizer).__name__
     short = name in ("SGD", "RMSprop") or name.startswith("Ada")

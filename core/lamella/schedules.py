@@ -14,6 +14,8 @@ from __future__ import annotations
 import bisect
 import math
 
+import numpy as np
+
 from lamella import registry
 from lamella.arguments import fraction, number, positive
 from lamella.errors import ArgumentError, shown
@@ -381,7 +383,7 @@ def number_or_schedule(value: float | Schedule, name: str) -> float | Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         raise ArgumentError(
             f"{name}: expected a finite number or a Schedule, such as lm.schedules.Cosine(...), got {shown(value)}"
         )
