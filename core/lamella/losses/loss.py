@@ -106,14 +106,14 @@ class Loss(Configured):
 
 
 def as_predictions(where: str, prediction: Any) -> np.ndarray:
-    """Return predictions as NumPy: numbers, a row for each sample."""
+    """Return predictions as NumPy: floats, a row for each sample."""
     array = as_array(prediction, f"{where}: expected predictions")
     if array.dtype.kind not in "fiub" or not array.ndim:
         raise DataError(
             f"{where}: prediction: expected an array of numbers with a row for each sample, got {array.dtype} "
             f"{array.shape}"
         )
-    return array
+    return array if array.dtype.kind == "f" else array.astype("float64")
 
 
 def spec_of(where: str, prediction: np.ndarray) -> ArraySpec:
