@@ -30,7 +30,7 @@ from lamella.network import Network
 from lamella.optimizers import WRITERS, Optimizer
 from lamella.optimizers.optimizer import Rule, rules_of
 from lamella.protocol.inputs import naming
-from lamella.training.diagnosis import are_finite, explain_non_finite, is_finite
+from lamella.training.diagnosis import are_finite, explain_data, explain_non_finite, is_finite
 from lamella.training.rules import Rules
 
 __all__ = ["TrainStep", "TrainSteps", "Update", "checked_update", "prepared"]
@@ -164,10 +164,11 @@ class TrainStep:
     def _step(self, batch: Batch, values: Values, optimizer: Optimizer, begins: bool) -> tuple[StepResult, Values]:
         result = self._slices.step(values, batch, self.losses, self.network.seed)
         loss = sum(result.losses)
-        if not math.isfinite(loss) or not self._update.are_finite():
-            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, loss)
-        if begins:
+        finite = math.isfinite(loss) and self._update.are_finite()
+        if begins and (finite or not explain_data(self.network, batch)):
             self._examine(result)
+        if not finite:
+            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, loss)
         if result.updates:
             self._check_updates(values, result.updates)
         if any(getattr(one, "base", None) is not None for one in result.predictions):
