@@ -93,7 +93,7 @@ class Data:
         rows = [len(target) for target in self.prepared if target is not None]
         if any(count != self.rows for count in rows):
             raise DataError(f"x has {counted(self.rows, 'row')} and y has {rows[0]}; expected equally many")
-        self.weighted: dict[int, list[int]] = {}  # the labels that class_weight names, by output
+        self.weighted: dict[int, dict[int, float]] = {}  # the labels that class_weight names, by output
         self.weights = self._given_weights = as_weights(model.output_names, self.rows, sample_weight)
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)
@@ -103,7 +103,7 @@ class Data:
 
     def split(self, share: float) -> tuple[Data, Data]:
         """Return the first rows, and the last ones as a share of all, which weigh as given, whatever their classes."""
-        count = math.floor(self.rows * (1.0 - share))
+        count = math.floor(round(self.rows * (1.0 - share), 6))  # 1.0 - 0.8 is a little less than 0.2
         if not 0 < count < self.rows:
             raise DataError(
                 f"validation_split={share:g}: expected rows on both sides, got {count} to learn from and "
@@ -187,7 +187,7 @@ class Data:
                         f"class_weight: label {own}: expected 0 to {classes - 1}, the classes of {name!r}"
                     )
                 factors[labels == own] = number(weight, f"class_weight: weight of {label}", minimum=0.0)
-            self.weighted[k] = list(map(int, of_labels))
+            self.weighted[k] = {int(label): float(weight) for label, weight in of_labels.items()}
             given = weights[k]
             with np.errstate(over="ignore"):
                 own_weights = factors if given is None else given * factors
@@ -211,6 +211,11 @@ class Data:
             return np.bincount(rows, minlength=classes)
         is_one_hot = rows.ndim == 2 and np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(axis=1) == 1)
         return np.count_nonzero(rows, axis=0) if is_one_hot else None
+
+    def ignored(self, k: int) -> int | None:
+        """The label of an output that does not count."""
+        loss = self._losses[k]
+        return None if loss is None else loss.ignore_class
 
     def gather(self, rows: Any) -> Gathered:
         """Some of the rows, to take batches from."""

@@ -472,6 +472,7 @@ def _warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> N
 
 
 ROWS_OF_A_CLASS = 10  # on average, from which on a class without any is no chance
+ROWS_OF_THE_RAREST = 3  # where classes have very different shares, as words have, some may lack by chance
 
 
 def _warn_of_missing_classes(data: Batches, checked: Batches | None) -> None:
@@ -482,19 +483,23 @@ def _warn_of_missing_classes(data: Batches, checked: Batches | None) -> None:
         counts = data.data.rows_of_classes(k)
         if counts is None:
             continue
-        missing = np.flatnonzero(counts == 0).tolist()
-        if counts.sum() < ROWS_OF_A_CLASS * len(counts):  # few rows may lack some by chance
-            missing = [label for label in missing if label in data.data.weighted.get(k, ())]
+        class_weight = data.data.weighted.get(k, {})
+        left_out = {label for label, weight in class_weight.items() if not weight} | {data.data.ignored(k)}
+        missing = [label for label in np.flatnonzero(counts == 0).tolist() if label not in left_out]
+        held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
+        all_rows = counts if held is None else counts + held
+        by_chance = missing != [0] and all_rows[all_rows > 0].min(initial=ROWS_OF_THE_RAREST) < ROWS_OF_THE_RAREST
+        if by_chance or counts.sum() < ROWS_OF_A_CLASS * len(counts):
+            missing = [label for label in missing if label in class_weight]
         if not missing:
             continue
-        held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
         there = counted(int(np.count_nonzero(counts)), "unit")
         fix = f"a last layer of {there}, if there are no more classes"
         if held is not None and held[missing].any():
             fix = "rows in random order before some are held out, since these have what is missing"
         elif missing == [0]:
             fix = "y - 1 if labels count from 1, and one unit less in the last layer"
-        elif any(label in data.data.weighted.get(k, ()) for label in missing):
+        elif any(label in class_weight for label in missing):
             fix = "a class_weight of the labels that there are"
         told = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         warnings.warn(
