@@ -306,6 +306,8 @@ def test_targets_are_prepared(labels):
 def test_calling_a_loss_checks_rows():
     with pytest.raises(DataError, match=r"shape \(2, 1\); got float64 \(1, 1\)"):
         MeanSquaredError()(np.zeros((2, 1)), np.zeros((1, 1)))
+    with pytest.raises(DataError, match=r"shape \(2,\); got int64 \(\)"):
+        MeanSquaredError()(np.zeros(2), 1)
 
 
 @pytest.mark.parametrize(

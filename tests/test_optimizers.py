@@ -441,6 +441,19 @@ def test_parameters_without_weight_decay(kind):
         model.fit(*DATA, optimizer=kind(exclude_from_weight_decay="*.beta"), **TASK)
 
 
+def test_what_is_within_is_an_object_or_a_name():
+    """A class, which `fit` makes an object of, could not be written to a file within another."""
+    for make in (
+        lambda: lm.optimizers.ExponentialMovingAverage(SGD),
+        lambda: lm.optimizers.GradientAccumulation(SGD, 2),
+        lambda: lm.optimizers.LearningRateMultipliers(SGD, {"*.bias": 2.0}),
+    ):
+        with pytest.raises(lm.ArgumentError, match=r"optimizer: expected a name or an object, got the class SGD; did"):
+            make()
+    with pytest.raises(lm.ArgumentError, match=r"Weighted: .*got the class Huber; did you mean Huber\(...\)\?"):
+        lm.losses.Weighted(lm.losses.Huber, 0.5)
+
+
 def test_settings_within_are_settings():
     model = two_layers()
 

@@ -27,7 +27,7 @@ from lamella.graph.plan import Plan
 from lamella.graph.slicing import cut
 from lamella.losses import Loss
 from lamella.network import Network
-from lamella.optimizers import WRITERS, Optimizer
+from lamella.optimizers import Optimizer, writer_of
 from lamella.optimizers.optimizer import Rule, rules_of
 from lamella.protocol.inputs import naming
 from lamella.training.diagnosis import are_finite, explain_data, explain_non_finite, is_finite
@@ -331,8 +331,9 @@ def _update(device: Backend, piece: _Piece, rate: float, t: int) -> None:
     """Write what an optimizer makes of one piece; it counts the steps in which the parameters took part."""
     optimizer, factor = piece.rule
     rate, t = rate * factor, t - piece.missed
-    update = type(optimizer).update
-    writer = (device.writers.get(update) or WRITERS.get(update)) if device.writes_in_place else None
+    writer = None
+    if device.writes_in_place:
+        writer = device.writers.get(type(optimizer).update) or writer_of(optimizer)
     if writer is not None:
         writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
         return
