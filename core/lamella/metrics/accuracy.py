@@ -106,7 +106,7 @@ class BinaryAccuracy(Metric):
 
 def _right(prediction: Array, threshold: float | None, yes: Array) -> Array:
     """Which decisions are right; NaN never is."""
-    return ((prediction > (threshold or 0.0)) == yes) & ~np.isnan(prediction)
+    return np.asarray(((prediction > (threshold or 0.0)) == yes) & ~np.isnan(prediction))
 
 
 class TopKAccuracy(Metric):
