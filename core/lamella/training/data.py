@@ -16,8 +16,8 @@ from lamella.backends import get_backend
 from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted, shown
 from lamella.losses import Loss, as_column
-from lamella.network import Network
-from lamella.protocol.frames import is_column, is_frame
+from lamella.network import Network, warn_of_mistakes
+from lamella.protocol.frames import in_other_order, is_column, is_frame
 from lamella.protocol.inputs import (
     LARGE,
     as_array,
@@ -79,6 +79,7 @@ class Data:
         self.rows = row_count(self.inputs, "x")
         given = for_each("y", y, model.output_names)
         self._from_tables = [is_frame(one) or is_column(one) for one in given]
+        _warn_of_orders(x, y, sample_weight)
         # as the user gave them, for metrics, but for a last axis of size 1 that predictions have
         self.targets = tuple(
             None if one is None else unwritable(as_array(one, f"y of {name!r}: expected an array"))
@@ -266,6 +267,25 @@ class Data:
             return self.model.device.asarray(_equal_shares(count, self.model.dtype))
         weights = np.ones(count) if weights is None else weights
         return self.model.device.asarray((weights / (total or 1.0)).astype(self.model.dtype))
+
+
+def _warn_of_orders(x: Any, y: Any, sample_weight: Any) -> None:
+    """Say so if tables have the same rows by their labels, in different orders: they are taken by position."""
+    first = None
+    for what, given in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+        for one in given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple) else (given,):
+            if type(one) is np.ndarray or not (is_frame(one) or is_column(one)):
+                continue
+            if first is None:
+                first = what, one
+            elif in_other_order(first[1], one):
+                warn_of_mistakes(
+                    [
+                        f"{first[0]} and {what} have the same index in different orders, and rows go by position. "
+                        f"Likely fix: {what}.loc[{first[0]}.index], or {what}.to_numpy() if rows stand as they should"
+                    ]
+                )
+                return
 
 
 def _leaves_out(loss: Loss | None) -> bool:
