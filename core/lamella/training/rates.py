@@ -16,8 +16,8 @@ from lamella.network import Network
 from lamella.regularization import Constraint, Penalty
 from lamella.schedules import Exponential
 from lamella.training.data import batches_of
-from lamella.training.fit import given_bounds, losses_of, optimizer_of
 from lamella.training.step import TrainSteps
+from lamella.training.task import AnyOptimizer, Losses, given_bounds, losses_of, optimizer_of
 
 __all__ = ["LearningRateSearch", "find_learning_rate"]
 
@@ -88,8 +88,8 @@ def find_learning_rate(
     x: Any,
     y: Any = None,
     *,
-    loss: Any,
-    optimizer: Any,
+    loss: Losses,
+    optimizer: AnyOptimizer,
     lowest: float = 1e-6,
     highest: float = 1.0,
     steps: int = 100,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -201,6 +201,7 @@ class _Piece(NamedTuple):
     """A piece of the flat buffers: the rule that moves it, what the rule reads, and where its results go."""
 
     rule: Rule
+    write: Callable[..., None] | None  # the rule's update in place; None where there is its formula alone
     p: Any
     g: Any
     slots: dict[str, Any]
@@ -312,6 +313,7 @@ class Update:
         pieces = [
             _Piece(
                 rule=rule,
+                write=_writer(device, rule.optimizer),
                 p=device.view(parameters.flat[run]),
                 g=device.view(self.gradients.storage.flat[run]),
                 slots={name: device.view(slot[run]) for name, slot in slots.items()},
@@ -327,15 +329,19 @@ class Update:
         return pieces
 
 
+def _writer(device: Backend, optimizer: Optimizer) -> Callable[..., None] | None:
+    if not device.writes_in_place:
+        return None
+    own: Callable[..., None] | None = device.writers.get(type(optimizer).update)
+    return own or writer_of(optimizer)
+
+
 def _update(device: Backend, piece: _Piece, rate: float, t: int) -> None:
     """Write what an optimizer makes of one piece; it counts the steps in which the parameters took part."""
     optimizer, factor = piece.rule
     rate, t = rate * factor, t - piece.missed
-    writer = None
-    if device.writes_in_place:
-        writer = device.writers.get(type(optimizer).update) or writer_of(optimizer)
-    if writer is not None:
-        writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
+    if piece.write is not None:
+        piece.write(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
         return
     given = optimizer.update(device.xp, piece.p, piece.g, dict(piece.slots), rate, t)
     new, slots = checked_update(optimizer, piece.p, piece.slots, given)
