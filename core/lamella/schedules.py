@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import bisect
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import fraction, number, positive
 from lamella.errors import ArgumentError, shown
 from lamella.hookspecs import hookimpl
@@ -419,6 +420,12 @@ def lamella_schedules() -> dict[str, type]:
         "warm_up": WarmUp,
         "one_cycle": OneCycle,
     }
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.SCHEDULES))
 
 
 def __dir__() -> list[str]:

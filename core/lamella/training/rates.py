@@ -139,6 +139,8 @@ def find_learning_rate(
     data = batches_of(twin, x, y, losses, size=size, shuffle=True, **weighting)
     bounds = given_bounds(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     training = TrainSteps(twin, losses, bounds)
+    if not training.plan.parameters:
+        raise ArgumentError("find_learning_rate: no layer has parameters that are not frozen; unfreeze some")
     rates: list[float] = []
     told: list[float] = []
     batches = itertools.chain.from_iterable(data.epoch() for _ in itertools.count())
