@@ -38,6 +38,8 @@ CLASSES = {
     "LOSSES": lm.losses,
     "METRICS": lm.metrics,
     "OPTIMIZERS": lm.optimizers,
+    "SCHEDULES": lm.schedules,
+    "INITIALIZERS": lm.initializers,
     "CALLBACKS": lm.callbacks,
 }
 

@@ -152,6 +152,30 @@ def test_the_index_does_not_matter(pandas):
     assert classifier().evaluate(frame, y, **TASK) == classifier().evaluate(X, LABELS, **TASK)
 
 
+def test_the_same_index_in_different_orders_is_told(pandas):
+    frame, labels = pandas.DataFrame(COLUMNS), pandas.Series(LABELS)
+    shuffled = frame.sample(frac=1.0, random_state=0)
+    task = {"loss": "softmax_cross_entropy"}
+    words = (
+        r"x and y have the same index in different orders, and rows go by position. Likely fix: y.loc\[x.index\], or"
+    )
+    for call in (
+        lambda: classifier().fit(shuffled, labels, **task, optimizer="sgd"),
+        lambda: classifier().evaluate(shuffled, labels, **task),
+        lambda: classifier().fit(frame, labels, **task, optimizer="sgd", validation_data=(shuffled, labels)),
+        lambda: named().evaluate({name: shuffled[name] for name in COLUMNS}, labels, **task),
+    ):
+        with pytest.warns(lm.MistakeWarning, match=words) as caught:
+            call()
+        assert [one.filename for one in caught] == [__file__]
+    with pytest.warns(lm.MistakeWarning, match=r"x and sample_weight have .* fix: sample_weight.loc\[x.index\], or"):
+        classifier().evaluate(frame, LABELS, **task, sample_weight=pandas.Series(np.ones(N), shuffled.index))
+    aligned = classifier().evaluate(shuffled, labels.loc[shuffled.index], **task)
+    assert aligned == pytest.approx(classifier().evaluate(frame, labels, **task))
+    for other in (labels.to_numpy(), labels.set_axis(np.arange(N) + N), labels.set_axis([0] * N)):
+        classifier().evaluate(shuffled, other, **task)
+
+
 def test_labels_of_columns_may_be_anything(pandas):
     table = pandas.DataFrame(X, columns=pandas.MultiIndex.from_tuples([("a", 1), ("a", 2), (None, 3)]))
     table = table.astype({("a", 1): "float32"})

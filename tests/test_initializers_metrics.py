@@ -359,6 +359,63 @@ def test_results_that_are_not_defined():
     )
 
 
+def test_no_class_has_an_area():
+    for average in ("auto", "macro", "weighted", "micro"):
+        metric = AUC(average=average, ignore_class=-1)
+        assert math.isnan(metric.result(metric.update(SCORES, [-1, -1, -1, -1])))
+    for average in ("macro", "weighted"):
+        assert math.isnan(AUC(average=average).result(AUC(average=average).update(SCORES[:1], [0])))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "int64"])
+def test_predictions_of_other_dtypes_are_numbers(dtype):
+    scores, labels = np.array([[0, 1], [1, 0], [1, 0], [0, 1]], dtype), [1, 0, 1, 1]
+    for metric in (AUC(), Accuracy(), F1(), ConfusionMatrix()):
+        expected = metric.result(metric.update(scores.astype("float64"), labels))
+        np.testing.assert_array_equal(metric.result(metric.update(scores, labels)), expected)
+    for metric in (AUC(), BinaryAccuracy(0.5), MeanAbsoluteError(), MeanSquaredError(), R2()):
+        expected = metric.result(metric.update(scores[:, 0].astype("float64"), labels))
+        np.testing.assert_array_equal(metric.result(metric.update(scores[:, 0], labels)), expected)
+
+
+def test_scores_of_infinity_may_be_equal():
+    scores, labels = np.array([np.inf, np.inf, -np.inf, -np.inf, 0.0]), [1, 0, 1, 0, 1]
+    for curve in ("roc", "pr"):
+        metric = AUC(curve)
+        finite = metric.result(metric.update(np.clip(scores, -9.0, 9.0), labels))
+        assert metric.result(metric.update(scores, labels)) == finite
+
+
+def test_a_prediction_that_is_nan_is_never_right():
+    nothing, labels = np.full((4, 3), np.nan), [0, 0, 1, 2]
+    for metric in (Accuracy(), TopKAccuracy(1)):
+        assert metric.result(metric.update(nothing, labels)) == 0.0
+        assert metric.result(metric.update([[0.0, np.nan], [0.0, 1.0]], [1, 1])) == 0.5
+    for metric in (Accuracy(), BinaryAccuracy()):
+        assert metric.result(metric.update([np.nan, np.nan, -1.0], [0, 1, 0])) == pytest.approx(1 / 3)
+    several = [[1, 0, 1], [0, 1, 1], [1, 0, 0], [1, 1, 0]]
+    for kind in (F1, Precision, Recall):
+        for average in ("auto", "macro", "micro", "weighted"):
+            metric = kind(average)
+            assert math.isnan(metric.result(metric.update(nothing, labels)))
+            assert math.isnan(kind(average).result(kind(average).update([np.nan, 1.0], [0, 1])))
+            metric = kind(average, multilabel=True)
+            assert math.isnan(metric.result(metric.update(nothing, several)))
+        each = kind(None, multilabel=True)
+        scores = np.where([True, False, False], np.nan, SCORES)
+        np.testing.assert_array_equal(np.isnan(each.result(each.update(scores, several))), [True, False, False])
+    assert np.isnan(ConfusionMatrix().result(ConfusionMatrix().update(nothing, labels))).all()
+    weights = [0.0, 1.0, 1.0, 1.0]  # of a row that does not count
+    one = np.concatenate((nothing[:1], SCORES[1:]))
+    for metric in (F1(), ConfusionMatrix(), F1(multilabel=True), AUC(), Accuracy()):
+        target = several if getattr(metric, "multilabel", False) else labels
+        without = metric.result(metric.update(SCORES, target, weights))
+        np.testing.assert_array_equal(metric.result(metric.update(one, target, weights)), without)
+    for average in ("macro", "weighted"):
+        metric = AUC(average=average)
+        assert math.isnan(metric.result(metric.update(np.where([True, False, False], np.nan, SCORES), labels)))
+
+
 def test_of_nothing():
     assert math.isnan(
         MeanSquaredError().result(MeanSquaredError().update(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2)))

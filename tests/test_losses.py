@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+import lamella as lm
 from lamella.backends import get_backend
-from lamella.errors import ArgumentError, DataError
+from lamella.errors import ArgumentError, DataError, NonFiniteError
 from lamella.losses import (
     BinaryCrossEntropy,
     BinaryFocalCrossEntropy,
@@ -29,6 +30,7 @@ from lamella.losses import (
 )
 from lamella.protocol import ArraySpec
 from lamella.registry import snake_case
+from lamella_layers import Dense
 
 RNG = np.random.default_rng(3)
 X, TALL = RNG.normal(0, 1, (6, 5)), RNG.normal(0, 2, (6, 3, 4))
@@ -233,6 +235,11 @@ def test_minus_infinity_masks_a_class():
         values, dx = run(SoftmaxCrossEntropy(), masked, target)
         assert values[0] == pytest.approx(math.log(1 + math.e))
         np.testing.assert_allclose(dx, [[1 / (1 + math.e) - 1, 0, 1 - 1 / (1 + math.e)]])
+        values, dx = run(SoftmaxFocalCrossEntropy(), masked, target)
+        without, slope = run(SoftmaxFocalCrossEntropy(), masked[:, [0, 2]], [0])
+        np.testing.assert_allclose(values, without)
+        np.testing.assert_allclose(dx[:, [0, 2]], slope)
+        assert dx[0, 1] == 0.0
 
 
 def test_softmax_then_categorical_is_softmax_cross_entropy():
@@ -299,6 +306,8 @@ def test_targets_are_prepared(labels):
 def test_calling_a_loss_checks_rows():
     with pytest.raises(DataError, match=r"shape \(2, 1\); got float64 \(1, 1\)"):
         MeanSquaredError()(np.zeros((2, 1)), np.zeros((1, 1)))
+    with pytest.raises(DataError, match=r"shape \(2,\); got int64 \(\)"):
+        MeanSquaredError()(np.zeros(2), 1)
 
 
 @pytest.mark.parametrize(
@@ -321,6 +330,13 @@ def test_calling_a_loss_checks_rows():
 def test_predictions_that_do_not_fit_are_told_at_the_first_step(loss, prediction, words):
     with pytest.raises(DataError, match=words):
         loss.examine(np.array(prediction))
+    width = len(prediction[0])
+    model = lm.Sequential([Dense(width, kernel_initializer=lambda *_: np.eye(width))], input_shape=width)
+    task = {"loss": loss, "optimizer": "sgd"}
+    with pytest.raises(DataError, match=words):  # also where the loss is not finite
+        model.train_on_batch(prediction, np.ones((1, width)), **task)
+    with pytest.raises(NonFiniteError, match="Input 'input_1' holds values that are not finite; clean the data"):
+        model.train_on_batch(np.full((1, width), -np.inf), np.ones((1, width)), **task)
     for sound in (SoftmaxCrossEntropy(), BinaryCrossEntropy(), Poisson(log_input=True), Hinge()):
         sound.examine(np.array(prediction))
 

@@ -252,6 +252,8 @@ def test_elementwise(optimizer):
 def test_configuration(optimizer):
     assert pickle.loads(pickle.dumps(optimizer)) == optimizer == optimizer.replace()
     assert optimizer.with_learning_rate(0.5).learning_rate == 0.5
+    assert optimizer.with_learning_rate(np.float32(0.5)).learning_rate == 0.5
+    assert optimizer.with_learning_rate(np.int64(2)).learning_rate == 2.0
     assert optimizer.with_learning_rate(0.5).settings() == optimizer.settings()
     name = type(optimizer).__name__
     short = name in ("SGD", "RMSprop") or name.startswith("Ada")
@@ -437,6 +439,19 @@ def test_parameters_without_weight_decay(kind):
         np.testing.assert_allclose(array, kept * before[name], rtol=1e-15)
     with pytest.raises(ArgumentError, match=r"no parameter is called '\*.beta'; there are first.kernel, first.bias"):
         model.fit(*DATA, optimizer=kind(exclude_from_weight_decay="*.beta"), **TASK)
+
+
+def test_what_is_within_is_an_object_or_a_name():
+    """A class, which `fit` makes an object of, could not be written to a file within another."""
+    for make in (
+        lambda: lm.optimizers.ExponentialMovingAverage(SGD),
+        lambda: lm.optimizers.GradientAccumulation(SGD, 2),
+        lambda: lm.optimizers.LearningRateMultipliers(SGD, {"*.bias": 2.0}),
+    ):
+        with pytest.raises(lm.ArgumentError, match=r"optimizer: expected a name or an object, got the class SGD; did"):
+            make()
+    with pytest.raises(lm.ArgumentError, match=r"Weighted: .*got the class Huber; did you mean Huber\(...\)\?"):
+        lm.losses.Weighted(lm.losses.Huber, 0.5)
 
 
 def test_settings_within_are_settings():

@@ -307,6 +307,8 @@ def test_the_search_takes_what_fit_takes_and_refuses_what_it_can_not_use():
     model.parameters["head.bias"] = [np.inf, 0.0, 0.0]
     with pytest.raises(lm.NonFiniteError):
         model.find_learning_rate(X, Y, loss=CROSS_ENTROPY, optimizer="sgd")
+    with pytest.raises(lm.ArgumentError, match="find_learning_rate: no layer has parameters that are not frozen"):
+        classifier().freeze("*").find_learning_rate(X, Y, loss=CROSS_ENTROPY, optimizer="sgd")
 
 
 def test_the_search_draws_itself(tmp_path):

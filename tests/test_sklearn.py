@@ -33,7 +33,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.multioutput import MultiOutputClassifier
-from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import (
     MinMaxScaler,
     OneHotEncoder,
@@ -191,8 +191,12 @@ def test_partial_fit():
     assert own.n_iter_ == own.model_.step == 150
     assert own.score(SCALED, WINES) > 0.95
     own.partial_fit(SCALED[WINES == 1], WINES[WINES == 1])  # of one class
-    with pytest.raises(ValueError, match=r"LamellaClassifier: y: expected classes \[0, 1, 2\], got .*3"):
+    with pytest.raises(ValueError, match=r"LamellaClassifier: y: expected classes \[0, 1, 2\], got 3$"):
         own.partial_fit(SCALED, WINES + 1)
+    with pytest.raises(
+        ValueError, match=r"classes: expected those of the first call, \[0, 1, 2\], or None, got \[0, 1\]"
+    ):
+        own.partial_fit(SCALED, WINES, classes=[0, 1])
     with pytest.raises(ValueError, match="'balanced' needs all rows at once"):
         clone(own).set_params(class_weight="balanced").partial_fit(SCALED, WINES, classes=[0, 1, 2])
     with pytest.raises(ValueError, match="expected classes or labels as in the training before"):
@@ -255,13 +259,43 @@ def test_a_classifier_takes_losses_on_logits(loss):
         regressor(loss="binary_cross_entropy").fit(SCALED, SCALED[:, 0])
 
 
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", lm.losses.Weighted("softmax_focal_cross_entropy", 0.5)])
+def test_several_labels_are_no_classes(loss):
+    with pytest.raises(ValueError, match="loss: expected one for several labels, such as 'binary_cross_entropy', got"):
+        classifier(loss=loss).fit(SCALED, np.eye(3, dtype=int)[WINES] | [1, 0, 0])
+    for binary in ("binary_cross_entropy", "binary_focal_cross_entropy", "hinge"):
+        with pytest.raises(ValueError, match="loss: expected one for classes, such as 'softmax_cross_entropy', got"):
+            classifier(loss=binary).fit(SCALED, WINES)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lm.optimizers.GradientAccumulation("adam", 2),
+        lm.optimizers.ExponentialMovingAverage(lm.optimizers.Nadam()),
+        lm.optimizers.LearningRateMultipliers("sgd", {"dense_1.*": 0.5}),
+    ],
+)
+def test_learning_rates_of_optimizers_around_another(optimizer):
+    fitted = classifier(optimizer=optimizer, learning_rate=0.125).fit(SCALED, WINES)
+    assert fitted.model_.optimizer_state.learning_rate(1) == 0.125
+    with pytest.raises(ValueError, match="LamellaClassifier: learning_rate: expected a finite number or a Schedule"):
+        fitted.set_params(learning_rate="adaptive").fit(SCALED, WINES)
+
+
+def test_weights_below_zero_are_refused():
+    for estimator in (classifier(), regressor()):
+        with pytest.raises(ValueError, match="sample_weight: expected numbers of at least 0, got -1"):
+            estimator.fit(SCALED, WINES, sample_weight=np.where(WINES == 1, -1.0, 0.0))
+
+
 TAKEN = {
     "activation": {"None"},
     "alpha": {"0", "1.5", "2**63", "10**30"},
     "early_stopping": {"True"},
     "hidden_layer_sizes": {"[]", "()"},
     "layers": {"None", "[]", "()"},
-    "learning_rate": {"None", "0", "1.5", "2**63", "10**30", "no axes"},
+    "learning_rate": {"None", "0", "1.5", "2**63", "10**30"},
     "tol": {"0", "1.5", "2**63", "10**30"},
     "verbose": {"0", "True"},
     "warm_start": {"True"},
@@ -293,6 +327,8 @@ def test_sparse_rows_are_refused_with_words():
     words = pandas.DataFrame({"word": [f"word {n % 20}" for n in range(178)]})
     with pytest.raises(TypeError, match="expected dense data, got sparse"):
         make_pipeline(OneHotEncoder(), classifier()).fit(words, WINES)
+    with pytest.raises(TypeError, match=r"y: expected dense targets, got sparse. Likely fix: y.toarray\(\)"):
+        classifier().fit(SCALED, csr_array(np.eye(3, dtype=int)[WINES]))
 
 
 # Within scikit-learn
@@ -389,6 +425,31 @@ PIPELINES = {
         mixed().iloc[:, [0, 4, 2]],
     ),
     "a frame, passed on": (columns(("rest", OrdinalEncoder(), ["label"])), mixed()),
+    "a frame of integers beside floats": (
+        make_pipeline(
+            ColumnTransformer(
+                [
+                    ("numbers", SimpleImputer(), ["alcohol (%)", "proline", "label"]),
+                    ("words", OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["city"]),
+                ]
+            ),
+            StandardScaler(),
+            classifier(),
+        ),
+        mixed(),
+    ),
+    "of steps left out": (
+        make_pipeline("passthrough", Pipeline([("none", None), ("scaled", StandardScaler())]), classifier()),
+        WINE,
+    ),
+    "united, passed on": (
+        make_pipeline(
+            FeatureUnion([("one", "passthrough"), ("two", PCA(2)), ("none", "drop")], transformer_weights={"one": 0.5}),
+            StandardScaler(),
+            classifier(),
+        ),
+        WINE,
+    ),
     "searched": (
         GridSearchCV(make_pipeline(StandardScaler(), classifier()), {"lamellaclassifier__alpha": [0, 1]}),
         WINE,

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 import lamella as lm
-from lamella.optimizers import SGD, Adam, AdamW, Optimizer
+from lamella.optimizers import (
+    SGD,
+    Adam,
+    Adamax,
+    AdamW,
+    ExponentialMovingAverage,
+    GradientAccumulation,
+    Lion,
+    Nadam,
+    Optimizer,
+)
 from lamella.training.step import THREADED
 from lamella_layers import BatchNormalization, Dense
 
@@ -351,6 +361,14 @@ def test_layers_frozen_on_the_way_stay_as_they_are():
         AdamW(0.1),
         Adam(beta_2=0.2, amsgrad=True),
         AdamW(beta_2=0.2, amsgrad=True),
+        Adamax(beta_2=0.2),
+        Nadam(beta_2=0.2),
+        Lion(0.01),
+        Lion(0.01, weight_decay=0.1),
+        GradientAccumulation("adam", 2),
+        ExponentialMovingAverage(SGD(0.1, momentum=0.9), 0.5),
+        ExponentialMovingAverage(GradientAccumulation("nadam", 2)),
+        GradientAccumulation(ExponentialMovingAverage("rmsprop"), 2),  # which has the formula alone
     ],
 )
 def test_updates_in_place_have_the_bits_of_the_formula(rule):

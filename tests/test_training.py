@@ -620,6 +620,10 @@ def test_probabilities_before_a_loss_on_logits_are_told_once(end, loss):
         inside.train_on_batch(x, y, **task)
     inside.train_on_batch(x, y, **task)
     assert [warning.filename for warning in told] == [__file__]
+    for append in (None, Activation("sigmoid")):  # also where a metric would be right, and the loss is not
+        with pytest.warns(lm.MistakeWarning, match="takes logits, and .* makes probabilities of them") as told:
+            (inside if append is None else ending_in()).evaluate(x, y, loss=loss, append=append)
+        assert [warning.filename for warning in told] == [__file__]
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,11 @@ def test_predict_evaluate_and_export_are_those_of_the_model(tmp_path):
     for size in (None, 1, 4, 100):
         np.testing.assert_allclose(session.predict(x, size), expected, atol=1e-5)
     assert session.predict(x[:0]).shape == (0, 3)
+    softmax = lm.layer("activation", function="softmax")
+    np.testing.assert_allclose(session.predict(x, 4, append=softmax), model.predict(x, append=softmax), atol=1e-5)
+    session.step(*next(batches(model, rows=(6,))))
+    assert abs(session.predict(x, append=softmax) - model.predict(x, append=softmax)).max() > 1e-4
+    session.into(model)
     options = {"metrics": ["accuracy"], "sample_weight": np.arange(11), "batch_size": 4}
     told = session.evaluate(x, y, **options)
     assert told == pytest.approx(model.evaluate(x, y, loss="softmax_cross_entropy", **options), rel=1e-5)

@@ -24,6 +24,15 @@ def history_of(model, *data, **options):
     return model.fit(*data, **{**TASK, **options}).history, model.parameters["dense_1.kernel"].tobytes()
 
 
+@pytest.mark.parametrize(("share", "rows", "held"), [(0.8, 50, 40), (0.9, 10, 9), (0.7, 10, 7), (0.25, 50, 13)])
+def test_shares_are_of_decimal_numbers(share, rows, held):
+    history = classifier().fit(
+        X[:rows], LABELS[:rows], **TASK | {"metrics": "confusion_matrix"}, validation_split=share
+    )
+    assert history["val_confusion_matrix"][-1].sum() == held
+    assert history["confusion_matrix"][-1].sum() == rows - held
+
+
 @pytest.mark.parametrize("share", [0.2, 0.3, 0.01, 0.98])
 @pytest.mark.parametrize(
     "options", [{}, {"sample_weight": WEIGHTS}, {"sample_weight": WEIGHTS, "class_weight": {1: 3.0}}]
@@ -144,3 +153,8 @@ def test_what_need_not_have_rows_of_every_class():
     units(6).train_on_batch(ROWS, MANY, **task)
     units(6).fit(ROWS, np.ones((200, 6)), **task | {"loss": "binary_cross_entropy"})
     units(3).fit(ROWS, MANY[:, None] * np.ones(3), **task | {"loss": "mean_squared_error"})
+    units(5).fit(ROWS, MANY, **task, class_weight={2: 0.0})  # as is said
+    units(6).fit(ROWS, MANY, **task | {"loss": lm.losses.SoftmaxCrossEntropy(ignore_class=5)})
+    units(6).fit(ROWS, MANY + 1, **task | {"loss": lm.losses.SoftmaxCrossEntropy(ignore_class=0)})
+    words = np.minimum(np.random.default_rng(0).zipf(1.5, 2000) - 1, 99)  # some are rare, and some never come
+    units(100).fit(np.zeros((2000, 4)), words, **task, validation_split=0.2)

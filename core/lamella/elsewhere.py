@@ -98,35 +98,81 @@ LOSSES = {
     "BCELoss": "BinaryCrossEntropy(from_logits=False)",
     "BCEWithLogitsLoss": "BinaryCrossEntropy()",
     "BinaryCrossentropy": "BinaryCrossEntropy(), and with from_logits=False on probabilities",
+    "BinaryFocalCrossentropy": "BinaryFocalCrossEntropy()",
     "CategoricalCrossentropy": "SoftmaxCrossEntropy() on logits, and CategoricalCrossEntropy() on probabilities",
+    "CategoricalFocalCrossentropy": "SoftmaxFocalCrossEntropy(), on logits",
     "CrossEntropyLoss": "SoftmaxCrossEntropy()",
     "HuberLoss": "Huber()",
+    "KLDivLoss": "KLDivergence(), of probabilities and not of their logarithms",
     "L1Loss": "MeanAbsoluteError()",
     "MSELoss": "MeanSquaredError()",
     "NLLLoss": "SoftmaxCrossEntropy(), on logits",
+    "PoissonNLLLoss": "Poisson(log_input=True)",
+    "SmoothL1Loss": "Huber()",
     "SparseCategoricalCrossentropy": "SoftmaxCrossEntropy() on logits, and CategoricalCrossEntropy() on probabilities; "
     "both take integer labels",
 }
 
 METRICS = {
+    "AUROC": "AUC()",
+    "AveragePrecision": "AUC('pr')",
     "CategoricalAccuracy": "Accuracy()",
+    "F1Score": "F1()",
+    "R2Score": "R2()",
     "SparseCategoricalAccuracy": "Accuracy()",
     "SparseTopKCategoricalAccuracy": "TopKAccuracy()",
     "TopKCategoricalAccuracy": "TopKAccuracy()",
 }
 
 OPTIMIZERS = {
-    "schedules": "lm.schedules",
+    "AveragedModel": "ExponentialMovingAverage('adam'), and model.averaged()",
+    "NAdam": "Nadam()",
     "lr_scheduler": "lm.schedules",
+    "schedules": "lm.schedules",
+}
+
+SCHEDULES = {
+    "CosineAnnealingLR": "Cosine(learning_rate, steps)",
+    "CosineAnnealingWarmRestarts": "CosineRestarts(learning_rate, steps)",
+    "CosineDecay": "Cosine(learning_rate, steps)",
+    "CosineDecayRestarts": "CosineRestarts(learning_rate, steps)",
+    "ExponentialDecay": "Exponential(learning_rate, every, factor)",
+    "ExponentialLR": "Exponential(learning_rate, 1, factor)",
+    "InverseTimeDecay": "InverseTime(learning_rate, every)",
+    "LambdaLR": "a class of your own that extends Schedule",
+    "LearningRateSchedule": "Schedule",
+    "MultiStepLR": "PiecewiseConstant(boundaries, values)",
+    "OneCycleLR": "OneCycle(learning_rate, steps)",
+    "PiecewiseConstantDecay": "PiecewiseConstant(boundaries, values), where steps count from 1",
+    "PolynomialDecay": "Polynomial(learning_rate, steps)",
+    "PolynomialLR": "Polynomial(learning_rate, steps)",
+    "ReduceLROnPlateau": "lm.callbacks.ReduceOnPlateau()",
+    "StepLR": "StepDecay(learning_rate, every, factor)",
+}
+
+INITIALIZERS = {
+    "GlorotNormal": "the name 'glorot_normal'",
+    "GlorotUniform": "the name 'glorot_uniform'",
+    "HeNormal": "the name 'he_normal'",
+    "HeUniform": "the name 'he_uniform'",
+    "LecunNormal": "the name 'lecun_normal'",
+    "LecunUniform": "the name 'lecun_uniform'",
+    "Ones": "the name 'ones'",
+    "Orthogonal": "the name 'orthogonal'",
+    "RandomNormal": "TruncatedNormal(), or a function (rng, shape, fan_in, fan_out) -> array",
+    "RandomUniform": "the name 'uniform', or a function (rng, shape, fan_in, fan_out) -> array",
+    "Zeros": "the name 'zeros'",
 }
 
 CALLBACKS = {
     "BackupAndRestore": "fit(..., checkpoint=path, resume=True)",
     "EarlyStoppingCallback": "EarlyStopping()",
     "History": "what fit returns",
+    "LambdaCallback": "Lambda(on_epoch_end=...)",
     "LearningRateScheduler": "a schedule in place of the learning rate: lm.optimizers.Adam(lm.schedules.Cosine(...))",
     "ModelCheckpoint": "Checkpoint(path)",
     "ReduceLROnPlateau": "ReduceOnPlateau()",
+    "SwapEMAWeights": "model.averaged(), a model with the averages",
     "TensorBoard": "TensorBoardLogger(folder)",
     "TerminateOnNaN": "nothing: fit ends with an error when the loss is no longer finite",
 }
@@ -316,16 +362,21 @@ CALLBACK = {
     "verbose": "fit(..., progress=True) prints a line for each epoch, and why training stopped",
 }
 
+_AVERAGE = "lm.optimizers.ExponentialMovingAverage(optimizer) stands around an optimizer"
+
 OPTIMIZER = {
     "betas": "They are called beta_1 and beta_2",
     "clipnorm": "fit(..., clip_norm=1.0) scales all gradients together, as global_clipnorm does",
     "clipvalue": "fit(..., clip_value=1.0) holds gradients between bounds",
     "decay": "A schedule stands in place of the learning rate: Adam(lm.schedules.Exponential(0.01, 100))",
+    "ema_momentum": _AVERAGE,
     "global_clipnorm": "fit(..., clip_norm=1.0) scales gradients down",
+    "gradient_accumulation_steps": "lm.optimizers.GradientAccumulation(optimizer, steps) stands around an optimizer",
     "name": "It goes by its registered name",
     "params": "fit gives it the model's parameters: model.fit(x, y, loss=..., optimizer=lm.optimizers.Adam(0.001))",
     "state_dict": "model.optimizer_state is what it remembers, and model.save(path) writes it too",
     "step": _GRADIENTS,
+    "use_ema": _AVERAGE,
     "weight_decay": "AdamW and Lion have it; penalties of fit, {'*.kernel': lm.regularization.L2(1e-4)}, go with all",
     "zero_grad": _GRADIENTS,
 }

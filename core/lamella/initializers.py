@@ -23,11 +23,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import choice, number, positive
 from lamella.errors import ArgumentError, shown
 from lamella.hookspecs import hookimpl
@@ -302,6 +302,12 @@ def lamella_initializers() -> dict[str, Any]:
         "xavier_normal": glorot_normal,
         "xavier_uniform": glorot_uniform,
     }
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.INITIALIZERS))
 
 
 def __dir__() -> list[str]:

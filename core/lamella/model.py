@@ -19,7 +19,7 @@ from lamella.graph.operations import Graph, assemble
 from lamella.network import Appended, Network, warn_of_mistakes
 from lamella.protocol.layer import Layer
 from lamella.protocol.node import Input, Node
-from lamella.training import apply, rates
+from lamella.training import apply, evaluation, rates
 from lamella.training import fit as training
 from lamella.training.history import History
 
@@ -71,7 +71,7 @@ class Model(Network):
 
     fit = training.fit
     train_on_batch = training.train_on_batch
-    evaluate = training.evaluate
+    evaluate = evaluation.evaluate
     gradients = training.gradients
     apply_gradients = apply.apply_gradients
     find_learning_rate = rates.find_learning_rate

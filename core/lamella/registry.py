@@ -194,9 +194,17 @@ class Kind:
         """Whether a value is an instance of a class of this kind."""
         return self.base is not None and isinstance(value, self.base)
 
-    def resolve(self, value: Any) -> Any:
-        """Return an instance of the base class, from an instance, a subclass that needs no arguments, or a name."""
+    def resolve(self, value: Any, *, classes: bool = True) -> Any:
+        """Return an instance of the base class, from an instance, a name, or a subclass that needs no arguments.
+
+        No classes go into configuration, which files keep as it was given.
+        """
         assert self.base is not None
+        if isinstance(value, type) and issubclass(value, self.base) and not classes:
+            own, name = self.base.__name__, value.__name__
+            raise ArgumentError(
+                f"{own.lower()}: expected a name or an object, got the class {name}; did you mean {name}(...)?"
+            )
         if isinstance(value, str):
             value = find(self.name, value)
         if isinstance(value, type) and issubclass(value, self.base) and value is not self.base:

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import bisect
 import math
+from typing import TYPE_CHECKING, Any
 
-from lamella import registry
+import numpy as np
+
+from lamella import elsewhere, registry
 from lamella.arguments import fraction, number, positive
 from lamella.errors import ArgumentError, shown
 from lamella.hookspecs import hookimpl
@@ -381,7 +384,7 @@ def number_or_schedule(value: float | Schedule, name: str) -> float | Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         raise ArgumentError(
             f"{name}: expected a finite number or a Schedule, such as lm.schedules.Cosine(...), got {shown(value)}"
         )
@@ -417,6 +420,12 @@ def lamella_schedules() -> dict[str, type]:
         "warm_up": WarmUp,
         "one_cycle": OneCycle,
     }
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.SCHEDULES))
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import warnings
@@ -13,10 +14,12 @@ import numpy as np
 import onnx
 import skl2onnx
 from onnx import TensorProto, helper, numpy_helper
-from skl2onnx._parse import _parse_sklearn  # which parsers of meta-estimators call
+from skl2onnx._parse import _parse_sklearn, _parse_sklearn_feature_union  # which parsers of meta-estimators call
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_classifier
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 import lamella as lm
 from lamella.errors import in_words
@@ -111,6 +114,10 @@ def _written(estimator: Any, rows: Rows, opset: int, double: bool) -> onnx.Model
     kinds["string"] = StringTensorType
     types = [(one.name, kinds[one.dtype]([None, one.width])) for one in rows.columns]
     tried = [types]
+    if len({kinds[one.dtype] for one in rows.columns if one.dtype != "string"}) > 1:
+        # some converters, such as that of SimpleImputer, refuse integers beside floats
+        floats = [kinds["string" if one.dtype == "string" else "float32"] for one in rows.columns]
+        tried.append([(one.name, kind([None, one.width])) for one, kind in zip(rows.columns, floats, strict=True)])
     if rows.is_frame and "string" not in {one.dtype for one in rows.columns}:
         # most steps take one matrix; those that choose columns by name need them apart, and refuse it
         tried.insert(0, [(_JOINED, kinds["float32"]([None, len(types)]))])
@@ -130,7 +137,7 @@ def _written(estimator: Any, rows: Rows, opset: int, double: bool) -> onnx.Model
             said.append(_reason(error))
             cause = error
         else:
-            if given is not types:
+            if given[0][0] == _JOINED:
                 _take_apart(proto.graph, [one.name for one in rows.columns])
             return proto
     raise TraceError(
@@ -221,6 +228,8 @@ def _register() -> None:
     options: dict[str, Any] = {"zipmap": [True, False, "columns"], "nocl": [True, False], "output_class_labels": None}
     add(LamellaClassifier, "LamellaClassifier", _classifier_shapes, _classifier, options=options)
     add(TransformedTargetRegressor, "LamellaTargets", _target_shapes, _targets, parser=_parse_targets)
+    skl2onnx.update_registered_parser(Pipeline, _parse_pipeline)
+    skl2onnx.update_registered_parser(FeatureUnion, _parse_union)
 
 
 def _floats(operator: Any) -> Any:
@@ -305,6 +314,28 @@ def _network(scope: Any, operator: Any, container: Any, output: str, activation:
         container.add_node("Cast", [result], [output], name=f"{result}/double", to=TensorProto.DOUBLE)
     else:
         container.add_node("Identity", [result], [output], name=f"{result}/float")  # which skl2onnx takes out
+
+
+def _parse_pipeline(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
+    """The steps one after the other, but for "passthrough", which skl2onnx takes for an estimator."""
+    for _, step in model.steps:
+        if step is None or step == "passthrough":
+            continue
+        if is_classifier(step) and not {id(step), type(step)} & set(scope.options or ()):
+            scope.add_options(id(step), scope.get_options(model, {"zipmap": True}))
+        inputs = _parse_sklearn(scope, step, inputs, custom_parsers=custom_parsers)
+    return inputs
+
+
+def _parse_union(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
+    """The transformers side by side, with one for "passthrough" and none for "drop"."""
+    given = copy.copy(model)
+    given.transformer_list = [
+        (name, FunctionTransformer() if one == "passthrough" else one)
+        for name, one in model.transformer_list
+        if one != "drop"
+    ]
+    return _parse_sklearn_feature_union(scope, given, inputs, custom_parsers=custom_parsers)
 
 
 def _parse_targets(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:

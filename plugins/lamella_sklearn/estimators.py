@@ -21,9 +21,13 @@ from lamella.arguments import flag, number, positive
 from lamella.errors import shown
 from lamella.losses import LOSSES
 from lamella.optimizers import OPTIMIZERS
+from lamella.schedules import number_or_schedule
 from lamella_layers import Dense
 
 __all__ = ["LamellaClassifier", "LamellaRegressor"]
+
+_OF_CLASSES = lm.losses.SoftmaxCrossEntropy, lm.losses.SoftmaxFocalCrossEntropy
+_OF_LABELS = lm.losses.BinaryCrossEntropy, lm.losses.BinaryFocalCrossEntropy, lm.losses.Hinge
 
 Array = np.ndarray[Any, Any]
 Layers = Sequence[lm.Layer | lm.Model]
@@ -121,6 +125,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
                 f"{type(self).__name__}: X: expected dense data, got sparse. Likely fix: "
                 "OneHotEncoder(sparse_output=False), ColumnTransformer(..., sparse_threshold=0), or X.toarray()"
             )
+        if issparse(y):
+            raise TypeError(f"{type(self).__name__}: y: expected dense targets, got sparse. Likely fix: y.toarray()")
         options: dict[str, Any] = {"dtype": ["float64", "float32"] if reset else self.model_.dtype, "reset": reset}
         if y is None and not reset:
             return validate_data(self, X, **options)
@@ -132,6 +138,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         weights: Array = check_array(sample_weight, ensure_2d=False, dtype="float64", input_name="sample_weight")
         if weights.shape != (len(y),):
             raise lm.DataError(f"{self._of('sample_weight')}: expected shape ({len(y)},), got {weights.shape}")
+        if (weights < 0.0).any():
+            raise lm.DataError(f"{self._of('sample_weight')}: expected numbers of at least 0, got {weights.min():g}")
         if not weights.any():
             raise lm.DataError(f"{self._of('sample_weight')}: every weight is zero, so there is nothing to learn from")
         return weights
@@ -168,7 +176,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
 
     def _optimizer(self) -> Any:
         optimizer = OPTIMIZERS.resolve(self.optimizer)
-        return optimizer if self.learning_rate is None else optimizer.replace(learning_rate=self.learning_rate)
+        if self.learning_rate is None:
+            return optimizer
+        return optimizer.with_learning_rate(number_or_schedule(self.learning_rate, self._of("learning_rate")))
 
     def _penalties(self) -> dict[str, Any] | None:
         alpha = number(self.alpha, self._of("alpha"), minimum=0.0)
@@ -347,6 +357,11 @@ class LamellaClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         else:
             y = column_or_1d(y, warn=True)
             known = self.classes_ if goes_on else unique_labels(classes if partial else y)
+            if goes_on and classes is not None and not np.array_equal(unique_labels(classes), known):
+                raise lm.ArgumentError(
+                    f"{self._of('classes')}: expected those of the first call, {shown(known.tolist())}, or None, got "
+                    f"{shown(classes)}"
+                )
             targets = labels = self._places(y, known)
             outputs = len(known)
             if not partial and len(np.unique(labels if weights is None else labels[weights > 0])) < 2:
@@ -357,7 +372,9 @@ class LamellaClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     def _places(self, y: Array, classes: Array) -> Array:
         """The place of each row's class among the classes."""
         if len(unknown := np.setdiff1d(y, classes)):
-            raise lm.DataError(f"{self._of('y')}: expected classes {shown(classes.tolist())}, got {shown(unknown[0])}")
+            raise lm.DataError(
+                f"{self._of('y')}: expected classes {shown(classes.tolist())}, got {shown(unknown.tolist()[0])}"
+            )
         return np.searchsorted(classes, y)
 
     def _loss(self, multilabel: bool) -> Any:
@@ -367,6 +384,14 @@ class LamellaClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         if loss.on_logits is False:
             raise lm.ArgumentError(
                 f"{self._of('loss')}: expected one on logits, such as 'softmax_cross_entropy', got {shown(self.loss)}"
+            )
+        within = loss
+        while isinstance(within, lm.losses.Weighted):
+            within = within.loss
+        if isinstance(within, _OF_CLASSES if multilabel else _OF_LABELS):
+            fit, data = ("binary", "several labels") if multilabel else ("softmax", "classes")
+            raise lm.ArgumentError(
+                f"{self._of('loss')}: expected one for {data}, such as '{fit}_cross_entropy', got {shown(self.loss)}"
             )
         return loss
 

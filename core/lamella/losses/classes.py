@@ -191,7 +191,8 @@ class SoftmaxFocalCrossEntropy(_OfClasses):
     """Softmax cross entropy that counts classes less the surer the model is of them: for rare ones among many.
 
     With ``p = softmax(x)``: ``L = -sum_k (1 - p_k)^gamma t_k log(p_k)``. The gradient, with
-    ``g_k = t_k (gamma (1 - p_k)^(gamma - 1) p_k log(p_k) - (1 - p_k)^gamma)``, is ``g - p sum_k g_k``.
+    ``g_k = t_k (gamma (1 - p_k)^(gamma - 1) p_k log(p_k) - (1 - p_k)^gamma)``, is ``g - p sum_k g_k``. Logits of minus
+    infinity are classes that can't be.
 
     Arguments:
         gamma: how much less, at least 0; 0 is `SoftmaxCrossEntropy`.
@@ -218,13 +219,14 @@ class SoftmaxFocalCrossEntropy(_OfClasses):
         z = prediction - xp.max(prediction, axis=-1, keepdims=True)
         log_p = z - xp.log(xp.sum(xp.exp(z), axis=-1, keepdims=True))
         ctx.save(log_p, t)
-        return mean_of_places(xp, -xp.sum(t * self._modulation(xp, log_p) * log_p, axis=-1))
+        terms = xp.where(t == 0.0, xp.zeros_like(t), t * self._modulation(xp, log_p) * log_p)
+        return mean_of_places(xp, -xp.sum(terms, axis=-1))
 
     def backward(self, ctx: Context, d: Any) -> Any:
         xp, (log_p, t) = ctx.xp, ctx.saved
         p, others = xp.exp(log_p), -xp.expm1(log_p)
         # p log(p) / (1 - p), which is -1 where p is 1; times (1 - p)^gamma it is 0 there
-        ratio = p * log_p / xp.maximum(others, xp.full_like(others, 1e-30))
+        ratio = xp.where(p == 0.0, xp.zeros_like(p), p * log_p) / xp.maximum(others, xp.full_like(others, 1e-30))
         g = t * self._modulation(xp, log_p) * (self.gamma * ratio - 1.0)
         return (g - p * xp.sum(g, axis=-1, keepdims=True)) * spread(xp, d, p.shape, p.shape[1:-1])
 

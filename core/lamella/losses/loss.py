@@ -106,14 +106,14 @@ class Loss(Configured):
 
 
 def as_predictions(where: str, prediction: Any) -> np.ndarray:
-    """Return predictions as NumPy: numbers, a row for each sample."""
+    """Return predictions as NumPy: floats, a row for each sample."""
     array = as_array(prediction, f"{where}: expected predictions")
     if array.dtype.kind not in "fiub" or not array.ndim:
         raise DataError(
             f"{where}: prediction: expected an array of numbers with a row for each sample, got {array.dtype} "
             f"{array.shape}"
         )
-    return array
+    return array if array.dtype.kind == "f" else array.astype("float64")
 
 
 def spec_of(where: str, prediction: np.ndarray) -> ArraySpec:
@@ -153,7 +153,7 @@ def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool 
             fix = " Use y.astype('float32')."
         elif known and math.prod(target.shape[1:]) == math.prod(n for n in own if isinstance(n, int)):
             fix = f" Use y.reshape({', '.join(map(str, (-1, *own)))})."
-        elif target.dtype.kind in "iu" and _same(labels, prediction.shape[:-1]):
+        elif own and target.dtype.kind in "iu" and _same(labels, prediction.shape[:-1]):
             rows = f"np.eye({own[-1]})[y{'' if labels == target.shape else '[..., 0]'}]"
             fix = f" Labels of classes want one-hot rows, {rows}, or the loss softmax_cross_entropy."
         elif len(prediction.shape) > 2 and _same(target.shape[1:], prediction.shape[2:]):
@@ -275,7 +275,7 @@ class Weighted(Loss):
     """
 
     def __init__(self, loss: str | Loss, weight: float):
-        self.loss: Loss = LOSSES.resolve(loss)
+        self.loss: Loss = LOSSES.resolve(loss, classes=False)
         self.weight = number(weight, "weight", minimum=0.0)
         self.on_logits, self.ignore_class = self.loss.on_logits, self.loss.ignore_class
 

@@ -30,6 +30,7 @@ class Accuracy(Metric):
     of zeros has no true class, and for rows with several labels there is `BinaryAccuracy`. Predictions (N,) or
     (N, ..., 1) are binary: positive above ``threshold``. Their targets are positive above 0.5, with or without the last
     axis of 1. Where a sample has several predictions, as in (N, T, C), it counts with the share of its correct ones.
+    NaN is never correct.
 
     Arguments:
         threshold: 0 for logits, which is where the sigmoid is one half, and 0.5 for probabilities. With None, `fit` and
@@ -61,8 +62,9 @@ class Accuracy(Metric):
     def per_sample(self, prediction: Array, target: Array) -> Array:
         if is_yes_no(prediction):
             yes = decisions_of("accuracy", prediction, target)
-            return mean_of_samples((prediction > (self.threshold or 0.0)) == yes)
+            return mean_of_samples(_right(prediction, self.threshold, yes))
         right = np.argmax(prediction, axis=-1) == labels_of("accuracy", prediction, target, self.ignore_class)
+        right &= ~np.isnan(prediction).any(axis=-1)
         counts = places_that_count(self.ignore_class, prediction, target)
         return mean_of_samples(right if counts is None else right & counts)
 
@@ -99,7 +101,12 @@ class BinaryAccuracy(Metric):
 
     def per_sample(self, prediction: Array, target: Array) -> Array:
         yes = decisions_of("binary_accuracy", prediction, target)
-        return mean_of_samples((prediction > (self.threshold or 0.0)) == yes)
+        return mean_of_samples(_right(prediction, self.threshold, yes))
+
+
+def _right(prediction: Array, threshold: float | None, yes: Array) -> Array:
+    """Which decisions are right; NaN never is."""
+    return np.asarray(((prediction > (threshold or 0.0)) == yes) & ~np.isnan(prediction))
 
 
 class TopKAccuracy(Metric):

@@ -37,6 +37,7 @@ class ConfusionMatrix(Metric):
     Predictions (N, ..., C) are taken for the class of the largest; targets are integer labels (N, ...), or one-hot.
     Predictions (N,) or (N, ..., 1) are yes above ``threshold``, class 1, and else class 0. Samples count with their
     weights, each place of one with an equal share of it. The result is an array (C, C); for yes-no decisions, (2, 2).
+    It is NaN where a prediction is NaN.
 
     Arguments:
         threshold, ignore_class: as in `Accuracy`.
@@ -72,9 +73,11 @@ class ConfusionMatrix(Metric):
 def _matrix(
     where: str, threshold: float | None, ignore_class: int | None, prediction: Any, target: Any, weight: Any
 ) -> Array:
-    """The weight of the samples of each true class, by the class that was predicted."""
+    """The weight of the samples of each true class, by the class that was predicted; NaN if a prediction is."""
     prediction, target, weights = checked(where, prediction, target, weight)
     weights = spread(weights, prediction.shape[:1] if prediction.ndim == 1 else prediction.shape[:-1])
+    is_nan = np.isnan(prediction)
+    is_nan = (is_nan if prediction.ndim == 1 else is_nan.any(axis=-1)).reshape(-1)
     if is_yes_no(prediction):
         if ignore_class is not None:
             raise DataError(f"{where}: ignore_class={ignore_class}: expected scores of classes, (N, ..., C), for it")
@@ -85,9 +88,10 @@ def _matrix(
         labels = labels_of(where, prediction, target, ignore_class)
         counts = places_that_count(ignore_class, prediction, target)
         known = (labels >= 0 if counts is None else (labels >= 0) & counts).reshape(-1)
-        true, weights = labels.reshape(-1)[known], weights[known]
+        true, weights, is_nan = labels.reshape(-1)[known], weights[known], is_nan[known]
         predicted = np.argmax(prediction, axis=-1).reshape(-1)[known]
-    return np.bincount(true * classes + predicted, weights, classes * classes).reshape(classes, classes)
+    matrix = np.bincount(true * classes + predicted, weights, classes * classes).reshape(classes, classes)
+    return np.full_like(matrix, math.nan) if weights[is_nan].any() else matrix
 
 
 class _Counting(Metric):
@@ -134,7 +138,9 @@ class _Counting(Metric):
         labels = yes.shape[-1] if yes.ndim > 1 else 1
         predicted = (prediction > (self.threshold or 0.0)).reshape(-1, labels)
         yes, weights = yes.reshape(-1, labels), spread(weights, prediction.shape[: max(prediction.ndim - 1, 1)])
-        return weights @ (yes & predicted), weights @ predicted, weights @ yes
+        is_nan = np.isnan(prediction).reshape(-1, labels) & (weights > 0.0)[:, None]
+        lost = np.where(is_nan.any(axis=0), math.nan, 0.0)
+        return weights @ (yes & predicted) + lost, weights @ predicted + lost, weights @ yes
 
     def result(self, sums: Sums) -> Any:
         right, predicted, true = (np.asarray(one, "float64") for one in sums)
@@ -159,14 +165,16 @@ def averaged(average: str | None, scores: Array, true: Array, *, multilabel: boo
         return float(scores[-1])
     if of is not None:
         scores, true = scores[of], true[of]
+    if not len(scores):
+        return math.nan
     if average == "weighted":
         return float(np.average(scores, weights=true)) if true.any() else 0.0
-    return float(np.mean(scores)) if len(scores) else math.nan
+    return float(np.mean(scores))
 
 
 def _share(part: Any, whole: Any) -> Any:
     """part / whole, and 0 where the whole is 0."""
-    return part / np.where(whole > 0.0, whole, 1.0)
+    return part / np.where(whole == 0.0, 1.0, whole)
 
 
 class Precision(_Counting):
@@ -183,6 +191,7 @@ class Precision(_Counting):
         ignore_class: as in `Accuracy`.
 
     Predictions (N, ..., C) with integer labels (N, ...) or one-hot targets; or (N,), (N, ..., 1) with yes-no targets.
+    The score is NaN where a prediction is NaN.
 
     Raises:
         DataError: a target that fits neither form, or ``average="binary"`` for more than two classes.

@@ -33,7 +33,8 @@ class AUC(Metric):
 
     "roc" is how likely a sample of the class has a greater score than one that is not of it, where equal scores count
     half. "pr" is the average precision, ``sum_k (R_k - R_{k-1}) P_k`` over the thresholds. Nothing is interpolated or
-    put into bins: the scores of all rows are kept until the result, so `fit` has it at the end of an epoch.
+    put into bins: the scores of all rows are kept until the result, so `fit` has it at the end of an epoch. It is NaN
+    where a score is NaN.
 
     Classes are held against the rest one by one. Their probabilities are compared, so logits of several classes go
     through a softmax first, as ``from_logits`` says.
@@ -130,13 +131,15 @@ class AUC(Metric):
         if self.average == "micro":
             return area(scores.reshape(-1), true.reshape(-1), np.repeat(weights, scores.shape[1]))
         areas = np.array([area(scores[:, k], true[:, k], weights) for k in range(scores.shape[1])])
-        return averaged(self.average, areas, weights @ true, multilabel=self.multilabel, of=np.isfinite(areas))
+        counts = np.isfinite(areas) | np.isnan(scores).any(axis=0)
+        return averaged(self.average, areas, weights @ true, multilabel=self.multilabel, of=counts)
 
 
 def _softmax(logits: Array) -> Array:
     """In float64, where no two rows of float32 meet at 1."""
     logits = logits.astype("float64")
-    e = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-math.inf))
+    with np.errstate(invalid="ignore"):  # infinite ones give NaN
+        e = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-math.inf))
     return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
@@ -167,6 +170,6 @@ def _cumulated(scores: Array, yes: Array, weights: Array) -> tuple[Array, Array]
         return None
     order = np.argsort(-scores, kind="stable")
     scores, yes, weights = scores[order], yes[order], weights[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of equal scores
+    last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)  # of equal scores
     right, wrong = (np.cumsum(weights * of)[last] for of in (yes, ~yes))
     return np.append(0.0, right), np.append(0.0, wrong)

@@ -12,6 +12,7 @@ from lamella.hookspecs import hookimpl
 from lamella.optimizers.adam import Adam, Adamax, AdamW, Nadam
 from lamella.optimizers.around import ExponentialMovingAverage, GradientAccumulation, LearningRateMultipliers
 from lamella.optimizers.in_place import WRITERS as WRITERS
+from lamella.optimizers.in_place import writer_of as writer_of
 from lamella.optimizers.momentum import SGD, Lion
 from lamella.optimizers.optimizer import OPTIMIZERS as OPTIMIZERS
 from lamella.optimizers.optimizer import Optimizer

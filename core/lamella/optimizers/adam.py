@@ -180,17 +180,18 @@ class Nadam(Optimizer):
     def update(self, xp: Any, p: Any, g: Any, slots: Slots, lr: Any, t: Any) -> tuple[Any, Slots]:
         m = slots["m"] + (g - slots["m"]) * (1.0 - self.beta_1)
         v = slots["v"] + (g * g - slots["v"]) * (1.0 - self.beta_2)
-        mu, ahead = self._mu(xp, t, g.dtype), self._mu(xp, t + 1, g.dtype)
+        mu, ahead = momentum_of(self, xp, t, g.dtype), momentum_of(self, xp, t + 1, g.dtype)
         product = slots["mu_product"] * mu
         direction = g * (1.0 - mu) / (1.0 - product) + m * ahead / (1.0 - product * ahead)
         root = _bias_correction(xp, self.beta_2, t, g.dtype) ** 0.5
         return p - lr * direction / (xp.sqrt(v) / root + self.epsilon), {"m": m, "v": v, "mu_product": product}
 
-    def _mu(self, xp: Any, t: Any, dtype: Any) -> Any:
-        """The momentum at a step."""
-        if isinstance(t, int):
-            return self.beta_1 * (1.0 - 0.5 * 0.96 ** (t * self.momentum_decay))
-        return self.beta_1 * (1.0 - 0.5 * xp.exp(xp.astype(t, dtype) * (self.momentum_decay * math.log(0.96))))
+
+def momentum_of(rule: Nadam, xp: Any, t: Any, dtype: Any) -> Any:
+    """Return the momentum at a step, ``mu(t)``."""
+    if isinstance(t, int):
+        return rule.beta_1 * (1.0 - 0.5 * 0.96 ** (t * rule.momentum_decay))
+    return rule.beta_1 * (1.0 - 0.5 * xp.exp(xp.astype(t, dtype) * (rule.momentum_decay * math.log(0.96))))
 
 
 def _slots(amsgrad: bool) -> dict[str, float]:

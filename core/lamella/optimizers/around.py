@@ -21,7 +21,7 @@ class Around(Optimizer):
 
     def _surround(self, optimizer: Any, **slots: float) -> None:
         """Take the inner optimizer, and slots beside its own."""
-        self.optimizer = OPTIMIZERS.resolve(optimizer)
+        self.optimizer = OPTIMIZERS.resolve(optimizer, classes=False)
         self.learning_rate, self.patterns = self.optimizer.learning_rate, self.optimizer.patterns
         if twice := slots.keys() & self.optimizer.slots.keys():
             raise ArgumentError(f"optimizer: {self.optimizer!r} has a slot {twice.pop()!r} already; use another one")

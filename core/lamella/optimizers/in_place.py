@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from lamella.optimizers.adam import Adam, AdamW
-from lamella.optimizers.momentum import SGD
-from lamella.optimizers.optimizer import Slots
+from lamella.optimizers.adam import Adam, Adamax, AdamW, Nadam, momentum_of
+from lamella.optimizers.around import Around, ExponentialMovingAverage, GradientAccumulation
+from lamella.optimizers.momentum import SGD, Lion
+from lamella.optimizers.optimizer import Optimizer, Slots
 
-__all__ = ["WRITERS"]
+__all__ = ["WRITERS", "writer_of"]
 
 
 def _write_sgd(
@@ -58,6 +59,125 @@ def _write_adam(
     np.subtract(p, work, out=new_p)
 
 
+def _write_adamax(
+    rule: Adamax, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
+) -> None:
+    m, new_m, new_u = slots["m"], new_slots["m"], new_slots["u"]
+    np.subtract(g, m, out=new_m)
+    np.multiply(new_m, 1.0 - rule.beta_1, out=new_m)
+    np.add(m, new_m, out=new_m)
+    np.abs(g, out=work)
+    np.add(work, rule.epsilon, out=work)
+    np.multiply(slots["u"], rule.beta_2, out=new_u)
+    np.maximum(new_u, work, out=new_u)
+    np.divide(new_m, new_u, out=work)
+    np.multiply(work, lr / (1.0 - rule.beta_1**t), out=work)
+    np.subtract(p, work, out=new_p)
+
+
+def _write_nadam(
+    rule: Nadam, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
+) -> None:
+    m, v, new_m, new_v, product = slots["m"], slots["v"], new_slots["m"], new_slots["v"], new_slots["mu_product"]
+    mu, ahead = momentum_of(rule, np, t, p.dtype), momentum_of(rule, np, t + 1, p.dtype)
+    np.subtract(g, m, out=new_m)
+    np.multiply(new_m, 1.0 - rule.beta_1, out=new_m)
+    np.add(m, new_m, out=new_m)
+    np.multiply(slots["mu_product"], mu, out=product)
+    rest = new_v  # which is not written yet
+    np.multiply(g, 1.0 - mu, out=work)
+    np.subtract(1.0, product, out=rest)
+    np.divide(work, rest, out=work)
+    np.multiply(new_m, ahead, out=new_p)
+    np.multiply(product, ahead, out=rest)
+    np.subtract(1.0, rest, out=rest)
+    np.divide(new_p, rest, out=new_p)
+    np.add(work, new_p, out=work)
+    np.multiply(work, lr, out=work)
+    np.multiply(g, g, out=new_p)
+    np.subtract(new_p, v, out=new_p)
+    np.multiply(new_p, 1.0 - rule.beta_2, out=new_p)
+    np.add(v, new_p, out=new_v)
+    np.sqrt(new_v, out=new_p)
+    np.divide(new_p, (1.0 - rule.beta_2**t) ** 0.5, out=new_p)
+    np.add(new_p, rule.epsilon, out=new_p)
+    np.divide(work, new_p, out=work)
+    np.subtract(p, work, out=new_p)
+
+
+def _write_lion(
+    rule: Lion, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
+) -> None:
+    m, new_m = slots["m"], new_slots["m"]
+    np.multiply(m, rule.beta_1, out=work)
+    np.multiply(g, 1.0 - rule.beta_1, out=new_p)
+    np.add(work, new_p, out=work)
+    np.sign(work, out=new_p)  # into another array, which is many times as fast
+    if rule.weight_decay:
+        np.multiply(p, rule.weight_decay, out=work)
+        np.add(new_p, work, out=new_p)
+    np.multiply(new_p, lr, out=new_p)
+    np.subtract(p, new_p, out=new_p)
+    np.multiply(m, rule.beta_2, out=new_m)
+    np.multiply(g, 1.0 - rule.beta_2, out=work)
+    np.add(new_m, work, out=new_m)
+
+
+def _write_accumulation(
+    rule: GradientAccumulation, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
+) -> None:
+    mean = new_slots["accumulated"]
+    np.divide(g, rule.steps, out=mean)
+    np.add(slots["accumulated"], mean, out=mean)
+    if t % rule.steps:
+        np.copyto(new_p, p)
+        for name, slot in slots.items():
+            if name != "accumulated":
+                np.copyto(new_slots[name], slot)
+        return
+    write = writer_of(rule.optimizer)
+    assert write is not None
+    write(rule.optimizer, p, mean, slots, lr, t // rule.steps, new_p, new_slots, work)
+    mean[...] = 0.0
+
+
+def _write_average(
+    rule: ExponentialMovingAverage,
+    p: Any,
+    g: Any,
+    slots: Slots,
+    lr: float,
+    t: int,
+    new_p: Any,
+    new_slots: Slots,
+    work: Any,
+) -> None:
+    write, average = writer_of(rule.optimizer), new_slots["average"]
+    assert write is not None
+    write(rule.optimizer, p, g, slots, lr, t, new_p, new_slots, work)
+    keeps = rule.momentum * float(t > 1)
+    np.multiply(slots["average"], keeps, out=average)
+    np.multiply(new_p, 1.0 - keeps, out=work)
+    np.add(average, work, out=average)
+
+
 WRITERS: Mapping[Any, Callable[..., None]] = MappingProxyType(
-    {SGD.update: _write_sgd, Adam.update: _write_adam, AdamW.update: _write_adam}
+    {
+        SGD.update: _write_sgd,
+        Lion.update: _write_lion,
+        Adam.update: _write_adam,
+        AdamW.update: _write_adam,
+        Adamax.update: _write_adamax,
+        Nadam.update: _write_nadam,
+        GradientAccumulation.update: _write_accumulation,
+        ExponentialMovingAverage.update: _write_average,
+    }
 )
+
+
+def writer_of(optimizer: Optimizer) -> Callable[..., None] | None:
+    """Return what writes an optimizer's update; None where there is only its formula, or that of one within."""
+    writer = WRITERS.get(type(optimizer).update)
+    if writer is not None and isinstance(optimizer, Around) and writer_of(optimizer.optimizer) is None:
+        return None
+    return writer

@@ -10,7 +10,7 @@ import numpy as np
 
 from lamella.errors import DataError, counted, did_you_mean, shown
 
-__all__ = ["array_of", "by_name", "in_words", "is_column", "is_frame"]
+__all__ = ["array_of", "by_name", "in_other_order", "in_words", "is_column", "is_frame"]
 
 _LISTED = 6  # names of columns that are told
 _NUMPY = {"b": "bool", "i": "int64", "u": "uint64", "f": "float64"}
@@ -18,7 +18,8 @@ _HELD = {  # by the first word of a dtype, in lower case, without its width
     **dict.fromkeys(("category", "categorical", "enum", "dictionary"), "categories"),
     **dict.fromkeys(("str", "string", "large_string"), "text"),
     **dict.fromkeys(("timedelta", "duration"), "durations"),
-    **dict.fromkeys(("date", "datetime", "timestamp", "time", "period"), "dates"),
+    **dict.fromkeys(("date", "datetime", "timestamp", "period"), "dates"),
+    "time": "times of day",
 }
 
 
@@ -30,6 +31,14 @@ def is_frame(value: Any) -> bool:
 def is_column(value: Any) -> bool:
     """Whether a value is one column of pandas or polars, such as a Series."""
     return hasattr(value, "dtype") and hasattr(value, "to_numpy") and bool(_library(value))
+
+
+def in_other_order(value: Any, other: Any) -> bool:
+    """Whether two tables or columns of pandas have the same labels of rows, in different orders."""
+    index, others = (getattr(one, "index", None) if _library(one) == "pandas" else None for one in (value, other))
+    if index is None or others is None or index is others or len(index) != len(others) or index.equals(others):
+        return False
+    return bool(index.is_unique and others.is_unique and index.isin(others).all())
 
 
 def by_name(what: str, frame: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -59,6 +68,8 @@ def in_words(frame: Any) -> str:
 
 
 def _listed(names: Sequence[Any]) -> str:
+    if not names:
+        return "none"
     more = len(names) - _LISTED
     return ", ".join([*map(shown, names[:_LISTED]), *[f"{more:,} more"] * (more > 0)])
 
@@ -143,6 +154,8 @@ def _fix(held: str, of_pandas: bool, code: str, name: Any) -> str:
     """How numbers are made of it."""
     if held == "durations":
         return f"{code}.dt.total_seconds()"
+    if held == "times of day":
+        return f"numbers made of them, such as {code}.dt.hour()"
     if held == "dates":
         return f"numbers made of them, such as {code}.dt.{'dayofweek' if of_pandas else 'weekday()'}"
     if held not in ("categories", "text"):

@@ -17,9 +17,10 @@ from lamella.graph.plan import Plan
 from lamella.network import Network
 from lamella.protocol.inputs import as_array
 from lamella.regularization import Constraint, Penalty
-from lamella.training.fit import given_bounds, optimizer_of, warn_of_restart
+from lamella.training.mistakes import warn_of_restart
 from lamella.training.rules import Rules
 from lamella.training.step import Update
+from lamella.training.task import AnyOptimizer, given_bounds, optimizer_of
 
 __all__ = ["apply_gradients"]
 
@@ -30,7 +31,7 @@ Array = np.ndarray[Any, Any]
 def apply_gradients(
     model: Network,
     gradients: Mapping[str, Any],
-    optimizer: Any,
+    optimizer: AnyOptimizer,
     *,
     clip_value: float | None = None,
     clip_norm: float | None = None,

@@ -16,8 +16,8 @@ from lamella.backends import get_backend
 from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted, shown
 from lamella.losses import Loss, as_column
-from lamella.network import Network
-from lamella.protocol.frames import is_column, is_frame
+from lamella.network import Network, warn_of_mistakes
+from lamella.protocol.frames import in_other_order, is_column, is_frame
 from lamella.protocol.inputs import (
     LARGE,
     as_array,
@@ -79,6 +79,7 @@ class Data:
         self.rows = row_count(self.inputs, "x")
         given = for_each("y", y, model.output_names)
         self._from_tables = [is_frame(one) or is_column(one) for one in given]
+        _warn_of_orders(x, y, sample_weight)
         # as the user gave them, for metrics, but for a last axis of size 1 that predictions have
         self.targets = tuple(
             None if one is None else unwritable(as_array(one, f"y of {name!r}: expected an array"))
@@ -93,7 +94,7 @@ class Data:
         rows = [len(target) for target in self.prepared if target is not None]
         if any(count != self.rows for count in rows):
             raise DataError(f"x has {counted(self.rows, 'row')} and y has {rows[0]}; expected equally many")
-        self.weighted: dict[int, list[int]] = {}  # the labels that class_weight names, by output
+        self.weighted: dict[int, dict[int, float]] = {}  # the labels that class_weight names, by output
         self.weights = self._given_weights = as_weights(model.output_names, self.rows, sample_weight)
         if class_weight is not None:
             self.weights = self._with_class_weights(class_weight)
@@ -103,7 +104,7 @@ class Data:
 
     def split(self, share: float) -> tuple[Data, Data]:
         """Return the first rows, and the last ones as a share of all, which weigh as given, whatever their classes."""
-        count = math.floor(self.rows * (1.0 - share))
+        count = math.floor(round(self.rows * (1.0 - share), 6))  # 1.0 - 0.8 is a little less than 0.2
         if not 0 < count < self.rows:
             raise DataError(
                 f"validation_split={share:g}: expected rows on both sides, got {count} to learn from and "
@@ -187,7 +188,7 @@ class Data:
                         f"class_weight: label {own}: expected 0 to {classes - 1}, the classes of {name!r}"
                     )
                 factors[labels == own] = number(weight, f"class_weight: weight of {label}", minimum=0.0)
-            self.weighted[k] = list(map(int, of_labels))
+            self.weighted[k] = {int(label): float(weight) for label, weight in of_labels.items()}
             given = weights[k]
             with np.errstate(over="ignore"):
                 own_weights = factors if given is None else given * factors
@@ -211,6 +212,11 @@ class Data:
             return np.bincount(rows, minlength=classes)
         is_one_hot = rows.ndim == 2 and np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(axis=1) == 1)
         return np.count_nonzero(rows, axis=0) if is_one_hot else None
+
+    def ignored(self, k: int) -> int | None:
+        """The label of an output that does not count."""
+        loss = self._losses[k]
+        return None if loss is None else loss.ignore_class
 
     def gather(self, rows: Any) -> Gathered:
         """Some of the rows, to take batches from."""
@@ -261,6 +267,25 @@ class Data:
             return self.model.device.asarray(_equal_shares(count, self.model.dtype))
         weights = np.ones(count) if weights is None else weights
         return self.model.device.asarray((weights / (total or 1.0)).astype(self.model.dtype))
+
+
+def _warn_of_orders(x: Any, y: Any, sample_weight: Any) -> None:
+    """Say so if tables have the same rows by their labels, in different orders: they are taken by position."""
+    first = None
+    for what, given in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+        for one in given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple) else (given,):
+            if type(one) is np.ndarray or not (is_frame(one) or is_column(one)):
+                continue
+            if first is None:
+                first = what, one
+            elif in_other_order(first[1], one):
+                warn_of_mistakes(
+                    [
+                        f"{first[0]} and {what} have the same index in different orders, and rows go by position. "
+                        f"Likely fix: {what}.loc[{first[0]}.index], or {what}.to_numpy() if rows stand as they should"
+                    ]
+                )
+                return
 
 
 def _leaves_out(loss: Loss | None) -> bool:

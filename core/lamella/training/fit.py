@@ -1,11 +1,10 @@
-"""Training and evaluation: batches in, steps taken, measurements out."""
+"""Training: batches in, steps taken, measurements out."""
 
 from __future__ import annotations
 
 import copy
 import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,63 +15,34 @@ from lamella.arguments import file_path, flag, fraction, knows, positive
 from lamella.callbacks import Callback, Checkpoint
 from lamella.engine.changes import Change, refuse_beside_another
 from lamella.engine.interruption import Interruption
-from lamella.errors import ArgumentError, LayerError, MistakeWarning, counted, shown
+from lamella.errors import ArgumentError, shown
 from lamella.files import archive
 from lamella.files.writing import check_place
 from lamella.graph.plan import Plan
-from lamella.losses import LOSSES, Loss
-from lamella.metrics import Metric
-from lamella.network import Appended, Network
-from lamella.optimizers import OPTIMIZERS, Optimizer
-from lamella.optimizers.optimizer import rules_of
-from lamella.protocol.inputs import for_each, unwritable
+from lamella.losses import Loss
+from lamella.network import Network
 from lamella.regularization import Constraint, Penalty
 from lamella.training.data import ArrayBatches, Data, StreamBatches, batches_of, held_out
+from lamella.training.evaluation import measure
 from lamella.training.history import History
 from lamella.training.listeners import Listeners
-from lamella.training.meter import Measured, Meter, listed
+from lamella.training.meter import Meter, listed
+from lamella.training.mistakes import (
+    warn_of_missing_classes,
+    warn_of_probabilities,
+    warn_of_rate_zero,
+    warn_of_restart,
+)
 from lamella.training.resumption import Place, Writer, restore, take_up
 from lamella.training.step import TrainSteps, prepared
+from lamella.training.task import AnyOptimizer, Losses, Metrics, given_bounds, losses_of, optimizer_of
 
 if TYPE_CHECKING:
     from lamella.training.progress import Progress
 
-__all__ = [
-    "evaluate",
-    "fit",
-    "given_bounds",
-    "gradients",
-    "losses_of",
-    "measure",
-    "optimizer_of",
-    "train_on_batch",
-    "warn_of_restart",
-]
+__all__ = ["fit", "gradients", "train_on_batch"]
 
 Batches = ArrayBatches | StreamBatches
-OneLoss = str | Loss | type[Loss]
-Losses = OneLoss | Sequence[OneLoss | None] | Mapping[str, OneLoss | None]
-OneMetric = str | Metric | type[Metric]
-Metrics = OneMetric | Iterable[OneMetric] | Mapping[str, OneMetric | Iterable[OneMetric]]
-
-EVALUATE_ROWS = 1024  # rows that evaluate takes at a time, unless told otherwise
-
-
-def losses_of(model: Network, loss: Losses) -> tuple[Loss | None, ...]:
-    """Return a loss for each output, None where an output is not trained on."""
-    if isinstance(loss, str | Loss | type):
-        loss = (loss,) * len(model.output_names)
-    given = for_each("loss", loss, model.output_names)
-    if all(one is None for one in given):
-        raise ArgumentError("loss: expected a name or a Loss for one output at least, got None")
-    return tuple(None if one is None else LOSSES.resolve(one) for one in given)
-
-
-def optimizer_of(model: Network, optimizer: str | Optimizer | type[Optimizer]) -> Optimizer:
-    """Return an optimizer whose patterns match parameters of the model."""
-    found: Optimizer = OPTIMIZERS.resolve(optimizer)
-    rules_of(found, model.values.parameters.layout.declarations)
-    return found
 
 
 @knows(elsewhere.FIT)
@@ -82,7 +52,7 @@ def train_on_batch(
     y: Any,
     *,
     loss: Losses,
-    optimizer: str | Optimizer | type[Optimizer],
+    optimizer: AnyOptimizer,
     sample_weight: Any = None,
     class_weight: Mapping[Any, Any] | None = None,
     clip_value: float | None = None,
@@ -109,7 +79,7 @@ def train_on_batch(
     with Interruption() as interruption, Change(model, "train_on_batch"):
         steps = _steps(model, losses, bounds)
         if begins := model.values.optimizer is None:
-            _warn_of_probabilities(model, losses)
+            warn_of_probabilities(model, losses)
         penalty = steps.rules.penalty(model.values)
         warn_of_restart(model, optimizer)
         result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
@@ -140,62 +110,13 @@ def gradients(
 
 
 @knows(elsewhere.FIT)
-def evaluate(
-    model: Network,
-    x: Any,
-    y: Any = None,
-    *,
-    loss: Losses,
-    metrics: Metrics = (),
-    sample_weight: Any = None,
-    batch_size: int = EVALUATE_ROWS,
-    append: Appended | Mapping[str, Appended] | None = None,
-) -> dict[str, Any]:
-    """Return the weighted mean loss and the metrics, by name, in inference mode; data as in `fit`.
-
-    Each is a float; metrics of each class, and a confusion matrix, are arrays. ``append`` has layers run after the
-    outputs, as in `predict`; loss and metrics are of what comes then.
-    """
-    if append is not None:
-        return evaluate(
-            model._with(append), x, y, loss=loss, metrics=metrics, sample_weight=sample_weight, batch_size=batch_size
-        )
-    losses = losses_of(model, loss)
-    size = positive(batch_size, "batch_size")
-    data = batches_of(model, x, y, losses, size=size, sample_weight=sample_weight)
-    meter = Meter(model, metrics, losses)
-    with model.reading() as values:
-        measure(partial(model.infer, values=values), losses, data, meter)
-    return Measured(meter.logs())
-
-
-def measure(
-    infer: Callable[[tuple[Any, ...]], tuple[Any, ...]],
-    losses: tuple[Loss | None, ...],
-    data: Batches,
-    meter: Meter,
-    between: Callable[[], None] = lambda: None,
-) -> None:
-    """Add up losses and metrics of what ``infer`` makes of inputs; call ``between`` after each batch."""
-    for rows in data.epoch():
-        predictions = infer(rows.batch.inputs)
-        means = []
-        every = zip(losses, predictions, rows.prepared, rows.weights, rows.sums, strict=True)
-        for loss, prediction, target, weights, total in every:
-            each = np.zeros(1) if loss is None else _each(loss, prediction, target)
-            means.append(float(np.sum(each if weights is None else each * weights) / total) if total else 0.0)
-        meter.add(means, 0.0, predictions, rows)
-        between()
-
-
-@knows(elsewhere.FIT)
 def fit(
     model: Network,
     x: Any,
     y: Any = None,
     *,
     loss: Losses,
-    optimizer: str | Optimizer | type[Optimizer],
+    optimizer: AnyOptimizer,
     epochs: int = 1,
     batch_size: int = 32,
     validation_data: Any = None,
@@ -303,7 +224,7 @@ def fit(
                 f"fit: checkpoint: {checkpoint} is there. Likely fix: resume=True to go on from it; remove it, or give "
                 "another path, to begin anew"
             )
-    _warn_of_missing_classes(data, checked)
+    warn_of_missing_classes(data, checked)
     bounds = given_bounds(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     refuse_beside_another(model, "fit")
     steps = _steps(model, losses, bounds)
@@ -323,9 +244,9 @@ def fit(
     history, begins = History(), True
     history.history = {name: list(values) for name, values in place.history.items()}
     history.stopped = place.stopped
-    _warn_of_probabilities(model, losses)
+    warn_of_probabilities(model, losses)
     if taken is None:
-        _warn_of_rate_zero(model, optimizer)
+        warn_of_rate_zero(model, optimizer)
         warn_of_restart(model, optimizer)
 
     def epoch_of_steps() -> None:
@@ -425,24 +346,6 @@ def fit(
     return history
 
 
-def _each(loss: Loss, prediction: Any, target: Any) -> Any:
-    """The loss of each row in float64. It may read its arguments only."""
-    try:
-        return loss.per_sample(unwritable(prediction), target).astype("float64")
-    except ValueError as error:
-        if "read-only" not in str(error):
-            raise
-        raise LayerError(
-            f"{loss!r} writes into the predictions or targets that it is given; make new arrays, as in "
-            "r = prediction - target"
-        ) from error
-
-
-def given_bounds(**bounds: Any) -> dict[str, Any]:
-    """Return those penalties, clips and constraints that are not None."""
-    return {name: own for name, own in bounds.items() if own is not None}
-
-
 def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> TrainSteps:
     """The prepared steps of the training before, if this one goes on with the same task; else new ones."""
     steps = model.prepared_steps
@@ -456,80 +359,6 @@ def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str,
 def _check_learns(steps: TrainSteps) -> None:
     if not steps.plan.parameters:
         raise ArgumentError("fit: no layer has parameters that are not frozen; unfreeze some, or predict only")
-
-
-def _warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> None:
-    """Say so if a loss takes logits and the last layer of its output makes probabilities of anything."""
-    for output, loss in enumerate(losses):
-        last = model.graph.last(output)
-        if loss is not None and loss.on_logits and last is not None and last.layer.gives_probabilities:
-            warnings.warn(
-                f"{loss!r} takes logits, and {last.label} makes probabilities of them; leave this layer out, or use a "
-                "loss on probabilities",
-                MistakeWarning,
-                stacklevel=4,
-            )
-
-
-ROWS_OF_A_CLASS = 10  # on average, from which on a class without any is no chance
-
-
-def _warn_of_missing_classes(data: Batches, checked: Batches | None) -> None:
-    """Say so if there is a unit for a class that no row has."""
-    if not isinstance(data, ArrayBatches):
-        return
-    for k, name in enumerate(data.data.model.output_names):
-        counts = data.data.rows_of_classes(k)
-        if counts is None:
-            continue
-        missing = np.flatnonzero(counts == 0).tolist()
-        if counts.sum() < ROWS_OF_A_CLASS * len(counts):  # few rows may lack some by chance
-            missing = [label for label in missing if label in data.data.weighted.get(k, ())]
-        if not missing:
-            continue
-        held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
-        there = counted(int(np.count_nonzero(counts)), "unit")
-        fix = f"a last layer of {there}, if there are no more classes"
-        if held is not None and held[missing].any():
-            fix = "rows in random order before some are held out, since these have what is missing"
-        elif missing == [0]:
-            fix = "y - 1 if labels count from 1, and one unit less in the last layer"
-        elif any(label in data.data.weighted.get(k, ()) for label in missing):
-            fix = "a class_weight of the labels that there are"
-        told = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        warnings.warn(
-            f"fit: y of {name!r} has no row of {len(missing)} of {len(counts)} classes: {told}. Likely fix: {fix}",
-            MistakeWarning,
-            stacklevel=4,
-        )
-
-
-def _warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
-    """Say so if a schedule that went on from an earlier training has nothing left to give."""
-    state = model.values.optimizer
-    if state is None or not state.fits(optimizer) or optimizer.learning_rate != state.optimizer.learning_rate:
-        return
-    if state.is_at_rest:
-        warnings.warn(
-            f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
-            f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to restart it",
-            MistakeWarning,
-            stacklevel=4,
-        )
-
-
-def warn_of_restart(model: Network, optimizer: Optimizer) -> None:
-    """Say so if other settings make an optimizer forget what it remembers."""
-    state = model.values.optimizer
-    if state is None or type(state.optimizer) is not type(optimizer) or state.fits(optimizer):
-        return
-    warnings.warn(
-        f"{optimizer!r} starts anew, without what {counted(state.t, 'step')} left in its slots: it has "
-        f"{state.differences(optimizer)}. Only the learning rate may differ; set model.optimizer_state = None where a "
-        "new start is meant",
-        MistakeWarning,
-        stacklevel=4,
-    )
 
 
 def _progress(progress: bool | str) -> Progress | None:

@@ -166,7 +166,8 @@ def listed(metrics: Any) -> tuple[Any, ...]:
 def _sums(metric: Metric, prediction: Any, target: Any, weight: Any) -> Sums:
     """What a metric adds up; it may read its arguments only."""
     try:
-        return metric.update(unwritable(prediction), target, weight)
+        with np.errstate(all="ignore"):  # of predictions that are not finite, or too large to be squared
+            return metric.update(unwritable(prediction), target, weight)
     except ValueError as error:
         if "read-only" not in str(error):
             raise

@@ -16,8 +16,8 @@ from lamella.network import Network
 from lamella.regularization import Constraint, Penalty
 from lamella.schedules import Exponential
 from lamella.training.data import batches_of
-from lamella.training.fit import given_bounds, losses_of, optimizer_of
 from lamella.training.step import TrainSteps
+from lamella.training.task import AnyOptimizer, Losses, given_bounds, losses_of, optimizer_of
 
 __all__ = ["LearningRateSearch", "find_learning_rate"]
 
@@ -88,8 +88,8 @@ def find_learning_rate(
     x: Any,
     y: Any = None,
     *,
-    loss: Any,
-    optimizer: Any,
+    loss: Losses,
+    optimizer: AnyOptimizer,
     lowest: float = 1e-6,
     highest: float = 1.0,
     steps: int = 100,
@@ -139,6 +139,8 @@ def find_learning_rate(
     data = batches_of(twin, x, y, losses, size=size, shuffle=True, **weighting)
     bounds = given_bounds(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     training = TrainSteps(twin, losses, bounds)
+    if not training.plan.parameters:
+        raise ArgumentError("find_learning_rate: no layer has parameters that are not frozen; unfreeze some")
     rates: list[float] = []
     told: list[float] = []
     batches = itertools.chain.from_iterable(data.epoch() for _ in itertools.count())

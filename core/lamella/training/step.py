@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,10 +27,10 @@ from lamella.graph.plan import Plan
 from lamella.graph.slicing import cut
 from lamella.losses import Loss
 from lamella.network import Network
-from lamella.optimizers import WRITERS, Optimizer
+from lamella.optimizers import Optimizer, writer_of
 from lamella.optimizers.optimizer import Rule, rules_of
 from lamella.protocol.inputs import naming
-from lamella.training.diagnosis import are_finite, explain_non_finite, is_finite
+from lamella.training.diagnosis import are_finite, explain_data, explain_non_finite, is_finite
 from lamella.training.rules import Rules
 
 __all__ = ["TrainStep", "TrainSteps", "Update", "checked_update", "prepared"]
@@ -164,10 +164,11 @@ class TrainStep:
     def _step(self, batch: Batch, values: Values, optimizer: Optimizer, begins: bool) -> tuple[StepResult, Values]:
         result = self._slices.step(values, batch, self.losses, self.network.seed)
         loss = sum(result.losses)
-        if not math.isfinite(loss) or not self._update.are_finite():
-            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, loss)
-        if begins:
+        finite = math.isfinite(loss) and self._update.are_finite()
+        if begins and (finite or not explain_data(self.network, batch)):
             self._examine(result)
+        if not finite:
+            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, loss)
         if result.updates:
             self._check_updates(values, result.updates)
         if any(getattr(one, "base", None) is not None for one in result.predictions):
@@ -200,6 +201,7 @@ class _Piece(NamedTuple):
     """A piece of the flat buffers: the rule that moves it, what the rule reads, and where its results go."""
 
     rule: Rule
+    write: Callable[..., None] | None  # the rule's update in place; None where there is its formula alone
     p: Any
     g: Any
     slots: dict[str, Any]
@@ -311,6 +313,7 @@ class Update:
         pieces = [
             _Piece(
                 rule=rule,
+                write=_writer(device, rule.optimizer),
                 p=device.view(parameters.flat[run]),
                 g=device.view(self.gradients.storage.flat[run]),
                 slots={name: device.view(slot[run]) for name, slot in slots.items()},
@@ -326,14 +329,19 @@ class Update:
         return pieces
 
 
+def _writer(device: Backend, optimizer: Optimizer) -> Callable[..., None] | None:
+    if not device.writes_in_place:
+        return None
+    own: Callable[..., None] | None = device.writers.get(type(optimizer).update)
+    return own or writer_of(optimizer)
+
+
 def _update(device: Backend, piece: _Piece, rate: float, t: int) -> None:
     """Write what an optimizer makes of one piece; it counts the steps in which the parameters took part."""
     optimizer, factor = piece.rule
     rate, t = rate * factor, t - piece.missed
-    update = type(optimizer).update
-    writer = (device.writers.get(update) or WRITERS.get(update)) if device.writes_in_place else None
-    if writer is not None:
-        writer(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
+    if piece.write is not None:
+        piece.write(optimizer, piece.p, piece.g, piece.slots, rate, t, piece.new_p, piece.new_slots, piece.work)
         return
     given = optimizer.update(device.xp, piece.p, piece.g, dict(piece.slots), rate, t)
     new, slots = checked_update(optimizer, piece.p, piece.slots, given)

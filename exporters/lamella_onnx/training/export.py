@@ -17,12 +17,11 @@ from lamella.errors import shown
 from lamella.files import archive
 from lamella.files.structure import Writer, described
 from lamella.graph.plan import Plan
-from lamella.optimizers import Optimizer
 from lamella.regularization import Constraint, Penalty
 from lamella.schedules import Schedule
 from lamella.training.data import Data
-from lamella.training.fit import Losses, losses_of, optimizer_of
 from lamella.training.rules import Rules
+from lamella.training.task import AnyOptimizer, Losses, losses_of, optimizer_of
 from lamella_onnx.exporter import LARGEST
 from lamella_onnx.files import as_path
 from lamella_onnx.finite import need_finite_values
@@ -58,7 +57,7 @@ def export_training_step(
     path: str | os.PathLike[str],
     *,
     loss: Losses,
-    optimizer: str | Optimizer | type[Optimizer],
+    optimizer: AnyOptimizer,
     opset: int | None = None,
     target: str | None = None,
     samples: Any = None,

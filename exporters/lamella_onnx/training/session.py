@@ -25,14 +25,16 @@ from lamella.files.structure import Reader, refusing
 from lamella.files.writing import write_atomically
 from lamella.losses import Loss
 from lamella.model import made_of
+from lamella.network import Appended
 from lamella.optimizers import Optimizer
 from lamella.protocol.inputs import as_inputs, unwritable
 from lamella.protocol.spec import shape_in_words
 from lamella.schedules import Schedule
 from lamella.training.data import Data, batches_of
 from lamella.training.diagnosis import explain_data
-from lamella.training.fit import EVALUATE_ROWS, measure
+from lamella.training.evaluation import EVALUATE_ROWS, measure
 from lamella.training.meter import Measured, Meter
+from lamella.training.task import Metrics
 from lamella_onnx.exporter import export
 from lamella_onnx.external import external_arrays
 from lamella_onnx.files import as_path
@@ -222,8 +224,15 @@ class TrainingSession:
 
     # What the model gives
 
-    def predict(self, x: Any, batch_size: int | None = None) -> Any:
-        """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs."""
+    def predict(
+        self, x: Any, batch_size: int | None = None, *, append: Appended | Mapping[str, Appended] | None = None
+    ) -> Any:
+        """Return the outputs for inputs of any number of rows: a NumPy array, or a tuple for several outputs.
+
+        ``append`` has layers run after the outputs, as in ``model.predict``; the engine computes all of it then.
+        """
+        if append is not None:
+            return self._filled().predict(x, batch_size, append=append)
         arrays = as_inputs(self._model.input_names, self._model.input_specs, x)
         rows = len(arrays[0])
         size = max(rows, 1) if batch_size is None else positive(batch_size, "batch_size")
@@ -249,7 +258,13 @@ class TrainingSession:
             return tuple(value.numpy() for value in self._predict.run_with_ort_values(names, feeds))
 
     def evaluate(
-        self, x: Any, y: Any = None, *, metrics: Any = (), sample_weight: Any = None, batch_size: int = EVALUATE_ROWS
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        metrics: Metrics = (),
+        sample_weight: Any = None,
+        batch_size: int = EVALUATE_ROWS,
     ) -> dict[str, Any]:
         """Return the weighted mean loss and the metrics, by name, in inference mode; data as for ``model.evaluate``."""
         size = positive(batch_size, "batch_size")
@@ -408,8 +423,12 @@ class TrainingSession:
 
         ``options`` are those of `lamella_onnx.export`.
         """
+        return export(self._filled(), path, **options)
+
+    def _filled(self) -> Model:
+        """The model, with what was trained."""
         self.into(self._model)
-        return export(self._model, path, **options)
+        return self._model
 
     def _fill_constants(self, predict: onnx.ModelProto) -> None:
         """Give the model the arrays that no step changes, from the graph that carries them."""

@@ -1,0 +1,90 @@
+"""Warnings of what is most probably a mistake where training begins."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from lamella.errors import MistakeWarning, counted
+from lamella.losses import Loss
+from lamella.network import Network, warn_of_mistakes
+from lamella.optimizers import Optimizer
+from lamella.training.data import ArrayBatches, StreamBatches
+
+__all__ = ["warn_of_missing_classes", "warn_of_probabilities", "warn_of_rate_zero", "warn_of_restart"]
+
+
+def warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> None:
+    """Say so if a loss takes logits and the last layer of its output makes probabilities of anything."""
+    for output, loss in enumerate(losses):
+        last = model.graph.last(output)
+        if loss is not None and loss.on_logits and last is not None and last.layer.gives_probabilities:
+            took = f"{loss!r} takes logits, and {last.label} makes probabilities of them"
+            warn_of_mistakes([f"{took}; leave this layer out, or use a loss on probabilities"])
+
+
+ROWS_OF_A_CLASS = 10  # on average, from which on a class without any is no chance
+ROWS_OF_THE_RAREST = 3  # where classes have very different shares, as words have, some may lack by chance
+
+
+def warn_of_missing_classes(data: ArrayBatches | StreamBatches, checked: ArrayBatches | StreamBatches | None) -> None:
+    """Say so if there is a unit for a class that no row has."""
+    if not isinstance(data, ArrayBatches):
+        return
+    for k, name in enumerate(data.data.model.output_names):
+        counts = data.data.rows_of_classes(k)
+        if counts is None:
+            continue
+        class_weight = data.data.weighted.get(k, {})
+        left_out = {label for label, weight in class_weight.items() if not weight} | {data.data.ignored(k)}
+        missing = [label for label in np.flatnonzero(counts == 0).tolist() if label not in left_out]
+        held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
+        all_rows = counts if held is None else counts + held
+        by_chance = missing != [0] and all_rows[all_rows > 0].min(initial=ROWS_OF_THE_RAREST) < ROWS_OF_THE_RAREST
+        if by_chance or counts.sum() < ROWS_OF_A_CLASS * len(counts):
+            missing = [label for label in missing if label in class_weight]
+        if not missing:
+            continue
+        there = counted(int(np.count_nonzero(counts)), "unit")
+        fix = f"a last layer of {there}, if there are no more classes"
+        if held is not None and held[missing].any():
+            fix = "rows in random order before some are held out, since these have what is missing"
+        elif missing == [0]:
+            fix = "y - 1 if labels count from 1, and one unit less in the last layer"
+        elif any(label in class_weight for label in missing):
+            fix = "a class_weight of the labels that there are"
+        told = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"fit: y of {name!r} has no row of {len(missing)} of {len(counts)} classes: {told}. Likely fix: {fix}",
+            MistakeWarning,
+            stacklevel=4,
+        )
+
+
+def warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
+    """Say so if a schedule that went on from an earlier training has nothing left to give."""
+    state = model.values.optimizer
+    if state is None or not state.fits(optimizer) or optimizer.learning_rate != state.optimizer.learning_rate:
+        return
+    if state.is_at_rest:
+        warnings.warn(
+            f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
+            f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to restart it",
+            MistakeWarning,
+            stacklevel=4,
+        )
+
+
+def warn_of_restart(model: Network, optimizer: Optimizer) -> None:
+    """Say so if other settings make an optimizer forget what it remembers."""
+    state = model.values.optimizer
+    if state is None or type(state.optimizer) is not type(optimizer) or state.fits(optimizer):
+        return
+    warnings.warn(
+        f"{optimizer!r} starts anew, without what {counted(state.t, 'step')} left in its slots: it has "
+        f"{state.differences(optimizer)}. Only the learning rate may differ; set model.optimizer_state = None where a "
+        "new start is meant",
+        MistakeWarning,
+        stacklevel=4,
+    )
