@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import html
+import importlib
 import posixpath
 import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
@@ -152,25 +153,25 @@ def test_names_in_the_text_lead_to_the_reference(site):
     assert "commands.html#lamella-serve" in site["tutorial"].links
 
 
-@pytest.fixture(scope="module")
-def reference() -> Iterator[dict[str, str]]:
-    """The texts of the pages that are generated."""
-    sys.path.insert(0, str(ROOT / "docs" / "site"))
-    try:
-        import reference
-        import tree
-
-        yield reference.pages({page: path.read_text(encoding="utf-8") for page, path in tree.pages().items()})[0]
-    finally:
-        sys.path.remove(str(ROOT / "docs" / "site"))
-        for name in ("reference", "tree", "drawing"):
-            sys.modules.pop(name, None)
+@pytest.fixture
+def program(monkeypatch):
+    """What imports modules of the program that builds the site."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "site")
+    yield importlib.import_module
+    for path in (ROOT / "docs" / "site").glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
-def test_examples_of_the_reference_run_as_they_stand(reference, tmp_path, monkeypatch):
+def test_examples_of_the_program_run(program):
+    assert [doctest.testmod(program(name)).failed for name in ("tree", "names")] == [0, 0]
+
+
+def test_examples_of_the_reference_run_as_they_stand(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert sum(text.count("```pycon") for text in reference.values()) > 150
-    for name, text in reference.items():
+    texts = {page: path.read_text(encoding="utf-8") for page, path in program("tree").pages().items()}
+    pages, _ = program("reference").pages(texts)
+    assert sum(text.count("```pycon") for text in pages.values()) > 150
+    for name, text in pages.items():
         page = tmp_path / f"{name.replace('/', '-')}.md"
         page.write_text(text, encoding="utf-8")
         run_page(page, lambda: pytest.fail("the reference installs nothing"))
@@ -179,24 +180,6 @@ def test_examples_of_the_reference_run_as_they_stand(reference, tmp_path, monkey
 def test_the_front_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(ROOT / "docs" / "site" / "index.md", lambda: pytest.fail("the front installs nothing"))
-
-
-def test_the_tutorial_shows_what_its_code_prints(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    page = ROOT / "docs" / "tutorial.md"
-    run_page(page, lambda: pytest.fail("the tutorial installs nothing"))
-    printed = {_without_figures(line) for line in capsys.readouterr().out.splitlines()}
-    shown = [
-        line
-        for block in re.findall(r"^```text\n(.*?)^```", page.read_text(), re.S | re.M)
-        for line in block.split("\n")
-    ]
-    assert len(shown) > 50
-    assert [line for line in shown if _without_figures(line) not in printed | {""}] == []
-
-
-def _without_figures(line: str) -> str:
-    return " ".join(re.sub(r"-?\d[\d.,]*(e-\d+)?", "0", line).split())
 
 
 def test_the_extra_brings_what_the_site_needs():

@@ -17,6 +17,7 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 
 html_theme = "furo"
+pygments_dark_style = "a11y-dark"
 html_static_path = ["static"]
 html_css_files, html_js_files = ["lamella.css"], ["search.js"]
 html_favicon = "static/plates.svg"

@@ -7,29 +7,33 @@ such as ``lm.losses.Huber`` or ``Dense`` leads to where the reference explains i
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import tree
 from docutils import nodes
+from names import Names
 from pygments.lexers import get_lexer_for_filename
 from pygments.util import ClassNotFound
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+MADE = re.compile(r"^\.|__pycache__|\.egg-info$|^build$|^dist$|^node_modules$")  # of others, not for reading
 LARGEST = 200_000  # bytes of a file that a page shows
-CALL = re.compile(r"^([\w.]+)(\(.*\))?$", re.DOTALL)
-shown: set[PurePosixPath] = set()
+_navigations: dict[int, str] = {}  # of pages that show files, by their depth
+OTHERS = ("Keras", "PyTorch")  # whose columns speak of other names
 
 
 class RepositoryLinks(SphinxPostTransform):
     """Links, as a repository's browser understands them."""
 
     default_priority = 5  # before MyST looks for what they mean
+    shown: ClassVar[set[PurePosixPath]] = set()  # files and folders that links lead to, and what is in these
 
     def run(self, **kwargs: Any) -> None:
         for node in list(self.document.findall(addnodes.pending_xref)):
@@ -44,7 +48,7 @@ class RepositoryLinks(SphinxPostTransform):
                 node.replace_self(self._shown(path, node))
 
     def _shown(self, path: PurePosixPath, node: nodes.Element) -> nodes.reference:
-        shown.update(_with_files(path))
+        self.shown.update(_with_files(path))
         uri = self.app.builder.get_relative_uri(self.env.docname, f"source/{path}")
         return nodes.reference("", "", *node.children, refuri=uri, internal=True)
 
@@ -67,26 +71,33 @@ class Entries(SphinxPostTransform):
 
 
 class NameLinks(SphinxPostTransform):
-    """Code that is a name of the reference becomes a link to it."""
+    """Code that is a name of the reference, or the path of a page, becomes a link."""
 
     default_priority = 6
-    builders = ("html",)
+    names = Names()
 
     def run(self, **kwargs: Any) -> None:
+        here = self.env.docname
         for node in list(self.document.findall(nodes.literal)):
             above = list(_above(node))
             if any(isinstance(one, nodes.title | nodes.reference | addnodes.pending_xref) for one in above):
                 continue
-            found = _find(node.astext(), self.env.docname, _kind(above))
-            if found is None:
-                continue
-            page, slug = found
-            _, anchor, _ = self.env.metadata[page]["myst_slugs"][slug]
-            if page == self.env.docname and any(anchor in one.get("ids", ()) for one in above):
-                continue  # the section that explains it
-            uri = self.app.builder.get_relative_uri(self.env.docname, page)
-            uri = f"#{anchor}" if page == self.env.docname else f"{uri}#{anchor}"
+            page, anchor = self._place(node.astext(), *_cell(above))
+            if not page or (page == here and any(anchor in one.get("ids", ()) for one in above)):
+                continue  # nothing that is explained, or the section that explains it
+            uri = "" if page == here else self.app.builder.get_relative_uri(here, page)
+            uri += f"#{anchor}" if anchor else ""
             node.replace_self(nodes.reference("", "", node.deepcopy(), refuri=uri, internal=True, classes=["name"]))
+
+    def _place(self, code: str, row: str, column: str) -> tuple[str, str]:
+        """The page and the anchor that code means, if any."""
+        if code.endswith(".md") and (page := tree.page_of(PurePosixPath(code))):
+            return page, ""
+        place = None if column in OTHERS else self.names.find(code, self.env.docname, row)
+        if place is None:
+            return "", ""
+        page, slug = place
+        return page, self.env.metadata[page]["myst_slugs"][slug][1]
 
 
 def _above(node: nodes.Node) -> Iterator[nodes.Element]:
@@ -95,45 +106,18 @@ def _above(node: nodes.Node) -> Iterator[nodes.Element]:
         yield node
 
 
-def _kind(above: list[nodes.Element]) -> str:
-    """The first cell of a row, which says a kind in tables of names by kind; ``-`` in a first column of arguments."""
-    for row in above:
+def _cell(above: list[nodes.Element]) -> tuple[str, str]:
+    """The words with which the row and the column of a table begin, for what stands in a cell."""
+    for entry, row in itertools.pairwise(above):
         if isinstance(row, nodes.row):
-            return str(row[0].astext())
-    return ""
-
-
-_full: dict[str, tuple[str, str]] = {}
-_last: dict[str, list[str]] = {}
-
-
-def _find(code: str, page: str, kind: str) -> tuple[str, str] | None:
-    """The page and heading that explain code, if it is one name, or a call of one, that means one thing."""
-    if code.startswith("lamella "):
-        return _full.get(f"commands:{' '.join(code.split()[:2])}")
-    found = CALL.match(code)
-    if not found:
-        return None
-    name, call = found.groups()
-    if f"{kind}:{name}" in _full:
-        return _full[f"{kind}:{name}"]
-    if "." in name:
-        name = re.sub(r"^lm\.", "lamella.", re.sub(r"^model\.(?=[a-z_]+$)", "lamella.Model.", name))
-        return _full.get(name)
-    if code == kind and name.islower():  # the name of an argument
-        return None
-    meant = [one for one in _last.get(name, ()) if call or ":" in one or not name.islower() or "_" in name]
-    here = {_full[one] for one in meant if _full[one][0] == page}
-    every = {_full[one] for one in meant}
-    return next(iter(here)) if len(here) == 1 else next(iter(every)) if len(every) == 1 else None
+            head = next(iter(row.parent.parent.findall(nodes.row)))
+            return row[0].astext(), head[row.index(entry)].astext()
+    return "", ""
 
 
 def read_names(app: Sphinx) -> None:
     """Read which names the reference explains."""
-    for full, page, anchor in json.loads(Path(app.srcdir, "names.json").read_text(encoding="utf-8")):
-        if full not in _full:
-            _full[full] = page, anchor
-            _last.setdefault(re.split(r"[.:]", full)[-1], []).append(full)
+    NameLinks.names = Names(json.loads(Path(app.srcdir, "names.json").read_text(encoding="utf-8")))
 
 
 def _with_files(path: PurePosixPath) -> Iterator[PurePosixPath]:
@@ -146,14 +130,14 @@ def _with_files(path: PurePosixPath) -> Iterator[PurePosixPath]:
 
 def _listed(folder: PurePosixPath) -> list[PurePosixPath]:
     """What a folder has to show: folders first."""
-    inside = [one for one in (tree.ROOT / folder).iterdir() if not one.name.startswith((".", "__pycache__"))]
+    inside = [one for one in (tree.ROOT / folder).iterdir() if not MADE.search(one.name)]
     texts = [one for one in inside if one.is_dir() or (one.stat().st_size < LARGEST and b"\0" not in one.read_bytes())]
     return [folder / one.name for one in sorted(texts, key=lambda one: (one.is_file(), one.name))]
 
 
 def pages_of_files(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """A page for each file and folder that a page links to."""
-    for path in sorted(shown):
+    for path in sorted(RepositoryLinks.shown):
         name = f"source/{path}"
         if (tree.ROOT / path).is_dir():
             rows = [(app.builder.get_relative_uri(name, f"source/{one}"), one.name) for one in _listed(path)]
@@ -193,9 +177,6 @@ def reuse_navigation(app: Sphinx, page: str, template: str, context: dict[str, A
             return _navigations[depth]
 
         context["toctree"] = navigation
-
-
-_navigations: dict[int, str] = {}
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
