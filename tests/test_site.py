@@ -7,6 +7,7 @@ import html
 import importlib
 import posixpath
 import re
+import runpy
 import shutil
 import sys
 import tomllib
@@ -162,6 +163,15 @@ def program(monkeypatch):
         sys.modules.pop(path.stem, None)
 
 
+def test_a_folder_of_something_else_stays(program, tmp_path, monkeypatch, capsys):
+    (tmp_path / "thesis.txt").touch()
+    monkeypatch.setattr(sys, "argv", ["docs/site", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "docs" / "site" / "__main__.py"), run_name="__main__")
+    assert "holds something that is no site" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_examples_of_the_program_run(program):
     assert [doctest.testmod(program(name)).failed for name in ("tree", "names")] == [0, 0]
 
@@ -187,7 +197,7 @@ def test_the_extra_brings_what_the_site_needs():
     brought = {re.split(r"[>=\[]", one)[0].replace("-", "_") for one in extras["docs"]}
     text = (ROOT / "docs" / "site" / "conf.py").read_text()
     (used,) = re.findall(r"^extensions = \[(.*)\]", text, re.MULTILINE)
-    assert brought == {*re.findall(r'"(\w+)"', used), "furo", "sphinx"} - {"links"}
+    assert brought == {*re.findall(r'"(\w+)"', used), "furo", "lamella", "sphinx"} - {"links"}
 
 
 def test_on_a_small_screen_nothing_sticks_out_and_from_a_disk_it_can_be_searched(folder):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import shutil
 import sys
 import tempfile
@@ -24,19 +25,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python docs/site", description="Build the documentation site.")
     parser.add_argument("folder", nargs="?", type=Path, default=tree.ROOT / "runs" / "site", help="where to write")
     folder = parser.parse_args().folder.absolute()
+    if folder.exists() and any(folder.iterdir()) and not (folder / "searchindex.js").exists():
+        parser.error(f"{folder} holds something that is no site; name another folder")
+    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as work:
-        source = Path(work, "source")
+        source, said = Path(work, "source"), io.StringIO()
         stage(source)
-        said = io.StringIO()
-        shutil.rmtree(folder, ignore_errors=True)
-        site = Sphinx(
-            source, HERE, folder, Path(work, "doctrees"), "html", status=None, warning=said, exception_on_warning=False
-        )
+        site = Sphinx(source, HERE, folder, Path(work, "doctrees"), "html", status=None, warning=said)
         site.build(force_all=True)
+        warnings = re.sub(r"\x1b\[[\d;]*m", "", said.getvalue())
         for page, path in tree.pages().items():  # a warning names the file to mend
-            said = io.StringIO(said.getvalue().replace(f"{source}/{page}.md", str(path.relative_to(tree.ROOT))))
-    (folder / ".buildinfo").unlink()  # for a next build into the same folder; each begins anew
-    if warnings := said.getvalue():
+            warnings = warnings.replace(f"{source}/{page}.md", path.relative_to(tree.ROOT).as_posix())
+    if warnings:
         print(warnings, end="", file=sys.stderr)
         return 1
     print(f"{len(list(folder.rglob('*.html')))} pages: {folder / 'index.html'}")

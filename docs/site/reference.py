@@ -128,7 +128,7 @@ def _is_told(member: Any) -> bool:
 
 
 def _short(thing: Any) -> str:
-    """The first paragraph of a docstring, up to its first formula or end of a sentence."""
+    """The first sentence of a docstring."""
     return re.split(r"(?<=[^.])\.(?= |$)", " ".join(Docstring.of(thing).sentence.split()), maxsplit=1)[0] + "."
 
 
@@ -246,7 +246,12 @@ def _hooks() -> Page:
     page = Page("reference/hooks", "Hooks", *_introduction("lamella.hookspecs", "Hooks"))
     page.names.append(Name("lamella.hookimpl", page.name, "hooks"))
     hooks = [(name, hook) for name, hook in vars(hookspecs).items() if name.startswith("lamella_")]
-    page.entries([Entry(name, [f"lamella.hookspecs.{name}"], hook) for name, hook in hooks])
+    page.entries(
+        [
+            Entry(name, [f"lamella.hookspecs.{name}"], hook, facts=[f"Returns `{hook.__annotations__['return']}`"])
+            for name, hook in hooks
+        ]
+    )
     return page
 
 

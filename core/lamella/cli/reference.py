@@ -276,33 +276,44 @@ def source_link(thing: Any, folder: Path) -> list[str]:
 
 def _imports(thing: Any, example: str) -> list[str]:
     """The lines that import what an example takes from the module of its docstring."""
-    trees = [ast.parse(one.source) for one in doctest.DocTestParser().get_examples(example)]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    names = [node for node in nodes if isinstance(node, ast.Name)]
-    known = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    known |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    known |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    for node in nodes:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            known |= {one.asname or one.name for one in node.names}
-    around = vars(thing if isinstance(thing, types.ModuleType) else sys.modules[thing.__module__])
-    modules, lines = dict[str, list[str]](), []
-    for name in dict.fromkeys(node.id for node in names):
-        if name in known or name not in around:
-            continue
-        value = around[name]
+    module = thing if isinstance(thing, types.ModuleType) else sys.modules[thing.__module__]
+    packages, lines = dict[str, list[str]](), []
+    for name in _taken(example):
+        value = vars(module).get(name)
         if isinstance(value, types.ModuleType):
             lines.append(f">>> import {value.__name__}" + (f" as {name}" if name != value.__name__ else ""))
-        else:
-            modules.setdefault(_home(name, value), []).append(name)
-    return [*(f">>> from {module} import {', '.join(names)}" for module, names in modules.items()), *lines]
+        elif name in vars(module):
+            packages.setdefault(_home(name, value, module.__name__), []).append(name)
+    return [*(f">>> from {package} import {', '.join(names)}" for package, names in packages.items()), *lines]
 
 
-def _home(name: str, value: Any) -> str:
-    """The uppermost package that has a value by a name."""
-    parts = str(value.__module__).split(".")
+def _taken(example: str) -> list[str]:
+    """The names that an example uses and does not make itself; none of one that can't be read.
+
+    >>> _taken(">>> import numpy as np\\n>>> y = Scale(2.0)(np.ones(3))")
+    ['Scale']
+    """
+    try:
+        trees = [ast.parse(one.source) for one in doctest.DocTestParser().get_examples(example)]
+    except (SyntaxError, ValueError):  # whoever runs it is told
+        return []
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            made |= {one.asname or one.name.partition(".")[0] for one in node.names}
+    return [name for name in dict.fromkeys(node.id for node in names) if name not in made]
+
+
+def _home(name: str, value: Any, module: str) -> str:
+    """The uppermost package that has a value by a name, else the module that uses it."""
+    parts = str(getattr(value, "__module__", module)).split(".")
     packages = [".".join(parts[: k + 1]) for k in range(len(parts))]
-    return next(one for one in packages if getattr(importlib.import_module(one), name, None) is value)
+    having = (one for one in packages if getattr(sys.modules.get(one), name, None) is value)
+    return next(having, module)
 
 
 def _text(text: str, anchors: Mapping[str, str]) -> str:
