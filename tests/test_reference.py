@@ -41,11 +41,11 @@ def test_every_layer_is_documented_whole(layer):
 LIMIT = 3.0
 
 
-def gleam(x, power=2):
+def gleam(x, y=1.0, power=2):
     """Gleams.
 
     Arguments:
-        x: how much
+        x, y: how much
             light.
         power: of two.
 
@@ -70,9 +70,12 @@ def gleam(x, power=2):
 def test_everything_a_docstring_says_has_its_place():
     assert paragraphs(gleam, "lm.gleam", ["a fact", "another"]) == [
         "Gleams.",
-        "**`lm.gleam(x, power=2)`**",
+        "**`lm.gleam(x, y=1.0, power=2)`**",
         "a fact · another",
-        table(("argument", "default", "meaning"), [("`x`", "", "how much light."), ("`power`", "`2`", "of two.")]),
+        table(
+            ("argument", "default", "meaning"),
+            [("`x`, `y`", "—, `1.0`", "how much light."), ("`power`", "`2`", "of two.")],
+        ),
         "Beyond `LIMIT` it is dark.",
         table(("attribute", "meaning"), [("`hue`", "none.")]),
         "**Raises**:\n\n- `ValueError`: too little.\n- `TypeError` if it is none.",

@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -203,11 +204,7 @@ def paragraphs(thing: Any, call: str, facts: Sequence[str] = (), anchors: Mappin
     signature = signature_of(thing) if call else None
     shown = "" if signature is None else f"**`{call}{signature}`**"
     parts = [said.sentence, shown, " · ".join(facts), said.more]
-    defaults = {} if signature is None else {one.name: one.default for one in signature.parameters.values()}
-    rows = [
-        (f"`{name}`", "" if defaults.get(name, _NONE) is _NONE else f"`{defaults[name]!r}`", text)
-        for name, text in said.entries("Arguments").items()
-    ]
+    rows = _arguments(said.entries("Arguments"), signature)
     parts += [table(("argument", "default", "meaning"), rows) if rows else "", said.after.get("Arguments", "")]
     for part in ("Inputs", "Shapes"):
         if part in said.sections:  # parameters get a paragraph of their own
@@ -223,6 +220,18 @@ def paragraphs(thing: Any, call: str, facts: Sequence[str] = (), anchors: Mappin
         *(_text(part, anchors or {}) for part in parts if part),
         *([f"```pycon\n{example}\n```"] if said.example else []),
     ]
+
+
+def _arguments(said: Mapping[str, str], signature: inspect.Signature | None) -> list[tuple[str, str, str]]:
+    """Rows of arguments with their defaults; those of which one thing is said share a row."""
+    known = {} if signature is None else signature.parameters
+    defaults = {name: known[name].default if name in known else _NONE for name in said}
+    rows = []
+    for text, names in itertools.groupby(said, key=said.__getitem__):
+        shared = list(names)
+        cells = ["—" if defaults[name] is _NONE else f"`{defaults[name]!r}`" for name in shared]
+        rows.append((", ".join(f"`{name}`" for name in shared), "" if {*cells} == {"—"} else ", ".join(cells), text))
+    return rows
 
 
 def _raised(entry: tuple[str, str]) -> str:
