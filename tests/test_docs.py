@@ -22,10 +22,7 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT).with_suffix(""))
 
 
-TUTORIAL = ROOT / "docs" / "tutorial.md"
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_pages_run_from_top_to_bottom(page, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()  # as in the repository, where the commands of CONTRIBUTING.md run
@@ -33,20 +30,6 @@ def test_pages_run_from_top_to_bottom(page, request, tmp_path, monkeypatch):
         run_page(page, lambda: request.getfixturevalue("environment"))
     finally:
         lm.set_threads(None)
-
-
-def test_the_tutorial_shows_what_its_code_prints(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run_page(TUTORIAL, lambda: pytest.fail("it installs nothing"))
-    printed = {without_figures(line) for line in capsys.readouterr().out.splitlines()}
-    shown = [line for language, text in blocks(TUTORIAL) if language == "text" for line in text.splitlines()]
-    assert len(shown) > 50
-    assert [line for line in shown if without_figures(line) not in printed] == []
-
-
-def without_figures(line: str) -> str:
-    """Figures differ between machines, and with them the width of columns."""
-    return " ".join(re.sub(r"-?\d[\d.,]*(e-\d+)?", "0", line).split())
 
 
 def prose(page: Path) -> str:
@@ -157,3 +140,18 @@ def test_the_page_on_the_inside_names_what_is_there():
         assert file.is_file(), path
         defined = re.findall(r"^\s*(?:def|class) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(name.split(".") if name else ()) <= set(defined), f"{path}: {name}"
+
+
+def test_the_tutorial_shows_what_its_code_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "tutorial.md"
+    run_page(page, lambda: pytest.fail("it installs nothing"))
+    printed = {without_figures(line) for line in capsys.readouterr().out.splitlines()}
+    shown = [line for language, text in blocks(page) if language == "text" for line in text.splitlines()]
+    assert len(shown) > 50
+    assert [line for line in shown if without_figures(line) not in printed] == []
+
+
+def without_figures(line: str) -> str:
+    """Figures differ between machines, and with them the width of columns."""
+    return " ".join(re.sub(r"-?\d[\d.,]*(e-\d+)?", "0", line).split())
