@@ -5,7 +5,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo examples browser bench bench-serving judge smoke test lint format protocol dist clean
+.PHONY: help demo docs examples browser bench bench-serving judge smoke test lint format protocol dist clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,9 @@ help:  ## show this list
 
 demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (about 15 seconds)
 	$(BIN)/lamella demo $(ARGS)
+
+docs: $(VENV)/installed-docs  ## build the documentation site in runs/site; needs no network but for what it installs
+	$(BIN)/python docs/site $(ARGS)
 
 examples: $(VENV)/installed-examples  ## run the examples on real data; results in runs/ (about 10 minutes)
 	for name in mnist_cnn mnist_resnet electricity_lstm text_transformer; do \

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import EXTRAS, TARGETS, run_page
+from pages import EXTRAS, TARGETS, blocks, run_page
 from wheels import ROOT
 
 import lamella as lm
@@ -140,3 +140,18 @@ def test_the_page_on_the_inside_names_what_is_there():
         assert file.is_file(), path
         defined = re.findall(r"^\s*(?:def|class) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(name.split(".") if name else ()) <= set(defined), f"{path}: {name}"
+
+
+def test_the_tutorial_shows_what_its_code_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "tutorial.md"
+    run_page(page, lambda: pytest.fail("it installs nothing"))
+    printed = {without_figures(line) for line in capsys.readouterr().out.splitlines()}
+    shown = [line for language, text in blocks(page) if language == "text" for line in text.splitlines()]
+    assert len(shown) > 50
+    assert [line for line in shown if without_figures(line) not in printed] == []
+
+
+def without_figures(line: str) -> str:
+    """Figures differ between machines, and with them the width of columns."""
+    return " ".join(re.sub(r"-?\d[\d.,]*(e-\d+)?", "0", line).split())

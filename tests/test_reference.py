@@ -11,7 +11,7 @@ import pytest
 from wheels import ROOT
 
 from lamella import cli, registry
-from lamella.cli.reference import Docstring, markdown
+from lamella.cli.reference import Docstring, markdown, paragraphs, table
 from lamella.testing.package import find_package
 
 LAYERS = {entry.name: entry.object for entry in registry.entries("layers") if entry.plugin.distribution == "lamella"}
@@ -36,6 +36,63 @@ def test_every_layer_is_documented_whole(layer):
     assert said.example.splitlines()[-1] in inspect.getsource(layer), "plain text in the source"
     assert [one for one in registry.specimens() if type(one.subject) is layer], "specimens"
     assert all(one.docs.startswith("https://") for one in registry.specimens() if type(one.subject) is layer)
+
+
+LIMIT = 3.0
+
+
+def gleam(x, y=1.0, power=2):
+    """Gleams.
+
+    Arguments:
+        x, y: how much
+            light.
+        power: of two.
+
+    Beyond `LIMIT` it is dark.
+
+    Attributes:
+        hue: none.
+
+    Raises:
+        ValueError: too little.
+        TypeError: if it is none.
+
+    Nothing else.
+
+    >>> import re
+    >>> gleam(LIMIT, power=1), Path("a") == Path("a")
+    (3.0, True)
+    """
+    return x**power
+
+
+def test_everything_a_docstring_says_has_its_place():
+    assert paragraphs(gleam, "lm.gleam", ["a fact", "another"]) == [
+        "Gleams.",
+        "**`lm.gleam(x, y=1.0, power=2)`**",
+        "a fact · another",
+        table(
+            ("argument", "default", "meaning"),
+            [("`x`, `y`", "—, `1.0`", "how much light."), ("`power`", "`2`", "of two.")],
+        ),
+        "Beyond `LIMIT` it is dark.",
+        table(("attribute", "meaning"), [("`hue`", "none.")]),
+        "**Raises**:\n\n- `ValueError`: too little.\n- `TypeError` if it is none.",
+        "Nothing else.",
+        f"```pycon\n>>> from {__name__} import gleam, LIMIT\n>>> from pathlib import Path\n"
+        f'>>> import re\n>>> gleam(LIMIT, power=1), Path("a") == Path("a")\n(3.0, True)\n```',
+    ]
+
+
+def test_an_example_that_cannot_be_read_is_shown_as_it_is():
+    def broken():
+        """Breaks.
+
+        >>> 1 +
+        """
+
+    assert paragraphs(broken, "")[-1] == "```pycon\n>>> 1 +\n```"
 
 
 SHINE = '''

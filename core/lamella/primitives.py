@@ -181,7 +181,7 @@ def _(xp: Any, x: Any, widths: Sequence[tuple[int, int]], *, value: float = 0.0)
 
 @primitive
 def relu(xp: Any, x: Any) -> Any:
-    """max(x, 0)."""
+    """``max(x, 0)``."""
     return xp.maximum(x, xp.zeros_like(x))
 
 
@@ -214,19 +214,19 @@ def _as_they_lie(x: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 @primitive
 def sigmoid(xp: Any, x: Any) -> Any:
-    """1 / (1 + exp(-x)), without overflow."""
+    """``1 / (1 + exp(-x))``, without overflow."""
     return xp.exp(xp.minimum(x, 0.0)) / (1.0 + xp.exp(-xp.abs(x)))
 
 
 @primitive
 def softplus(xp: Any, x: Any) -> Any:
-    """log(1 + exp(x)), without overflow."""
+    """``log(1 + exp(x))``, without overflow."""
     return relu(xp, x) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 @primitive
 def softmax(xp: Any, x: Any, *, axis: int = -1) -> Any:
-    """exp(x) over its sum along one axis, shifted by the maximum."""
+    """``exp(x) / sum(exp(x))`` along one axis, shifted by the maximum."""
     e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
     return e / xp.sum(e, axis=axis, keepdims=True)
 

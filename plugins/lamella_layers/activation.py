@@ -168,50 +168,70 @@ def _(xp: Any, x: Any, alpha: Any) -> Any:
 
 @lm.primitive
 def leaky_relu(xp: Any, x: Any) -> Any:
-    """x where positive, else 0.2 x."""
+    """``x`` where positive, else ``0.2 x``."""
     return xp.maximum(x, _SLOPE * x)
 
 
 @lm.primitive
 def elu(xp: Any, x: Any) -> Any:
-    """x where positive, else exp(x) - 1; the greater of the two on either side."""
+    """``x`` where positive, else ``exp(x) - 1``; the greater of the two on either side."""
     return xp.maximum(x, xp.expm1(xp.minimum(x, 0.0)))
 
 
 @lm.primitive
 def selu(xp: Any, x: Any) -> Any:
-    """scale * x where positive, else scale * alpha * (exp(x) - 1)."""
+    """``scale x`` where positive, else ``scale alpha (exp(x) - 1)``; keeps zero mean and unit variance."""
     return _SCALE * relu(xp, x) + (_SCALE * _ALPHA) * xp.expm1(xp.minimum(x, 0.0))
 
 
 @lm.primitive
 def gelu(xp: Any, x: Any) -> Any:
-    """x Phi(x), with the distribution function of the normal distribution, not its approximation by tanh."""
+    """``x Phi(x)``, with the distribution function of the normal distribution, not its approximation by tanh."""
     return x * _normal(xp, x)
 
 
 @lm.primitive
 def hard_sigmoid(xp: Any, x: Any) -> Any:
-    """x / 6 + 1 / 2, held between 0 and 1: a sigmoid of straight lines."""
+    """``x / 6 + 1 / 2``, held between 0 and 1: a sigmoid of straight lines."""
     return xp.clip(x / 6.0 + 0.5, 0.0, 1.0)
 
 
 @lm.primitive
 def hard_silu(xp: Any, x: Any) -> Any:
-    """x times its hard sigmoid."""
+    """``x hard_sigmoid(x)``."""
     return x * xp.clip(x / 6.0 + 0.5, 0.0, 1.0)
 
 
 @lm.primitive
 def mish(xp: Any, x: Any) -> Any:
-    """x tanh(softplus(x))."""
+    """``x tanh(softplus(x))``."""
     return x * xp.tanh(softplus(xp, x))
 
 
 @lm.primitive
 def softsign(xp: Any, x: Any) -> Any:
-    """x / (1 + |x|)."""
+    """``x / (1 + |x|)``."""
     return x / (1.0 + xp.abs(x))
+
+
+def linear(xp: Any, x: Any) -> Any:
+    """``x`` itself."""
+    return x
+
+
+def relu6(xp: Any, x: Any) -> Any:
+    """``x``, held between 0 and 6."""
+    return xp.clip(x, 0.0, 6.0)
+
+
+def silu(xp: Any, x: Any) -> Any:
+    """``x sigmoid(x)``."""
+    return x * sigmoid(xp, x)
+
+
+def tanh(xp: Any, x: Any) -> Any:
+    """``(exp(x) - exp(-x)) / (exp(x) + exp(-x))``."""
+    return xp.tanh(x)
 
 
 def _normal(xp: Any, x: Any) -> Any:
@@ -292,32 +312,28 @@ def lamella_layers() -> dict[str, type]:
 @lm.hookimpl
 def lamella_activations() -> dict[str, lm.ActivationFunction]:
     f = lm.ActivationFunction
-    silu, hard = f(lambda xp, x: x * sigmoid(xp, x), _silu_dx), f(hard_silu, _hard_silu_dx)
+    swish, hard_swish = f(silu, _silu_dx), f(hard_silu, _hard_silu_dx)
     return {
         "elu": f(elu, lambda xp, x, y, dy: dy * xp.exp(xp.minimum(x, 0.0))),  # exp(0) = 1 where x is positive
         "gelu": f(gelu, _gelu_dx),
         "hard_sigmoid": f(
             hard_sigmoid, lambda xp, x, y, dy: dy * _between(xp, y, 0.0, 1.0) / 6.0, probabilities=True, uses_x=False
         ),
-        "hard_silu": hard,
+        "hard_silu": hard_swish,
         "leaky_relu": f(leaky_relu, lambda xp, x, y, dy: dy * xp.maximum(_positive(xp, x), _SLOPE)),
-        "linear": f(lambda xp, x: x, lambda xp, x, y, dy: dy, uses_x=False),
+        "linear": f(linear, lambda xp, x, y, dy: dy, uses_x=False),
         "mish": f(mish, _mish_dx),
         "relu": f(relu, relu_dx, uses_x=False),
-        "relu6": f(
-            lambda xp, x: xp.clip(x, 0.0, 6.0),
-            lambda xp, x, y, dy: dy * _between(xp, y, 0.0, 6.0),
-            uses_x=False,
-        ),
+        "relu6": f(relu6, lambda xp, x, y, dy: dy * _between(xp, y, 0.0, 6.0), uses_x=False),
         "selu": f(selu, _selu_dx),
         "sigmoid": f(sigmoid, lambda xp, x, y, dy: dy * (y * (1.0 - y)), probabilities=True, uses_x=False),
-        "silu": silu,
+        "silu": swish,
         "softmax": f(softmax, _softmax_dx, probabilities=True, uses_x=False),
         "softsign": f(softsign, _softsign_dx),
         "softplus": f(softplus, lambda xp, x, y, dy: dy * sigmoid(xp, x)),
-        "tanh": f(lambda xp, x: xp.tanh(x), lambda xp, x, y, dy: dy * (1.0 - y * y), uses_x=False),
-        "hard_swish": hard,
-        "swish": silu,
+        "tanh": f(tanh, lambda xp, x, y, dy: dy * (1.0 - y * y), uses_x=False),
+        "hard_swish": hard_swish,
+        "swish": swish,
     }
 
 

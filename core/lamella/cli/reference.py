@@ -1,13 +1,18 @@
-"""The reference of layers as a Markdown page: what their docstrings say and what their specimens show."""
+"""The reference as Markdown: what docstrings say of layers and of everything else, and what specimens show."""
 
 from __future__ import annotations
 
+import ast
+import doctest
 import importlib
 import inspect
+import itertools
 import os
 import re
+import sys
+import types
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +23,20 @@ from lamella.protocol.spec import ArraySpec
 from lamella.protocol.specimen import Specimen
 from lamella.testing.package import Package, Subject
 
-__all__ = ["Docstring", "is_composite", "markdown", "operators"]
+__all__ = [
+    "Docstring",
+    "is_composite",
+    "markdown",
+    "operator_links",
+    "operators",
+    "paragraphs",
+    "signature_of",
+    "source_link",
+    "table",
+]
 
-_SECTION = re.compile(r"^(Arguments|Inputs|Shapes|Raises|Source): ?", re.MULTILINE)
+_SECTION = re.compile(r"^(Arguments|Attributes|Inputs|Shapes|Raises|Source): ?", re.MULTILINE)
+_LISTS = ("Arguments", "Attributes", "Raises")
 _ENTRY = re.compile(r"^    (\w[\w, ]*): ", re.MULTILINE)
 _NONE = inspect.Parameter.empty
 _INTRODUCTION = """
@@ -40,12 +56,14 @@ class Docstring(NamedTuple):
         sentence: the first paragraph.
         more: the paragraphs after it.
         sections: ``"Shapes"`` and so on, to what stands under it.
+        after: ``"Arguments"`` and so on, to the paragraphs that follow its entries.
         example: all that is to be run, from the first ``>>>`` on.
     """
 
     sentence: str
     more: str
     sections: dict[str, str]
+    after: dict[str, str]
     example: str
 
     @classmethod
@@ -60,7 +78,11 @@ class Docstring(NamedTuple):
         intro, *parts = _SECTION.split(said)
         sentence, _, more = intro.strip().partition("\n\n")
         sections = {name: text.rstrip().strip("\n") for name, text in zip(parts[::2], parts[1::2], strict=True)}
-        return cls(sentence, more.strip(), sections, arrow + example.strip())
+        after = {}
+        for name in sections.keys() & _LISTS:  # entries are indented, and what follows them is not
+            sections[name], *rest = re.split(r"\n\n(?=\S)", sections[name], maxsplit=1)
+            after[name] = "".join(rest)
+        return cls(sentence, more.strip(), sections, after, arrow + example.strip())
 
     def entries(self, section: str) -> dict[str, str]:
         """What a section says of each name, in one line each; ``a, b: ...`` speaks of both."""
@@ -79,6 +101,13 @@ def operators(specimens: Iterable[Specimen]) -> tuple[str, ...] | None:
         if specimen.operators is not None and (not found or not is_composite(specimen)):
             found = {**(found or {}), **dict.fromkeys(specimen.operators)}
     return None if found is None else tuple(found)
+
+
+def operator_links(specimens: Iterable[Specimen]) -> list[str]:
+    """A line that links to the pages of these operators; none where specimens leave them open."""
+    known = operators(specimens)
+    links = ", ".join(f"[{node}]({_ONNX.format(node)})" for node in known or ())
+    return [] if known is None else [f"ONNX: {links or 'nothing'}"]
 
 
 def is_composite(specimen: Specimen) -> bool:
@@ -107,7 +136,7 @@ def markdown(packages: Sequence[Package], folder: Path) -> str:
         (f"[{title}](#{anchors[title]})", ", ".join(f"[`{_name(one)}`](#{anchors[_name(one)]})" for one in subjects))
         for title, subjects in families
     ]
-    parts = ["# Layers", _INTRODUCTION.strip(), _table(("family", "layers"), rows)]
+    parts = ["# Layers", _INTRODUCTION.strip(), table(("family", "layers"), rows)]
     for title, subjects in families:
         family = Docstring.of(importlib.import_module(_module(subjects[0])))
         parts += [f"## {title}", _text(family.sentence, anchors)]
@@ -148,37 +177,88 @@ def _anchors(headings: Sequence[str]) -> dict[str, str]:
 def _entry(subject: Subject, anchors: dict[str, str], folder: Path) -> list[str]:
     """The paragraphs about one layer."""
     cls: Any = subject.cls
-    said, known = Docstring.of(cls), operators(subject.specimens)
-    facts = [f"Registered as `{subject.name}`", *_source(cls, folder)]
-    if known is not None:
-        facts.append(f"ONNX: {', '.join(f'[{node}]({_ONNX.format(node)})' for node in known) or 'nothing'}")
-    parts = [said.sentence, f"**`{cls.__name__}{cls._signature}`**", " · ".join(facts), said.more]
-    defaults = {argument.name: argument.default for argument in cls._signature.parameters.values()}
-    rows = [
-        (f"`{name}`", "" if defaults.get(name, _NONE) is _NONE else f"`{defaults[name]!r}`", text)
-        for name, text in said.entries("Arguments").items()
-    ]
-    parts.append(_table(("argument", "default", "meaning"), rows) if rows else "")
-    for part in ("Inputs", "Shapes"):
-        if part in said.sections:  # parameters get a paragraph of their own
-            parts.append(f"**{part}**: " + re.sub(r"\s(Parameters?): ", r"\n\n**\1**: ", said.sections[part]))
-    raises = said.entries("Raises").items()
-    parts.append("**Raises**:\n\n" + "\n".join(f"- `{error}` {text}" for error, text in raises) if raises else "")
-    parts.append(f"**Source**: {said.sections['Source']}" if "Source" in said.sections else "")
+    facts = [f"Registered as `{subject.name}`", *source_link(cls, folder), *operator_links(subject.specimens)]
     others = {heading: anchor for heading, anchor in anchors.items() if heading != cls.__name__}
     return [
         f"### {cls.__name__}",
-        *(_text(part, others) for part in parts if part),
-        *([f"```pycon\n{_import(cls)}\n{said.example}\n```"] if said.example else []),
+        *paragraphs(cls, cls.__name__, facts, others),
         *(_specimens(subject.specimens) if subject.specimens else []),
     ]
 
 
+def paragraphs(thing: Any, call: str, facts: Sequence[str] = (), anchors: Mapping[str, str] | None = None) -> list[str]:
+    """What a class, a function or a module says of itself, as Markdown.
+
+    Arguments:
+        thing: the class, function or module.
+        call: how it is called, in front of its arguments, such as ``"lm.load"``; ``""`` for what is not called.
+        facts: what else is known of it, for a line of its own.
+        anchors: names that are headings of the page, to where they are found there.
+
+    >>> from lamella.regularization import L1
+    >>> print("\\n".join(paragraphs(L1, "L1")[:2]))
+    ``strength * sum(|p|)``, which draws small entries to zero; its gradient is ``strength * sign(p)``.
+    **`L1(strength=0.01)`**
+    """
+    said = Docstring.of(thing)
+    signature = signature_of(thing) if call else None
+    shown = "" if signature is None else f"**`{call}{signature}`**"
+    parts = [said.sentence, shown, " · ".join(facts), said.more]
+    rows = _arguments(said.entries("Arguments"), signature)
+    parts += [table(("argument", "default", "meaning"), rows) if rows else "", said.after.get("Arguments", "")]
+    for part in ("Inputs", "Shapes"):
+        if part in said.sections:  # parameters get a paragraph of their own
+            parts.append(f"**{part}**: " + re.sub(r"\s(Parameters?): ", r"\n\n**\1**: ", said.sections[part]))
+    held = [(f"`{name}`", text) for name, text in said.entries("Attributes").items()]
+    parts += [table(("attribute", "meaning"), held) if held else "", said.after.get("Attributes", "")]
+    raises = said.entries("Raises").items()
+    parts.append("**Raises**:\n\n" + "\n".join(map(_raised, raises)) if raises else "")
+    parts.append(said.after.get("Raises", ""))
+    parts.append(f"**Source**: {said.sections['Source']}" if "Source" in said.sections else "")
+    example = "\n".join([*_imports(thing, said.example), said.example])
+    return [
+        *(_text(part, anchors or {}) for part in parts if part),
+        *([f"```pycon\n{example}\n```"] if said.example else []),
+    ]
+
+
+def _arguments(said: Mapping[str, str], signature: inspect.Signature | None) -> list[tuple[str, str, str]]:
+    """Rows of arguments with their defaults; those of which one thing is said share a row."""
+    known = {} if signature is None else signature.parameters
+    defaults = {name: known[name].default if name in known else _NONE for name in said}
+    rows = []
+    for text, names in itertools.groupby(said, key=said.__getitem__):
+        shared = list(names)
+        cells = ["—" if defaults[name] is _NONE else f"`{defaults[name]!r}`" for name in shared]
+        rows.append((", ".join(f"`{name}`" for name in shared), "" if {*cells} == {"—"} else ", ".join(cells), text))
+    return rows
+
+
+def _raised(entry: tuple[str, str]) -> str:
+    """A line about an error: ``if ...`` goes on from its name, and what it is of gets a colon."""
+    error, text = entry
+    return f"- `{error}`{'' if text.startswith(('if ', 'for ', 'where ')) else ':'} {text}"
+
+
+def signature_of(thing: Any) -> inspect.Signature | None:
+    """The arguments of a class or a function without their types; None where it has no signature.
+
+    >>> import lamella as lm
+    >>> print(signature_of(lm.load))
+    (path, *, backend=None, layers=None, optimizer=True)
+    """
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return None
+    return inspect.Signature([one.replace(annotation=_NONE) for one in signature.parameters.values()])
+
+
 def _specimens(specimens: Sequence[Specimen]) -> list[str]:
     """A table that unfolds."""
-    table = _table(("layer", "shapes", "ONNX"), list(map(_specimen, specimens)))
+    rows = list(map(_specimen, specimens))
     title = f"{len(specimens)} specimen{'s' * (len(specimens) > 1)}: what goes in, what comes out"
-    return [f"<details><summary>{title}</summary>", table, "</details>"]
+    return [f"<details><summary>{title}</summary>", table(("layer", "shapes", "ONNX"), rows), "</details>"]
 
 
 def _specimen(specimen: Specimen) -> tuple[str, str, str]:
@@ -193,9 +273,9 @@ def _shape(spec: ArraySpec) -> str:
     return str(spec).removesuffix(" float32")
 
 
-def _source(cls: type, folder: Path) -> list[str]:
-    """A link to where a layer is written, if that is in the project of the folder."""
-    source = Path(inspect.getfile(cls)).resolve()
+def source_link(thing: Any, folder: Path) -> list[str]:
+    """A link to where a class or a function is written, if that is in the project of the folder."""
+    source = Path(inspect.getfile(thing)).resolve()
     folder = folder.resolve()
     project = next((one for one in (folder, *folder.parents) if (one / "pyproject.toml").exists()), folder)
     if not source.is_relative_to(project) or "site-packages" in source.parts:
@@ -203,14 +283,49 @@ def _source(cls: type, folder: Path) -> list[str]:
     return [f"[source]({Path(os.path.relpath(source, folder)).as_posix()})"]
 
 
-def _import(cls: type) -> str:
-    """The line that imports a layer, from the package itself where that has it."""
-    package = cls.__module__.partition(".")[0]
-    short = getattr(importlib.import_module(package), cls.__name__, None) is cls
-    return f">>> from {package if short else cls.__module__} import {cls.__name__}"
+def _imports(thing: Any, example: str) -> list[str]:
+    """The lines that import what an example takes from the module of its docstring."""
+    module = thing if isinstance(thing, types.ModuleType) else sys.modules[thing.__module__]
+    packages, lines = dict[str, list[str]](), []
+    for name in _taken(example):
+        value = vars(module).get(name)
+        if isinstance(value, types.ModuleType):
+            lines.append(f">>> import {value.__name__}" + (f" as {name}" if name != value.__name__ else ""))
+        elif name in vars(module):
+            packages.setdefault(_home(name, value, module.__name__), []).append(name)
+    return [*(f">>> from {package} import {', '.join(names)}" for package, names in packages.items()), *lines]
 
 
-def _text(text: str, anchors: dict[str, str]) -> str:
+def _taken(example: str) -> list[str]:
+    """The names that an example uses and does not make itself; none of one that can't be read.
+
+    >>> _taken(">>> import numpy as np\\n>>> y = Scale(2.0)(np.ones(3))")
+    ['Scale']
+    """
+    try:
+        trees = [ast.parse(one.source) for one in doctest.DocTestParser().get_examples(example)]
+    except (SyntaxError, ValueError):  # whoever runs it is told
+        return []
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            made |= {one.asname or one.name.partition(".")[0] for one in node.names}
+    return [name for name in dict.fromkeys(node.id for node in names) if name not in made]
+
+
+def _home(name: str, value: Any, module: str) -> str:
+    """The uppermost package that has a value by a name, else the module that uses it."""
+    parts = str(getattr(value, "__module__", module)).split(".")
+    packages = [".".join(parts[: k + 1]) for k in range(len(parts))]
+    having = (one for one in packages if getattr(sys.modules.get(one), name, None) is value)
+    return next(having, module)
+
+
+def _text(text: str, anchors: Mapping[str, str]) -> str:
     """A docstring's text as Markdown: addresses and names of layers become links.
 
     >>> _text("as in `Dense`, see https://arxiv.org/abs/1502.03167, and `x`", {"Dense": "dense"})
@@ -222,7 +337,15 @@ def _text(text: str, anchors: dict[str, str]) -> str:
     )
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown.
+
+    >>> print(table(("name", "meaning"), [("a|b", "either")]))
+    | name | meaning |
+    | --- | --- |
+    | a\\|b | either |
+    """
+
     def cell(text: str) -> str:
         return " ".join(text.split()).replace("|", "\\|")
 
