@@ -307,7 +307,7 @@ def lamella_initializers() -> dict[str, Any]:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.INITIALIZERS))
+        raise elsewhere.missing(__name__, name, elsewhere.instead(elsewhere.INITIALIZERS, name))
 
 
 def __dir__() -> list[str]:

@@ -425,7 +425,7 @@ def lamella_schedules() -> dict[str, type]:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        raise AttributeError(elsewhere.absent(__name__, name, elsewhere.SCHEDULES))
+        raise elsewhere.missing(__name__, name, elsewhere.instead(elsewhere.SCHEDULES, name))
 
 
 def __dir__() -> list[str]:
