@@ -22,7 +22,7 @@ JOBS ?= 2
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (about 15 seconds)
+demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (under 10 seconds, once installed)
 	$(BIN)/lamella demo $(ARGS)
 
 examples: $(VENV)/installed-examples  ## run the examples on real data; results in runs/ (about 10 minutes)
