@@ -23,7 +23,7 @@ JOBS ?= 2
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (about 15 seconds)
+demo: $(VENV)/installed-plot  ## train on real digits, export to ONNX, prove it, draw it (under 10 seconds, once installed)
 	$(BIN)/lamella demo $(ARGS)
 
 docs: $(VENV)/installed-docs  ## build the documentation site in runs/site; needs no network but for what it installs
