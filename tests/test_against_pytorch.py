@@ -857,6 +857,7 @@ def note(row, column, ours, theirs, words):
 
 @needs_torch
 @pytest.mark.filterwarnings("ignore:.*softmax.* runs (along an axis of size 1|over one key)")  # drawn at random
+@pytest.mark.filterwarnings("ignore:.*the shape is that of images with channels last")
 @pytest.mark.parametrize("name", CASES)
 def test_layers_and_losses_agree(name, draw, table):
     cls, make = CASES[name]

@@ -186,14 +186,15 @@ def test_labels_of_columns_may_be_anything(pandas):
 
 
 PANDAS = ["Int64", "Int8", "Float64", "Float32", "boolean", "uint8", "float16", "Sparse[float64]"]
-ARROW = ["int64[pyarrow]", "double[pyarrow]", "bool[pyarrow]"]
+ARROW: list[Any] = ["int64[pyarrow]", "double[pyarrow]", "bool[pyarrow]", "decimal"]
 POLARS = ["Int8", "UInt64", "Float32", "Decimal", "Boolean"]
 
 
 @pytest.mark.parametrize("dtype", PANDAS + ARROW)
 def test_dtypes_of_pandas(pandas, dtype):
     if dtype in ARROW:
-        pytest.importorskip("pyarrow", reason="these dtypes of pandas are those of pyarrow")
+        pyarrow = pytest.importorskip("pyarrow", reason="these dtypes of pandas are those of pyarrow")
+        dtype = pandas.ArrowDtype(pyarrow.decimal128(9, 1)) if dtype == "decimal" else dtype
     column = pandas.Series([0, 1, 1]).astype("float64").astype(dtype)
     for table in (pandas.DataFrame({"a": column}), pandas.DataFrame({"a": column, "b": column})):
         model = lm.Sequential([Dense(2)], input_shape=table.shape[1])

@@ -351,6 +351,10 @@ def test_results_that_are_not_defined():
     assert math.isnan(R2().result(R2().update([1.0], [1.0])))
     for metric in (F1(), Precision("weighted"), Recall("micro")):
         assert math.isnan(metric.result(metric.update(np.zeros((2, 3)), [0, 1], [0.0, 0.0])))
+    for average in ("macro", "micro", "weighted"):  # no label is there, and none was predicted
+        metric = F1(average, multilabel=True)
+        assert metric.result(metric.update([[-1.0, -2.0]], [[0, 0]])) == 0.0
+        assert math.isnan(metric.result(metric.update([[-1.0, -2.0]], [[0, 0]], [0.0])))
     assert (
         Precision("weighted", multilabel=True).result(
             Precision("weighted", multilabel=True).update([[1.0, 2.0]], [[0, 0]])

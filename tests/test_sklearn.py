@@ -438,6 +438,23 @@ PIPELINES = {
         ),
         mixed(),
     ),
+    "a frame of imputed text and integers": (
+        make_pipeline(
+            ColumnTransformer(
+                [
+                    ("label", SimpleImputer(strategy="mean"), ["label"]),
+                    (
+                        "words",
+                        make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(sparse_output=False)),
+                        ["city", "vessel"],
+                    ),
+                ]
+            ),
+            StandardScaler(),
+            classifier(),
+        ),
+        mixed().assign(vessel=np.where(WINES == 1, "cask", "")),
+    ),
     "of steps left out": (
         make_pipeline("passthrough", Pipeline([("none", None), ("scaled", StandardScaler())]), classifier()),
         WINE,

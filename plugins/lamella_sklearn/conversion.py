@@ -15,9 +15,11 @@ import onnx
 import skl2onnx
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx._parse import _parse_sklearn, _parse_sklearn_feature_union  # which parsers of meta-estimators call
+from skl2onnx.common._registration import get_converter, get_shape_calculator
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_classifier
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
@@ -114,8 +116,8 @@ def _written(estimator: Any, rows: Rows, opset: int, double: bool) -> onnx.Model
     kinds["string"] = StringTensorType
     types = [(one.name, kinds[one.dtype]([None, one.width])) for one in rows.columns]
     tried = [types]
-    if len({kinds[one.dtype] for one in rows.columns if one.dtype != "string"}) > 1:
-        # some converters, such as that of SimpleImputer, refuse integers beside floats
+    if not double and any(one.dtype in ("int64", "bool") for one in rows.columns):
+        # some converters refuse integers, as that of SimpleImputer where there are floats beside them
         floats = [kinds["string" if one.dtype == "string" else "float32"] for one in rows.columns]
         tried.append([(one.name, kind([None, one.width])) for one, kind in zip(rows.columns, floats, strict=True)])
     if rows.is_frame and "string" not in {one.dtype for one in rows.columns}:
@@ -228,6 +230,9 @@ def _register() -> None:
     options: dict[str, Any] = {"zipmap": [True, False, "columns"], "nocl": [True, False], "output_class_labels": None}
     add(LamellaClassifier, "LamellaClassifier", _classifier_shapes, _classifier, options=options)
     add(TransformedTargetRegressor, "LamellaTargets", _target_shapes, _targets, parser=_parse_targets)
+    imputer = skl2onnx.get_model_alias(SimpleImputer)
+    convert = functools.partial(_imputer, get_converter(imputer))
+    add(SimpleImputer, imputer, get_shape_calculator(imputer), convert)
     skl2onnx.update_registered_parser(Pipeline, _parse_pipeline)
     skl2onnx.update_registered_parser(FeatureUnion, _parse_union)
 
@@ -314,6 +319,17 @@ def _network(scope: Any, operator: Any, container: Any, output: str, activation:
         container.add_node("Cast", [result], [output], name=f"{result}/double", to=TensorProto.DOUBLE)
     else:
         container.add_node("Identity", [result], [output], name=f"{result}/float")  # which skl2onnx takes out
+
+
+def _imputer(convert: Any, scope: Any, operator: Any, container: Any) -> None:
+    """skl2onnx's converter, and none of text: strings of ONNX are never missing, as NaN and None are."""
+    estimator, given = operator.raw_operator, [one.full_name for one in operator.inputs]
+    may_be_missing = isinstance(estimator.missing_values, str) or estimator.indicator_ is not None
+    if may_be_missing or not isinstance(operator.inputs[0].type, StringTensorType):
+        convert(scope, operator, container)
+    else:
+        name = scope.get_unique_operator_name("text")
+        container.add_node("Concat", given, [operator.outputs[0].full_name], name=name, axis=1)
 
 
 def _parse_pipeline(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:

@@ -95,7 +95,7 @@ def _matrix(
 
 
 class _Counting(Metric):
-    """A score of each class that follows from three counts: right, predicted and true."""
+    """A score of each class that follows from three counts, right, predicted and true, of so much weight in all."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class _Counting(Metric):
                     f"{where}: average='binary' looks at the second of two classes, got {len(matrix)}; try 'macro', or "
                     "None for a score of each class"
                 )
-            return np.diagonal(matrix).copy(), matrix.sum(axis=0), matrix.sum(axis=1)
+            return np.diagonal(matrix).copy(), matrix.sum(axis=0), matrix.sum(axis=1), matrix.sum()
         prediction, target, weights = checked(where, prediction, target, weight)
         yes = decisions_of(where, prediction, target)
         labels = yes.shape[-1] if yes.ndim > 1 else 1
@@ -140,11 +140,11 @@ class _Counting(Metric):
         yes, weights = yes.reshape(-1, labels), spread(weights, prediction.shape[: max(prediction.ndim - 1, 1)])
         is_nan = np.isnan(prediction).reshape(-1, labels) & (weights > 0.0)[:, None]
         lost = np.where(is_nan.any(axis=0), math.nan, 0.0)
-        return weights @ (yes & predicted) + lost, weights @ predicted + lost, weights @ yes
+        return weights @ (yes & predicted) + lost, weights @ predicted + lost, weights @ yes, weights.sum()
 
     def result(self, sums: Sums) -> Any:
-        right, predicted, true = (np.asarray(one, "float64") for one in sums)
-        if not (predicted.sum() or true.sum()):
+        right, predicted, true, total = (np.asarray(one, "float64") for one in sums)
+        if not total:
             return np.full(len(true), math.nan) if self.average is None else math.nan
         if self.average == "micro":
             return float(self.score(right.sum(), predicted.sum(), true.sum()))

@@ -115,7 +115,7 @@ def _columns(frame: Any) -> Iterator[tuple[Any, Any]]:
 def _is_numeric(dtype: Any) -> bool:
     if hasattr(dtype, "is_numeric"):  # of polars
         return bool(dtype.is_numeric()) or str(dtype) in ("Boolean", "Null")
-    return getattr(dtype, "kind", "") in _NUMPY
+    return getattr(dtype, "kind", "") in _NUMPY or str(dtype).startswith("decimal")  # of Arrow
 
 
 def _gaps(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -132,7 +132,7 @@ def _numbers(column: Any, what: str, code: str, name: Any = None) -> np.ndarray[
     if not missing.any():
         array = np.asarray(column.to_numpy())
         if array.dtype.kind not in _NUMPY:  # decimal numbers, and pandas' own dtypes
-            array = array.astype(_NUMPY[getattr(column.dtype, "kind", "f")])
+            array = array.astype(_NUMPY.get(getattr(column.dtype, "kind", "f"), "float64"))
         missing, kind, fill = _gaps(array), "NaN value", "fill_nan"
         if not missing.any():
             return array
