@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from wheels import ROOT, Environment, install_wheel, run
 
-collect_ignore = ["against_triton"]  # programs for an environment with Triton's client, run by `make judge`
+# Programs: for an environment with Triton's client, which `make judge` runs; and one that takes the system's parts away.
+collect_ignore = ["against_triton", "without_posix.py"]
 
 
 @pytest.fixture(scope="session")
