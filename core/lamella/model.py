@@ -148,8 +148,10 @@ class Model(Network):
         def __getattr__(self, name: str) -> Any:
             if hasattr(type(self), name):  # a property has failed, and says why
                 return object.__getattribute__(self, name)
-            fix = hint(elsewhere.MODEL, name)
-            raise AttributeError(f"{type(self).__name__} has no {name!r}.{fix}", name=name, obj=self)
+            told = f"{type(self).__name__} has no {name!r}."
+            if fix := hint(elsewhere.MODEL, name):
+                raise AttributeError(f"{told}{fix}", name=name)  # without obj, so that Python adds no guess
+            raise AttributeError(told, name=name, obj=self)
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name not in _ASSIGNED and not name.startswith("_"):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from lamella.elsewhere import DTYPES, hint
 from lamella.errors import ArgumentError, shown
 from lamella.protocol.spec import ArraySpec
 
@@ -106,7 +107,10 @@ def Input(
     try:
         spec = ArraySpec(("N", *shape), "float32" if dtype is None else dtype, low, high)
     except ArgumentError as error:
-        raise ArgumentError(str(error).replace("ArraySpec", "Input", 1)) from None
+        fix = (
+            hint(DTYPES, dtype.__name__ if isinstance(dtype, type) else dtype) if isinstance(dtype, type | str) else ""
+        )
+        raise ArgumentError(f"{str(error).replace('ArraySpec', 'Input', 1)}{fix}") from None
     return Node(None, next(_serial), spec, name)
 
 
