@@ -615,6 +615,15 @@ def test_probabilities_before_a_loss_on_logits_are_told_once(end, loss):
     with pytest.warns(lm.MistakeWarning, match=r"takes logits, and activation_1 \(Activation\) makes prob") as told:
         ending_in(Activation(end)).fit(x, y, **task, epochs=2, batch_size=8)
     assert [warning.filename for warning in told] == [__file__]
+    fix = (
+        "loss='categorical_cross_entropy'"
+        if loss == CROSS_ENTROPY
+        else "loss=lm.losses.BinaryCrossEntropy(from_logits=False)"
+    )
+    assert str(told[0].message).endswith(
+        f"Likely fix: leave this layer out, and model.predict(x, append=Activation({end!r})) gives probabilities; or "
+        f"keep it, with {fix}"
+    )
     inside = lm.Sequential([Dense(3, activation=end)], input_shape=4)
     with pytest.warns(lm.MistakeWarning, match="dense_1/activation") as told:
         inside.train_on_batch(x, y, **task)

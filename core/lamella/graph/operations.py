@@ -134,6 +134,11 @@ class Graph:
         """Return the operation that gives an output; None for an input that is passed on."""
         return next((one for one in self.operations if self.outputs[output] in one.outputs), None)
 
+    def is_named(self, output: int) -> bool:
+        """Whether somebody gave an output its name, so that it is none that was made up."""
+        this = self.output_nodes[output].call
+        return self.given_names is not None or this is None or (this.top.name or this.top.layer.name) is not None
+
     def __repr__(self) -> str:
         return f"<{self.kind} {self.signature}>"
 

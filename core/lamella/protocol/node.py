@@ -88,7 +88,8 @@ def Input(
     """Begin a graph: an array with the given shape for each sample, the batch axis not counted.
 
     ``dtype=None`` is the model's own float type. An axis given by a name, such as ``"T"``, may have any size. Exports
-    and checks draw from ``low <= value < high``; integers outside of it are refused as data.
+    and checks draw from ``low <= value < high``; integers outside of it are refused as data. As in `range`, ``high`` is
+    one more than the greatest integer: ``low=0, high=256`` for bytes.
 
     >>> import lamella as lm
     >>> lm.Input((1, 28, 28)).shape
