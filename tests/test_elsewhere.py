@@ -222,6 +222,65 @@ def test_an_array_of_another_shape_is_refused_by_its_name_wherever_it_is_assigne
     assert own.parameters["dense_1.bias"].tolist() == [1.0, 2.0, 3.0]
 
 
+def test_an_input_first_in_a_chain_is_one_error():
+    for options in ({}, {"input_shape": 6}):
+        with pytest.raises(
+            lm.ArgumentError, match=r"got an input. Likely fix: leave it out, and say input_shape=\(6,\)$"
+        ):
+            lm.Sequential([lm.Input(6), Dense(3)], **options)
+    with pytest.raises(lm.ArgumentError, match=r"say input_shape=\(8, 'T'\), input_dtype='int64'$"):
+        lm.Sequential([lm.Input((8, "T"), "int64"), Dense(3)])
+
+
+def test_nodes_in_a_dict_are_told_where_names_come_from():
+    x = lm.Input(3)
+    with pytest.raises(
+        lm.GraphError, match=r"inputs: .* dict with \['x'\]. Likely fix: list\(inputs.values\(\)\), .*Input"
+    ):
+        lm.Model({"x": x}, Dense(3)(x))
+    with pytest.raises(
+        lm.GraphError, match=r"outputs: .* dict with \['y'\]. Likely fix: list\(outputs.val.*\.named\('"
+    ):
+        lm.Model(x, {"y": Dense(3)(x)})
+
+
+@pytest.mark.parametrize("place", [0, -1, slice(1)])
+def test_layers_go_by_name_and_places_are_answered(place):
+    with pytest.raises(KeyError, match=r"there are dense_1. By their places: list\(model.layers.values\(\)\)\[0\]"):
+        model().layers[place]
+
+
+def test_one_row():
+    one = lm.Sequential([Dense(2)], input_shape=1)
+    expected = one.predict([[3.0]])
+    for row in ([3.0], np.array([3.0]), np.array([3]), {"input_1": [3.0]}):
+        np.testing.assert_array_equal(one.predict(row), expected)
+    for scalar in (3.0, np.float32(3.0), {"input_1": 3}):
+        with pytest.raises(lm.DataError, match=r"expected \(N, 1\) float32, got \(\) \w+. For one row give \[x\]\."):
+            one.predict(scalar)
+    assert one.predict([1.0, 2.0, 3.0]).shape == (3, 2)  # as targets (N,) go with a model of (N, 1)
+    one.fit(np.arange(4.0), np.eye(2)[[0, 1, 0, 1]], loss="mean_squared_error", optimizer="sgd")
+    with pytest.raises(lm.DataError, match=r"got \(\) float64\.$"):
+        model().predict(3.0)
+
+
+def test_arrays_of_text_are_told_as_text():
+    one = lm.Sequential([Dense(2)], input_shape=1)
+    for text in (np.array(["yes"]), ["yes", "no"], [["yes"]], np.array(["yes", None], object), np.array([b"yes"])):
+        with pytest.raises(lm.DataError, match=r"which is text. Likely fix: integers in its place, \[kinds.index"):
+            one.predict(text)
+        with pytest.raises(lm.DataError, match=r"which is text. Likely fix: integers"):
+            one.predict({"input_1": text})
+    kinds = sorted(set(x := ["yes", "no", "yes"]))
+    assert one.predict([kinds.index(each) for each in x]).shape == (3, 2)  # as the error writes it
+    with pytest.raises(lm.DataError, match=r"got \(2,\) <U3, which is text. Likely fix: x.astype\('float32'\)"):
+        one.predict(np.array(["1.5", "2"]))
+    with pytest.raises(lm.DataError, match=r"got \(1, 6\) <U1, which is text. Likely fix: numbers in its place"):
+        model().predict([["a"] * 6])
+    with pytest.raises(lm.DataError, match=r"got \(1, 6\) object; give numeric data"):
+        model().predict(np.full((1, 6), None))
+
+
 def test_files_of_keras_and_pytorch_are_told_by_what_they_are(tmp_path):
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
         file.writestr("metadata.json", "{}")

@@ -230,7 +230,7 @@ X, Y = classes(6)
         (lambda m: m.predict(X[0]), r"expected \(N, 4\) float32, got \(4,\) float64. For one sample .* x\[None\]"),
         (lambda m: m.predict(X.reshape(6, 2, 2)), r"x.reshape\(-1, 4\)"),
         (lambda m: m.predict([[1, 2, 3, 4], [1, 2]]), "no rectangular array"),
-        (lambda m: m.predict(np.array([["a"] * 4])), "got .*<U1; give numeric data"),
+        (lambda m: m.predict(np.array([["a"] * 4])), "got .*<U1, which is text. Likely fix: numbers in its place"),
         (lambda m: m.predict({"inputs": X}), "unknown name 'inputs'; expected input_1. Did you mean 'input_1'"),
         (lambda m: m.predict(X, batch_size=0), "batch_size: expected a positive int, got 0"),
         (lambda m: m.evaluate(X, Y[:5], loss=CROSS_ENTROPY), "x has 6 rows and y has 5; expected equally many"),

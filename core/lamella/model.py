@@ -202,6 +202,12 @@ class Sequential(Model):
                 f"Sequential: layers: expected a list of at least one layer, got {shown(layers)}. All stand in "
                 "it: lm.Sequential([layer, layer], input_shape=...)"
             )
+        if isinstance(layers[0], Node):
+            spec, asked = layers[0].spec, "" if layers[0].spec.dtype == "float32" else ", input_dtype=..."
+            raise ArgumentError(
+                f"Sequential: layers[0]: expected a layer, got an input. Likely fix: leave it out, and say input_shape="
+                f"{spec.shape[1:]}{asked.replace('...', repr(spec.dtype))}"
+            )
         if input_shape is None:
             raise ArgumentError(
                 "Sequential: input_shape is missing, the shape of a sample: input_shape=(28, 28), or x.shape[1:]"
