@@ -146,7 +146,7 @@ class Share(lm.metrics.Metric):
     """One with a threshold of its own, which has nothing to do with logits."""
 
     def __init__(self, threshold: float = 0.5):
-        self.threshold = threshold
+        self.threshold = float(threshold)  # None is no number
 
     def per_sample(self, prediction, target):
         return (1.0 / (1.0 + np.exp(-prediction[:, 0])) > self.threshold).astype("float64")
@@ -165,6 +165,9 @@ def test_other_thresholds_are_left_alone():
     metrics = [lm.metrics.Precision(threshold=limit) for limit in (0.0, 1.5, -0.4, 0.4055)]
     classifier(1).fit(X, yes, loss="bce", optimizer="sgd", metrics=[*metrics, "precision", Share(), Share(0.3)])
     classifier(3).fit(X, Y, loss=CROSS_ENTROPY, optimizer="sgd", metrics=lm.metrics.Accuracy(threshold=0.5))
+    with pytest.warns(lm.MistakeWarning) as told:  # of the loss alone: the threshold is right
+        classifier(1, activation="sigmoid").evaluate(X, yes, loss="bce", metrics=half)
+    assert ["makes probabilities" in str(one.message) for one in told] == [True]
 
 
 def test_labels_that_do_not_count():
