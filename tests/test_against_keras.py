@@ -6,18 +6,21 @@ Runs where Keras and PyTorch, on which it computes here, are found; ``-s`` print
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import blocks
 
 import lamella as lm
 from lamella import activations, losses, metrics, optimizers, schedules
 from lamella.backends import get_backend
 from lamella.protocol import ArraySpec
-from lamella_layers import Dense
+from lamella_layers import Conv1D, Conv2D, Dense, Flatten, MaxPooling2D, Permute
 
 try:
     os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -389,3 +392,53 @@ def test_percentages_are_shares():
     metric = metrics.MeanAbsolutePercentageError()
     expected = keras.losses.MeanAbsolutePercentageError(dtype="float64")(torch.tensor(y), torch.tensor(x))
     assert 100.0 * metric.result(metric.update(x, y)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def digits_of_keras() -> Any:
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def test_the_page_takes_weights_of_keras():
+    """The snippet of docs/coming-from.md, with weights of Keras in place of its zeros."""
+    theirs, images = digits_of_keras(), np.random.default_rng(0).normal(size=(20, 1, 8, 8))
+    page = Path(__file__).parents[1] / "docs" / "coming-from.md"
+    (snippet,) = [text for language, text in blocks(page) if language == "python" and "keras_model" in text]
+    (zeros,) = re.findall(r"\[np\.zeros.*\](?=  # keras_model\.get_weights\(\))", snippet)
+    for again in (False, True):
+        own = lm.Sequential(
+            [
+                Conv2D(16, 3, activation="relu"),
+                MaxPooling2D(),
+                *[Permute((2, 3, 1))] * again,
+                Flatten(),
+                Dense(10),
+            ],
+            input_shape=(1, 8, 8),
+            dtype="float64",
+        )
+        names = {"np": np, "model": own, "weights": theirs.get_weights()}
+        exec(snippet.replace(zeros, "weights"), names)
+        if again:
+            own.parameters["dense_1.kernel"] = names["dense"]
+        expected = numpy_of(theirs(images.transpose(0, 2, 3, 1)))
+        np.testing.assert_allclose(own.predict(images), expected, rtol=1e-9, atol=1e-12)
+        own.parameters["dense_1.kernel"] = names["rows" if again else "dense"]
+        assert abs(own.predict(images) - expected).max() > 0.1  # each is wrong in the place of the other
+
+
+def test_a_series_takes_weights_of_keras():
+    theirs = keras.Sequential([keras.Input((9, 3)), keras.layers.Conv1D(4, 2)])
+    own = lm.Sequential([Conv1D(4, 2)], input_shape=(3, 9), dtype="float64")
+    kernel, bias = theirs.get_weights()
+    own.assign({"conv1d_1.kernel": kernel.transpose(2, 1, 0), "conv1d_1.bias": bias})
+    x = np.random.default_rng(0).normal(size=(5, 3, 9))
+    expected = numpy_of(theirs(x.transpose(0, 2, 1))).transpose(0, 2, 1)
+    np.testing.assert_allclose(own.predict(x), expected, rtol=1e-9, atol=1e-12)

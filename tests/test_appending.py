@@ -126,6 +126,53 @@ def test_a_new_model_has_values_names_and_what_is_frozen(tmp_path):
     longer.fit(X, {"kind": LABELS, "sold": X[:, 0]}, loss=("categorical_cross_entropy", "huber"), optimizer="adam")
 
 
+@pytest.mark.parametrize(
+    ("last", "append", "expected"),
+    [
+        (Dense(1).named("deny"), Activation("sigmoid"), "deny"),
+        (Dense(1).named("deny"), [Dense(2), SOFTMAX], "deny"),
+        (Dense(1).named("deny"), Activation("sigmoid").named("risk"), "risk"),
+        (Dense(1).named("deny"), [Dense(2).named("between"), SOFTMAX], "deny"),
+        (Dense(1).named("deny"), [Dense(2).named("risk"), Rescaling(0.5), Activation("sigmoid").named("p")], "p"),
+        (Dense(1).named("deny"), lm.Sequential([Dense(2).named("inner")], input_shape=1), "inner"),
+        (Dense(1), Activation("sigmoid"), "activation_1"),  # what nobody gave is made up anew
+        (Dense(1), Activation("sigmoid").named("risk"), "risk"),
+        (Dense(2, activation="relu").named("deny"), SOFTMAX, "deny"),
+    ],
+)
+def test_a_single_output_keeps_the_name_that_it_was_given(tmp_path, last, append, expected):
+    model = lm.Sequential([Dense(3), last], input_shape=4)
+    longer = model.appended(append)
+    assert longer.output_names == (expected,)
+    assert lm.from_config(longer.config()).output_names == (expected,)
+    lamella_onnx.export(model, tmp_path / "longer.onnx", append=append)
+    session = onnxruntime.InferenceSession(tmp_path / "longer.onnx")
+    assert [output.name for output in session.get_outputs()] == [expected]
+    (found,) = session.run([expected], {"input_1": X.astype("float32")})
+    if longer.graph.arrays.keys() == model.graph.arrays.keys():
+        np.testing.assert_allclose(found, model.predict(X, append=append), rtol=1e-5)
+    assert lamella_onnx.verify(tmp_path / "longer.onnx").agrees
+    again = longer.appended(Activation("tanh"))  # a name that was kept is kept again
+    assert again.output_names == (("activation_2",) if expected == "activation_1" else (expected,))
+
+
+def test_a_name_is_of_one_output():
+    """An output that becomes several has names of the layer that makes them."""
+
+    class Halves(lm.Layer):
+        def build(self, declare, x):
+            return x, x
+
+        def forward_pass(self, ctx, x):
+            return x * 0.5, x * 0.5
+
+        def backward_pass(self, ctx, dy, dz):
+            return dy * 0.5 + dz * 0.5
+
+    model = lm.Sequential([Dense(1).named("deny")], input_shape=4)
+    assert model.appended(Halves()).output_names == ("halves_1.0", "halves_1.1")
+
+
 def test_names_in_a_file_are_checked():
     config = heads().appended({"kind": SOFTMAX}).config()
     assert config["output_names"] == ["kind", "sold"]

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import signal
 import sys
 import threading
@@ -530,6 +531,37 @@ def test_lambda_calls_functions_at_events():
         fit(lm.callbacks.Lambda(**{event: function}))
 
 
+def of(event: str, function: object) -> lm.Callback:
+    """A callback with a method that takes what the function does, after self."""
+    return type("Theirs", (lm.Callback,), {event: function})()
+
+
+@pytest.mark.parametrize(
+    ("event", "function", "first", "expected"),
+    [
+        ("on_epoch_begin", lambda self, epoch, logs=None: None, "epoch", "(self, model, epoch)"),
+        ("on_train_end", lambda self, logs=None: None, "logs", "(self, model)"),
+        ("on_batch_end", lambda self, batch, rows, logs: None, "batch", "(self, model, rows, logs)"),
+        ("on_epoch_end", lambda self, epoch, logs, more: None, "epoch", "(self, model, epoch, logs)"),
+    ],
+)
+def test_methods_that_take_the_model_for_something_else_are_refused(event, function, first, expected):
+    """Those of Keras's callbacks: they would be called, with a model in the place of a number."""
+    told = (
+        f"Theirs.{event}: it is called with the model first, which would be its {first!r}; expected {event}{expected}"
+    )
+    with pytest.raises(lm.ArgumentError, match=re.escape(told)):
+        fit(of(event, function))
+
+
+def test_methods_may_call_the_model_what_they_like():
+    heard = []
+    fit(of("on_train_end", lambda self, network: heard.append(network)))
+    fit(of("on_epoch_begin", lambda self, *given: heard.append(given[0])))
+    fit(of("on_epoch_begin", lambda self, m, epoch: heard.append(m)))
+    assert {type(one) for one in heard} == {lm.Sequential}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -539,6 +571,7 @@ def test_lambda_calls_functions_at_events():
             {"on_epoch_end": lambda epoch, logs: None},
             r"callbacks: Lambda.on_epoch_end: too many positional arguments; ex",
         ),
+        ({"on_epoch_begin": lambda epoch, logs: None}, "Lambda.on_epoch_begin: .* the model first, which .* 'epoch'"),
         ({"on_epoch_end": int}, "callbacks: Lambda.on_epoch_end: .* put a function around it"),
     ],
 )

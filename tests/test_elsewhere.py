@@ -8,6 +8,7 @@ import inspect
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,11 @@ for words in (
     "lamella_layers import Conv2d: ; from lamella_layers import Conv2D",
     "lamella_onnx import verfy: . Did you mean 'verify'?",
     "lamella_serve import aplication: . Did you mean 'application'?",
+    "lamella.layers import Conv2D: ; from lamella_layers import Conv2D",
+    "lamella.layers import Conv2d: ; from lamella_layers import Conv2D",
+    "lamella.layers import MaxPool2D: ; what stands for it is MaxPooling2D() of lamella_layers",
+    "lamella.layers import StringLookup: ; what stands for it is OrdinalEncoder",
+    "lamella.layers import nonsense: ; layers are in lamella_layers",
     "lamella_sklearn import to_onx: . Did you mean 'to_onnx'?",
     "lamella.callbacks import EarlyStoping: (",  # Python's own words, where there is nothing to add
 ):
@@ -84,6 +90,25 @@ for words in (
     else:
         raise AssertionError(asked)
 """
+
+
+def test_layers_are_a_table_still_and_no_module():
+    run(
+        "-c",
+        "import lamella.layers, sys, inspect, pkgutil\n"
+        "assert 'dense' in lamella.layers()\n"
+        "import lamella.layers as layers\n"
+        "assert 'dense' in layers()\n"
+        "assert not hasattr(lamella.layers, '__path__')\n"
+        "[(inspect.ismodule(one), getattr(one, '__file__', None)) for one in list(sys.modules.values())]\n"
+        "assert 'layers' not in [one.name for one in pkgutil.iter_modules(lamella.__path__)]\n",
+    )
+
+
+def test_only_what_is_a_layer_here_is_of_the_package_of_layers():
+    assert said(getattr, lm, "StringLookup").endswith("which lamella_sklearn.to_onnx writes whole, text included")
+    assert said(getattr, lm, "MaxPool2D").endswith("; what stands for it is MaxPooling2D() of lamella_layers")
+    assert said(getattr, lamella_layers, "Input").endswith("; what stands for it is lm.Input(shape)")
 
 
 def test_what_an_import_gets_is_more_than_pythons_own_words():
@@ -111,9 +136,13 @@ ARGUMENTS = [
     ("FIT", lambda **given: model().evaluate(X, Y, loss="huber", **given)),
     ("FIT", lambda **given: model().train_on_batch(X, Y, **TASK, **given)),
     ("FIT", lambda **given: model().gradients(X, Y, loss="huber", **given)),
+    ("EVALUATE", lambda **given: model().evaluate(X, Y, loss="huber", **given)),
+    ("EVALUATE", lambda **given: model().predict(X, **given)),
     ("CALL", lambda **given: Dense(3)(lm.Input(6), **given)),
     ("LAYER", lambda **given: Dense(3, **given)),
     ("LOSS", lambda **given: lm.losses.MeanSquaredError(**given)),
+    ("METRIC", lambda **given: lm.metrics.AUC(**given)),
+    ("METRIC", lambda **given: lm.metrics.Accuracy(**given)),
     ("OPTIMIZER", lambda **given: lm.optimizers.Adam(0.1, **given)),
     ("CALLBACK", lambda **given: lm.callbacks.EarlyStopping(**given)),
     ("CALLBACK", lambda **given: lm.callbacks.ReduceOnPlateau(**given)),
@@ -131,7 +160,12 @@ def test_every_argument_elsewhere_is_answered(table, call):
 
 @pytest.mark.parametrize(
     ("table", "thing"),
-    [("LAYER", Dense(3)), ("LOSS", lm.losses.MeanSquaredError()), ("OPTIMIZER", lm.optimizers.Adam())],
+    [
+        ("LAYER", Dense(3)),
+        ("LOSS", lm.losses.MeanSquaredError()),
+        ("METRIC", lm.metrics.Accuracy()),
+        ("OPTIMIZER", lm.optimizers.Adam()),
+    ],
 )
 def test_arguments_are_attributes_too(table, thing):
     names = [name for name in getattr(elsewhere, table) if not hasattr(type(thing), name)]
@@ -140,6 +174,121 @@ def test_arguments_are_attributes_too(table, thing):
         words = getattr(elsewhere, table)[name]
         assert said(getattr, thing, name) == f"{type(thing).__name__} has no {name!r}. {words}."
         assert f" {words}." in said(lambda name=name: setattr(thing, name, None))
+
+
+def test_attributes_of_callbacks_and_histories_are_answered_too():
+    for name, words in elsewhere.CALLBACK.items():
+        assert said(getattr, lm.Callback(), name) == f"Callback has no {name!r}. {words}."
+    for name, words in elsewhere.HISTORY.items():
+        assert said(getattr, lm.History(), name) == f"History has no {name!r}. {words}."
+    assert said(getattr, lm.History(), "bogus") == "History has no 'bogus'."
+    assert said(getattr, lm.Callback(), "bogus") == "'Callback' object has no attribute 'bogus'"
+    history = lm.History()
+    history.add({"loss": 0.5})
+    assert copy.deepcopy(history).history == pickle.loads(pickle.dumps(history)).history == {"loss": [0.5]}
+
+
+def test_an_answer_goes_without_a_guess_of_pythons():
+    """Where an error holds its object, Python adds a guess when it prints: "Did you mean: 'load_weights'?"."""
+    for thing, name in ((model(), "set_weights"), (lamella_layers.Normalization(), "adapt")):
+        with pytest.raises(AttributeError) as caught:
+            getattr(thing, name)
+        assert (caught.value.name, caught.value.obj) == (name, None)
+    own = model()
+    with pytest.raises(AttributeError) as caught:
+        own.fitt  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("fitt", own)
+
+
+@pytest.mark.parametrize("dtype", ["string", "str", str, "object", object])
+def test_an_input_of_text_is_answered(dtype):
+    for call in (lambda: lm.Input(1, dtype), lambda: lm.Sequential([Dense(1)], input_shape=1, input_dtype=dtype)):
+        with pytest.raises(lm.ArgumentError, match=r"expected one of 'float32'.* or OneHotEncoder of scikit-learn in"):
+            call()
+
+
+def test_an_array_of_another_shape_is_refused_by_its_name_wherever_it_is_assigned():
+    own = model()
+    for call in (
+        lambda value: own.assign({"dense_1.bias": np.ones(3), "dense_1.kernel": value}),
+        lambda value: own.parameters.__setitem__("dense_1.kernel", value),
+    ):
+        with pytest.raises(lm.DataError, match=r"\['dense_1.kernel'\]: expected shape \(6, 3\), got \(3, 6\)"):
+            call(np.zeros((3, 6)))
+        with pytest.raises(lm.DataError, match=r"\['dense_1.kernel'\]: expected numbers, got dtype <U1"):
+            call(np.full((6, 3), "a"))
+    assert not own.parameters["dense_1.bias"].any()
+    own.assign({"dense_1.bias": [1, 2, 3]})
+    assert own.parameters["dense_1.bias"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_an_input_first_in_a_chain_is_one_error():
+    for options in ({}, {"input_shape": 6}):
+        with pytest.raises(
+            lm.ArgumentError, match=r"got an input. Likely fix: leave it out, and say input_shape=\(6,\)$"
+        ):
+            lm.Sequential([lm.Input(6), Dense(3)], **options)
+    with pytest.raises(lm.ArgumentError, match=r"say input_shape=\(8, 'T'\), input_dtype='int64'$"):
+        lm.Sequential([lm.Input((8, "T"), "int64"), Dense(3)])
+
+
+def test_nodes_in_a_dict_are_told_where_names_come_from():
+    x = lm.Input(3)
+    with pytest.raises(
+        lm.GraphError, match=r"inputs: .* dict with \['x'\]. Likely fix: list\(inputs.values\(\)\), .*Input"
+    ):
+        lm.Model({"x": x}, Dense(3)(x))
+    with pytest.raises(
+        lm.GraphError, match=r"outputs: .* dict with \['y'\]. Likely fix: list\(outputs.val.*\.named\('"
+    ):
+        lm.Model(x, {"y": Dense(3)(x)})
+
+
+@pytest.mark.parametrize("place", [0, -1, slice(1)])
+def test_layers_go_by_name_and_places_are_answered(place):
+    with pytest.raises(KeyError, match=r"there are dense_1. By their places: list\(model.layers.values\(\)\)\[0\]"):
+        model().layers[place]
+
+
+def test_one_row():
+    one = lm.Sequential([Dense(2)], input_shape=1)
+    expected = one.predict([[3.0]])
+    for row in ([3.0], np.array([3.0]), np.array([3]), {"input_1": [3.0]}):
+        np.testing.assert_array_equal(one.predict(row), expected)
+    for scalar in (3.0, np.float32(3.0), {"input_1": 3}):
+        with pytest.raises(lm.DataError, match=r"expected \(N, 1\) float32, got \(\) \w+. For one row give \[x\]\."):
+            one.predict(scalar)
+    assert one.predict([1.0, 2.0, 3.0]).shape == (3, 2)  # as targets (N,) go with a model of (N, 1)
+    one.fit(np.arange(4.0), np.eye(2)[[0, 1, 0, 1]], loss="mean_squared_error", optimizer="sgd")
+    with pytest.raises(lm.DataError, match=r"got \(\) float64\.$"):
+        model().predict(3.0)
+
+
+def test_arrays_of_text_are_told_as_text():
+    one = lm.Sequential([Dense(2)], input_shape=1)
+    for text in (np.array(["yes"]), ["yes", "no"], [["yes"]], np.array(["yes", None], object), np.array([b"yes"])):
+        with pytest.raises(lm.DataError, match=r"which is text. Likely fix: integers in its place, \[kinds.index"):
+            one.predict(text)
+        with pytest.raises(lm.DataError, match=r"which is text. Likely fix: integers"):
+            one.predict({"input_1": text})
+    kinds = sorted(set(x := ["yes", "no", "yes"]))
+    assert one.predict([kinds.index(each) for each in x]).shape == (3, 2)  # as the error writes it
+    with pytest.raises(lm.DataError, match=r"got \(2,\) <U3, which is text. Likely fix: x.astype\('float32'\)"):
+        one.predict(np.array(["1.5", "2"]))
+    with pytest.raises(lm.DataError, match=r"got \(1, 6\) <U1, which is text. Likely fix: numbers in its place"):
+        model().predict([["a"] * 6])
+    with pytest.raises(lm.DataError, match=r"got \(1, 6\) object; give numeric data"):
+        model().predict(np.full((1, 6), None))
+
+
+def test_files_of_keras_and_pytorch_are_told_by_what_they_are(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        file.writestr("metadata.json", "{}")
+    (tmp_path / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    for name, told in (("model.keras", "a zip archive, as .keras files"), ("model.h5", "an HDF5 file, as .h5 files")):
+        for call in (lm.load, model().load_weights, lm.inspect):
+            with pytest.raises(lm.DataError, match=f"got {told} .*Likely fix: make a model of the same layers"):
+                call(tmp_path / name)
 
 
 def test_other_names_of_arguments_and_registered_names():

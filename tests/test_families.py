@@ -11,6 +11,7 @@ from lamella_layers import (
     LSTM,
     Activation,
     AveragePooling2D,
+    Conv1D,
     Conv2D,
     Dense,
     Dropout,
@@ -372,11 +373,23 @@ def test_not_a_number_makes_its_windows_not_a_number():
 def test_images_are_asked_for_in_words(layer):
     assert "expected images (N, channels, height, width)" in refused(layer, 784)
     assert "Reshape((channels, height, width))" in refused(layer, (28, 28))
-    assert "at least 3x3" in (words := refused(layer, (28, 28, 1)))
-    assert "NHWC data must be transposed" in words
+    assert "expected a size of at least 3x3; got 28x1. Likely fix: NHWC data must be" in refused(layer, (28, 28, 1))
+    assert "at least 3x3; got 30x1. Likely fix: NHWC data must be transposed" in refused(layer, (8, 30, 1))
+    assert "got 2x2. Likely fix: smaller windows, or padding='same'; NHWC data must" in refused(layer, (9, 2, 2))
+    assert ": x.transpose(0, 3, 1, 2) and input_shape=(channels, height, width)" in refused(layer, (9, 2, 2))
     assert "must be known sizes" in refused(layer, (1, "H", "W"))
     assert "astype('float32')" in refused(layer, (1, 28, 28), "uint8")
     assert "padding='same'" in refused(layer, (1, 2, 5))
+
+
+def test_what_is_too_small_for_windows_is_said_once():
+    words = refused(Conv2D(2, 3, activation="relu"), (28, 28, 1))
+    assert words.startswith("Conv2D(2, 3, activation='relu'), called with (N, 28, 28, 1) float32: expected a size of")
+    assert words.count("called with") == 1
+    assert ".named('')" not in words
+    dilated = refused(Conv2D(2, 3, dilation_rate=3, padding=1), (4, 4, 4))
+    assert "at least 7x7, which a window spans with its dilation; got 4x4, and 6x6 with padding=((1, 1), (1" in dilated
+    assert "expected a size of at least 9; got 4. Likely fix: smaller windows" in refused(Conv1D(2, 9), (3, 4))
 
 
 def test_arguments_of_windows_are_checked():

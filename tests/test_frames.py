@@ -268,10 +268,10 @@ def test_what_polars_holds_for_no_number_is_told(polars):
 @pytest.mark.parametrize(
     ("values", "dtype", "told"),
     [
-        (["a", "b"], "category", "holds categories. Likely fix: pd.get_dummies(frame, columns=['a']), or"),
+        (["a", "b"], "category", "holds categories. Likely fix: pd.get_dummies(frame.astype({'a'"),
         (["a", "b"], "str", "holds text. Likely fix: pd.get_dummies"),
         (["a", "b"], "object", "holds text. Likely fix: pd.get_dummies"),
-        (["a", "b"], "string", "an Embedding, frame['a'].astype('category').cat.codes"),
+        (["a", "b"], "string", "an Embedding, frame['a'].astype(pd.CategoricalDtype(kinds)).cat.codes"),
         (["2020-01-01"] * 2, "datetime64[ns]", "holds dates. Likely fix: numbers made of them, such as frame['a'].dt."),
         (["2020-01-01"] * 2, "datetime64[ns, UTC]", "holds dates"),
         ([1, 2], "timedelta64[ns]", "holds durations. Likely fix: frame['a'].dt.total_seconds()"),
@@ -287,9 +287,9 @@ def test_what_is_no_number_in_polars_is_refused_with_what_to_do(polars):
     text = polars.Series("a", ["a", "b"])
     model = lm.Sequential([Dense(1)], input_shape=1)
     for column, told in (
-        (text, "holds text. Likely fix: frame.to_dummies('a'), or scikit-learn's OneHotEncoder"),
-        (text.cast(polars.Categorical), "holds categories. Likely fix: frame.to_dummies('a')"),
-        (text.cast(polars.Enum(["a", "b"])), "frame['a'].cast(pl.Categorical).to_physical()"),
+        (text, "holds text. Likely fix: frame.with_columns((pl.col('a') == kind)"),
+        (text.cast(polars.Categorical), "holds categories. Likely fix: frame.with_columns("),
+        (text.cast(polars.Enum(["a", "b"])), "frame['a'].cast(pl.Enum(kinds)).to_physical()"),
         (polars.Series("a", [1, 2]).cast(polars.Date), "holds dates. Likely fix: numbers made of them, such as"),
         (polars.Series("a", [1, 2]).cast(polars.Duration), "frame['a'].dt.total_seconds()"),
         (polars.Series("a", [[1, 2], [3, 4]]), "holds values of dtype List(Int64). Likely fix: numbers made of them"),
@@ -298,28 +298,52 @@ def test_what_is_no_number_in_polars_is_refused_with_what_to_do(polars):
         assert told in said(model.predict, polars.DataFrame({"a": column}))
 
 
-@pytest.mark.parametrize("fix", ["get_dummies", "codes"])
-def test_what_errors_say_to_do_does(library, fix):
-    """The fixes for categories, as the errors write them."""
-    frame = library.DataFrame({"city": ["Rome", "Oslo", "Rome"], "age": [1.0, 2.0, 3.0]})
-    of_pandas = library.__name__ == "pandas"
-    if fix == "get_dummies":
-        table = library.get_dummies(frame, columns=["city"]) if of_pandas else frame.to_dummies("city")
-        assert lm.Sequential([Dense(2)], input_shape=3).predict(table).shape == (3, 2)
+KINDS = re.compile(r"where kinds = (.*?) of the training data, for new rows too")
+
+
+@pytest.mark.filterwarnings("ignore:Constructing a Categorical")  # of pandas 3, for a category that is unknown
+@pytest.mark.parametrize("fix", ["columns", "codes", "series"])
+def test_what_errors_say_to_do_does_so_for_one_new_row_too(library, fix):
+    """The fixes for categories, run as the errors write them; a new row has the codes of training, not its own."""
+    pd = pl = library  # as the fixes call them
+    frame = library.DataFrame({"city": ["Rome", "Oslo", "Bern", "Rome"], "age": [1.0, 2.0, 3.0, 4.0]})
+    row = library.DataFrame({"city": ["Oslo"], "age": [5.0]})
+    series, new = frame["city"], {"frame": row, "series": row["city"]}
+    if fix == "series":
+        told = said(lm.Sequential([Dense(1)], input_shape=1).predict, series)
+        code = re.search(r"Embedding: (.*), where kinds", told)[1]
+    else:
+        told = said(lm.Sequential([Dense(1)], input_shape=2).predict, frame)
+        code = re.search(r"Likely fix: (.*), where" if fix == "columns" else "an Embedding, (.*)", told)[1]
+    names = {**locals(), "kinds": eval(KINDS.search(told)[1])}
+    learned, one = eval(code, {**names}), eval(code, {**names, **new})
+    if fix == "columns":
+        model = lm.Sequential([Dense(2)], input_shape=4)
+        assert model.predict(learned).shape == (4, 2)
+        assert list(one.columns) == list(learned.columns)
+        assert [one[f"city_{kind}"][0] for kind in ("Rome", "Oslo", "Bern")] == [False, True, False]
         return
-    city = frame["city"]
-    codes = city.astype("category").cat.codes if of_pandas else city.cast(library.Categorical).to_physical()
-    model = lm.Sequential([Embedding(2, 3), Flatten()], input_shape=(1,), input_dtype="int64")
-    assert np.unique(model.predict(codes), axis=0).shape == (2, 3)
-    assert lm.Sequential([Dense(2)], input_shape=1).evaluate(frame["age"], codes, **TASK)["loss"] > 0.0
+    assert one[0] == learned[1] == names["kinds"].index("Oslo")
+    model = lm.Sequential([Embedding(3, 3), Flatten()], input_shape=(1,), input_dtype="int64")
+    np.testing.assert_array_equal(model.predict(one), model.predict(learned)[1:2])
+    assert lm.Sequential([Dense(3)], input_shape=1).evaluate(frame["age"], learned, **TASK)["loss"] > 0.0
+    if library.__name__ == "pandas":  # polars raises itself
+        unknown = eval(code, {**names, "frame": row.assign(city="Ulm"), "series": library.Series(["Ulm"])})
+        with pytest.raises(lm.LayerError, match="expected indices from 0 to 2, got -1 to -1"):
+            model.predict(unknown)
+        bounded = lm.Input(1, "int64", low=0, high=3)
+        with pytest.raises(lm.DataError, match=r"with values in \[0, 2\], got values from -1 to -1"):
+            lm.Model(bounded, Embedding(3, 3)(bounded)).predict(unknown)
 
 
 def test_labels_as_text_are_refused_with_what_to_do(library, frame):
     city = library.DataFrame({"city": ["Rome", "Oslo"] * (N // 2)})["city"]
-    codes = "astype('category').cat.codes" if library.__name__ == "pandas" else "cast(pl.Categorical).to_physical()"
+    of_pandas = library.__name__ == "pandas"
+    codes = "astype(pd.CategoricalDtype(kinds)).cat.codes" if of_pandas else "cast(pl.Enum(kinds)).to_physical()"
     assert said(classifier().fit, frame, city, **TASK, optimizer="sgd") == (
         "y of 'dense_1': expected an array, got a Series 'city' that holds text. Likely fix: integers for it, as "
-        f"labels or for an Embedding: series.{codes}"
+        f"labels or for an Embedding: series.{codes}, where kinds = list(series.unique()) of the training data, for "
+        "new rows too"
     )
 
 

@@ -152,8 +152,14 @@ def test_merging_says_what_it_refuses():
     assert "expected two or more inputs, got 1" in refused(Add(), 3)
     assert "expected two inputs, got 3" in refused(Subtract(), 3, 3, 3)
     assert "got (N, 3) float32 and (N, 4) float32" in refused(Multiply(), 3, 4)
-    assert "expected floats" in refused(Add(), 3, 3, dtypes=(None, "int64"))
-    assert "expected inputs of one dtype" in refused(Concatenate(), 3, 3, dtypes=(None, "int64"))
+    odd = "got int64 for inputs[1], and float32 for the others. Likely fix: lm.Input(shape) without a dtype"
+    assert f"expected floats, {odd}" in refused(Add(), 3, 3, dtypes=(None, "int64"))
+    assert f"expected floats, {odd}" in refused(Dot(1), 3, 3, dtypes=(None, "int64"))
+    assert f"expected inputs of one dtype, {odd}" in refused(Concatenate(), 3, 3, dtypes=(None, "int64"))
+    assert "expected floats, got int64. Likely fix" in refused(Add(), 3, 3, dtypes=("int64", "int64"))
+    several = refused(Concatenate(), *[1] * 5, dtypes=("int64", None, "bool", "int64", None))
+    assert "Concatenate(), called with 2 of (N, 1) int64 and 2 of (N, 1) float32 and 1 of (N, 1) bool: exp" in several
+    assert "got int64 for inputs[0], inputs[3] and bool for inputs[2], and float32 for the others." in several
     assert "equal but for axis=-1" in refused(Concatenate(), (4, 3), (5, 3))
     assert "axis 2 to be one of the axes after the batch" in refused(Concatenate(2), 3, 3)
     assert "got 3 and 4" in refused(Dot(1), 3, 4)

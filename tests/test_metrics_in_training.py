@@ -16,6 +16,7 @@ from lamella_layers import Dense
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(90, 4)).astype("float32")
 Y = (X @ RNG.normal(size=(4, 3)) + RNG.normal(size=(90, 3))).argmax(1)
+HALF = "leave threshold out: 0 is the logit of 0.5"
 CROSS_ENTROPY = "softmax_cross_entropy"
 ARRAYS = [lm.metrics.Recall(None), "confusion_matrix"]
 
@@ -113,6 +114,60 @@ def test_metrics_take_class_and_threshold_from_the_model_and_its_loss():
         assert found["recall"] == pytest.approx(right / y.sum())
         assert found["f1"] == pytest.approx(2 * right / (yes.sum() + y.sum()))
         assert found["confusion_matrix"][1, 1] == right
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "fix"),
+    [
+        (lm.metrics.Precision(threshold=0.5), "precision", HALF),
+        (lm.metrics.Recall(threshold=0.4), "recall", "threshold=-0.4055, the logit of 0.4"),
+        (lm.metrics.F1(threshold=0.25, average=None, multilabel=True), "f1", "threshold=-1.099, the logit of 0.25"),
+        (lm.metrics.BinaryAccuracy(0.9), "binary_accuracy", "threshold=2.197, the logit of 0.9"),
+        (lm.metrics.Accuracy(0.5), "accuracy", HALF),
+        (lm.metrics.ConfusionMatrix(threshold=0.5), "confusion_matrix", HALF),
+    ],
+)
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", lm.losses.Weighted("bce", 0.5)])
+def test_a_probability_as_threshold_of_logits_is_told(metric, name, fix, loss):
+    model, yes = classifier(1), (Y == 1).astype("float64")
+    for call in (
+        lambda: model.fit(X, yes, loss=loss, optimizer="sgd", metrics=[metric, "auc"], validation_split=0.2),
+        lambda: model.evaluate(X, yes, loss=loss, metrics=metric),
+    ):
+        with pytest.warns(lm.MistakeWarning) as told:
+            call()
+        assert [one.filename for one in told] == [__file__]
+        (words,) = [str(one.message) for one in told]
+        assert words.startswith(f"metrics: {name!r} takes logits above {metric.threshold} for yes, since ")
+        assert words.endswith(f" is on logits. Likely fix: {fix}")
+
+
+class Share(lm.metrics.Metric):
+    """One with a threshold of its own, which has nothing to do with logits."""
+
+    def __init__(self, threshold: float = 0.5):
+        self.threshold = float(threshold)  # None is no number
+
+    def per_sample(self, prediction, target):
+        return (1.0 / (1.0 + np.exp(-prediction[:, 0])) > self.threshold).astype("float64")
+
+
+def test_other_thresholds_are_left_alone():
+    """Warnings are errors here."""
+    yes = (Y == 1).astype("float64")
+    half = lm.metrics.Precision(threshold=0.5)
+    on_probabilities = lm.losses.BinaryCrossEntropy(from_logits=False)
+    classifier(1, activation="sigmoid").fit(X, yes, loss=on_probabilities, optimizer="sgd", metrics=half)
+    classifier(1).evaluate(
+        X, yes, loss=on_probabilities, metrics=half, append=lm.layer("activation", function="sigmoid")
+    )
+    classifier(1).fit(X, yes, loss="mean_squared_error", optimizer="sgd", metrics=half)
+    metrics = [lm.metrics.Precision(threshold=limit) for limit in (0.0, 1.5, -0.4, 0.4055)]
+    classifier(1).fit(X, yes, loss="bce", optimizer="sgd", metrics=[*metrics, "precision", Share(), Share(0.3)])
+    classifier(3).fit(X, Y, loss=CROSS_ENTROPY, optimizer="sgd", metrics=lm.metrics.Accuracy(threshold=0.5))
+    with pytest.warns(lm.MistakeWarning) as told:  # of the loss alone: the threshold is right
+        classifier(1, activation="sigmoid").evaluate(X, yes, loss="bce", metrics=half)
+    assert ["makes probabilities" in str(one.message) for one in told] == [True]
 
 
 def test_labels_that_do_not_count():

@@ -230,7 +230,7 @@ X, Y = classes(6)
         (lambda m: m.predict(X[0]), r"expected \(N, 4\) float32, got \(4,\) float64. For one sample .* x\[None\]"),
         (lambda m: m.predict(X.reshape(6, 2, 2)), r"x.reshape\(-1, 4\)"),
         (lambda m: m.predict([[1, 2, 3, 4], [1, 2]]), "no rectangular array"),
-        (lambda m: m.predict(np.array([["a"] * 4])), "got .*<U1; give numeric data"),
+        (lambda m: m.predict(np.array([["a"] * 4])), "got .*<U1, which is text. Likely fix: numbers in its place"),
         (lambda m: m.predict({"inputs": X}), "unknown name 'inputs'; expected input_1. Did you mean 'input_1'"),
         (lambda m: m.predict(X, batch_size=0), "batch_size: expected a positive int, got 0"),
         (lambda m: m.evaluate(X, Y[:5], loss=CROSS_ENTROPY), "x has 6 rows and y has 5; expected equally many"),
@@ -615,6 +615,15 @@ def test_probabilities_before_a_loss_on_logits_are_told_once(end, loss):
     with pytest.warns(lm.MistakeWarning, match=r"takes logits, and activation_1 \(Activation\) makes prob") as told:
         ending_in(Activation(end)).fit(x, y, **task, epochs=2, batch_size=8)
     assert [warning.filename for warning in told] == [__file__]
+    fix = (
+        "loss='categorical_cross_entropy'"
+        if loss == CROSS_ENTROPY
+        else "loss=lm.losses.BinaryCrossEntropy(from_logits=False)"
+    )
+    assert str(told[0].message).endswith(
+        f"Likely fix: leave this layer out, and model.predict(x, append=Activation({end!r})) gives probabilities; or "
+        f"keep it, with {fix}"
+    )
     inside = lm.Sequential([Dense(3, activation=end)], input_shape=4)
     with pytest.warns(lm.MistakeWarning, match="dense_1/activation") as told:
         inside.train_on_batch(x, y, **task)

@@ -383,7 +383,7 @@ def session():
 
 UNFIT = {
     "shape": ((X[:, :3], [0, 1, 1]), lm.DataError, r"input 'input_1': expected \(N, 4\) float32, got \(3, 3\)"),
-    "dtype": ((X.astype("U8"), [0, 1, 1]), lm.DataError, "input 'input_1': expected .* give numeric data"),
+    "dtype": ((X.astype("U8"), [0, 1, 1]), lm.DataError, "input 'input_1': expected .* is text"),
     "rows": ((X, [0, 1]), lm.DataError, "x has 3 rows and y has 2"),
     "no rows": ((X[:0], []), lm.DataError, "there are no rows"),
     "labels": ((X, [0, 1, 2]), lm.DataError, r"labels must be integers in \[0, 2\); got 2 in row 2"),

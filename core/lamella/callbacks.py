@@ -70,6 +70,14 @@ class Callback:
     ...             raise lm.StopTraining("good enough")
     """
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            fix = elsewhere.hint(elsewhere.CALLBACK, name)
+            if not fix or hasattr(type(self), name):  # a property has failed, and says why
+                return object.__getattribute__(self, name)
+            raise AttributeError(f"{type(self).__name__} has no {name!r}.{fix}", name=name)
+
     def on_train_begin(self, model: Any, epochs: int, batches: int | None) -> None:
         """Before the first epoch; ``batches`` is how many an epoch has, None if the data does not say."""
 

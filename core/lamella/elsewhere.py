@@ -14,11 +14,15 @@ __all__ = [
     "CALL",
     "CALLBACK",
     "CALLBACKS",
+    "DTYPES",
+    "EVALUATE",
     "FIT",
+    "HISTORY",
     "LAYER",
     "LAYERS",
     "LOSS",
     "LOSSES",
+    "METRIC",
     "METRICS",
     "MODEL",
     "NAMES",
@@ -65,31 +69,58 @@ NAMES = {
 
 # Classes, and what to write for them
 
+_OF_SCIKIT_LEARN = "of scikit-learn in a pipeline, which lamella_sklearn.to_onnx writes whole, text included"
+_AUGMENTED = "a generator function that changes images: fit takes batches (x, y) of it"
+
 LAYERS = {
     "AdaptiveAvgPool2d": "GlobalAveragePooling2D()",
+    "AvgPool1D": "AveragePooling1D()",
     "AvgPool1d": "AveragePooling1D()",
+    "AvgPool2D": "AveragePooling2D()",
     "AvgPool2d": "AveragePooling2D()",
     "BatchNorm1d": "BatchNormalization()",
     "BatchNorm2d": "BatchNormalization()",
+    "CategoryEncoding": f"OneHotEncoder {_OF_SCIKIT_LEARN}",
+    "CenterCrop": "Cropping2D(cropping)",
     "ConvTranspose2d": "Conv2DTranspose(filters, kernel_size)",
+    "Discretization": f"KBinsDiscretizer {_OF_SCIKIT_LEARN}",
     "Dropout2d": "SpatialDropout2D(rate)",
     "ELU": "Activation('elu')",
     "GELU": "Activation('gelu')",
+    "GlobalAvgPool1D": "GlobalAveragePooling1D()",
+    "GlobalAvgPool2D": "GlobalAveragePooling2D()",
+    "GlobalMaxPool1D": "GlobalMaxPooling1D()",
+    "GlobalMaxPool2D": "GlobalMaxPooling2D()",
     "GroupNorm": "GroupNormalization(groups)",
+    "Hashing": f"OrdinalEncoder {_OF_SCIKIT_LEARN}",
+    "Input": "lm.Input(shape)",
     "InputLayer": "input_shape= of lm.Sequential, or lm.Input",
+    "IntegerLookup": f"OrdinalEncoder, or OneHotEncoder, {_OF_SCIKIT_LEARN}",
+    "Lambda": "a class of your own that extends lm.Layer, with forward_pass and backward_pass, or expand",
     "LayerNorm": "LayerNormalization()",
     "LeakyReLU": "Activation('leaky_relu')",
     "Linear": "Dense(units)",
     "Masking": "an input more: masks and lengths are inputs like others, as in LSTM(8)(x, lengths)",
+    "MaxPool1D": "MaxPooling1D()",
     "MaxPool1d": "MaxPooling1D()",
+    "MaxPool2D": "MaxPooling2D()",
     "MaxPool2d": "MaxPooling2D()",
     "RMSNorm": "RMSNormalization()",
+    "RandomBrightness": _AUGMENTED,
+    "RandomContrast": _AUGMENTED,
+    "RandomCrop": _AUGMENTED,
+    "RandomFlip": _AUGMENTED,
+    "RandomRotation": _AUGMENTED,
+    "RandomTranslation": _AUGMENTED,
+    "RandomZoom": _AUGMENTED,
     "ReLU": "Activation('relu')",
     "SiLU": "Activation('silu')",
     "Sigmoid": "Activation('sigmoid')",
     "SimpleRNN": "RNN(units)",
     "Softmax": "Activation('softmax')",
+    "StringLookup": f"OrdinalEncoder, or OneHotEncoder, {_OF_SCIKIT_LEARN}",
     "Tanh": "Activation('tanh')",
+    "TextVectorization": "integers made of words before they come to the model, and Embedding(input_dim, output_dim)",
     "TimeDistributed": "Dense(units), which works on every step as it is",
     "ZeroPad2d": "ZeroPadding2D(padding)",
 }
@@ -180,28 +211,39 @@ CALLBACKS = {
 # Names of the package
 
 _LAYERS_ARE = "Layers are in lamella_layers: from lamella_layers import Dense"
+_SEED = "Seeds are an argument: lm.Sequential([...], seed=1), 0 by default; np.random.seed and others change nothing"
+_SAVED = "lm.load(path) gives a saved model"
 _OWN_LAYER = "A layer of your own extends lm.Layer; a model is lm.Sequential([...]) or lm.Model(inputs, outputs)"
 
 PACKAGE = {
     "DataLoader": "fit takes arrays, or an iterable of batches (x, y)",
     "Module": _OWN_LAYER,
     "Tensor": "Arrays are those of NumPy",
+    "backend": "There is no session to clear, and backends are in lm.backends",
     "constraints": "They are in lm.regularization, and go to fit(..., constraints={'*.kernel': ...})",
+    "export": "lamella_onnx.export(model, path) writes ONNX",
     "functional": _LAYERS_ARE,
     "keras": _LAYERS_ARE,
     "load_model": "It is called lm.load",
-    "models": "It is lm.Sequential, and lm.Model",
+    "manual_seed": _SEED,
+    "models": f"{_SAVED}; a new one is lm.Sequential([...]) or lm.Model(inputs, outputs)",
     "nn": f"{_LAYERS_ARE}. {_OWN_LAYER}",
     "no_grad": "model.predict keeps nothing for gradients",
+    "ops": "Layers compute with ctx.xp, NumPy's names on every backend, and with lm.primitives",
     "optim": "It is called lm.optimizers",
+    "random": _SEED,
     "regularizers": "They are in lm.regularization, and go to fit(..., penalties={'*.kernel': ...})",
+    "saving": _SAVED,
+    "set_random_seed": _SEED,
     "tensor": "Arrays are those of NumPy",
-    "utils": "One-hot rows are np.eye(classes)[labels]; batches of your own are an iterable of (x, y)",
+    "utils": f"{_SEED}. One-hot rows are np.eye(classes)[labels]; batches of your own are an iterable of (x, y)",
 }
 
 # Attributes of a model, and its arguments
 
-_ARRAYS = "Arrays go by their names, and are assigned one by one: model.parameters['dense_1.kernel'] = array"
+_ARRAYS = (
+    "Arrays go by their names: model.parameters['dense_1.kernel'] = array, and several by model.assign({name: array})"
+)
 _IN_FIT = "It is an argument of fit"
 _NO_MODES = "There are no modes: fit trains and predict infers"
 _PROBABILITIES = "model.predict(x, append=Activation('softmax')) gives probabilities of logits"
@@ -217,18 +259,32 @@ MODEL = {
     "backward": _GRADIENTS,
     "build": "A model is built when it is made: lm.Sequential([...], input_shape=...)",
     "compile": "What it takes elsewhere stands in fit: fit(x, y, loss=..., optimizer=..., metrics=...)",
+    "count_params": "model.summary() tells it; sum(one.size for one in model.parameters.values()) counts them",
     "cuda": "model.to('cupy') moves a model",
     "eval": _NO_MODES,
+    "export": "lamella_onnx.export(model, path) writes ONNX, once onnxruntime has agreed with the model",
+    "fit_generator": "fit takes an iterable of batches, or a generator function",
     "forward": "model.predict(x) gives the outputs",
     "get_config": "It is called config",
     "get_layer": "Layers go by name: model.layers[name]",
     "get_weights": _ARRAYS,
+    "input": "The nodes are model.input_nodes",
+    "input_shape": "model.input_specs has shape and dtype of each input: model.input_specs[0].shape",
+    "inputs": "The nodes are model.input_nodes",
     "load_state_dict": _FILES,
+    "loss": _IN_FIT,
+    "metrics": _IN_FIT,
+    "metrics_names": "evaluate, and the history that fit returns, are dicts by name",
     "name": "Names belong to layers, nodes and inputs: model(x, name='encoder')",
     "named_parameters": _ARRAYS,
+    "optimizer": f"{_IN_FIT}, and what it remembers is model.optimizer_state",
+    "output": "The nodes are model.output_nodes",
+    "output_shape": "model.output_specs has shape and dtype of each output: model.output_specs[0].shape",
+    "outputs": "The nodes are model.output_nodes",
     "pop": "Make a model of fewer layers, and take values over by copy_values",
     "predict_classes": "model.predict(x).argmax(axis=1) gives classes",
     "predict_log_proba": _PROBABILITIES,
+    "predict_on_batch": "model.predict(x) gives the outputs",
     "predict_proba": _PROBABILITIES,
     "save_weights": _FILES,
     "score": "model.evaluate(x, y, loss=..., metrics='accuracy') measures",
@@ -254,11 +310,8 @@ SET = {  # of which nothing would come
     "frozen_layers": "model.freeze('conv2d_*') and model.unfreeze(...) change it",
     "layers": "Make a model of other layers, and take values over by copy_values",
     "learning_rate": _RATE,
-    "loss": _IN_FIT,
     "lr": _RATE,
-    "metrics": _IN_FIT,
     "name": MODEL["name"],
-    "optimizer": _IN_FIT,
     "parameters": _ARRAYS,
     "state": "Arrays are assigned one by one: model.state['batch_normalization_1.mean'] = array",
     "stop_training": "A callback ends training with: raise lm.StopTraining('why')",
@@ -293,6 +346,14 @@ FIT = {
     "workers": "An iterable of batches makes them as it likes",
 }
 
+EVALUATE = {  # and predict
+    **FIT,
+    "callbacks": _IN_FIT,
+    "epochs": _IN_FIT,
+    "progress": "fit alone prints, and takes it",
+    "steps": "An iterable of batches ends where it likes",
+}
+
 # Arguments of calls on nodes
 
 CALL = {
@@ -309,7 +370,13 @@ _INPUT = "The model takes it: lm.Sequential([...], input_shape=...), or lm.Input
 _OF_MODEL = "A layer is configuration, and its arrays are the model's: model.parameters['dense_1.kernel']"
 _CHANNELS_FIRST = "Images are channels first, (N, channels, height, width), and x.transpose(0, 3, 1, 2) makes them so"
 
+DTYPES = dict.fromkeys(
+    ("object", "str", "string"),
+    f"Text becomes integers before it comes to the model; or OneHotEncoder {_OF_SCIKIT_LEARN}",
+)
+
 LAYER = {
+    "adapt": "adapted(data) returns a layer with the mean and variance of data, as in Normalization().adapted(data)",
     "activity_regularizer": "Penalties are of parameters alone: fit(..., penalties={'*.kernel': ...})",
     "batch_first": "Sequences are (N, time, features)",
     "batch_input_shape": _INPUT,
@@ -353,13 +420,31 @@ LOSS = {
     "weight": "fit(..., class_weight={0: 1.0, 1: 5.0}) weighs classes",
 }
 
+METRIC = {
+    "class_id": "average=None gives a value for each class",
+    "name": "It goes by its registered name, as in history['auc'] and history['val_auc']",
+    "num_classes": "It is seen from the predictions",
+    "num_thresholds": "AUC is exact, and has none",
+    "reset_state": "A metric keeps nothing: update returns the sums of a batch, and result takes them",
+    "update_state": "metric.update(prediction, target) returns the sums of a batch, and metric.result(sums) the value",
+}
+
 CALLBACK = {
     "baseline": "It begins with the first epoch's value",
     "initial_value_threshold": "It goes on from the best value of the file that is there",
+    "model": "Every method gets it first: on_epoch_end(self, model, epoch, logs)",
+    "params": "on_train_begin(self, model, epochs, batches) gets the number of epochs, and of batches in each",
     "save_freq": "fit(..., checkpoint=path) also writes within epochs",
     "save_weights_only": "A file has the model and its arrays, and model.load_weights(path) takes the arrays alone",
+    "set_model": "Every method gets the model first: on_epoch_end(self, model, epoch, logs)",
     "start_from_epoch": "It begins with the first epoch",
     "verbose": "fit(..., progress=True) prints a line for each epoch, and why training stopped",
+}
+
+HISTORY = {
+    "epoch": "range(history.epochs) counts them",
+    "model": "fit changes the model that it is called on",
+    "params": "history.epochs is how many epochs were finished",
 }
 
 _AVERAGE = "lm.optimizers.ExponentialMovingAverage(optimizer) stands around an optimizer"

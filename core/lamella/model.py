@@ -148,8 +148,10 @@ class Model(Network):
         def __getattr__(self, name: str) -> Any:
             if hasattr(type(self), name):  # a property has failed, and says why
                 return object.__getattribute__(self, name)
-            fix = hint(elsewhere.MODEL, name)
-            raise AttributeError(f"{type(self).__name__} has no {name!r}.{fix}", name=name, obj=self)
+            told = f"{type(self).__name__} has no {name!r}."
+            if fix := hint(elsewhere.MODEL, name):
+                raise AttributeError(f"{told}{fix}", name=name)  # without obj, so that Python adds no guess
+            raise AttributeError(told, name=name, obj=self)
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name not in _ASSIGNED and not name.startswith("_"):
@@ -199,6 +201,12 @@ class Sequential(Model):
             raise ArgumentError(
                 f"Sequential: layers: expected a list of at least one layer, got {shown(layers)}. All stand in "
                 "it: lm.Sequential([layer, layer], input_shape=...)"
+            )
+        if isinstance(layers[0], Node):
+            spec, asked = layers[0].spec, "" if layers[0].spec.dtype == "float32" else ", input_dtype=..."
+            raise ArgumentError(
+                f"Sequential: layers[0]: expected a layer, got an input. Likely fix: leave it out, and say input_shape="
+                f"{spec.shape[1:]}{asked.replace('...', repr(spec.dtype))}"
             )
         if input_shape is None:
             raise ArgumentError(

@@ -13,9 +13,10 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from lamella.arguments import dtype_name, file_path, positive, text
+from lamella import elsewhere
+from lamella.arguments import dtype_name, file_path, knows, positive, text
 from lamella.backends import Backend, get_backend
-from lamella.engine.arrays import ArrayMapping, Layout, Storage, draw
+from lamella.engine.arrays import ArrayMapping, Layout, Storage, draw, fitting
 from lamella.engine.changes import Change
 from lamella.engine.rounds import Slices
 from lamella.engine.threads import thread_count
@@ -230,6 +231,7 @@ class Network:
 
     # What it does
 
+    @knows(elsewhere.EVALUATE)
     def predict(
         self, x: Any, batch_size: int | None = None, *, append: Appended | Mapping[str, Appended] | None = None
     ) -> Any:
@@ -353,6 +355,7 @@ class Network:
 
         Raises:
             ArgumentError: arrays that the model does not have, or a step that is none.
+            DataError: an array of another shape, or of no numbers.
             BusyError: another thread is training the model.
         """
         if not isinstance(arrays, Mapping):
@@ -362,8 +365,10 @@ class Network:
                 hint = did_you_mean(name, self.graph.arrays) if isinstance(name, str) else ""
                 raise ArgumentError(f"assign: arrays: the model has no {shown(name)}.{hint}")
         step = None if step is None else positive(step, "assign: step", minimum=0)
+        declared = self.graph.arrays
+        values = {name: fitting(f"assign: arrays[{name!r}]", declared[name], own) for name, own in arrays.items()}
         with Change(self, "an assignment"):
-            assign(self, arrays.items(), step)
+            assign(self, values.items(), step)
 
     def freeze(self, pattern: str = "*", *others: str) -> Self:
         """Keep the parameters of layers whose names match, such as ``"conv2d_*"``, from training.

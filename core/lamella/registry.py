@@ -684,10 +684,15 @@ class Layers:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            raise AttributeError(f"lm.layers() is the table of all layers, and has no {name!r}{where_is(name)}")
+            known = where_is(name)
+            error = elsewhere.missing("lamella.layers", name, known or "; layers are in lamella_layers")
+            if isinstance(error, ImportError):
+                raise error
+            raise AttributeError(f"lm.layers() is the table of all layers, and has no {name!r}{known}")
 
 
 layers = Layers()
+sys.modules["lamella.layers"] = layers  # type: ignore[assignment]  # it answers `from lamella.layers import Dense`
 
 
 def where_is(name: str) -> str:
@@ -696,8 +701,9 @@ def where_is(name: str) -> str:
     >>> where_is("Dense"), where_is("Linear")
     ('; from lamella_layers import Dense', '; what stands for it is Dense(units) of lamella_layers')
     """
-    if name in elsewhere.LAYERS:
-        return f"{elsewhere.instead(elsewhere.LAYERS, name)} of lamella_layers"
     known = layers().values() if name[:1].isupper() else ()
+    if name in elsewhere.LAYERS:
+        is_class = elsewhere.LAYERS[name].partition("(")[0] in [cls.__name__ for cls in known]
+        return f"{elsewhere.instead(elsewhere.LAYERS, name)}{' of lamella_layers' if is_class else ''}"
     classes = [cls for cls in known if cls.__name__.lower() == name.lower()]
     return "".join(f"; from {cls.__module__.partition('.')[0]} import {cls.__name__}" for cls in classes)

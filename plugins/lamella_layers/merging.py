@@ -38,7 +38,7 @@ class _Merging(lm.Layer):
         if not 2 <= len(inputs) <= self.most:
             raise lm.GraphError(f"expected {'two' if self.most == 2 else 'two or more'} inputs, got {len(inputs)}")
         if not all(x.is_float for x in inputs):
-            raise lm.GraphError(f"expected floats, got {_list(inputs)}; convert the data with x.astype('float32')")
+            raise lm.GraphError(f"expected floats, got {_odd(inputs)}. {_AS_FLOATS}")
         rank = max(len(x.shape) for x in inputs)
         shapes = [("N", *(1,) * (rank - len(x.shape)), *x.shape[1:]) for x in inputs]
         whole = _broadcast(shapes)
@@ -67,6 +67,24 @@ class _Merging(lm.Layer):
 
 def _list(inputs: Sequence[lm.ArraySpec]) -> str:
     return " and ".join(map(str, inputs))
+
+
+def _odd(inputs: Sequence[lm.ArraySpec]) -> str:
+    """The inputs whose dtype is not that of most floats."""
+    floats = [x.dtype for x in inputs if x.is_float] or [x.dtype for x in inputs]
+    usual = max(floats, key=floats.count)
+    places: dict[str, list[str]] = {}
+    for k, x in enumerate(inputs):
+        if x.dtype != usual:
+            places.setdefault(x.dtype, []).append(f"inputs[{k}]")
+    odd = [f"{dtype} for {', '.join(own)}" for dtype, own in places.items()]
+    return f"{' and '.join(odd)}, and {usual} for the others" if odd else usual
+
+
+_AS_FLOATS = (
+    "Likely fix: lm.Input(shape) without a dtype, which takes integers as floats; for integers that stand for "
+    "categories, an Embedding"
+)
 
 
 def _is_one(size: Any) -> bool:
@@ -311,7 +329,7 @@ class Concatenate(lm.Layer):
         if len(inputs) < 2:
             raise lm.GraphError(f"expected two or more inputs, got {len(inputs)}")
         if len({x.dtype for x in inputs}) > 1:
-            raise lm.GraphError(f"expected inputs of one dtype, got {_list(inputs)}")
+            raise lm.GraphError(f"expected inputs of one dtype, got {_odd(inputs)}. {_AS_FLOATS}")
         axes = [_place(x, self.axis) for x in inputs]
         others = {(*x.shape[:axis], "here", *x.shape[axis + 1 :]) for x, axis in zip(inputs, axes, strict=True)}
         sizes = [x.shape[axis] for x, axis in zip(inputs, axes, strict=True)]
@@ -374,7 +392,7 @@ class Dot(lm.Layer):
         if len(inputs) != 2:
             raise lm.GraphError(f"expected two inputs, got {len(inputs)}")
         if not all(x.is_float for x in inputs):
-            raise lm.GraphError(f"expected floats, got {_list(inputs)}; convert the data with x.astype('float32')")
+            raise lm.GraphError(f"expected floats, got {_odd(inputs)}. {_AS_FLOATS}")
         places = [_place(x, axis) for x, axis in zip(inputs, self.axes, strict=True)]
         along, other = (x.shape[k] for x, k in zip(inputs, places, strict=True))
         if along != other:

@@ -45,6 +45,12 @@ _TRANSPOSE = {
     1: "(N, length, channels) data must be transposed to (N, channels, length)",
     2: "NHWC data must be transposed to (N, channels, height, width)",
 }
+_TRANSPOSED = {
+    1: "x.transpose(0, 2, 1) and input_shape=(channels, length)",
+    2: "x.transpose(0, 3, 1, 2) and input_shape=(channels, height, width)",
+}
+
+_CHANNELS = 4  # that images have, at most: colours and transparency
 
 
 def window_argument(value: Any, name: str, axes: int = 2) -> Sizes:
@@ -136,10 +142,14 @@ class Windows:
             pads = padding
         windows = cls(image, size, strides, dilations, pads)
         if min(windows.grid) < 1:
+            axes = len(image)
+            spans = "" if windows.extent == size else ", which a window spans with its dilation"
+            padded = "" if windows.padded == image else f", and {_by(windows.padded)} with padding={padding!r}"
+            smaller, turned = "smaller windows, or padding='same'", f"{_TRANSPOSE[axes]}: {_TRANSPOSED[axes]}"
+            is_thin = axes == 2 and image[1] <= _CHANNELS and image[0] > 2 * image[1]  # as with channels last
             raise GraphError(
-                f"expected a size of at least {_by(windows.extent)}, that of a window with its dilation; got "
-                f"{_by(image)}, {_by(windows.padded)} with padding={padding!r}. Use smaller windows or padding='same'; "
-                f"{_TRANSPOSE[len(image)]}"
+                f"expected a size of at least {_by(windows.extent)}{spans}; got {_by(image)}{padded}. Likely fix: "
+                + (f"{turned}. Else {smaller}" if is_thin else f"{smaller}; {turned}")
             )
         return windows
 

@@ -17,7 +17,7 @@ from lamella.initializers import initializer_of
 from lamella.protocol.declare import ArrayDeclaration
 from lamella.protocol.inputs import as_array
 
-__all__ = ["ArrayMapping", "Layout", "Storage", "draw"]
+__all__ = ["ArrayMapping", "Layout", "Storage", "draw", "fitting"]
 
 
 class _Segment(NamedTuple):
@@ -143,13 +143,7 @@ class ArrayMapping(Mapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._check(name)
-        value = as_array(value, f"model.{self._kind}[{name!r}]: expected numbers")
-        expected = self._declarations[name].shape
-        if value.shape != expected:
-            raise DataError(f"model.{self._kind}[{name!r}]: expected shape {expected}, got {value.shape}")
-        if value.dtype.kind not in "fiub":
-            raise DataError(f"model.{self._kind}[{name!r}]: expected numbers, got dtype {value.dtype}")
-        self._assign({name: value})
+        self._assign({name: fitting(f"model.{self._kind}[{name!r}]", self._declarations[name], value)})
 
     def _check(self, name: str) -> None:
         if not isinstance(name, str) or name not in self._declarations:
@@ -173,6 +167,20 @@ class ArrayMapping(Mapping[str, Any]):
     def __repr__(self) -> str:
         rows = "".join(f"\n  {name}: {self._declarations[name].shape}" for name in self)
         return f"<{len(self)} {self._kind} arrays, {self._dtype}>{rows}"
+
+
+def fitting(where: str, declared: ArrayDeclaration, value: Any) -> np.ndarray[Any, Any]:
+    """Return what shall become an array of a network, as NumPy.
+
+    Raises:
+        DataError: another shape, or no numbers.
+    """
+    array = as_array(value, f"{where}: expected numbers")
+    if array.shape != declared.shape:
+        raise DataError(f"{where}: expected shape {declared.shape}, got {array.shape}")
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{where}: expected numbers, got dtype {array.dtype}")
+    return array
 
 
 def draw(storage: Storage, seed: int) -> None:

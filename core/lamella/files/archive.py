@@ -48,6 +48,10 @@ _DTYPES = {
 }  # fmt: skip
 _NUMBERS = set(_DTYPES)
 _OF_STEPS = {"training.seed", "training.step", "training.t"}  # what the state of a training step has beside weights
+_OTHERS = {  # by what they begin with
+    b"PK\x03\x04": "a zip archive, as .keras files of Keras and .pt files of PyTorch are",
+    b"\x89HDF\r\n": "an HDF5 file, as .h5 files of Keras are",
+}
 _DEEPEST, _LONGEST = 50, 10_000  # lists in lists, and bits of an int, of what callbacks remember
 
 
@@ -383,6 +387,11 @@ def opened(where: str, path: str | os.PathLike[str]) -> File:
         if not stat.S_ISREG(mode):
             raise DataError(f"{where}: expected a file, got {kind_of(mode)}")
         content = plain.read()
+    if other := next((kind for start, kind in _OTHERS.items() if content.startswith(start)), None):
+        raise DataError(
+            f"{where}: expected a file of lamella or of safetensors, got {other}. Likely fix: make a model of the same "
+            "layers, and assign the arrays by name: model.parameters['dense_1.kernel'] = array"
+        )
     onnx = given.lower().endswith(".onnx")
     fix = "; an ONNX file runs in onnxruntime, and load reads what model.save wrote"
     return parsed(where, content, fix if onnx else "")

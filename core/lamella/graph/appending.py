@@ -43,7 +43,10 @@ def same_ends(one: Ends, other: Ends) -> bool:
 
 
 def extended(graph: Graph, ends: Ends) -> Graph:
-    """Return a graph of the same layers with more after its outputs, which keep their names where layers have no say.
+    """Return a graph of the same layers with more after its outputs.
+
+    Outputs keep their names where a dict says which layers follow them, and a single one where it was given its name,
+    unless the last layer has a name of its own.
 
     Raises:
         ArgumentError: layers that take other outputs, or give several in place of one.
@@ -52,6 +55,7 @@ def extended(graph: Graph, ends: Ends) -> Graph:
     nodes, names = graph.output_nodes, graph.output_names
     for name, layers in ends:
         if name is None:
+            names = ("",) if len(names) == 1 and not graph.is_named(0) else names
             nodes, names = _chained(nodes, names, layers)
             continue
         place = names.index(name)
@@ -91,14 +95,16 @@ def _chained(
             ) from error
         names = _names_after(layer, names)
         nodes = result if isinstance(result, tuple) else (result,)
-        names = names or ("",) * len(nodes)
+        names = names if len(names) == len(nodes) else ("",) * len(nodes)
+    if isinstance(layers[-1], Layer) and layers[-1].name is not None:
+        names = ("",) * len(nodes)
     return nodes, names
 
 
 def _names_after(layer: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """What an appended model calls its outputs; those that it hands through keep their names. A layer has no say."""
+    """What an appended model calls its outputs; those that it hands through keep their names. So does a single one."""
     if isinstance(layer, Layer):
-        return ()
+        return names if len(names) == 1 else ()
     graph: Graph = getattr(layer, "graph", layer)
     known = {id(node): name for node, name in zip(graph.input_nodes, names, strict=True)}
     own = zip(graph.output_nodes, graph.output_names, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.arguments import dtype_name, positive
@@ -134,6 +134,11 @@ class Graph:
         """Return the operation that gives an output; None for an input that is passed on."""
         return next((one for one in self.operations if self.outputs[output] in one.outputs), None)
 
+    def is_named(self, output: int) -> bool:
+        """Whether somebody gave an output its name, so that it is none that was made up."""
+        this = self.output_nodes[output].call
+        return self.given_names is not None or this is None or (this.top.name or this.top.layer.name) is not None
+
     def __repr__(self) -> str:
         return f"<{self.kind} {self.signature}>"
 
@@ -180,6 +185,8 @@ class _ByName(dict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if not isinstance(name, str) or name not in self:
             hint = did_you_mean(name, self) if isinstance(name, str) else ""
+            if isinstance(name, int | slice):
+                hint = " By their places: list(model.layers.values())[0], and so on."
             raise KeyError(f"no layer called {shown(name)}; there are {', '.join(self)}.{hint}")
         return super().__getitem__(name)
 
@@ -374,6 +381,12 @@ def _one_or_more(value: Any, what: str) -> tuple[Node, ...]:
     """A node, or several of them, as a tuple."""
     nodes: Iterable[Any] = value if isinstance(value, list | tuple) else (value,)
     result = tuple(nodes)
+    if isinstance(value, Mapping):
+        given = "lm.Input(shape, name='age')" if what == "inputs" else "layer.named('price')"
+        raise GraphError(
+            f"Model: {what}: expected a node or a tuple of nodes, got a dict with {shown(list(value))}. Likely fix: "
+            f"list({what}.values()), where names are given by {given}"
+        )
     if not result or not all(isinstance(node, Node) for node in result):
         raise GraphError(f"Model: {what}: expected a node or a tuple of nodes, got {shown(value)}")
     return result

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lamella import registry
+from lamella import elsewhere, registry
 from lamella.arguments import number
 from lamella.errors import DataError, LayerError
 from lamella.losses import as_column, as_predictions, class_targets, spec_of, value_targets
@@ -39,6 +39,8 @@ class Metric(Configured):
     >>> metric.result(metric.merge([first, second]))
     4.0
     """
+
+    _elsewhere = elsewhere.METRIC
 
     keeps_rows: bool = False
     """Whether sums hold every row, as where they have to be sorted. `fit` then asks for the result at the end of an

@@ -143,7 +143,7 @@ class Configured(metaclass=_ConfiguredType):
             fix = hint(self._elsewhere, name)
             if not fix or hasattr(type(self), name):  # a property has failed, and says why
                 return object.__getattribute__(self, name)
-            raise AttributeError(f"{type(self).__name__} has no {name!r}.{fix}", name=name, obj=self)
+            raise AttributeError(f"{type(self).__name__} has no {name!r}.{fix}", name=name)  # and no guess of Python's
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{type(self).__name__}.{name} can't be deleted: the object is configuration")

@@ -160,8 +160,16 @@ def _fix(held: str, of_pandas: bool, code: str, name: Any) -> str:
         return f"numbers made of them, such as {code}.dt.{'dayofweek' if of_pandas else 'weekday()'}"
     if held not in ("categories", "text"):
         return f"pd.to_numeric({code}), or numbers made of them" if of_pandas else "numbers made of them"
-    codes = f"{code}.astype('category').cat.codes" if of_pandas else f"{code}.cast(pl.Categorical).to_physical()"
+    kind = "pd.CategoricalDtype(kinds)" if of_pandas else "pl.Enum(kinds)"
+    codes = f"{code}.astype({kind}).cat.codes" if of_pandas else f"{code}.cast({kind}).to_physical()"
+    kept = f"where kinds = list({code}.unique()) of the training data, for new rows too"  # else their codes are others
     if code == "series":
-        return f"integers for it, as labels or for an Embedding: {codes}"
-    dummies = f"pd.get_dummies(frame, columns=[{name!r}])" if of_pandas else f"frame.to_dummies({name!r})"
-    return f"{dummies}, or scikit-learn's OneHotEncoder; for an input of its own with an Embedding, {codes}"
+        return f"integers for it, as labels or for an Embedding: {codes}, {kept}"
+    dummies = f"pd.get_dummies(frame.astype({{{name!r}: {kind}}}), columns=[{name!r}])"
+    if not of_pandas:
+        column = f"(pl.col({name!r}) == kind).alias(f'{name}_{{kind}}')"
+        dummies = f"frame.with_columns({column} for kind in kinds).drop({name!r})"
+    return (
+        f"{dummies}, {kept}; or a pipeline with scikit-learn's OneHotEncoder; for an input of its own with an "
+        f"Embedding, {codes}"
+    )

@@ -105,7 +105,9 @@ def _fit(name: str, spec: ArraySpec, value: Any, sizes: dict[str, tuple[int, str
     if "cupy" in type(value).__module__:
         value = value.get()
     array = as_array(value, where)
-    if array.ndim == 1 and spec.shape[1:] == (1,) and frames.is_column(value):
+    if array.dtype.kind not in "fiub" and (text := _text(spec, array)):
+        raise DataError(f"{where}, got {array.shape} {array.dtype}, which is text. Likely fix: {text}")
+    if array.ndim == 1 and spec.shape[1:] == (1,):
         array = array[:, None]
     got, code = f"{array.shape} {array.dtype}", "x"
     if frames.is_frame(value):
@@ -182,6 +184,8 @@ def cast(array: np.ndarray[Any, Any], dtype: str, where: str) -> np.ndarray[Any,
 def _fix(spec: ArraySpec, array: np.ndarray[Any, Any], code: str) -> str:
     """How an array could be made to fit; code says what it is called."""
     shape, own = array.shape, spec.shape[1:]
+    if not shape and own in ((), (1,)):
+        return f" For one row give [{code}]."
     if shape == own:
         return f" For one sample add a batch axis: {code}[None]."
     if len(shape) == 4 and (shape[3], shape[1], shape[2]) == own:
@@ -191,6 +195,22 @@ def _fix(spec: ArraySpec, array: np.ndarray[Any, Any], code: str) -> str:
         if size and math.prod(shape[1:]) == size:
             return f" Likely fix: {code}.reshape({', '.join(map(str, (-1, *own)))})."
     return ""
+
+
+def _text(spec: ArraySpec, array: np.ndarray[Any, Any]) -> str:
+    """How numbers are made of text, or an empty string for what is none."""
+    first = array.reshape(-1)[:100]
+    if array.dtype.kind not in "USO" or not any(isinstance(one, str | bytes) for one in first.tolist()):
+        return ""
+    with contextlib.suppress(ValueError, TypeError):
+        first.astype("float64")
+        return f"x.astype({spec.dtype!r})"
+    if spec.shape[1:] not in ((), (1,)):
+        return "numbers in its place"
+    return (
+        "integers in its place, [kinds.index(one) for one in x], where kinds = sorted(set(x)) of the training data, "
+        "for new rows too"
+    )
 
 
 def row_count(arrays: Sequence[np.ndarray[Any, Any]], what: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import weakref
+from collections import Counter
 from typing import Any, Protocol, Self, overload
 
 from lamella import elsewhere, registry
@@ -137,6 +138,8 @@ def _rebuild(cls: type[Layer], config: dict[str, Any], name: str | None, trainab
 
 LAYERS = registry.Kind("layers", "lamella.Layer", base=Layer)
 
+_TOLD = 3  # inputs that messages tell one by one
+
 _open_group: contextvars.ContextVar[Call | None] = contextvars.ContextVar("open_group", default=None)
 
 
@@ -233,7 +236,10 @@ def _does_not_take(signature: inspect.Signature, count: int) -> str:
 def _called(layer: Layer, inputs: list[ArraySpec], name: str | None) -> str:
     """A layer and what it was called with, for messages."""
     label = f"{type(layer).__name__} {name!r}" if name else repr(layer)
-    return f"{label}, called with {' and '.join(map(str, inputs)) or 'no inputs'}"
+    given = list(map(str, inputs))
+    if len(given) > _TOLD:
+        given = [f"{count} of {one}" for one, count in Counter(given).items()]
+    return f"{label}, called with {' and '.join(given) or 'no inputs'}"
 
 
 def _renamed(layer: Layer) -> str:
@@ -251,6 +257,8 @@ def build(layer: Layer, inputs: list[ArraySpec], dtype: str, name: str | None) -
         _check_takes(layer, "build", len(inputs), first="declare")
         result = layer.build(declare, *inputs)
     except ValueError as error:
+        if layer.name == "" and name is None:  # which stands for the composite around it, and that says the same
+            raise GraphError(str(error)) from error
         raise GraphError(f"{where}: {error}") from error
     for local, declared in declare.arrays.items():
         if isinstance(declared.initializer, str):

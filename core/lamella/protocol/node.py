@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from lamella.elsewhere import DTYPES, hint
 from lamella.errors import ArgumentError, shown
 from lamella.protocol.spec import ArraySpec
 
@@ -87,7 +88,8 @@ def Input(
     """Begin a graph: an array with the given shape for each sample, the batch axis not counted.
 
     ``dtype=None`` is the model's own float type. An axis given by a name, such as ``"T"``, may have any size. Exports
-    and checks draw from ``low <= value < high``; integers outside of it are refused as data.
+    and checks draw from ``low <= value < high``; integers outside of it are refused as data. As in `range`, ``high`` is
+    one more than the greatest integer: ``low=0, high=256`` for bytes.
 
     >>> import lamella as lm
     >>> lm.Input((1, 28, 28)).shape
@@ -106,7 +108,10 @@ def Input(
     try:
         spec = ArraySpec(("N", *shape), "float32" if dtype is None else dtype, low, high)
     except ArgumentError as error:
-        raise ArgumentError(str(error).replace("ArraySpec", "Input", 1)) from None
+        fix = (
+            hint(DTYPES, dtype.__name__ if isinstance(dtype, type) else dtype) if isinstance(dtype, type | str) else ""
+        )
+        raise ArgumentError(f"{str(error).replace('ArraySpec', 'Input', 1)}{fix}") from None
     return Node(None, next(_serial), spec, name)
 
 

@@ -24,7 +24,7 @@ __all__ = ["EVALUATE_ROWS", "evaluate", "measure"]
 EVALUATE_ROWS = 1024  # rows that evaluate takes at a time, unless told otherwise
 
 
-@knows(elsewhere.FIT)
+@knows(elsewhere.EVALUATE)
 def evaluate(
     model: Network,
     x: Any,

@@ -6,10 +6,11 @@ import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lamella import elsewhere
 from lamella.arguments import file_path, measured, text
 from lamella.callbacks import larger_is_better
 from lamella.errors import ArgumentError, DataError, counted, did_you_mean, shown
@@ -40,6 +41,11 @@ class History:
         self.history: dict[str, list[Any]] = {}
         self.stopped: str | None = None
         self.interrupted = False
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"History has no {name!r}.{elsewhere.hint(elsewhere.HISTORY, name)}")
 
     def add(self, logs: Mapping[str, Any]) -> None:
         """Append the values of one epoch; NaN stands where a name has none."""

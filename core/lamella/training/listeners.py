@@ -81,11 +81,17 @@ def _hears(callback: Callback, name: str) -> bool:
     return getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name)
 
 
+_NO_MODEL = ("epoch", "epochs", "batch", "batches", "rows", "logs")
+
+
 def _check_event(callback: Callback, name: str) -> None:
-    """Refuse a method that can't be called as `fit` does."""
+    """Refuse a method that can't be called as `fit` does, or that takes the model for something else."""
     expected = list(inspect.signature(getattr(Callback, name)).parameters)
     try:
-        inspect.signature(getattr(callback, name)).bind(*expected[1:])
+        signature = inspect.signature(getattr(callback, name))
+        signature.bind(*expected[1:])
+        if (first := next(iter(signature.parameters))) in _NO_MODEL:  # as in Keras, where the model is no argument
+            raise TypeError(f"it is called with the model first, which would be its {first!r}")
     except TypeError as error:
         raise ArgumentError(
             f"callbacks: {type(callback).__name__}.{name}: {error}; expected {name}({', '.join(expected)})"

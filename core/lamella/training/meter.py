@@ -16,7 +16,7 @@ from lamella.errors import ArgumentError, DataError, LayerError, MistakeWarning,
 from lamella.losses import Loss
 from lamella.metrics import METRICS, Metric
 from lamella.metrics.metric import Sums
-from lamella.network import Network
+from lamella.network import Network, warn_of_mistakes
 from lamella.protocol.inputs import naming, unwritable
 from lamella.registry import snake_case
 from lamella.training.data import Rows
@@ -128,6 +128,7 @@ class Meter:
 def _completed(metric: Metric, network: Network, output: int, loss: Loss | None, label: str) -> Metric:
     """A metric with the arguments that nobody gave and that follow from the model and its loss."""
     unsaid = metric.unsaid(network.output_specs[output])
+    _warn_of_threshold(metric, network, output, loss, label)
     given: dict[str, Any] = {}
     if "threshold" in unsaid:
         what = f"{label!r} takes predictions above 0 for yes, as if they were logits", "threshold=0.0 or 0.5"
@@ -138,6 +139,25 @@ def _completed(metric: Metric, network: Network, output: int, loss: Loss | None,
     if "ignore_class" in unsaid and loss is not None:
         given["ignore_class"] = loss.ignore_class
     return metric.replace(**given) if given else metric
+
+
+def _warn_of_threshold(metric: Metric, network: Network, output: int, loss: Loss | None, label: str) -> None:
+    """Say so if logits are held against what looks like a probability: a number in (0, 1) of two places."""
+    argument = type(metric)._signature.parameters.get("threshold")
+    if argument is None or argument.default is not None:  # where it does not follow from model and loss
+        return
+    given, last = metric.config()["threshold"], network.graph.last(output)
+    if given is None or not 0.0 < given < 1.0 or round(given, 2) != given:
+        return
+    if loss is None or not loss.on_logits or (last is not None and last.layer.gives_probabilities):
+        return
+    if "threshold" not in metric.replace(threshold=None).unsaid(network.output_specs[output]):
+        return  # the greatest of several classes counts
+    logit = math.log(given / (1.0 - given))
+    fix = f"threshold={logit:.4g}, the logit of {given:g}" if logit else "leave threshold out: 0 is the logit of 0.5"
+    warn_of_mistakes(
+        [f"metrics: {label!r} takes logits above {given:g} for yes, since {loss!r} is on logits. Likely fix: {fix}"]
+    )
 
 
 def _is_on_logits(network: Network, output: int, loss: Loss | None, taken: str, fix: str) -> bool:

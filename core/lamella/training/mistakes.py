@@ -7,9 +7,10 @@ import warnings
 import numpy as np
 
 from lamella.errors import MistakeWarning, counted
-from lamella.losses import Loss
+from lamella.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, Weighted
 from lamella.network import Network, warn_of_mistakes
 from lamella.optimizers import Optimizer
+from lamella.protocol.configured import Configured
 from lamella.training.data import ArrayBatches, StreamBatches
 
 __all__ = ["warn_of_missing_classes", "warn_of_probabilities", "warn_of_rate_zero", "warn_of_restart"]
@@ -20,8 +21,25 @@ def warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> No
     for output, loss in enumerate(losses):
         last = model.graph.last(output)
         if loss is not None and loss.on_logits and last is not None and last.layer.gives_probabilities:
-            took = f"{loss!r} takes logits, and {last.label} makes probabilities of them"
-            warn_of_mistakes([f"{took}; leave this layer out, or use a loss on probabilities"])
+            layer = Configured.__repr__(last.layer)  # without its name
+            warn_of_mistakes(
+                [
+                    f"{loss!r} takes logits, and {last.label} makes probabilities of them. Likely fix: leave this "
+                    f"layer out, and model.predict(x, append={layer}) gives probabilities; or keep it, with "
+                    f"{_on_probabilities(loss)}"
+                ]
+            )
+
+
+def _on_probabilities(loss: Loss) -> str:
+    """The loss that takes the probabilities of what this one takes."""
+    if isinstance(loss, Weighted):
+        return _on_probabilities(loss.loss)
+    if isinstance(loss, SoftmaxCrossEntropy):
+        return "loss='categorical_cross_entropy'"
+    if isinstance(loss, BinaryCrossEntropy):
+        return "loss=lm.losses.BinaryCrossEntropy(from_logits=False)"
+    return "a loss on probabilities"
 
 
 ROWS_OF_A_CLASS = 10  # on average, from which on a class without any is no chance
