@@ -115,10 +115,10 @@ def draw_forecasts(path, title, truth, forecasts):
                 low, high = np.quantile(error, (0.1, 0.9), axis=0) / 1e3
                 bottom.fill_between(hours, low, high, color=colors[name], alpha=0.28, lw=0)
                 mean = np.abs(error).mean()
-                bottom.plot(hours, high, color=colors[name], lw=1.6, label=f"{name}: {mean:.0f} MW")
+                bottom.plot(hours, high, color=colors[name], lw=1.6, label=f"{name}, mean {mean:.0f} MW")
                 bottom.plot(hours, low, color=colors[name], lw=1.6)
         bottom.axhline(0, color=SOFT, lw=0.8)
-        bottom.set_title("Errors in GW: eight of ten are within the band; and their mean")
+        bottom.set_title("Errors in GW: eight of ten are within the band")
         bottom.set(xlabel="hours ahead", xticks=range(0, 25, 4), xlim=(0.5, 24))
         bottom.legend(ncols=2, loc="upper center", columnspacing=1.2, handlelength=1.4)
         bottom.margins(y=0.2)

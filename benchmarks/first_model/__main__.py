@@ -2,9 +2,10 @@
 
     python benchmarks/first_model FOLDER [--rounds 5] [--contestants NAME ...]
 
-Each framework is installed into a folder of its own by ``pip install --target``, unless it is there. A round starts a
-process of each for its imports, ten times in all rounds, and one that trains; they take turns. Times are medians,
-and those of imports are less the time of a process that imports NumPy alone.
+Each framework is installed into a folder of its own by ``pip install --target``, unless it is there. A round starts
+processes of each for its imports, ten in all rounds, and one that trains; contestants take turns. Times are medians,
+and those of imports are less the time of a process that imports NumPy alone. ``PIP_EXTRA_INDEX_URL`` may name the index
+of PyTorch's builds for CPUs, which are a fraction of the others' size.
 """
 
 from __future__ import annotations
