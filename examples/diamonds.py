@@ -34,7 +34,7 @@ CLARITY = ["I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"]  # from the w
 def load(quick=False):
     """Return a table of diamonds, each as often as it differs from others, and their prices in US dollars.
 
-    The table came with ggplot2, which took it from a shop's list of 2008; plotnine carries it, under the MIT licence.
+    The table is that of ggplot2; the package plotnine carries it. Both are under the MIT licence.
     """
     if quick:
         draw = np.random.default_rng(0)
