@@ -30,7 +30,7 @@ docs: $(VENV)/installed-docs  ## build the documentation site in runs/site; need
 	$(BIN)/python docs/site $(ARGS)
 
 examples: $(VENV)/installed-examples  ## run the examples on real data; results in runs/ (about 10 minutes)
-	for name in mnist_cnn mnist_resnet electricity_lstm text_transformer; do \
+	for name in mnist_cnn mnist_resnet electricity_lstm text_transformer diamonds terrain; do \
 	    $(BIN)/python examples/$$name.py || exit 1; \
 	done
 	$(BIN)/python examples/serve.py runs/mnist_cnn/mnist_cnn.onnx runs/mnist_cnn/images.npy

@@ -80,13 +80,14 @@ def main(quick=False, seed=0, folder=Path("runs/electricity_lstm")):
     print(lamella_onnx.verify(file))
     (said,) = onnxruntime.InferenceSession(file).run(None, {"input_1": test_x})
     forecasts = {"as a week before": naive, "moved to the last day's level": moved, "LSTM": moved + said * scale[1]}
-    errors = {name: np.abs(forecast - truth).mean(axis=0) for name, forecast in forecasts.items()}
+    errors = {name: np.abs(forecast - truth).mean() for name, forecast in forecasts.items()}
     print(f"\nmean absolute error over the next 24 hours, {len(starts)} forecasts in the last two weeks:")
     for name, error in errors.items():
-        print(f"  {name:30} {error.mean():6.0f} MW")
-    margin = 1 - errors["LSTM"].mean() / errors["as a week before"].mean()
+        print(f"  {name:30} {error:6.0f} MW")
+    margin = 1 - errors["LSTM"] / errors["as a week before"]
     print(f"the LSTM errs {margin:.0%} less than the seasonal-naive forecast")
-    draw_forecasts(folder / "electricity_lstm.png", truth, forecasts, errors, margin)
+    title = f"An LSTM errs {margin:.0%} less than the week before"
+    draw_forecasts(folder / "electricity_lstm.png", title, truth, forecasts)
     print(f"\nin {folder}: electricity_lstm.onnx, electricity_lstm.png")
     return history
 

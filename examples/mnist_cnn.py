@@ -66,7 +66,7 @@ def main(quick=False, seed=0, folder=Path("runs/mnist_cnn")):
     print(lamella_onnx.verify(file))
     session = onnxruntime.InferenceSession(file)
     (probabilities,) = session.run(None, {"input_1": test_images})
-    title = f"a convolutional network reads {accuracy:.1%} of {len(test_labels)} new digits"
+    title = f"A small network reads {accuracy:.1%} of {len(test_labels)} new digits"
     draw_digits(folder / "mnist_cnn.png", title, history, test_images, test_labels, probabilities)
     np.save(folder / "images.npy", test_images[:: len(test_images) // 10])  # one of each digit
     print(f"\nin {folder}: mnist_cnn.onnx, mnist_cnn.png, images.npy")

@@ -73,7 +73,7 @@ def main(quick=False, seed=0, folder=Path("runs/mnist_resnet")):
     print(lamella_onnx.export(model, file, samples=test_images[:100], append=Activation("softmax")))
     print(lamella_onnx.verify(file))
     (probabilities,) = onnxruntime.InferenceSession(file).run(None, {"image": test_images})
-    title = f"a residual network reads {accuracy:.1%} of {len(test_labels)} new digits"
+    title = f"A residual network reads {accuracy:.1%} of {len(test_labels)} new digits"
     draw_digits(folder / "mnist_resnet.png", title, history, test_images, test_labels, probabilities)
     print(f"\nin {folder}: mnist_resnet.onnx, mnist_resnet.png")
     return history

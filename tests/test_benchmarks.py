@@ -151,3 +151,8 @@ def test_a_prepared_step_changes_file_less_than_forty_times():
     files, changes = map(int, ended.stdout.split())
     assert files <= 10
     assert changes < 40
+
+
+def test_the_first_model_learns():
+    done = python(ROOT / "benchmarks" / "first_model" / "in_lamella.py")
+    assert json.loads(done.stdout)["accuracy"] > 0.85, done.stderr

@@ -576,3 +576,12 @@ def test_faults_of_a_person_are_told(page, site, tmp_path):
         page.wait("status", "back where training began")
         assert page.text("now") == page.text("before")
         assert page.at("rate").get_property("value") == "0.2"
+
+
+def test_its_picture(address, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "browser")
+    image = runpy.run_path(str(ROOT / "examples" / "browser" / "picture.py"))["take"](address)
+    assert image.height > image.width > 600
+    colors = {color for _, color in image.convert("RGB").quantize(64).convert("RGB").getcolors()}
+    assert min(max(color) for color in colors) < 40  # dark
+    assert any(green > 150 > red for red, green, _ in colors)  # the curve, and the bar of the answer

@@ -22,7 +22,10 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT).with_suffix(""))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+GALLERY = ROOT / "docs" / "gallery.md"  # shows lines of programs, which tests/test_examples.py runs
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != GALLERY], ids=name_of)
 def test_pages_run_from_top_to_bottom(page, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()  # as in the repository, where the commands of CONTRIBUTING.md run
@@ -30,6 +33,25 @@ def test_pages_run_from_top_to_bottom(page, request, tmp_path, monkeypatch):
         run_page(page, lambda: request.getfixturevalue("environment"))
     finally:
         lm.set_threads(None)
+
+
+def test_the_gallery_shows_lines_of_its_programs():
+    entries = GALLERY.read_text(encoding="utf-8").split("\n## ")[1:]
+    assert len(entries) == 6
+    for entry in entries:
+        programs = [GALLERY.parent / link for link in re.findall(r"\]\((\.\./examples/[\w/.]+)\)", entry)]
+        files = [file for one in programs for file in (sorted(one.rglob("*.*")) if one.is_dir() else [one])]
+        code = re.findall(r"^```(?:python|js)\n(.*?)^```$", entry, re.DOTALL | re.MULTILINE)
+        assert code, entry
+        for block in code:
+            shown = [line.strip() for line in block.splitlines() if line.strip()]
+            assert any(in_order(shown, file.read_text(encoding="utf-8")) for file in files), block
+
+
+def in_order(shown: list[str], text: str) -> bool:
+    """Whether these lines stand in a text one after the other, with others between them or without."""
+    lines = iter([line.strip() for line in text.splitlines()])
+    return all(line in lines for line in shown)
 
 
 def prose(page: Path) -> str:

@@ -5,6 +5,7 @@ import runpy
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from wheels import ROOT, Environment
 
 import lamella as lm
@@ -26,14 +27,26 @@ def test_custom_layer(capsys):
     assert "agrees" in text
 
 
-@pytest.mark.parametrize("name", ["mnist_cnn", "mnist_resnet", "electricity_lstm", "text_transformer"])
+REAL_DATA = ["mnist_cnn", "mnist_resnet", "electricity_lstm", "text_transformer", "diamonds", "terrain"]
+
+
+@pytest.mark.parametrize("name", REAL_DATA)
 def test_real_data_in_quick_form(name, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)  # where Python looks for mnist.py when it runs a script beside it
     losses = main_of(name)(quick=True, folder=tmp_path / "runs")["loss"]
     assert losses[-1] < 0.95 * losses[0]
     assert capsys.readouterr().out.count("agrees") >= 5  # batches of 1, 2 and 7, the samples, the proof
     assert lamella_onnx.verify(tmp_path / "runs" / f"{name}.onnx").agrees
-    assert (tmp_path / "runs" / f"{name}.png").stat().st_size > 20_000
+    picture = imread(tmp_path / "runs" / f"{name}.png")
+    assert picture.shape[1] > 700
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 20  # it is drawn, and not one colour
+
+
+def test_pictures_of_the_gallery_are_small():
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "docs" / "gallery").iterdir()}
+    assert len(sizes) == 6
+    assert max(sizes.values()) < 100_000
+    assert sum(sizes.values()) < 500_000
 
 
 def test_serve_needs_no_lamella(tmp_path):
