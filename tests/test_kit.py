@@ -342,6 +342,40 @@ class Greatest(lm.Layer):
         return xp.expand_dims(dy, axis=1) * share
 
 
+class Maxout(lm.Layer):
+    """The greatest of several linear pieces for each unit. All are equal at inputs of zeros, as long as the bias is 0."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def build(self, declare, x):
+        declare.parameter("kernel", (x.shape[1], 6), "glorot_uniform")
+        declare.parameter("bias", (2, 3), "zeros")
+        return x.replace(shape=("N", 2))
+
+    def forward_pass(self, ctx, x):
+        z = ctx.xp.reshape(x @ ctx.params.kernel, (x.shape[0], 2, 3)) + ctx.params.bias
+        ctx.save(x, z)
+        return ctx.xp.max(z, axis=2)
+
+    def backward_pass(self, ctx, dy):
+        xp, (x, z) = ctx.xp, ctx.saved
+        mask = xp.astype(z == xp.max(z, axis=2, keepdims=True), ctx.dtype)
+        count = xp.sum(mask, axis=2, keepdims=True)
+        if self.share == "first":
+            first = xp.expand_dims(xp.argmax(z, axis=2), axis=2)
+            mask = xp.astype(xp.reshape(xp.asarray([0, 1, 2]), (1, 1, 3)) == first, ctx.dtype)
+        elif self.share == "equal":
+            mask = mask / count
+        elif self.share == "half, of three too":
+            mask = mask / xp.minimum(count, 2.0 * xp.ones_like(count))
+        d = xp.expand_dims(dy, axis=2) * mask
+        ctx.grad(bias=xp.sum(d, axis=0))
+        flat = xp.reshape(d, (x.shape[0], 6))
+        ctx.grad(kernel=x.T @ flat)
+        return flat @ ctx.params.kernel.T
+
+
 class Curve(lm.Layer):
     """Functions of all numbers of a row, wrong where few look."""
 
@@ -1127,6 +1161,23 @@ def test_the_sound_layers_pass():
     check_layer(Bell(), ROW)
     check_layer(Greatest(), ROW)
     check_layer(Keeper(), ROW)
+
+
+@pytest.mark.parametrize("share", ["first", "equal"])
+def test_pieces_that_are_equal_at_the_start_may_share_the_gradient(share):
+    check_layer(Maxout(share), ROW)
+
+
+@pytest.mark.parametrize(("share", "factor"), [("all", 3.0), ("half, of three too", 1.5)])
+def test_pieces_that_are_equal_at_the_start_may_not_get_more_than_the_gradient(share, factor):
+    with pytest.raises(ConformanceError, match="each of several equal values gets the whole gradient") as caught:
+        check_layer(Maxout(share), ROW)
+    text = str(caught.value)
+    given, expected = re.search(
+        r"gradient of 'bias' at initial values and inputs of zeros.* gives (\S+) along .* give (\S+)\n", text
+    ).groups()
+    assert float(given) / float(expected) == pytest.approx(factor)
+    assert "bias = [[0., 0., 0.], [0., 0., 0.]]" in text  # where it fails, not where other gradients are checked
 
 
 # The report

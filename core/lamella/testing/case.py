@@ -193,6 +193,12 @@ class Case(Checks):
         """The parameters of all models."""
         return dict(self.model().parameters)
 
+    @cached_property
+    def initial_values(self) -> dict[str, Array]:
+        """The parameters of a new model, in float64."""
+        nodes = self.nodes()
+        return dict(Model(nodes, self.layer(*nodes), dtype="float64", seed=self.seed).parameters)
+
     def draw(self, rows: int, *, scale: float | None = 1.0, attempt: int = 0, offset: float = 0.0) -> tuple[Array, ...]:
         """Random inputs as `draw_array` draws them, scattered in memory."""
         rows = min(rows, self.most or rows)

@@ -80,7 +80,7 @@ class Fault:
 class Broken(AssertionError):
     """A check failed; the message says how, with the values.
 
-    ``inputs`` are the counterexample. Once the smallest one is found, ``diagnose(case)`` is called with the case that
+    ``inputs`` are the counterexample, with ``values`` of the parameters, None for those of the case. Once the smallest one is found, ``diagnose(case)`` is called with the case that
     failed first, and returns what more is known: fields of `Fault`.
     """
 
@@ -89,12 +89,14 @@ class Broken(AssertionError):
         message: str,
         *,
         inputs: tuple[Any, ...] = (),
+        values: dict[str, Any] | None = None,
         diagnose: Callable[[Any], dict[str, Any]] | None = None,
         **known: Any,
     ) -> None:
         super().__init__(message)
         self.fault = Fault(message, **known)
         self.inputs = inputs
+        self.values = values
         self.diagnose = diagnose
 
 

@@ -46,7 +46,7 @@ def fault_of(case: Checks, failure: FailedCheck) -> Fault:
         smallest, broken = step(smallest, broken, again)
     more = broken.diagnose(case) if broken.diagnose is not None else {}
     more = {key: value for key, value in more.items() if value != ""}
-    return dataclasses.replace(broken.fault, counterexample=_counterexample(smallest, broken.inputs), **more)
+    return dataclasses.replace(broken.fault, counterexample=_counterexample(smallest, broken), **more)
 
 
 def _has_nan(error: Broken) -> bool:
@@ -112,12 +112,13 @@ def _resized(case: Case, places: list[tuple[int, int]], size: int) -> Iterator[C
         yield candidate
 
 
-def _counterexample(case: Case, inputs: tuple[Any, ...]) -> str:
-    """The inputs and parameters of a case, one by one where they are few."""
+def _counterexample(case: Case, broken: Broken) -> str:
+    """The inputs and parameters for which a check failed, one by one where they are few."""
+    inputs, values = broken.inputs, case.values if broken.values is None else broken.values
     if not inputs:
         return ""
     arrays = {f"input {k}" if len(inputs) > 1 else "x": x for k, x in enumerate(inputs)}
-    arrays |= {own_name(name): value for name, value in case.values.items()}
+    arrays |= {own_name(name): value for name, value in values.items()}
     return ", ".join(f"{name} {_shown(value)}" for name, value in arrays.items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ from lamella.testing.diagnosis.gradients import diagnosis_of_gradient, title
 from lamella.testing.diagnosis.relation import digits
 from lamella.testing.laws.usage import everything_is_used
 from lamella.testing.runs import StepResult
-from lamella.testing.slopes import FINER, LARGE, MODES, STEP, TOLERANCE, Mode, Target, settled, slope_along
+from lamella.testing.slopes import FINER, LARGE, MODES, STEP, TOLERANCE, Mode, Slope, Target, settled, slope_along
 
 __all__ = ["gradient"]
 
 TINY = 1e-290  # below it, float64 has fewer digits
+EACH_GETS_ALL = (
+    "each of several equal values gets the whole gradient, as where a mask says x == maximum; give it to the first of "
+    "them, or divide it by their count"
+)
 MOST_INPUTS = 4  # up to which every choice of wants_dx is checked
 
 
@@ -50,6 +55,10 @@ def gradient(case: Case) -> str:
             errors += [case.check(_at_sizes, sizes, target) for target in targets]
         for zero in (False, True):  # where equal values fail, zeros fail too
             errors += [case.check(_at_ties, mode, zero) for mode in MODES if any(case.wants) and not case.failed]
+        names = [target for target in targets if isinstance(target, str)]
+        for zero, name in itertools.product((True, False), () if case.failed else names):
+            if not case.failed:
+                errors.append(case.check(_at_tied_parameters, MODES[0], name, zero))
     if not targets:
         raise Skipped("the layer has neither parameters nor floating inputs")
     if not case.failed:  # else they fail for the same reason
@@ -101,21 +110,18 @@ def _exists(mode: Mode, target: Target) -> bool:
     return isinstance(target, int) or not mode.how.get("frozen")
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def _at_ties(case: Case, mode: Mode, zero: bool) -> float:
     """The relative error of all dx together where values are equal: of zeros, or of all other values.
 
     Equal values move alike, so that they stay equal. Along such directions most functions are smooth; where one is
     not, it is left out. Of two equal maxima, either may get the whole gradient, or each a half, but not both all of it.
     """
+    slope: Slope | None = None
     for attempt in range(4):
         inputs = case.cast("float64", case.draw(mode.rows, scale=None, attempt=attempt))
         cotangents = case.cast("float64", case.cotangents(inputs))
         wanted = [x for x, yes in zip(inputs, case.wants, strict=True) if yes]
-        values = np.unique(np.concatenate([x.ravel() for x in wanted]))
-        pace = np.random.default_rng([case.seed, 6, attempt]).uniform(0.5, 1.5, len(values))
-        pace *= (values == 0.0) == zero
-        ways = tuple(pace[np.searchsorted(values, x)] for x in wanted)
+        ways = _alike(case, wanted, attempt, lambda values: (values == 0.0) == zero)
 
         def run(shift: float, inputs: Any = inputs, cotangents: Any = cotangents, ways: Any = ways) -> StepResult:
             left = iter(ways)
@@ -127,23 +133,14 @@ def _at_ties(case: Case, mode: Mode, zero: bool) -> float:
         given = [(dx, way) for dx, way in pairs if dx is not None]  # None: no output depends on it
         analytic = sum(float(np.vdot(dx, way)) for dx, way in given)
         size = sum(float(np.sum(np.abs(dx))) for dx, _ in given) * max(map(largest, wanted))
-        slope = slope_along(run, here, analytic, cotangents, STEP, size)
-        if slope.is_clear and np.isfinite(slope[:2]).all():
+        slope = _where_smooth(run, here, analytic, cotangents, size)
+        if slope is not None:
             break
-    else:
+    if slope is None:
         return 0.0
-    if not slope.error <= TOLERANCE:  # the slope may have a kink there, or change too fast
-        coarse, slope = slope, slope_along(run, here, analytic, cotangents, STEP * FINER, size)
-        if abs(slope.numeric - coarse.numeric) > 1e-3 * abs(slope.numeric) + slope.noise:
-            return 0.0
-    if not slope.error <= TOLERANCE and abs(slope.analytic - slope.numeric) > slope.bend:
+    if not slope.error <= TOLERANCE:
         where = "at zeros" if zero else "where values are equal"
-        cause = (
-            "a case of its own for 0, where the slope is what it is beside it"
-            if zero
-            else "each of several equal values gets the whole gradient, as where a mask says x == maximum; give it to "
-            "the first of them, or divide it by their count"
-        )
+        cause = "a case of its own for 0, where the slope is what it is beside it" if zero else EACH_GETS_ALL
         raise Broken(
             f"dx {where}, in {mode.name}, right elsewhere: backward_pass gives {slope.analytic:.10g} along a direction "
             f"in which equal values move alike, difference quotients of forward_pass give {slope.numeric:.10g}",
@@ -152,6 +149,70 @@ def _at_ties(case: Case, mode: Mode, zero: bool) -> float:
             cause=cause,
         )
     return slope.error
+
+
+def _at_tied_parameters(case: Case, mode: Mode, name: str, zero: bool) -> float:
+    """The relative error of a parameter's gradient at its initial values, for inputs of zeros or with equal values.
+
+    Initial values are often equal, as those of a bias. Equal ones move alike, as inputs do in `_at_ties`.
+    """
+    inputs = case.cast("float64", case.constant(mode.rows, 0.0) if zero else case.draw(mode.rows, scale=None))
+    cotangents = case.cast("float64", case.cotangents(inputs))
+    parameters = case.model().parameters
+    before, initial = dict(parameters), case.initial_values
+    (way,) = _alike(case, [initial[name]], 0, np.ones_like)
+
+    def run(shift: float) -> StepResult:
+        parameters[name] = initial[name] + shift * way
+        return case.step("float64", inputs, cotangents, **mode.how)
+
+    try:
+        for own, value in initial.items():
+            parameters[own] = value
+        here = run(0.0)
+        given = here.gradients[name]
+        size = float(np.sum(np.abs(given))) * largest(initial[name])
+        slope = _where_smooth(run, here, float(np.vdot(given, way)), cotangents, size)
+    finally:
+        for own, value in before.items():
+            parameters[own] = value
+    if slope is None:
+        return 0.0
+    if not slope.error <= TOLERANCE:
+        where = "zeros" if zero else "equal values"
+        raise Broken(
+            f"{title(name)} at initial values and inputs of {where}, in {mode.name}, right elsewhere: backward_pass "
+            f"gives {slope.analytic:.10g} along a direction in which its equal values move alike, difference "
+            f"quotients of forward_pass give {slope.numeric:.10g}",
+            subject=f"{title(name)} at initial values and inputs of {where}",
+            inputs=inputs,
+            values=initial,
+            cause=EACH_GETS_ALL,
+        )
+    return slope.error
+
+
+def _alike(case: Case, arrays: list[Any], attempt: int, moves: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """A direction for each array in which equal values, of all arrays, move alike; only those that ``moves`` names."""
+    values = np.unique(np.concatenate([a.ravel() for a in arrays]))
+    pace = np.random.default_rng([case.seed, 6, attempt]).uniform(0.5, 1.5, len(values)) * moves(values)
+    return tuple(pace[np.searchsorted(values, a)] for a in arrays)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _where_smooth(
+    run: Callable[[float], StepResult], here: StepResult, analytic: float, cotangents: Any, size: float
+) -> Slope | None:
+    """The slope along the direction in which ``run(shift)`` moves, None where it has a kink or is lost in noise."""
+    slope = slope_along(run, here, analytic, cotangents, STEP, size)
+    if not (slope.is_clear and np.isfinite(slope[:2]).all()):
+        return None
+    if not slope.error <= TOLERANCE:  # the slope may have a kink there, or change too fast
+        coarse, slope = slope, slope_along(run, here, analytic, cotangents, STEP * FINER, size)
+        if abs(slope.numeric - coarse.numeric) > 1e-3 * abs(slope.numeric) + slope.noise:
+            return None
+    is_between = abs(slope.analytic - slope.numeric) <= slope.bend  # any slope between both sides may be right
+    return None if is_between and not slope.error <= TOLERANCE else slope
 
 
 def _on_demand(case: Case, mode: Mode) -> None:
