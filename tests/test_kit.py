@@ -343,7 +343,7 @@ class Greatest(lm.Layer):
 
 
 class Maxout(lm.Layer):
-    """The greatest of several linear pieces for each unit. All are equal at inputs of zeros, as long as the bias is 0."""
+    """The greatest of several linear pieces for each unit. All are equal at inputs of zeros while the bias is 0."""
 
     def __init__(self, share):
         self.share = share
