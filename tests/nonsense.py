@@ -577,7 +577,6 @@ def examples() -> dict[str, Callable[[], Example]]:
         "losses.class_targets": of(lm.losses.class_targets, where="here", prediction=spec, target=np.array([0, 1])),
         "losses.value_targets": of(lm.losses.value_targets, where="here", prediction=spec, target=predicted),
         "schedules.learning_rate_at": of(lm.schedules.learning_rate_at, learning_rate=0.1, step=3),
-        "schedules.number_or_schedule": of(lm.schedules.number_or_schedule, value=0.1, name="rate"),
         "testing.Specimen": of(lm.testing.Specimen, subject=ll.Dense(2), inputs=(rows,)),
         "testing.check_activation": of(
             lm.testing.check_activation, activation=lm.registry.find("activations", "relu"), x=rows
@@ -635,9 +634,6 @@ ENGINE = {
     "regularization.Constraint": "a base class without arguments",
     "regularization.Penalty": "a base class without arguments",
     "optimizers.Optimizer": "a base class without arguments",
-    "losses.as_column": "losses and metrics call it",
-    "losses.as_predictions": "losses and metrics call it",
-    "losses.spec_of": "losses and metrics call it",
     "testing.ConformanceReport": "check_layer and its kin make it",
     "primitives.Primitive.__call__": "passes call it, with arrays of the backend",
     "lamella_onnx.ParityReport": "export and verify make it",
@@ -859,7 +855,6 @@ RIGHT: dict[str, Callable[[Any], bool]] = {
     "layer": lambda value: True,  # as the constructor
     "losses.class_targets where": lambda value: True,  # text of the loss's own
     "losses.value_targets where": lambda value: True,
-    "schedules.number_or_schedule name": lambda value: True,
     "testing.Specimen": lambda value: isinstance(value, str) and value == "",
     "Model.step= value": lambda value: type(value) is int and value >= 0,
     "metrics": lambda value: isinstance(value, Iterator) or (isinstance(value, list | tuple | dict) and not value),
@@ -877,7 +872,6 @@ GIVEN = {
     "losses.class_targets where": "text of the loss's own",
     "losses.value_targets prediction": "a loss gives it, as `prepare` got it from the engine",
     "losses.value_targets where": "text of the loss's own",
-    "schedules.number_or_schedule name": "text of the optimizer's own",
     "lamella_onnx.verify path": "a gap, until `verify` checks it",
     "lamella_onnx.TrainingSession.export options": "those of `export`, by name",
 }

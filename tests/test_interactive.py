@@ -36,6 +36,31 @@ def test_completion_finds_names_of_arrays_and_of_what_was_measured():
 def test_completion_finds_what_a_model_can():
     found = {name for name in dir(lm.Sequential([Dense(3)], input_shape=2)) if not name.startswith("_")}
     assert {"fit", "evaluate", "predict", "parameters", "summary", "save", "freeze", "to", "history"} < found
+    assert not {"assign", "graph", "values", "infer", "prepared_steps"} & found  # the engine's
+
+
+def test_the_package_itself_holds_no_other_names_without_an_underscore():
+    """Editors that do not call ``dir`` offer all that a module imports. Parts of the package they offer anyway."""
+    modules = {
+        name for name, value in vars(lm).items() if isinstance(value, types.ModuleType)
+    }
+    assert {name for name in vars(lm) if not name.startswith("_")} - modules == set(lm.__all__) - modules - {
+        "__version__"
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (lm.losses, "as_column"),
+        (lm.losses, "as_predictions"),
+        (lm.losses, "spec_of"),
+        (lm.schedules, "number_or_schedule"),
+        (lm.initializers, "INITIALIZERS"),
+    ],
+)
+def test_what_the_engine_needs_is_not_offered(module, name):
+    assert name not in module.__all__
 
 
 def test_classes_have_the_signature_of_their_constructor():

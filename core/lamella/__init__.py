@@ -7,13 +7,11 @@
 (ArraySpec(('N', 3), 'float32'),)
 """
 
-from typing import TYPE_CHECKING, Any
+import typing as _typing  # what has an underscore is nothing that editors offer
 
 from lamella import (
     backends,
     callbacks,
-    commands,  # noqa: F401  declares what plugins may give
-    elsewhere,
     initializers,
     losses,
     metrics,
@@ -23,6 +21,8 @@ from lamella import (
     schedules,
     testing,
 )
+from lamella import commands as _commands  # noqa: F401  declares what plugins may give
+from lamella import elsewhere as _elsewhere
 from lamella.activations import ActivationFunction
 from lamella.callbacks import Callback, StopTraining
 from lamella.engine.threads import set_threads
@@ -42,7 +42,8 @@ from lamella.hookspecs import hookimpl
 from lamella.model import Model, Sequential, from_config, load
 from lamella.primitives import primitive, scan
 from lamella.protocol import ArraySpec, Configured, Context, Declare, Input, Layer, Node
-from lamella.registry import layer, layers, register, where_is
+from lamella.registry import layer, layers, register
+from lamella.registry import where_is as _where_is
 from lamella.training.history import History
 from lamella.version import __version__
 
@@ -93,11 +94,11 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:
+if not _typing.TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
-        fix = elsewhere.hint(elsewhere.PACKAGE, name)
-        raise elsewhere.missing(__name__, name, f"{where_is(name)}{fix and '.'}{fix}")
+    def __getattr__(name: str) -> _typing.Any:
+        fix = _elsewhere.hint(_elsewhere.PACKAGE, name)
+        raise _elsewhere.missing(__name__, name, f"{_where_is(name)}{fix and '.'}{fix}")
 
 
 def __dir__() -> list[str]:

@@ -34,7 +34,6 @@ from lamella.hookspecs import hookimpl
 from lamella.protocol.configured import Configured
 
 __all__ = [
-    "INITIALIZERS",
     "Constant",
     "Initializer",
     "TruncatedNormal",

@@ -28,9 +28,8 @@ __all__ = ["Model", "Sequential", "from_config", "load"]
 if TYPE_CHECKING:
     from lamella.terminal import Table
 
-_ASSIGNED = frozenset(
-    ("device", "graph", "optimizer_state", "prepared_steps", "prepared_update", "seed", "step", "values")
-)
+_ASSIGNED = frozenset(("device", "graph", "optimizer_state", "seed", "step", "values"))
+_OF_THE_ENGINE = frozenset(("assign", "device", "differing", "expand", "graph", "infer", "reading", "values"))
 
 
 class Model(Network):
@@ -142,6 +141,9 @@ class Model(Network):
 
     def _repr_html_(self) -> str:
         return self._table()._repr_html_()
+
+    def __dir__(self) -> list[str]:  # what users call, for completion
+        return [name for name in super().__dir__() if name not in _OF_THE_ENGINE]
 
     if not TYPE_CHECKING:
 

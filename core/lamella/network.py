@@ -50,6 +50,11 @@ class Network:
         frozen: the prefixes of layers that training leaves alone; by default those that were made frozen, or are so in
             a model that is used as a layer.
         drawn: whether arrays get initial values; else they are 0 until they are filled.
+
+    Attributes, which exporters and backends read:
+        graph: the operations in their order, with the names and shapes of arrays.
+        device: the backend where they run.
+        values: parameters, state, the optimizer's state, and the step.
     """
 
     name: str | None = None
@@ -70,8 +75,8 @@ class Network:
         self._outer: weakref.WeakSet[Network] = weakref.WeakSet()  # networks that took this one as a layer
         self._epochs = 0
         self._history: Any = None
-        self.prepared_steps: Any = None  # what training keeps from one call to the next
-        self.prepared_update: Any = None  # what apply_gradients keeps
+        self._prepared_steps: Any = None  # what training keeps from one call to the next
+        self._prepared_update: Any = None  # what apply_gradients keeps
         self._prepared: dict[tuple[int, int], list[Slices]] = {}  # for prediction, by rows and threads
         self._longer: list[tuple[Ends, Network]] = []  # those with layers after the outputs that are kept
         if drawn:

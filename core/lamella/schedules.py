@@ -36,7 +36,6 @@ __all__ = [
     "StepDecay",
     "WarmUp",
     "learning_rate_at",
-    "number_or_schedule",
 ]
 
 

@@ -9,15 +9,7 @@ from lamella.hookspecs import hookimpl
 from lamella.losses.classes import CategoricalCrossEntropy, KLDivergence, SoftmaxCrossEntropy, SoftmaxFocalCrossEntropy
 from lamella.losses.decisions import BinaryCrossEntropy, BinaryFocalCrossEntropy, Hinge
 from lamella.losses.loss import LOSSES as LOSSES
-from lamella.losses.loss import (
-    Loss,
-    Weighted,
-    as_column,
-    as_predictions,
-    class_targets,
-    spec_of,
-    value_targets,
-)
+from lamella.losses.loss import Loss, Weighted, class_targets, value_targets
 from lamella.losses.values import CosineSimilarity, Huber, LogCosh, MeanAbsoluteError, MeanSquaredError, Poisson
 from lamella.protocol.spec import ArraySpec
 from lamella.protocol.specimen import Specimen
@@ -38,10 +30,7 @@ __all__ = [
     "SoftmaxCrossEntropy",
     "SoftmaxFocalCrossEntropy",
     "Weighted",
-    "as_column",
-    "as_predictions",
     "class_targets",
-    "spec_of",
     "value_targets",
 ]
 

@@ -12,7 +12,7 @@ import numpy as np
 from lamella import elsewhere, registry
 from lamella.arguments import number
 from lamella.errors import DataError, LayerError
-from lamella.losses import as_column, as_predictions, class_targets, spec_of, value_targets
+from lamella.losses.loss import as_column, as_predictions, class_targets, spec_of, value_targets
 from lamella.protocol.configured import Configured
 from lamella.protocol.inputs import as_array
 from lamella.protocol.spec import ArraySpec, described

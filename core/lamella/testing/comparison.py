@@ -81,8 +81,8 @@ class Broken(AssertionError):
     """A check failed; the message says how, with the values.
 
     ``inputs`` are the counterexample, with ``values`` of the parameters, None for those of the case. Once the smallest
-    one is found, ``diagnose(case)`` is called with the case that failed first, and returns what more is known: fields of
-    `Fault`.
+    one is found, ``diagnose(case)`` is called with the case that failed first, and returns what more is known: fields
+    of `Fault`.
     """
 
     def __init__(

@@ -109,9 +109,9 @@ def _prepared(model: Network, names: frozenset[str], bounds: Mapping[str, Any]) 
     """The update of the call before, if this one is of the same parameters and rules; else a new one."""
     rules = [(name, list(own.items()) if isinstance(own, Mapping) else own) for name, own in bounds.items()]
     of = names, rules, model.device, model.frozen_layers
-    known = model.prepared_update
+    known = model._prepared_update
     if known is None or known[0] != of:
         gradients = Gradients(model.values.parameters.empty_like(), names)
-        known = model.prepared_update = of, Update(model.device, gradients, Rules(model, **bounds))
+        known = model._prepared_update = of, Update(model.device, gradients, Rules(model, **bounds))
     update: Update = known[1]
     return update

@@ -15,7 +15,8 @@ from lamella.arguments import number, positive
 from lamella.backends import get_backend
 from lamella.engine.passes import Batch
 from lamella.errors import ArgumentError, DataError, counted, shown
-from lamella.losses import Loss, as_column
+from lamella.losses import Loss
+from lamella.losses.loss import as_column
 from lamella.network import Network, warn_of_mistakes
 from lamella.protocol.frames import in_other_order, is_column, is_frame
 from lamella.protocol.inputs import (

@@ -348,9 +348,9 @@ def fit(
 
 def _steps(model: Network, losses: tuple[Loss | None, ...], bounds: Mapping[str, Any]) -> TrainSteps:
     """The prepared steps of the training before, if this one goes on with the same task; else new ones."""
-    steps = model.prepared_steps
+    steps = model._prepared_steps
     if not isinstance(steps, TrainSteps) or not steps.serve(model, losses, bounds):
-        steps = model.prepared_steps = TrainSteps(model, losses, bounds)
+        steps = model._prepared_steps = TrainSteps(model, losses, bounds)
     if steps.plan.frozen is not model.frozen_layers:
         steps.renew()
     return steps
