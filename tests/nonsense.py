@@ -620,6 +620,7 @@ def runs_activation(function: Any) -> None:
 ENGINE = {
     "Context": "the engine makes it, and layers call it: the engine's errors name the layer and hold its words",
     "Node": "lm.Input and layers make it",
+    "Task": "a dict, of which `fit` and `evaluate` say what is wrong",
     "Configured": "a base class without arguments",
     "Layer": "a base class without arguments",
     "hookimpl": "pluggy's",

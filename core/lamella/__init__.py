@@ -42,9 +42,11 @@ from lamella.hookspecs import hookimpl
 from lamella.model import Model, Sequential, from_config, load
 from lamella.primitives import primitive, scan
 from lamella.protocol import ArraySpec, Configured, Context, Declare, Input, Layer, Node
-from lamella.registry import layer, layers, register
+from lamella.protocol.layer import layer
+from lamella.registry import layers, register
 from lamella.registry import where_is as _where_is
 from lamella.training.history import History
+from lamella.training.task import Task
 from lamella.version import __version__
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "RegistryError",
     "Sequential",
     "StopTraining",
+    "Task",
     "VersionWarning",
     "__version__",
     "backends",

@@ -227,8 +227,8 @@ class Network:
         return self.graph.output_specs
 
     @property
-    def layers(self) -> dict[str, Any]:
-        """The layers as written, composites whole, by name."""
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers as written, composites whole, by name; models among them that were used as layers."""
         return self.graph.layers
 
     def __repr__(self) -> str:

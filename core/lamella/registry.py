@@ -43,7 +43,6 @@ __all__ = [
     "entries",
     "find",
     "hooks",
-    "layer",
     "layers",
     "name_of",
     "noting",
@@ -640,16 +639,6 @@ specimens = _INSTALLED.specimens
 def broken() -> list[str]:
     """Return a line for all that is wrong with plugins: what could not be loaded, and what they give in vain."""
     return [line for plugin in plugins() for line in plugin.complaints]
-
-
-def layer(name: str, /, **arguments: Any) -> Any:
-    """Make a layer by its registered name.
-
-    >>> import lamella as lm
-    >>> lm.layer("dense", units=10)
-    Dense(10)
-    """
-    return find("layers", name)(**arguments)
 
 
 class LayerTable(dict[str, Any]):

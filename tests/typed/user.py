@@ -44,6 +44,9 @@ def words() -> None:
     assert_type(lm.schedules.Cosine(0.1, steps=10), lm.schedules.Cosine)
     assert_type(lm.regularization.L2(1e-4), lm.regularization.L2)
     assert_type(lm.callbacks.EarlyStopping("loss").best, float | None)
+    assert_type(lm.layer("dense", units=3), lm.Layer)
+    assert_type(lm.layer("dense", units=3).named("head")(lm.Input(4)), lm.Node)
+    assert_type(LSTM(3)(lm.Input((5, 4))), Any)  # a node, or with return_state=True a tuple
 
 
 def residual(x: lm.Node, filters: int) -> lm.Node:
@@ -109,8 +112,12 @@ def main(folder: Path) -> None:
     assert_type(history, lm.History)
     last: float = history["loss"][-1]
     assert_type(model.history, lm.History | None)
-    task: dict[str, Any] = {"loss": lm.losses.SoftmaxCrossEntropy, "metrics": "accuracy"}
+    task: lm.Task = {"loss": lm.losses.SoftmaxCrossEntropy, "metrics": "accuracy"}
+    model.fit(images, labels, **task, optimizer="adam", progress=False)
     last = model.evaluate(images, labels, **task)["loss"]
+    task = lm.Task(loss="softmax_cross_entropy", metrics=["accuracy", lm.metrics.TopKAccuracy(3)])
+    last = model.evaluate(images, labels, **task)["loss"]
+    last = model.evaluate(images, labels, **lm.Task(loss="softmax_cross_entropy"))["loss"]
     print(last)
     model.fit(batches(images, labels), loss="softmax_cross_entropy", optimizer="sgd", progress=False)
     loss, gradients, dx = model.gradients(images, labels, loss="softmax_cross_entropy")
@@ -119,6 +126,7 @@ def main(folder: Path) -> None:
     print(dx.shape)
     assert_type(model.predict(images), Array)
     assert_type(model.parameters["dense_1.kernel"], Array)
+    assert_type(model.layers["dense_1"], lm.Layer)
     model.parameters["dense_1.bias"] = np.zeros(10)
     assert_type(model.copy(dtype="float64").freeze("dense_*").unfreeze(), lm.Sequential)
 
@@ -154,6 +162,11 @@ def mistakes(model: lm.Sequential, x: Array) -> None:
     model.fit(x, x, loss="huber", optimizer=0.1)  # type: ignore[arg-type]
     model.fit(x, x, loss="huber", optimizer="adam", epoch=3)  # type: ignore[call-arg]
     model.fit(x, x, optimizer="adam")  # type: ignore[call-arg]
+    lm.Task(loss=3)  # type: ignore[typeddict-item]
+    lm.Task(metrics="accuracy")  # type: ignore[typeddict-item]
+    lm.Task(loss="huber", optimizer="adam")  # type: ignore[typeddict-unknown-key]
+    model.gradients(x, x, **lm.Task(loss="huber", metrics="mae"))  # type: ignore[misc]
+    model.layers["dense_1"] = Dense(3)  # type: ignore[index]
     model.predicts(x)  # type: ignore[attr-defined]
     lm.Sequentiel([Dense(3)], input_shape=3)  # type: ignore[attr-defined]
     lm.testing.check_layers(Dense(3))  # type: ignore[attr-defined]

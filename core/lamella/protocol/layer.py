@@ -17,7 +17,7 @@ from lamella.protocol.declare import Declare
 from lamella.protocol.node import Call, Node, valid_name
 from lamella.protocol.spec import ArraySpec
 
-__all__ = ["LAYERS", "Layer", "build", "call"]
+__all__ = ["LAYERS", "Layer", "build", "call", "layer"]
 
 
 class _OneOutput(Protocol):
@@ -137,6 +137,18 @@ def _rebuild(cls: type[Layer], config: dict[str, Any], name: str | None, trainab
 
 
 LAYERS = registry.Kind("layers", "lamella.Layer", base=Layer)
+
+
+def layer(name: str, /, **arguments: Any) -> Layer:
+    """Make a layer by its registered name.
+
+    >>> import lamella as lm
+    >>> lm.layer("dense", units=10)
+    Dense(10)
+    """
+    made: Layer = registry.find("layers", name)(**arguments)
+    return made
+
 
 _TOLD = 3  # inputs that messages tell one by one
 
