@@ -193,10 +193,10 @@ class Steep(lm.Layer):
     ("spoil", "words"),
     [
         ("layer", r"step 0: the loss is .*first layer with values that are not finite is burst_1 \(Burst\)"),
-        ("input", "Input 'input_1' holds values that are not finite"),
+        ("input", "Input 'input_1' holds values that are not finite: nan in row 2, column 1; clean the data"),
         ("parameter", "dense_1.kernel is not finite since an earlier step"),
         ("loss", "Every layer's output is finite; the loss MeanSquaredError.. overflows"),
-        ("target", "The target of 'dense_2' holds values that are not finite"),
+        ("target", "The target of 'dense_2' holds values that are not finite: nan in row 1, column 1; clean"),
         ("gradient", r"a gradient is not finite; .* is steep_1 \(Steep\), in its backward pass"),
     ],
 )
@@ -219,6 +219,19 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_culprit(spoil, words):
     assert (model.step, model.optimizer_state) == (0, None)
     for name, value in model.parameters.items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_where_data_are_not_finite_is_told_as_the_user_knows_them():
+    images, y = np.ones((300, 1, 4, 4)), np.zeros((300, 2))
+    images[217, 0, 3, 2] = images[217, 0, 3, 3] = images[250] = np.inf
+    model, task = lm.Sequential([Flatten(), Dense(2)], input_shape=(1, 4, 4)), {"loss": "mse", "optimizer": "adam"}
+    words = r"values that are not finite: inf in row 217, at index \(217, 0, 3, 2\), the first of 18; clean the data"
+    with pytest.raises(lm.NonFiniteError, match=words):
+        model.fit(images, y, **task, batch_size=8)  # shuffled
+    with pytest.raises(lm.NonFiniteError, match=words):
+        model.train_on_batch(images, y, **task)
+    with pytest.raises(lm.NonFiniteError, match=words.replace("row 217, ", "row 7 of the batch").split("at ")[0]):
+        model.fit([(images[210:220], y[210:220])], **task)
 
 
 X, Y = classes(6)

@@ -47,25 +47,43 @@ class _First(Watcher):
             self.found = operation, method
 
 
-def explain_data(network: Network, batch: Batch) -> str:
-    """Return which input or target of a batch is not finite; an empty string where all are."""
-    for name, value in zip(network.input_names, batch.inputs, strict=True):
-        if not is_finite(network.device, value):
-            return f"Input {name!r} holds values that are not finite; clean the data"
-    for name, value in zip(network.output_names, batch.targets, strict=True):
+def explain_data(network: Network, inputs: Sequence[Any], targets: Sequence[Any], of: str = "") -> str:
+    """Return which input or target is not finite, and where; an empty string where all are. ``of`` whose rows."""
+    named = [(f"Input {name!r}", value) for name, value in zip(network.input_names, inputs, strict=True)]
+    named += [(f"The target of {name!r}", value) for name, value in zip(network.output_names, targets, strict=True)]
+    for what, value in named:
         if value is not None and not is_finite(network.device, value):
-            return f"The target of {name!r} holds values that are not finite; clean the data"
+            return (
+                f"{what} holds values that are not finite: {_where(network.device.asnumpy(value), of)}; clean the data"
+            )
     return ""
 
 
+def _where(array: np.ndarray[Any, Any], of: str) -> str:
+    """How many entries are not finite, and which is the first."""
+    wrong = ~np.isfinite(array)
+    first = tuple(map(int, np.unravel_index(int(np.argmax(wrong)), array.shape)))
+    place = f"row {first[0]}"
+    if array[0].size > 1:
+        place += f", column {first[1]}" if array.ndim == 2 else f", at index {first}"
+    count = int(np.count_nonzero(wrong))
+    return f"{array[first]} in {place}{of}{f', the first of {count}' if count > 1 else ''}"
+
+
 def explain_non_finite(
-    network: Network, plan: Plan, values: Values, losses: Sequence[Loss | None], batch: Batch, loss: float
+    network: Network,
+    plan: Plan,
+    values: Values,
+    losses: Sequence[Loss | None],
+    batch: Batch,
+    loss: float,
+    of_data: str = "",
 ) -> NonFiniteError:
-    """Return the error for a step whose loss or gradients are not finite."""
+    """Return the error for a step whose loss or gradients are not finite; ``of_data`` is what the data have of that."""
     device = network.device
     what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
     where = f"step {values.step}: {what}; nothing of this step was kept. "
-    if of_data := explain_data(network, batch):
+    if of_data:
         return NonFiniteError(f"{where}{of_data}")
     for name, array in (*network.parameters.items(), *network.state.items()):
         if not np.isfinite(array).all():

@@ -74,7 +74,8 @@ def train_on_batch(
     """
     losses = losses_of(model, loss)
     optimizer = optimizer_of(model, optimizer)
-    rows = Data(model, x, y, losses, sample_weight, class_weight).whole()
+    data = Data(model, x, y, losses, sample_weight, class_weight)
+    rows = data.whole()
     bounds = given_bounds(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     with Interruption() as interruption, Change(model, "train_on_batch"):
         steps = _steps(model, losses, bounds)
@@ -82,7 +83,7 @@ def train_on_batch(
             warn_of_probabilities(model, losses)
         penalty = steps.rules.penalty(model.values)
         warn_of_restart(model, optimizer)
-        result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
+        result = steps.take(rows.batch, rows.size, optimizer, begins=begins, data=data)
     interruption.check()
     return result.loss + penalty
 
@@ -249,6 +250,8 @@ def fit(
         warn_of_rate_zero(model, optimizer)
         warn_of_restart(model, optimizer)
 
+    arrays = data.data if isinstance(data, ArrayBatches) else None
+
     def epoch_of_steps() -> None:
         """Go on with an epoch."""
         nonlocal begins, place
@@ -265,7 +268,7 @@ def fit(
                     "trained; call model.to before fit, or after it"
                 )
             penalty = steps.rules.penalty(model.values) if steps.rules.penalties else 0.0
-            result = steps.take(rows.batch, rows.size, optimizer, begins=begins)
+            result = steps.take(rows.batch, rows.size, optimizer, begins=begins, data=arrays)
             begins = False
             meter.add(result.losses, penalty, tuple([asnumpy(given) for given in result.predictions]), rows)
             if writer is not None:

@@ -15,7 +15,7 @@ from lamella.errors import ArgumentError, NonFiniteError, counted
 from lamella.network import Network
 from lamella.regularization import Constraint, Penalty
 from lamella.schedules import Exponential
-from lamella.training.data import batches_of
+from lamella.training.data import ArrayBatches, batches_of
 from lamella.training.step import TrainSteps
 from lamella.training.task import AnyOptimizer, Losses, given_bounds, losses_of, optimizer_of
 
@@ -141,13 +141,14 @@ def find_learning_rate(
     training = TrainSteps(twin, losses, bounds)
     if not training.plan.parameters:
         raise ArgumentError("find_learning_rate: no layer has parameters that are not frozen; unfreeze some")
+    arrays = data.data if isinstance(data, ArrayBatches) else None
     rates: list[float] = []
     told: list[float] = []
     batches = itertools.chain.from_iterable(data.epoch() for _ in itertools.count())
     for rows in itertools.islice(batches, count):
         penalty = training.rules.penalty(twin.values)
         try:
-            result = training.take(rows.batch, rows.size, rising, begins=not rates)
+            result = training.take(rows.batch, rows.size, rising, begins=not rates, data=arrays)
         except NonFiniteError:
             if not rates:
                 raise

@@ -30,6 +30,7 @@ from lamella.network import Network
 from lamella.optimizers import Optimizer, writer_of
 from lamella.optimizers.optimizer import Rule, rules_of
 from lamella.protocol.inputs import naming
+from lamella.training.data import Data
 from lamella.training.diagnosis import are_finite, explain_data, explain_non_finite, is_finite
 from lamella.training.rules import Rules
 
@@ -96,7 +97,9 @@ class TrainSteps:
         self.rules = rules
         self.plan = plan  # last: whoever looks whether it is of today finds all of the rest so
 
-    def take(self, batch: Batch, rows: int, optimizer: Optimizer, *, begins: bool) -> StepResult:
+    def take(
+        self, batch: Batch, rows: int, optimizer: Optimizer, *, begins: bool, data: Data | None = None
+    ) -> StepResult:
         """Take a step; whatever is raised, the network's values stay, or are those after the whole step.
 
         The caller holds Ctrl-C back. A step that fails is prepared again the next time, as is one that is in use
@@ -111,7 +114,7 @@ class TrainSteps:
             step = TrainStep(network, self.plan, slices, self.losses, self.rules)
         values = network.values
         with step.blas:
-            result, moved = step(batch, values, optimizer, begins=begins)
+            result, moved = step(batch, values, optimizer, begins=begins, data=data)
         if network.values is not values:
             raise BusyError(
                 f"step {values.step}: the model was changed while this step was computed, so nothing of the step was "
@@ -155,26 +158,37 @@ class TrainStep:
         return network
 
     def __call__(
-        self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False
+        self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False, data: Data | None = None
     ) -> tuple[StepResult, Values]:
-        """Take one step, or raise; where training ``begins``, losses examine the predictions."""
-        with np.errstate(all="ignore"):
-            return self._step(batch, values, optimizer, begins)
+        """Take one step, or raise; where training ``begins``, losses examine the predictions.
 
-    def _step(self, batch: Batch, values: Values, optimizer: Optimizer, begins: bool) -> tuple[StepResult, Values]:
+        Errors tell the row of ``data``, arrays that the batch is from, and of the batch where there are none.
+        """
+        with np.errstate(all="ignore"):
+            return self._step(batch, values, optimizer, begins, data)
+
+    def _step(
+        self, batch: Batch, values: Values, optimizer: Optimizer, begins: bool, data: Data | None
+    ) -> tuple[StepResult, Values]:
         result = self._slices.step(values, batch, self.losses, self.network.seed)
         loss = sum(result.losses)
         finite = math.isfinite(loss) and self._update.are_finite()
-        if begins and (finite or not explain_data(self.network, batch)):
+        of_data = "" if finite else self._explain_data(batch, data)
+        if begins and not of_data:
             self._examine(result)
         if not finite:
-            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, loss)
+            raise explain_non_finite(self.network, self.plan, values, self.losses, batch, loss, of_data)
         if result.updates:
             self._check_updates(values, result.updates)
         if any(getattr(one, "base", None) is not None for one in result.predictions):
             # it may be a view of a parameter whose buffer is written over later
             result = result._replace(predictions=tuple(map(_own, result.predictions)))
         return result, self._update(values, optimizer, result.updates)
+
+    def _explain_data(self, batch: Batch, data: Data | None) -> str:
+        """What is not finite in the data, or in the batch alone: numbers of float64 may be too large for float32."""
+        found = "" if data is None else explain_data(self.network, data.inputs, data.prepared)
+        return found or explain_data(self.network, batch.inputs, batch.targets, " of the batch")
 
     def _examine(self, result: StepResult) -> None:
         names, asnumpy = self.network.output_names, self._device.asnumpy

@@ -21,6 +21,7 @@ from lamella.losses import Loss
 from lamella.network import Network
 from lamella.optimizers import Optimizer
 from lamella.protocol.inputs import naming
+from lamella.training.data import Data
 from lamella.training.rules import Rules
 from lamella.training.step import TrainStep, prepared
 from lamella_onnx.backend.sessions import Sessions
@@ -86,7 +87,7 @@ class GraphStep:
         self._bound: list[_Bound] = []
 
     def __call__(
-        self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False
+        self, batch: Batch, values: Values, optimizer: Optimizer, *, begins: bool = False, data: Data | None = None
     ) -> tuple[StepResult, Values]:
         """Take one step, or raise; where training ``begins``, losses examine the predictions."""
         network = self._network()
@@ -102,12 +103,12 @@ class GraphStep:
         try:
             session.run_with_iobinding(bound.binding)
         except Exception as error:  # onnxruntime's own have no common base
-            self._by_engine(network, batch, values, optimizer, begins)  # which says what is wrong with the data
+            self._by_engine(network, batch, values, optimizer, begins, data)  # which says what is wrong with the data
             raise refusal("the training step", error) from error
         names = network.output_names
         losses = tuple([float(small[f"{name}.loss"]) if name in self._trained else 0.0 for name in names])
         if not (math.isfinite(sum(losses)) and small[FINITE] and self._are_finite(batch, move.after)):
-            return self._by_engine(network, batch, values, optimizer, begins)
+            return self._by_engine(network, batch, values, optimizer, begins, data)
         if begins:
             for name, own, prediction in zip(names, self.losses, predictions, strict=True):
                 if own is not None:
@@ -116,13 +117,19 @@ class GraphStep:
         return StepResult(losses, predictions, {}, (), {}), move.after
 
     def _by_engine(
-        self, network: Network, batch: Batch, values: Values, optimizer: Optimizer, begins: bool
+        self,
+        network: Network,
+        batch: Batch,
+        values: Values,
+        optimizer: Optimizer,
+        begins: bool,
+        data: Data | None,
     ) -> tuple[StepResult, Values]:
         """The same step by the engine, where onnxruntime's fails: it says why, or finds that only sums overflowed."""
         slices = prepared(network, self.plan, batch.inputs[0].shape[0], [])
         step = TrainStep(network, self.plan, slices, self.losses, self.rules)
         with step.blas:
-            return step(batch, values, optimizer, begins=begins)
+            return step(batch, values, optimizer, begins=begins, data=data)
 
     def _are_finite(self, batch: Batch, after: Values) -> bool:
         """Whether inputs, and all that is new, are finite by the sum of squares; onnxruntime's MaxPool drops a NaN."""

@@ -184,7 +184,7 @@ class TrainingSession:
             fix = "Likely fix: a lower learning rate, or clip_norm when the step is exported"
             raise NonFiniteError(
                 f"step {self._steps}: the loss is {loss}, and it or a gradient is not finite; nothing of this step was "
-                f"kept. {explain_data(self._model, batch) or fix}"
+                f"kept. {explain_data(self._model, batch.inputs, batch.targets) or fix}"
             )
         self._front, self._back = self._back, self._front
         self._bindings.reverse()
