@@ -9,7 +9,7 @@ import pytest
 
 import lamella as lm
 from lamella.protocol import inputs
-from lamella_layers import Add, Dense
+from lamella_layers import Activation, Add, Dense
 
 RNG = np.random.default_rng(3)
 X, LABELS, WEIGHTS = RNG.standard_normal((50, 4)), RNG.integers(0, 3, 50), RNG.uniform(0.5, 2.0, 50)
@@ -142,6 +142,65 @@ def test_a_class_without_rows_is_told(count, y, options, words):
     with pytest.warns(lm.MistakeWarning, match=re.escape(words)) as caught:
         units(count).fit(ROWS, y, loss="softmax_cross_entropy", optimizer="sgd", **options)
     assert [one.filename for one in caught] == [__file__]
+
+
+YES = (np.arange(200) >= 100).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("count", "y", "loss", "share", "words"),
+    [
+        (
+            5,
+            np.r_[MANY[:100], np.full(100, 4)],
+            "softmax_cross_entropy",
+            0.5,
+            "the last 100 rows, which are held out, ",
+        ),
+        (
+            2,
+            YES.astype(int),
+            "softmax_cross_entropy",
+            0.2,
+            "the last 40 rows, which are held out, have only class 1 of",
+        ),
+        (2, np.eye(2)[YES.astype(int)], "categorical_cross_entropy", 0.2, "have only class 1 of 'activation_1'."),
+        (
+            5,
+            np.r_[MANY[:100], np.tile([3, 4], 50), MANY[:100] % 3],
+            "softmax_cross_entropy",
+            0.25,
+            "have no row of class 3, 4 of",
+        ),
+        (
+            1,
+            YES,
+            "binary_cross_entropy",
+            0.2,
+            "have only class 1 of 'dense_1'. Likely fix: rows in random order before",
+        ),
+        (1, YES[:, None], lm.losses.Weighted("hinge", 2.0), 0.2, "have only class 1"),
+    ],
+)
+def test_rows_that_are_sorted_by_class_are_told(count, y, loss, share, words):
+    layers = [Dense(count)] + [Activation("softmax")] * (loss == "categorical_cross_entropy")
+    model = lm.Sequential(layers, input_shape=4)
+    with pytest.warns(lm.MistakeWarning, match=re.escape(words)) as caught:
+        model.fit(np.zeros((len(y), 4)), y, loss=loss, optimizer="sgd", validation_split=share)
+    assert [one.filename for one in caught] == [__file__]
+    order = np.random.default_rng(0).permutation(len(y))
+    model.fit(np.zeros((len(y), 4)), y[order], loss=loss, optimizer="sgd", validation_split=share)
+
+
+def test_what_need_not_be_held_out():
+    task = {"optimizer": "sgd", "validation_split": 0.2}
+    units(1).fit(ROWS, YES, **task, loss="mean_squared_error")  # numbers
+    units(1).fit(ROWS, YES * 0.5, **task, loss="binary_cross_entropy")  # shares
+    units(5).fit(ROWS[:100], np.r_[MANY[:80], np.zeros(20, int)], **task, loss="softmax_cross_entropy")  # by chance
+    rare = (np.arange(200) < 10).astype(int)  # two rows of 40 are expected
+    units(2).fit(ROWS, rare, **task, loss="softmax_cross_entropy")
+    data = {"validation_data": (ROWS[:40], YES[160:])}
+    units(1).fit(ROWS, YES, optimizer="sgd", loss="binary_cross_entropy", **data)  # as somebody chose
 
 
 def test_what_need_not_have_rows_of_every_class():

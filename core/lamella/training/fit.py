@@ -32,6 +32,7 @@ from lamella.training.mistakes import (
     warn_of_probabilities,
     warn_of_rate_zero,
     warn_of_restart,
+    warn_of_sorted_rows,
 )
 from lamella.training.resumption import Place, Writer, restore, take_up
 from lamella.training.step import TrainSteps, prepared
@@ -226,6 +227,8 @@ def fit(
                 "another path, to begin anew"
             )
     warn_of_missing_classes(data, checked)
+    if share and checked is not None:
+        warn_of_sorted_rows(data, checked, losses, share)
     bounds = given_bounds(clip_value=clip_value, clip_norm=clip_norm, penalties=penalties, constraints=constraints)
     refuse_beside_another(model, "fit")
     steps = _steps(model, losses, bounds)

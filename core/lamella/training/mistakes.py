@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 
 from lamella.errors import MistakeWarning, counted
-from lamella.losses import BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, Weighted
+from lamella.losses import BinaryCrossEntropy, BinaryFocalCrossEntropy, Hinge, Loss, SoftmaxCrossEntropy, Weighted
 from lamella.network import Network, warn_of_mistakes
 from lamella.optimizers import Optimizer
 from lamella.protocol.configured import Configured
-from lamella.training.data import ArrayBatches, StreamBatches
+from lamella.training.data import ArrayBatches, Data, StreamBatches
 
-__all__ = ["warn_of_missing_classes", "warn_of_probabilities", "warn_of_rate_zero", "warn_of_restart"]
+__all__ = [
+    "warn_of_missing_classes",
+    "warn_of_probabilities",
+    "warn_of_rate_zero",
+    "warn_of_restart",
+    "warn_of_sorted_rows",
+]
 
 
 def warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> None:
@@ -42,6 +49,7 @@ def _on_probabilities(loss: Loss) -> str:
     return "a loss on probabilities"
 
 
+_DECISIONS = (BinaryCrossEntropy, BinaryFocalCrossEntropy, Hinge)
 ROWS_OF_A_CLASS = 10  # on average, from which on a class without any is no chance
 ROWS_OF_THE_RAREST = 3  # where classes have very different shares, as words have, some may lack by chance
 
@@ -72,12 +80,54 @@ def warn_of_missing_classes(data: ArrayBatches | StreamBatches, checked: ArrayBa
             fix = "y - 1 if labels count from 1, and one unit less in the last layer"
         elif any(label in class_weight for label in missing):
             fix = "a class_weight of the labels that there are"
-        told = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         warnings.warn(
-            f"fit: y of {name!r} has no row of {len(missing)} of {len(counts)} classes: {told}. Likely fix: {fix}",
+            f"fit: y of {name!r} has no row of {len(missing)} of {len(counts)} classes: {_labels(missing)}. "
+            f"Likely fix: {fix}",
             MistakeWarning,
             stacklevel=4,
         )
+
+
+def warn_of_sorted_rows(
+    data: ArrayBatches | StreamBatches,
+    held: ArrayBatches | StreamBatches,
+    losses: tuple[Loss | None, ...],
+    share: float,
+) -> None:
+    """Say so if the last rows, which are held out, lack a class, and so many of them do not lack it by chance."""
+    if not isinstance(data, ArrayBatches) or not isinstance(held, ArrayBatches):
+        return
+    for k, name in enumerate(data.data.model.output_names):
+        learned, last = (_rows_of_labels(part.data, k, losses[k]) for part in (data, held))
+        if learned is None or last is None or not last.sum() or np.any((learned == 0) & (last > 0)):
+            continue  # where training lacks a class, that is what is told
+        expected = learned / learned.sum() * last.sum()
+        missing = np.flatnonzero((last == 0) & (expected >= ROWS_OF_A_CLASS)).tolist()
+        if not missing:
+            continue
+        there = np.flatnonzero(last).tolist()
+        told = f"have only class {there[0]}" if len(there) == 1 else f"have no row of class {_labels(missing)}"
+        warnings.warn(
+            f"fit: validation_split={share:g}: the last {held.data.rows} rows, which are held out, {told} of "
+            f"{name!r}. Likely fix: rows in random order before: order = numpy.random.default_rng(0)."
+            "permutation(len(x)), and x[order], y[order]",
+            MistakeWarning,
+            stacklevel=4,
+        )
+
+
+def _rows_of_labels(data: Data, k: int, loss: Loss | None) -> np.ndarray[Any, Any] | None:
+    """How many rows each class of an output has, that of a single unit for yes or no too; None where there are none."""
+    target = data.prepared[k]
+    while isinstance(loss, Weighted):
+        loss = loss.loss
+    if target is None or target.size != len(target) or not isinstance(loss, _DECISIONS):
+        return data.rows_of_classes(k)
+    return np.bincount((target > 0).ravel(), minlength=2) if np.isin(target, (-1, 0, 1)).all() else None
+
+
+def _labels(labels: list[int]) -> str:
+    return ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
 
 
 def warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:

@@ -186,7 +186,7 @@ class TrainStep:
         return result, self._update(values, optimizer, result.updates)
 
     def _explain_data(self, batch: Batch, data: Data | None) -> str:
-        """What is not finite in the data, or in the batch alone: numbers of float64 may be too large for float32."""
+        """What is not finite in the data; in the batch, where they have no arrays, or are too large for its dtype."""
         found = "" if data is None else explain_data(self.network, data.inputs, data.prepared)
         return found or explain_data(self.network, batch.inputs, batch.targets, " of the batch")
 
