@@ -692,7 +692,8 @@ def where_is(name: str) -> str:
     """
     known = layers().values() if name[:1].isupper() else ()
     if name in elsewhere.LAYERS:
+        fix = elsewhere.instead(elsewhere.LAYERS, name)
         is_class = elsewhere.LAYERS[name].partition("(")[0] in [cls.__name__ for cls in known]
-        return f"{elsewhere.instead(elsewhere.LAYERS, name)}{' of lamella_layers' if is_class else ''}"
+        return fix.replace(")", ") of lamella_layers", 1) if is_class else fix
     classes = [cls for cls in known if cls.__name__.lower() == name.lower()]
     return "".join(f"; from {cls.__module__.partition('.')[0]} import {cls.__name__}" for cls in classes)

@@ -72,7 +72,7 @@ class _ConfiguredType(type):
                 if unknown is None:
                     fault = too_many(own, args, cls._elsewhere) or f"{error}."
                 else:
-                    fault = f"{error}.{answer(unknown, own, cls._elsewhere)}"
+                    fault = f"there is no argument {unknown!r}.{answer(unknown, own, cls._elsewhere)}"
                 raise TypeError(f"{cls.__name__}{cls._signature}: {fault}") from None
             bound.apply_defaults()
             config = {name: _freeze(value) for name, value in bound.arguments.items()}
