@@ -1,6 +1,6 @@
 """Learn a map by heart with a layer of one's own: with a sine in place of relu, a network learns the fine shapes too.
 
-python examples/terrain.py          on 138 632 heights around the Jacksboro fault, in a minute; needs matplotlib
+python examples/terrain.py          on 138 632 heights around the Jacksboro fault, in ten seconds; needs matplotlib
 python examples/terrain.py --quick  on every fourth of them in both directions, in seconds: to see that it works
 
 The network takes a place and says how high it is. It learns from a quarter of the places, drawn at random, and is

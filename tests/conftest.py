@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from wheels import ROOT, Environment, install_wheel, run
 
-# Programs: for an environment with Triton's client, which `make judge` runs; and one that takes the system's parts away.
+# Programs: those of `make judge`, for an environment with Triton's client, and one that takes parts of the system away.
 collect_ignore = ["against_triton", "without_posix.py"]
 
 

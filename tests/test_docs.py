@@ -104,6 +104,7 @@ def test_the_reference_names_every_layer():
     assert told == {
         one.object.__name__ for one in registry.entries("layers") if one.plugin.distribution != registry.SCRIPT
     }
+    assert f"lamella has {len(told)}, `torch.nn`" in (ROOT / "docs" / "why.md").read_text()
 
 
 def test_callbacks_are_listed():
