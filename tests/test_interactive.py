@@ -33,6 +33,22 @@ def test_completion_finds_names_of_arrays_and_of_what_was_measured():
     assert history._ipython_key_completions_() == ["loss"]
 
 
+def test_ipython_completes_names_of_arrays():
+    completer = pytest.importorskip("IPython.core.completer")
+    model = lm.Sequential([Dense(3)], input_shape=2)
+    history = model.fit([[1, 2]], [[1, 2, 3]], loss="mean_squared_error", optimizer="sgd")
+    shell = completer.IPCompleter(namespace={"model": model, "arrays": model.parameters, "history": history})
+
+    def found(text):
+        with completer.provisionalcompleter():
+            return {one.text for one in shell.completions(text, len(text))}
+
+    assert found('arrays["') == {"dense_1.kernel", "dense_1.bias"}
+    assert found('history["') == {"loss"}
+    shell.evaluation = "unsafe"  # as `%config Completer.evaluation = "unsafe"` does
+    assert found('model.parameters["') == {"dense_1.kernel", "dense_1.bias"}
+
+
 def test_completion_finds_what_a_model_can():
     found = {name for name in dir(lm.Sequential([Dense(3)], input_shape=2)) if not name.startswith("_")}
     assert {"fit", "evaluate", "predict", "parameters", "summary", "save", "freeze", "to", "history"} < found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import warnings
@@ -26,13 +27,14 @@ from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 from sklearn.decomposition import PCA
 from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, StackingClassifier
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.feature_selection import SelectKBest
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.multioutput import MultiOutputClassifier
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import (
     MinMaxScaler,
@@ -56,6 +58,9 @@ from lamella_sklearn import LamellaClassifier, LamellaRegressor, to_onnx
 WINE, WINES = load_wine(return_X_y=True)
 SCALED = StandardScaler().fit_transform(WINE)
 SMALL = {"hidden_layer_sizes": (10,), "epochs": 20, "learning_rate": 0.01, "random_state": 0}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # few epochs are quick
 
 
 def classifier(**settings):
@@ -179,6 +184,31 @@ def test_training_ends_where_nothing_improves():
     own = classifier(epochs=500, n_iter_no_change=3, tol=0.01).fit(SCALED, WINES)
     assert own.n_iter_ < 500
     assert own.model_.history.stopped == "loss has not improved for 3 epochs"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_training_that_has_not_converged_warns_as_that_of_scikit_learn():
+    with pytest.warns(ConvergenceWarning, match=r"LamellaClassifier: .* epochs=3, before loss .* tol=0.0001") as found:
+        classifier(epochs=3).fit(SCALED, WINES)
+    assert found[0].filename == __file__
+    with pytest.warns(ConvergenceWarning, match=r"LamellaRegressor: .* before val_loss .* more epochs"):
+        regressor(epochs=3, early_stopping=True).fit(SCALED, WINES)
+    assert classifier(epochs=400).fit(SCALED, WINES).n_iter_ < 400
+    classifier(epochs=3, learning_rate=lm.schedules.Cosine(0.01, steps=3)).fit(SCALED, WINES)
+    classifier(epochs=3).partial_fit(SCALED, WINES, classes=[0, 1, 2])
+
+
+def test_words_of_scikit_learn_get_those_of_lamella():
+    known = set(MLPClassifier().get_params()) | set(MLPRegressor().get_params())
+    ours = set(LamellaClassifier().get_params())
+    for word in known - ours - {"max_fun"}:  # of lbfgs, which is not there
+        with pytest.raises(TypeError, match=f"LamellaClassifier: .*'{word}'.*(is called|stands in|takes|are shuffled)"):
+            LamellaClassifier(**{word: 1})
+    with pytest.raises(TypeError, match="Did you mean 'epochs'"):
+        LamellaRegressor(epoch=3)
+    with pytest.raises(lm.ArgumentError, match="layers: .*sizes go to hidden_layer_sizes"):
+        LamellaClassifier(layers=(16, 16)).fit(SCALED, WINES)
+    assert next(iter(inspect.signature(LamellaRegressor).parameters)) == "hidden_layer_sizes"
 
 
 def test_partial_fit():

@@ -20,7 +20,7 @@ from wheels import ROOT
 
 import lamella as lm
 from lamella import cli, hookspecs
-from lamella.cli import new_plugin
+from lamella.cli import shell
 from lamella.cli.new_plugin import KINDS, create
 
 PIXELS = ROOT / "examples" / "lamella-pixels"
@@ -91,15 +91,28 @@ def test_a_new_plugin_passes_its_own_tests_at_once(environment):
 def test_commands_are_those_of_the_system(system, path, runs, said, monkeypatch):
     with monkeypatch.context() as here:
         here.setattr(os, "name", system)
-        quoted = new_plugin._quoted(path, runs=runs)
+        quoted = shell.quoted(path, runs=runs)
     assert quoted == said
 
 
 def test_the_python_that_runs_goes_by_its_name_where_a_shell_would_find_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    assert new_plugin._python() == "python"
+    assert shell.python() == "python"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert new_plugin._python() == shlex.quote(sys.executable)
+    assert shell.python() == shlex.quote(sys.executable)
+
+
+def test_the_program_goes_by_what_a_shell_would_find(tmp_path, monkeypatch):
+    (tmp_path / "lamella").write_text("#!/bin/sh\n")
+    (tmp_path / "lamella").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/lamella/__main__.py"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shell.program() == "lamella"
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python")  # the program that is found is of another one
+    assert shell.program() == "/usr/bin/python -m lamella"
+    monkeypatch.setattr(sys, "argv", [".venv/bin/lamella"])
+    assert shell.program() == ".venv/bin/lamella"
 
 
 def test_a_new_plugin_has_an_example_of_every_hook(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 import lamella as lm
 from lamella.cli import Command
+from lamella.cli.shell import program, python
 from lamella.datasets import digits
 from lamella.terminal import Terminal
 
@@ -102,9 +102,7 @@ def run(folder: Path) -> float:
     rows = np.column_stack([np.arange(len(history["loss"])) + 1, *history.values()])
     np.savetxt(folder / "history.csv", rows, "%.6g", ",", header=",".join(["epoch", *history]), comments="")
     pictures = _draw(folder, history, images[test], labels[test])
-    script = Path(sys.argv[0]).stem == "lamella"  # such as .venv/bin/lamella
-    program = "lamella" if shutil.which("lamella") else sys.argv[0] if script else "python -m lamella"
-    print(_CLOSING.format(folder=folder, pictures=pictures, program=program), end="")
+    print(_CLOSING.format(folder=folder, pictures=pictures, program=program(), python=python()), end="")
     return accuracy
 
 
@@ -119,8 +117,9 @@ Check the proof again, here or elsewhere:
 
   {program} verify {folder}/digits.onnx
 
-Serve it, with a page where you draw a digit (pip install "lamella[serve]"):
+Serve it, with a page where you draw a digit:
 
+  {python} -m pip install "lamella[serve]"
   {program} serve {folder}/digits.onnx
 
 Or run it with NumPy and onnxruntime alone:
@@ -172,7 +171,7 @@ def _draw(folder: Path, history: Mapping[str, Sequence[float]], images: Any, lab
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="DIR", type=Path, default="runs/digits", help="default: %(default)s")
+    parser.add_argument("--output", metavar="DIR", type=Path, default="runs/digits", help="where to write; default: %(default)s")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from scipy.sparse import issparse
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
@@ -17,7 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 import lamella as lm
-from lamella.arguments import flag, number, positive
+from lamella.arguments import answer, flag, number, positive
 from lamella.errors import shown
 from lamella.losses import LOSSES
 from lamella.optimizers import OPTIMIZERS
@@ -28,6 +30,20 @@ __all__ = ["LamellaClassifier", "LamellaRegressor"]
 
 _OF_CLASSES = lm.losses.SoftmaxCrossEntropy, lm.losses.SoftmaxFocalCrossEntropy
 _OF_LABELS = lm.losses.BinaryCrossEntropy, lm.losses.BinaryFocalCrossEntropy, lm.losses.Hinge
+
+_OF_OPTIMIZERS = "It stands in the optimizer: optimizer=lm.optimizers.SGD(0.01, momentum=0.9)"
+_ELSEWHERE = {  # arguments of MLPClassifier, and what stands for them
+    "beta_1": _OF_OPTIMIZERS,
+    "beta_2": _OF_OPTIMIZERS,
+    "epsilon": _OF_OPTIMIZERS,
+    "learning_rate_init": "It is called learning_rate",
+    "max_iter": "It is called epochs",
+    "momentum": _OF_OPTIMIZERS,
+    "nesterovs_momentum": _OF_OPTIMIZERS,
+    "power_t": "learning_rate takes a schedule, such as lm.schedules.InverseTime(0.01, 1000)",
+    "shuffle": "Rows are shuffled in every epoch, as random_state decides",
+    "solver": "It is called optimizer",
+}
 
 Array = np.ndarray[Any, Any]
 Layers = Sequence[lm.Layer | lm.Model]
@@ -88,6 +104,21 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         self.random_state = random_state
         self.verbose = verbose
 
+    if not TYPE_CHECKING:  # checkers and editors go by __init__
+
+        def __init_subclass__(cls, **settings: Any) -> None:
+            super().__init_subclass__(**settings)
+            signature = inspect.signature(cls.__init__)  # else that of __new__ would be shown
+            arguments = [*signature.parameters.values()][1:]
+            cls.__signature__ = signature.replace(parameters=arguments, return_annotation=signature.empty)
+
+        def __new__(cls, *args: Any, **settings: Any) -> Self:
+            known = cls._get_param_names()
+            if unknown := [name for name in settings if name not in known]:
+                hint = answer(unknown[0], known, _ELSEWHERE)
+                raise TypeError(f"{cls.__name__}: got an unexpected keyword argument {unknown[0]!r}.{hint}")
+            return super().__new__(cls)
+
     def _train(self, X: Any, y: Any, sample_weight: Any, *, partial: bool = False, classes: Any = None) -> Self:
         """Learn from rows, by the network that is there or by a new one; ``partial``: from each row once."""
         goes_on = (flag(self.warm_start, self._of("warm_start")) or partial) and hasattr(self, "model_")
@@ -96,8 +127,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         task = self._task(y, self._weights(y, sample_weight), goes_on=goes_on, partial=partial, classes=classes)
         rng = check_random_state(self.random_state)
         model = self.model_ if goes_on else self._network(X, task.outputs, rng.randint(2**31 - 1))
+        optimizer = self._optimizer()
         settings = {"loss": task.loss, "batch_size": positive(self.batch_size, self._of("batch_size"))}
-        settings |= {"optimizer": self._optimizer(), "penalties": self._penalties(), "progress": self._progress()}
+        settings |= {"optimizer": optimizer, "penalties": self._penalties(), "progress": self._progress()}
         rows = X, task.targets, task.weights
         if not partial:
             model.optimizer_state = None
@@ -108,6 +140,15 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "fit: y of .* has no row of", lm.MistakeWarning)  # others may have them
             history = model.fit(x, targets, sample_weight=weights, **settings)
+        planned = isinstance(optimizer.learning_rate, lm.schedules.Schedule)  # to the last epoch
+        if not partial and not planned and history.stopped is None:
+            warnings.warn(
+                f"{type(self).__name__}: training ended after epochs={self.epochs}, before "
+                f"{'val_loss' if early_stopping else 'loss'} stopped falling by tol={self.tol:g}. Likely fix: more "
+                "epochs, or a larger learning_rate",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         before = self.loss_curve_ if goes_on else []
         self.model_, self.loss_curve_ = model, [*before, *history.history.get("loss", [])]
         self.n_iter_ = len(self.loss_curve_)
@@ -155,6 +196,13 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
                 layers = [Dense(size, activation=self.activation) for size in sizes]
             except lm.ArgumentError as error:
                 raise lm.ArgumentError(f"{self._of('activation')}: {error}") from None
+        if isinstance(layers, int) or (
+            isinstance(layers, list | tuple) and any(isinstance(one, int) for one in layers)
+        ):
+            raise lm.ArgumentError(
+                f"{self._of('layers')}: expected a list of layers, got {shown(layers)}. Likely fix: sizes go to "
+                "hidden_layer_sizes"
+            )
         if not isinstance(layers, list | tuple):
             raise lm.ArgumentError(
                 f"{self._of('layers')}: expected a list of layers, or a function of the number of features that makes "
@@ -254,6 +302,9 @@ class LamellaClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     Raises:
         ValueError: data or arguments that do not fit; `lamella.DataError` and `lamella.ArgumentError` are such.
         lamella.NonFiniteError: the loss became NaN or infinite.
+
+    Where ``epochs`` are over before training ends by ``tol``, `fit` gives scikit-learn's ``ConvergenceWarning``, but
+    not where a schedule plans the epochs.
 
     Source: https://scikit-learn.org/stable/modules/generated/sklearn.neural_network.MLPClassifier.html
 

@@ -6,15 +6,13 @@ import argparse
 import datetime
 import importlib.util
 import keyword
-import os
 import re
-import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from lamella import registry
+from lamella.cli.shell import python, quoted
 from lamella.cli.wheel import wheel
 from lamella.commands import Command
 from lamella.errors import ArgumentError
@@ -81,30 +79,12 @@ def create(name: str, folder: str | Path = ".") -> str:
         (root / "wheels").mkdir()
         (root / "wheels" / own_name).write_bytes(own)
         root.rename(target)
-    python = _python()
-    install, test = f'{python} -m pip install --editable ".[test]"', f"{python} -m pytest"
+    install, test = f'{python()} -m pip install --editable ".[test]"', f"{python()} -m pytest"
     return (
         f"{target}: a layer {words['class']} in {words['package']}/layers.py,\n"
         "an example of everything else that a plugin can give, and tests. Keep what you need. Next:\n\n"
-        f"    cd {_quoted(str(target))}\n    {install}\n    {test}\n"
+        f"    cd {quoted(str(target))}\n    {install}\n    {test}\n"
     )
-
-
-def _python() -> str:
-    """The command that starts the Python that runs."""
-    for command in ("python", "python3"):
-        found = shutil.which(command)
-        if found and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
-            return command
-    return _quoted(sys.executable, runs=True)
-
-
-def _quoted(path: str, *, runs: bool = False) -> str:
-    """A path as the system's shell takes it; PowerShell runs what is quoted only behind ``&``."""
-    if os.name != "nt":
-        return shlex.quote(path)
-    quoted = f'"{path}"' if re.search(r"[^\w.:\\/~+-]", path) else path
-    return f"& {quoted}" if runs and quoted != path else quoted
 
 
 def _fill(text: str, words: dict[str, str]) -> str:

@@ -1,4 +1,7 @@
-"""Optimizers: how a parameter moves along its gradient. The formulas and defaults are those of PyTorch 2.
+"""Optimizers: how a parameter moves along its gradient.
+
+Formulas and defaults are those of PyTorch 2, but for the learning rate of `SGD`, 0.01 as in Keras, and for `Lion`,
+which PyTorch does not have.
 
 Every ``learning_rate`` is a number or a `lamella.schedules.Schedule`.
 """
