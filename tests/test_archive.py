@@ -163,7 +163,7 @@ def test_arguments_that_another_version_renamed_are_told(registered, tmp_path):
         described.update(version="0", config={"layer": described["config"]["inner"]})
 
     edited(tmp_path / "m", rename)
-    words = r"load .*Hold\(inner\): there is no argument 'layer'. It was written by acme 0, and 1 is installed: .*Hold.migrate"
+    words = r"load .*Hold\(inner\): there is no argument 'layer'. It was written by acme 0, and 1 .*: .*Hold.migrate"
     with pytest.raises(lm.DataError, match=words):
         lm.load(tmp_path / "m")
 
