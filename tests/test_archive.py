@@ -163,7 +163,7 @@ def test_arguments_that_another_version_renamed_are_told(registered, tmp_path):
         described.update(version="0", config={"layer": described["config"]["inner"]})
 
     edited(tmp_path / "m", rename)
-    words = r"load .*Hold\(inner\): missing .* written by acme 0, and 1 is installed: .*Hold.migrate"
+    words = r"load .*Hold\(inner\): there is no argument 'layer'. It was written by acme 0, and 1 .*: .*Hold.migrate"
     with pytest.raises(lm.DataError, match=words):
         lm.load(tmp_path / "m")
 
@@ -362,7 +362,7 @@ def optimizer(**changes):
         (argument(units="x"), "units: expected a positive int, got 'x'"),
         (argument(units=10**9), r"'parameters/dense_1.kernel' has shape \(27, 2\); the model needs \(27, 1000000000\)"),
         (argument(units=2**62), "which no memory holds"),
-        (argument(foo=1), "unexpected keyword argument 'foo'"),
+        (argument(foo=1), "there is no argument 'foo'"),
         (argument(activation={"layer": 2}), "expected a number below 2, got 2"),
         (argument(kernel_initializer=3), "initializer: expected a registered name or a function"),
         (model(frozen=["zzz"]), "no layers .*'zzz'"),

@@ -57,9 +57,7 @@ def test_completion_finds_what_a_model_can():
 
 def test_the_package_itself_holds_no_other_names_without_an_underscore():
     """Editors that do not call ``dir`` offer all that a module imports. Parts of the package they offer anyway."""
-    modules = {
-        name for name, value in vars(lm).items() if isinstance(value, types.ModuleType)
-    }
+    modules = {name for name, value in vars(lm).items() if isinstance(value, types.ModuleType)}
     assert {name for name in vars(lm) if not name.startswith("_")} - modules == set(lm.__all__) - modules - {
         "__version__"
     }

@@ -51,7 +51,7 @@ def _bases(owner):
     """The public names of a class and of those that it extends."""
     kind = PUBLIC.get(owner)
     classes = [(name, thing) for name, thing in PUBLIC.items() if isinstance(thing, type)]
-    return [name for name, thing in classes if isinstance(kind, type) and issubclass(kind, thing)]
+    return [name for name, thing in classes if isinstance(kind, type) and thing in kind.__mro__]
 
 
 def _takes_arguments(call):

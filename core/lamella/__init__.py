@@ -12,6 +12,7 @@ import typing as _typing  # what has an underscore is nothing that editors offer
 from lamella import (
     backends,
     callbacks,
+    datasets,
     initializers,
     losses,
     metrics,
@@ -76,6 +77,7 @@ __all__ = [
     "__version__",
     "backends",
     "callbacks",
+    "datasets",
     "from_config",
     "hookimpl",
     "initializers",

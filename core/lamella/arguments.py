@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 
-from lamella.elsewhere import hint
+from lamella.elsewhere import MISSING, hint
 from lamella.errors import ArgumentError, did_you_mean, shown
 
 __all__ = [
@@ -231,21 +231,41 @@ def knows(elsewhere: Mapping[str, str]) -> Callable[[Callable[_P, _T]], Callable
         own = inspect.signature(method).parameters
         kinds = [one.kind for one in own.values()]
         most = math.inf if inspect.Parameter.VAR_POSITIONAL in kinds else _by_position(own)
+        names = list(own)
+        needed = [
+            name
+            for name, one in own.items()
+            if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        ]
 
         @functools.wraps(method)
         def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             unknown = next((name for name in kwargs if name not in own), None)
             if unknown is not None or len(args) > most:
-                owner, called = type(args[0]).__name__, method.__name__
-                where = owner if called == "__init__" else f"{owner}.{called}"
+                where = _called(args[0], method)
                 if unknown is not None:
                     raise TypeError(f"{where}: there is no argument {unknown!r}.{answer(unknown, own, elsewhere)}")
                 raise TypeError(f"{where}: {too_many(own, args, elsewhere)}")
+            given = names[: len(args)]
+            if args and (missing := [name for name in needed if name not in kwargs and name not in given]):
+                raise TypeError(f"{_called(args[0], method)}: {_missing(missing)}")
             return method(*args, **kwargs)
 
         return checked
 
     return answering
+
+
+def _called(owner: object, method: Callable[..., Any]) -> str:
+    """What is called, for messages: a class, or a method of one."""
+    name = type(owner).__name__
+    return name if method.__name__ == "__init__" else f"{name}.{method.__name__}"
+
+
+def _missing(names: list[str]) -> str:
+    """What is wrong where arguments are missing, and what to say for them."""
+    told = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing."
+    return told + "".join(hint(MISSING, name) for name in names)
 
 
 def answer(name: str, own: Iterable[str], elsewhere: Mapping[str, str]) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "LOSSES",
     "METRIC",
     "METRICS",
+    "MISSING",
     "MODEL",
     "NAMES",
     "OPTIMIZER",
@@ -72,8 +73,13 @@ NAMES = {
 _OF_SCIKIT_LEARN = "of scikit-learn in a pipeline, which lamella_sklearn.to_onnx writes whole, text included"
 _AUGMENTED = "a generator function that changes images: fit takes batches (x, y) of it"
 
+_OWN = "a class of your own that extends lm.Layer, since no layer here does that"
+
 LAYERS = {
     "AdaptiveAvgPool2d": "GlobalAveragePooling2D()",
+    "AlphaDropout": _OWN,
+    "Attention": "ScaledDotProductAttention()",
+    "AveragePooling3D": _OWN,
     "AvgPool1D": "AveragePooling1D()",
     "AvgPool1d": "AveragePooling1D()",
     "AvgPool2D": "AveragePooling2D()",
@@ -82,7 +88,13 @@ LAYERS = {
     "BatchNorm2d": "BatchNormalization()",
     "CategoryEncoding": f"OneHotEncoder {_OF_SCIKIT_LEARN}",
     "CenterCrop": "Cropping2D(cropping)",
+    "Conv1DTranspose": _OWN,
+    "Conv3D": _OWN,
+    "Conv3DTranspose": _OWN,
+    "Conv3d": _OWN,
+    "ConvLSTM2D": _OWN,
     "ConvTranspose2d": "Conv2DTranspose(filters, kernel_size)",
+    "Cropping1D": _OWN,
     "Discretization": f"KBinsDiscretizer {_OF_SCIKIT_LEARN}",
     "Dropout2d": "SpatialDropout2D(rate)",
     "ELU": "Activation('elu')",
@@ -105,6 +117,7 @@ LAYERS = {
     "MaxPool1d": "MaxPooling1D()",
     "MaxPool2D": "MaxPooling2D()",
     "MaxPool2d": "MaxPooling2D()",
+    "MaxPooling3D": _OWN,
     "RMSNorm": "RMSNormalization()",
     "RandomBrightness": _AUGMENTED,
     "RandomContrast": _AUGMENTED,
@@ -114,15 +127,19 @@ LAYERS = {
     "RandomTranslation": _AUGMENTED,
     "RandomZoom": _AUGMENTED,
     "ReLU": "Activation('relu')",
+    "RepeatVector": "Concatenate(axis=1), called with n times Reshape((1, features))(x)",
     "SiLU": "Activation('silu')",
     "Sigmoid": "Activation('sigmoid')",
     "SimpleRNN": "RNN(units)",
     "Softmax": "Activation('softmax')",
+    "SpatialDropout1D": _OWN,
     "StringLookup": f"OrdinalEncoder, or OneHotEncoder, {_OF_SCIKIT_LEARN}",
     "Tanh": "Activation('tanh')",
     "TextVectorization": "integers made of words before they come to the model, and Embedding(input_dim, output_dim)",
     "TimeDistributed": "Dense(units), which works on every step as it is",
+    "UpSampling1D": _OWN,
     "ZeroPad2d": "ZeroPadding2D(padding)",
+    "ZeroPadding1D": _OWN,
 }
 
 LOSSES = {
@@ -244,6 +261,8 @@ PACKAGE = {
 _ARRAYS = (
     "Arrays go by their names: model.parameters['dense_1.kernel'] = array, and several by model.assign({name: array})"
 )
+_STATE = "model.state has the arrays that are no parameters, by their names; model.freeze keeps parameters as they are"
+_STOP = "A callback ends training with: raise lm.StopTraining('why')"
 _IN_FIT = "It is an argument of fit"
 _NO_MODES = "There are no modes: fit trains and predict infers"
 _PROBABILITIES = "model.predict(x, append=Activation('softmax')) gives probabilities of logits"
@@ -257,6 +276,7 @@ _RATE = (
 MODEL = {
     "add": "All layers come at once: lm.Sequential([layer, layer], input_shape=...)",
     "backward": _GRADIENTS,
+    "built": "A model is built when it is made",
     "build": "A model is built when it is made: lm.Sequential([...], input_shape=...)",
     "compile": "What it takes elsewhere stands in fit: fit(x, y, loss=..., optimizer=..., metrics=...)",
     "count_params": "model.summary() tells it; sum(one.size for one in model.parameters.values()) counts them",
@@ -277,19 +297,24 @@ MODEL = {
     "metrics_names": "evaluate, and the history that fit returns, are dicts by name",
     "name": "Names belong to layers, nodes and inputs: model(x, name='encoder')",
     "named_parameters": _ARRAYS,
+    "non_trainable_variables": _STATE,
+    "non_trainable_weights": _STATE,
     "optimizer": f"{_IN_FIT}, and what it remembers is model.optimizer_state",
     "output": "The nodes are model.output_nodes",
     "output_shape": "model.output_specs has shape and dtype of each output: model.output_specs[0].shape",
     "outputs": "The nodes are model.output_nodes",
     "pop": "Make a model of fewer layers, and take values over by copy_values",
     "predict_classes": "model.predict(x).argmax(axis=1) gives classes",
+    "predict_generator": "model.predict takes arrays; numpy.concatenate joins those of batches",
     "predict_log_proba": _PROBABILITIES,
     "predict_on_batch": "model.predict(x) gives the outputs",
     "predict_proba": _PROBABILITIES,
+    "reset_states": "Layers keep no state between batches: states are inputs and outputs, LSTM(8, return_state=True)",
     "save_weights": _FILES,
     "score": "model.evaluate(x, y, loss=..., metrics='accuracy') measures",
     "set_weights": _ARRAYS,
     "state_dict": _ARRAYS,
+    "stop_training": _STOP,
     "test_on_batch": "model.evaluate(x, y, loss=...) measures",
     "to_json": "model.config() is the structure as plain data, and lm.from_config(config) makes a model of it",
     "train": _NO_MODES,
@@ -314,7 +339,7 @@ SET = {  # of which nothing would come
     "name": MODEL["name"],
     "parameters": _ARRAYS,
     "state": "Arrays are assigned one by one: model.state['batch_normalization_1.mean'] = array",
-    "stop_training": "A callback ends training with: raise lm.StopTraining('why')",
+    "stop_training": _STOP,
     "trainable": "model.freeze() keeps all parameters from training, model.freeze('conv2d_*') some, and "
     "model.unfreeze() lets them learn again",
     "training": _NO_MODES,
@@ -345,6 +370,12 @@ FIT = {
     "verbose": "Say progress=True or progress=False to fit; the others print nothing",
     "workers": "An iterable of batches makes them as it likes",
 }
+
+MISSING = {
+    "loss": "Nothing is compiled into a model: loss='...' stands in every call, and in fit and evaluate metrics=[...]",
+    "optimizer": "Likely fix: optimizer='adam', or lm.optimizers.Adam(0.001)",
+}
+"""What is to be said where an argument is missing."""
 
 EVALUATE = {  # and predict
     **FIT,

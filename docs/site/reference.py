@@ -31,7 +31,7 @@ ELSEWHERE = {"layers", "commands", "laws"}  # kinds with a page of their own, or
 _ERRORS = [name for name in errors.__all__ if isinstance(getattr(errors, name), type)]
 _ERRORS.sort(key=lambda name: len(getattr(errors, name).__mro__))  # what the others extend comes first
 MODULES = {  # what is on a page, beside the kinds: the title, and modules with those of their names that are meant
-    "models": ("Models", {"lamella": "Model Sequential Input Node from_config load inspect set_threads History"}),
+    "models": ("Models", {"lamella": "Model Sequential Input Node from_config load inspect set_threads Task History"}),
     "export": ("ONNX export", {"lamella_onnx": ""}),
     "serving": ("Serving in Python", {"lamella_serve": ""}),
     "scikit-learn": ("Estimators", {"lamella_sklearn": ""}),

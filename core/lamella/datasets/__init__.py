@@ -24,3 +24,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     file = resources.files(__name__).joinpath("digits.npz")
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return arrays["images"].astype("float32"), arrays["labels"].astype("int64")
+
+
+def __dir__() -> list[str]:
+    return __all__
