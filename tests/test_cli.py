@@ -222,7 +222,10 @@ def test_a_list_of_a_module_that_is_not_installed_has_all_its_kinds(tmp_path, mo
     ("arguments", "words"),
     [
         (["losses"], r"lamella: unknown command 'losses'; .* Did you mean 'lamella list losses'\?"),
-        (["list", "loss"], r"lamella: 'loss' is no kind, and no name of anything. Did you mean 'losses'\?\n'loss': no installed"),
+        (
+            ["list", "loss"],
+            r"lamella: 'loss' is no kind, and no name of anything. Did you mean 'losses'\?\n'loss': no installed",
+        ),
         (["list", "json"], "lamella: 'json' has no hooks, so it gives nothing"),
         (["list", "lamella:dens"], r"lamella: 'lamella' gives no 'dens' by its hooks. Did you mean 'dense'\?"),
         (["layers", "lamella:qqqq"], r"gives no 'qqqq' by its hooks. After a change of its entry points, .* -e \.$"),
