@@ -9,7 +9,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lamella import callbacks, hookspecs, registry
@@ -213,13 +213,16 @@ def _own(kind: str, keys: Collection[str] | None) -> dict[str, Entry]:
     plugins = [plugin for plugin in registry.plugins() if plugin.is_own]
     if not plugins or not all(keys is None or plugin.key in keys for plugin in plugins):
         return {}
-    given: dict[str, Any] = {"commands": OWN, "laws": LAWS}.get(kind, {})
-    if kind == "callbacks":
-        named = {name: getattr(callbacks, name) for name in callbacks.__all__ if name != Callback.__name__}
-        given = {name: one for name, one in named.items() if isinstance(one, type) and issubclass(one, Callback)}
-    module = {"callbacks": callbacks.__name__, "commands": "lamella.cli", "laws": "lamella.testing.laws"}.get(kind, "")
+    public = {name: getattr(callbacks, name) for name in callbacks.__all__ if name != Callback.__name__}
+    classes = {name: one for name, one in public.items() if isinstance(one, type) and issubclass(one, Callback)}
+    given: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "callbacks": (callbacks.__name__, classes),
+        "commands": ("lamella.cli", OWN),
+        "laws": ("lamella.testing.laws", LAWS),
+    }
+    module, things = given.get(kind, ("", {}))
     place = dataclasses.replace(plugins[0], module=module)
-    return {name: Entry(name, one, place) for name, one in given.items()}
+    return {name: Entry(name, one, place) for name, one in things.items()}
 
 
 def _operators(row: Row, specimens: Iterable[Specimen]) -> tuple[str, ...] | None:
