@@ -1,9 +1,9 @@
 """Markdown pages as programs: every snippet of a page runs, from top to bottom.
 
 Python blocks of a page run in order, in one namespace; each block of examples with ``>>>`` runs by itself. A block that
-starts with the name of a file, ``# radial_basis.py``, is also added to that file. Commands of lamella run; of ``make``
-and ``pytest`` it is checked that targets and files exist. A page that installs packages gets an environment of its own,
-where ``pip install --editable`` stands for a wheel.
+starts with the name of a file, ``# radial_basis.py``, is also added to that file. What is said to print ``# about 0.9``
+is about that. Commands of lamella run; of ``make`` and ``pytest`` it is checked that targets and files exist. A page that
+installs packages gets an environment of its own, where ``pip install --editable`` stands for a wheel.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def _run_page(page: Path, environment: Callable[[], Environment], servers: conte
     for language, block in blocks(page):
         if language == "python":
             exec(compile(block, page.name, "exec"), scope)
+            for told, about in re.findall(r"^print\((.*)\)  # about ([\d.]+)$", block, re.MULTILINE):
+                assert abs(eval(told, scope) - float(about)) < 0.03, f"{page.name}: {told} is not about {about}"
             if file := re.match(r"# (\w+\.py)", block):
                 with open(file[1], "a") as module:
                     module.write(block)

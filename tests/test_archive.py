@@ -819,11 +819,13 @@ def test_inspect_tells_what_a_file_holds(tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
-def test_inspect_needs_no_plugin(distributions, tmp_path):
+def test_inspect_needs_no_plugin(distributions, tmp_path, capsys):
     distributions.install(("acme", "1.0", {"activations": {"bent": mish(2.0)}}))
     lm.Sequential([Dense(2, activation="bent")], input_shape=4).save(tmp_path / "m")
     distributions.install()
     assert lm.inspect(tmp_path / "m").distributions == {"lamella": lm.__version__, "acme": "1.0"}
+    assert main(["inspect", str(tmp_path / "m")]) == 0
+    assert "needs lamella 0.1.0, acme 1.0 (not installed)" in capsys.readouterr().out.replace(lm.__version__, "0.1.0")
 
 
 def test_an_array_that_a_header_names_many_times_is_read_once(tmp_path):

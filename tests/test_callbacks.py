@@ -476,6 +476,9 @@ def test_pictures_of_little_or_odd_histories(tmp_path):
         odd.add(dict.fromkeys(("loss", "a", "b", "c", "d"), k + 1.0))
     figure = odd.plot(tmp_path / "many.png")
     assert len(figure.axes) == 5
+    four = lm.History()
+    four.add(dict.fromkeys(("loss", "a", "b", "c"), 1.0))
+    assert four.plot().axes[0].get_gridspec().get_geometry() == (2, 2)
 
 
 def test_a_method_set_on_a_callback_is_called():

@@ -20,6 +20,7 @@ import lamella as lm
 from lamella import cli, hookspecs, registry, terminal
 from lamella.cli import listing
 from lamella.datasets import digits
+from lamella.testing.laws import LAWS
 from lamella_onnx import demo
 
 
@@ -72,9 +73,9 @@ def test_list_in_a_pipe_has_a_line_for_each_name_of_each_kind():
     assert (done.returncode, done.stderr) == (0, "")
     assert max(map(len, done.stdout.splitlines())) < 110
     given = [(cells[0], cells[1]) for cells in rows(done.stdout)]
-    assert sorted(one for one in given if one[1] != "callbacks") == sorted(
-        (name, kind) for kind in hookspecs.KINDS for name in registry.shortest_names(registry.entries(kind))
-    )
+    expected = [(name, kind) for kind in hookspecs.KINDS for name in registry.shortest_names(registry.entries(kind))]
+    expected += [(name, "commands") for name in cli.OWN] + [(name, "laws") for name in LAWS]
+    assert sorted(one for one in given if one[1] != "callbacks") == sorted(expected)
     assert [name for name, kind in given if kind == "callbacks"] == [
         name for name in lm.callbacks.__all__ if name not in ("Callback", "StopTraining", "larger_is_better")
     ]
@@ -83,6 +84,27 @@ def test_list_in_a_pipe_has_a_line_for_each_name_of_each_kind():
     found = rows(piped("list", "metrics", "losses").stdout)
     assert [kind for kind, _ in itertools.groupby(found, key=lambda cells: cells[1])] == ["losses", "metrics"]
     assert ["mse", "losses", "MeanSquaredError()"] in [[*cells[:2], cells[3]] for cells in found]
+
+
+def test_list_takes_names_of_any_kind(capsys):
+    def listed(*words):
+        assert cli.main(list(words)) == 0
+        printed = capsys.readouterr()
+        return [tuple(cells[:2]) for cells in rows(printed.out)], printed.err
+
+    assert listed("list", "adam", "Conv2D") == ([("conv2d", "layers"), ("adam", "optimizers")], "")
+    both = [("mean_squared_error", "losses"), ("mse", "losses")]
+    assert listed("list", "losses", "mse") == (both, "")
+    assert listed("layers", "dense") == ([("dense", "layers")], "")
+    assert listed("list", "laws", "onnx") == ([("onnx", "laws")], "")
+    assert listed("list", "losses", "adam") == ([], "lamella: there is nothing of these kinds\n")
+    assert listed("list", "optimizers", "lamella_serve") == ([], "lamella: there is nothing of these kinds\n")
+    assert cli.main(["list", "adm"]) == 2
+    assert "'adm' is no kind, and no name of anything. Did you mean 'adam'?\n" in capsys.readouterr().err
+    assert cli.main(["list", "foo"]) == 2
+    assert "Did you mean" not in capsys.readouterr().err
+    assert cli.main(["dense"]) == 2
+    assert "Did you mean 'lamella list dense'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", ["…", "..."])
@@ -200,7 +222,10 @@ def test_a_list_of_a_module_that_is_not_installed_has_all_its_kinds(tmp_path, mo
     ("arguments", "words"),
     [
         (["losses"], r"lamella: unknown command 'losses'; .* Did you mean 'lamella list losses'\?"),
-        (["list", "loss"], r"lamella: 'loss' is none of the kinds. Did you mean 'losses'\?\n'loss': no installed"),
+        (
+            ["list", "loss"],
+            r"lamella: 'loss' is no kind, and no name of anything. Did you mean 'losses'\?\n'loss': no installed",
+        ),
         (["list", "json"], "lamella: 'json' has no hooks, so it gives nothing"),
         (["list", "lamella:dens"], r"lamella: 'lamella' gives no 'dens' by its hooks. Did you mean 'dense'\?"),
         (["layers", "lamella:qqqq"], r"gives no 'qqqq' by its hooks. After a change of its entry points, .* -e \.$"),

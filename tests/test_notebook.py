@@ -9,6 +9,8 @@ import sys
 import types
 from html.parser import HTMLParser
 
+import pytest
+
 import lamella as lm
 import lamella_onnx
 from lamella.notebook import curve
@@ -112,6 +114,16 @@ def test_a_curve_leaves_out_what_is_not_finite():
     assert "nan" not in curve([math.nan], []) + curve([], [])
 
 
+class Shift(lm.Layer):
+    """``y = x + 1``, with the gradient of ``2 x``."""
+
+    def forward_pass(self, ctx, x):
+        return x + 1
+
+    def backward_pass(self, ctx, dy):
+        return 2 * dy
+
+
 def test_reports_are_shown(tmp_path):
     model = lm.Sequential([Dense(3)], input_shape=2)
     page = shown(lamella_onnx.export(model, tmp_path / "<b>.onnx"))
@@ -120,6 +132,10 @@ def test_reports_are_shown(tmp_path):
     assert "<b>.onnx: opset" in page.text
     page = shown(lm.testing.check_layer(Dense(3), lm.ArraySpec(("N", 2))))
     assert page.rows[1][:2] == ["gradient", "holds"]
+    with pytest.raises(lm.testing.ConformanceError) as found:
+        lm.testing.check_layer(Shift(), lm.ArraySpec(("N", 2)))
+    for text in (shown(found.value.report).text, str(found.value.report)):
+        assert "counterexample: x = " in text
 
 
 def test_nothing_that_users_named_is_markup():

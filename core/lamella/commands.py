@@ -11,7 +11,7 @@ from lamella.errors import ArgumentError
 if TYPE_CHECKING:
     import argparse  # `import lamella` does without
 
-__all__ = ["COMMANDS", "Command"]
+__all__ = ["COMMANDS", "OWN", "Command"]
 
 
 class Command:
@@ -31,3 +31,6 @@ class Command:
 
 
 COMMANDS = registry.Kind("commands", "lamella.cli.Command", of=Command)
+
+OWN: dict[str, Command] = {}
+"""The commands of lamella itself, which `lamella.cli` puts here; plugins give others."""

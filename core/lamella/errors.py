@@ -151,5 +151,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     given = name.lower()
     close = [one for one in (NAMES.get(given),) if one in folded]
     close = close or sorted((one for one in folded if len(given) > 1 and one.startswith(given)), key=len)
-    close = close or difflib.get_close_matches(given, folded, n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(given, folded, n=1)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""

@@ -175,7 +175,8 @@ class Table:
             if row is rows[0]:
                 body.append(f" {rule * (sum(widths) + 2 * len(shown) - 2)}")
         title = [styled(self.title, "bold"), ""] if self.title else []
-        notes = ["", *self.notes] if self.notes else []
+        notes = self.notes if width is None else [line for note in self.notes for line in fold(note, width)]
+        notes = ["", *notes] if notes else []
         return [*title, *body, *notes]
 
     def __str__(self) -> str:

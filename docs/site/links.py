@@ -179,6 +179,19 @@ def reuse_navigation(app: Sphinx, page: str, template: str, context: dict[str, A
         context["toctree"] = navigation
 
 
+def break_in_tables(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let code in tables go on in the next line behind ``.``, ``(``, ``/`` and ``:``, and nowhere within a word."""
+
+    def in_cell(cell: re.Match[str]) -> str:
+        return re.sub(r'<span class="pre">[^<]*', in_code, cell[0])
+
+    def in_code(code: re.Match[str]) -> str:
+        return re.sub(r"(?<=\w[.(/:])(?=\w)", "<wbr>", code[0])
+
+    if "body" in context:
+        context["body"] = re.sub(r"<td\b.*?</td>", in_cell, context["body"], flags=re.DOTALL)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_post_transform(RepositoryLinks)
     app.add_post_transform(Entries)
@@ -186,5 +199,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", read_names)
     app.connect("html-collect-pages", pages_of_files)
     app.connect("html-page-context", describe)
+    app.connect("html-page-context", break_in_tables)
     app.connect("html-page-context", reuse_navigation, priority=400)  # before the theme asks for it
     return {"parallel_read_safe": True, "parallel_write_safe": False}

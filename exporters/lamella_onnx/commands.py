@@ -22,7 +22,13 @@ __all__: list[str] = []
 def _configure_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="an ONNX file that lamella_onnx.export wrote")
     parser.add_argument("--external-data", action="store_true", help="read arrays from files in the model's folder too")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for graphs that may never end")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="the longest that it may take; default: %(default)g",
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -171,7 +171,8 @@ def _draw(folder: Path, history: Mapping[str, Sequence[float]], images: Any, lab
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="DIR", type=Path, default="runs/digits", help="where to write; default: %(default)s")
+    where = "where to write; default: %(default)s"
+    parser.add_argument("--output", metavar="DIR", type=Path, default="runs/digits", help=where)
 
 
 def _run(arguments: argparse.Namespace) -> int:

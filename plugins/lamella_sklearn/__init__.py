@@ -5,7 +5,8 @@
 >>> from sklearn.preprocessing import StandardScaler
 >>> import lamella_sklearn
 >>> X, y = load_wine(return_X_y=True)
->>> pipeline = make_pipeline(StandardScaler(), lamella_sklearn.LamellaClassifier(random_state=0)).fit(X, y)
+>>> network = lamella_sklearn.LamellaClassifier(learning_rate=0.01, random_state=0)
+>>> pipeline = make_pipeline(StandardScaler(), network).fit(X, y)
 >>> lamella_sklearn.to_onnx(pipeline, "wine.onnx", X).agrees
 True
 """

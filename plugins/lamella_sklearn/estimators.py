@@ -312,7 +312,8 @@ class LamellaClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     >>> from sklearn.pipeline import make_pipeline
     >>> from sklearn.preprocessing import StandardScaler
     >>> X, y = load_iris(return_X_y=True)
-    >>> pipeline = make_pipeline(StandardScaler(), LamellaClassifier((16,), learning_rate=0.01, random_state=0))
+    >>> network = LamellaClassifier((16,), learning_rate=0.03, tol=0.001, random_state=0)
+    >>> pipeline = make_pipeline(StandardScaler(), network)
     >>> pipeline.fit(X, y).score(X, y) > 0.95
     True
     """

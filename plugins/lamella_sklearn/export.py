@@ -86,7 +86,8 @@ def to_onnx(
     >>> from sklearn.preprocessing import StandardScaler
     >>> from lamella_sklearn import LamellaClassifier
     >>> X, y = load_iris(return_X_y=True)
-    >>> pipeline = make_pipeline(StandardScaler(), LamellaClassifier((16,), epochs=20, random_state=0)).fit(X, y)
+    >>> network = LamellaClassifier((16,), learning_rate=0.03, tol=0.001, random_state=0)
+    >>> pipeline = make_pipeline(StandardScaler(), network).fit(X, y)
     >>> to_onnx(pipeline, "iris.onnx", X).agrees
     True
     """

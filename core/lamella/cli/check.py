@@ -14,7 +14,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         nargs="+",
-        help="a distribution, a package or a module (my_package), or one layer of it (my_package:MyLayer)",
+        metavar="PACKAGE[:NAME]",
+        help="a distribution, a package or a module, or one layer of it, such as my_package:MyLayer",
     )
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import math
 
 from lamella.commands import Command
@@ -10,6 +11,7 @@ from lamella.errors import counted
 from lamella.files.inspection import Inspection, inspect
 from lamella.registry import SCRIPT
 from lamella.terminal import Column, Table, Terminal, styled
+from lamella.version import __version__
 
 __all__ = ["COMMAND"]
 
@@ -44,10 +46,19 @@ def _notes(found: Inspection) -> list[str]:
         epoch, batches = found.training
         done = f" after {batches} batch{'es' * (batches != 1)}" if batches else ""
         lines.append(f"\nfit(checkpoint=, resume=True) goes on with epoch {epoch + 1}{done}")
-    packages = [f"{name} {version}" for name, version in found.distributions.items() if name != SCRIPT]
+    packages = [_needed(name, version) for name, version in found.distributions.items() if name != SCRIPT]
     script = ", and what a script made known by lm.register" if SCRIPT in found.distributions else ""
     lines.append(f"\nneeds {', '.join(packages) or 'no package'}{script}")
     return lines
+
+
+def _needed(name: str, version: str) -> str:
+    """A distribution with the version that the file has seen, and what is installed if that is another or none."""
+    try:
+        here = __version__ if name == "lamella" else importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} {version} (not installed)"
+    return f"{name} {version}" + (f" ({here} is installed)" if here != version else "")
 
 
 COMMAND = Command("tell what is in a file, without building the model", _configure, _run)

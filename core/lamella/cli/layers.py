@@ -19,7 +19,10 @@ __all__ = ["COMMAND"]
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "package", nargs="*", help="a distribution, a package or a module whose layers to list; by default all"
+        "package",
+        nargs="*",
+        metavar="WHAT",
+        help="names, such as dense; packages, modules and distributions, or PACKAGE:NAME; by default all layers",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON, with all that is known of each")

@@ -9,27 +9,28 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lamella import callbacks, hookspecs, registry
 from lamella.callbacks import Callback
 from lamella.cli.reference import Docstring, operators
-from lamella.commands import Command
+from lamella.commands import OWN, Command
 from lamella.errors import RegistryError, did_you_mean, without_addresses
 from lamella.protocol.specimen import Specimen
 from lamella.registry import FAILURES, INSTALL_AGAIN, Entry, Plugin, shortest_names, snake_case
 from lamella.terminal import Terminal, aside, fold, styled, width_of
+from lamella.testing.laws import LAWS
 from lamella.testing.package import look_here, plugins_of
 from lamella.version import __version__
 
-__all__ = ["COMMAND", "KINDS", "Row", "listed", "show"]
+__all__ = ["COMMAND", "KINDS", "Row", "listed", "named", "show"]
 
 KINDS = (
     *("layers", "activations", "losses", "metrics", "optimizers", "schedules", "initializers", "callbacks"),
     *("backends", "commands", "laws"),
 )
-"""What can be listed. Callbacks come by no hook: those of lamella are listed."""
+"""What can be listed."""
 
 _MADE = {
     "layers",
@@ -121,10 +122,11 @@ def listed(kinds: Sequence[str], packages: Sequence[str] = ()) -> tuple[list[Row
 
     Arguments:
         kinds: of `KINDS`.
-        packages: distributions, packages or modules, or ``"package:name"``, to be listed; without any, all.
+        packages: distributions, packages or modules, ``"package:name"``, or names of things, to be listed; without
+            any, all.
 
     Raises:
-        RegistryError: if there is no such package, or nothing of that name in it.
+        RegistryError: if there is no such package or thing.
     """
     if not packages:
         return _rows_of(kinds, registry)
@@ -133,7 +135,12 @@ def listed(kinds: Sequence[str], packages: Sequence[str] = ()) -> tuple[list[Row
     problems: list[str] = []
     for package in packages:
         name, _, thing = package.partition(":")
-        found, wrong = _rows_of(kinds, *plugins_of(package))
+        try:
+            found, wrong = _rows_of(kinds, *plugins_of(package))
+        except RegistryError as error:
+            if not (known := named(package)):
+                raise RegistryError(f"{_unknown(package)}{error}") from None
+            found, wrong = [row for row in known if row.kind in kinds], []
         if thing:
             chosen = [row for row in found if thing in (row.name, row.cls, *row.aliases)]
             if not chosen:
@@ -145,12 +152,26 @@ def listed(kinds: Sequence[str], packages: Sequence[str] = ()) -> tuple[list[Row
     return sorted(rows.values(), key=_place), list(dict.fromkeys(problems))
 
 
+def named(word: str) -> list[Row]:
+    """Return what has a name, another name or a class that is called so, of whatever kind."""
+    return [row for row in _rows_of(KINDS, registry)[0] if word in (row.name, row.cls, *row.aliases)]
+
+
+def _unknown(word: str) -> str:
+    """A line that says what a word may stand for that is no name; nothing where it resembles none."""
+    rows = _rows_of(KINDS, registry)[0]
+    hint = did_you_mean(word, [*KINDS, *(name for row in rows for name in (row.name, *row.aliases))])
+    return f"{word!r} is no kind, and no name of anything.{hint}\n" if hint else ""
+
+
 def _rows_of(kinds: Sequence[str], source: Any, plugins: Sequence[Plugin] | None = None) -> tuple[list[Row], list[str]]:
     """What some plugins of a registry, or all, give of some kinds, and what is wrong with these plugins."""
     keys = None if plugins is None else {plugin.key for plugin in plugins}
     rows: list[Row] = []
     for kind in kinds:
-        entries = shortest_names(source.entries(kind)) if kind in hookspecs.KINDS else _callbacks(keys)
+        own = _own(kind, keys)
+        given = shortest_names(source.entries(kind)) if kind in hookspecs.KINDS else {}
+        entries = own | {entry.qualified if name in own else name: entry for name, entry in given.items()}
         same: dict[tuple[str, int], dict[str, Entry]] = {}  # plugin and object -> the names of it
         for name, entry in entries.items():
             if keys is None or entry.plugin.key in keys:
@@ -187,15 +208,21 @@ def _is_its_own(entry: Entry) -> bool:
     return isinstance(own, str) and entry.name in (own, snake_case(own))
 
 
-def _callbacks(keys: Collection[str] | None) -> dict[str, Entry]:
-    """The callbacks of lamella, if all of its plugins are listed."""
-    own = [plugin for plugin in registry.plugins() if plugin.is_own]
-    if not own or not all(keys is None or plugin.key in keys for plugin in own):
+def _own(kind: str, keys: Collection[str] | None) -> dict[str, Entry]:
+    """What lamella has by no hook, if all of its plugins are listed: callbacks, commands and laws."""
+    plugins = [plugin for plugin in registry.plugins() if plugin.is_own]
+    if not plugins or not all(keys is None or plugin.key in keys for plugin in plugins):
         return {}
-    place = dataclasses.replace(own[0], module=callbacks.__name__)
-    given = {name: getattr(callbacks, name) for name in callbacks.__all__ if name != Callback.__name__}
-    classes = {name: one for name, one in given.items() if isinstance(one, type) and issubclass(one, Callback)}
-    return {name: Entry(name, cls, place) for name, cls in classes.items()}
+    public = {name: getattr(callbacks, name) for name in callbacks.__all__ if name != Callback.__name__}
+    classes = {name: one for name, one in public.items() if isinstance(one, type) and issubclass(one, Callback)}
+    given: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "callbacks": (callbacks.__name__, classes),
+        "commands": ("lamella.cli", OWN),
+        "laws": ("lamella.testing.laws", LAWS),
+    }
+    module, things = given.get(kind, ("", {}))
+    place = dataclasses.replace(plugins[0], module=module)
+    return {name: Entry(name, one, place) for name, one in things.items()}
 
 
 def _operators(row: Row, specimens: Iterable[Specimen]) -> tuple[str, ...] | None:
@@ -256,6 +283,8 @@ def show(rows: Sequence[Row], problems: Sequence[str], notes: Sequence[str] = ()
             print("  ".join(map(_padded, cells, widths)).rstrip())
     sys.stdout.flush()
     errors = Terminal(sys.stderr)
+    if not rows and not terminal.is_terminal:
+        errors.print("lamella: there is nothing of these kinds")
     for problem in problems:
         errors.print(f"\n{styled(problem, 'yellow')}" if errors.is_terminal else f"lamella: {problem}")
 
@@ -336,8 +365,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        help=f"kinds ({', '.join(KINDS)}), and distributions, packages or modules, of which alone to list them; by "
-        "default all of all",
+        metavar="WHAT",
+        help=f"kinds ({', '.join(KINDS)}); names, such as adam; packages, modules and distributions, or PACKAGE:NAME; "
+        "by default everything",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with all that is known of each")
 
@@ -346,12 +376,7 @@ def _run(arguments: argparse.Namespace) -> int:
     kinds = [kind for kind in KINDS if kind in arguments.what] or KINDS
     packages = [word for word in arguments.what if word not in KINDS]
     with aside():
-        try:
-            rows, problems = listed(kinds, packages)
-        except RegistryError as error:
-            near = [(word, hint) for word in packages if (hint := did_you_mean(word, KINDS))]
-            hints = [f"{word!r} is none of the kinds.{hint}" for word, hint in near]
-            raise RegistryError("\n".join([*hints, str(error)])) from None
+        rows, problems = listed(kinds, packages)
     show(rows, problems, as_json=arguments.json)
     return 0
 

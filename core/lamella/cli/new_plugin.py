@@ -125,7 +125,7 @@ def _words(name: str) -> dict[str, str]:
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="of the distribution and its folder, such as lamella-swish")
-    parser.add_argument("--folder", default=".", help="where to put it; the current folder by default")
+    parser.add_argument("--folder", default=".", metavar="DIR", help="where to put it; default: the current folder")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lamella import errors, registry
 from lamella.cli import check, inspect, layers, listing, new_plugin
-from lamella.commands import COMMANDS, Command
+from lamella.commands import COMMANDS, OWN, Command
 from lamella.registry import shortest_names
 from lamella.terminal import aside
 from lamella.version import __version__
@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> int:
         full = sorted(name for name in commands if name.endswith(f":{asked}"))
         if full:
             raise errors.RegistryError(f"several distributions give the command {asked!r}; say {' or '.join(full)}")
-        listed = f" Did you mean 'lamella list {asked}'?" if asked in listing.KINDS else ""
+        listed = f" Did you mean 'lamella list {asked}'?" if asked in listing.KINDS or listing.named(asked) else ""
         hint = listed or errors.did_you_mean(asked, commands)
         fix = hint or f" {registry.INSTALL_AGAIN}"
         known = f"unknown command {asked!r}; expected one of {', '.join(sorted(commands))}.{fix}"
@@ -113,11 +113,12 @@ def _versions() -> str:
     return f"lamella {__version__} (Python {platform.python_version()}, {others})"
 
 
-OWN = {
-    "check": check.COMMAND,
-    "inspect": inspect.COMMAND,
-    "layers": layers.COMMAND,
-    "list": listing.COMMAND,
-    "new-plugin": new_plugin.COMMAND,
-}
-"""The commands of lamella itself; plugins give others."""
+OWN.update(
+    {
+        "check": check.COMMAND,
+        "inspect": inspect.COMMAND,
+        "layers": layers.COMMAND,
+        "list": listing.COMMAND,
+        "new-plugin": new_plugin.COMMAND,
+    }
+)

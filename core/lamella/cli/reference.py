@@ -44,7 +44,7 @@ N stands for the batch; a letter such as T in place of a size for any number. Nu
 is said. Each layer's specimens are the examples of itself that the laws are tested with. ONNX operators are those of
 the exported layer in inference; where there are none, they follow from its array code.
 
-Docstrings and specimens wrote this page: `lamella layers PACKAGE --markdown FILE`.
+This page is generated from docstrings and specimens: `lamella layers PACKAGE --markdown FILE`.
 """
 _ONNX = "https://onnx.ai/onnx/operators/onnx__{}.html"
 

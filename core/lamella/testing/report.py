@@ -79,7 +79,8 @@ class ConformanceReport:
         styles = {"holds": "green", "broken": "bold red", "skipped": "yellow"}
         table = Table(("law", "", "what was seen"), title=self.subject)
         for verdict in self.verdicts:
-            table.add(verdict.law, styled(verdict.outcome, styles[verdict.outcome]), verdict.detail)
+            seen = "\n".join(verdict.lines()) if verdict.outcome == "broken" else verdict.detail
+            table.add(verdict.law, styled(verdict.outcome, styles[verdict.outcome]), seen)
         return table
 
 

@@ -85,7 +85,7 @@ class History:
             raise DataError("history.plot: no epoch was finished, so there is nothing to draw")
         curves = {name: values for name, values in self.history.items() if all(map(_is_number, values))}
         names = list(dict.fromkeys(name.removeprefix("val_") for name in curves))
-        columns = min(len(names), 3)
+        columns = 2 if len(names) == 4 else min(len(names), 3)
         rows = math.ceil(len(names) / columns)
         figure = Figure(figsize=(0.6 + 4.0 * columns, 0.3 + 3.0 * rows), layout="constrained")
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
