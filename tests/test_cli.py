@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -450,6 +451,22 @@ def test_demo_without_matplotlib_says_how_to_get_pictures(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = demo._draw(tmp_path, {}, np.zeros((1, 1, 8, 8)), np.zeros(1))
     assert "python -m pip install matplotlib" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", [1, 60])  # an epoch has 98
+def test_demo_that_is_stopped_leaves_no_model(step, tmp_path, monkeypatch, capsys):
+    class Press(lm.callbacks.EarlyStopping):
+        steps = 0
+
+        def on_batch_end(self, model: object, rows: int, logs: object) -> None:
+            self.steps += 1
+            if self.steps == step:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(lm.callbacks, "EarlyStopping", Press)
+    assert cli.main(["demo", "--output", str(tmp_path)]) == 130
+    assert "lamella: interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -55,6 +55,12 @@ def test_the_wheel_holds_everything(installed):
     assert run("-c", "import lamella.datasets as d; print(len(d.digits()[1]))", PYTHONPATH=str(installed)) == "1797\n"
 
 
+def test_every_folder_of_modules_is_a_package():
+    """Else the checks of all modules pass it over, and Python does not find it in a zip file."""
+    folders = {path.parent for package, top in SOURCES.items() for path in (top / package).rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
 def test_the_wheel_that_goes_along_with_new_plugins_is_the_one_that_is_published(installed):
     """It is made from where lamella is installed, from a clone or from a wheel."""
     assert set(PACKAGES) == set(SOURCES)

@@ -172,6 +172,37 @@ def test_a_folder_of_something_else_stays(program, tmp_path, monkeypatch, capsys
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_a_file_is_no_folder(program, tmp_path, monkeypatch, capsys):
+    (tmp_path / "thesis.txt").touch()
+    monkeypatch.setattr(sys, "argv", ["docs/site", str(tmp_path / "thesis.txt")])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "docs" / "site" / "__main__.py"), run_name="__main__")
+    assert "thesis.txt is a file; name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_site_that_was_not_finished_leaves_the_last_one(program, tmp_path, monkeypatch, stop):
+    """A half of one would be taken for something else the next time."""
+
+    class Stopped:
+        def __init__(self, source: Path, conf: Path, out: Path, *rest: object, **options: object) -> None:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            Path(out, "index.html").touch()
+            raise stop
+
+    folder = tmp_path / "my site"
+    folder.mkdir()
+    (folder / "searchindex.js").write_text("of the last one")
+    monkeypatch.setattr("sphinx.application.Sphinx", Stopped)
+    monkeypatch.setattr(sys, "argv", ["docs/site", str(folder)])
+    with pytest.raises(stop):
+        runpy.run_path(str(ROOT / "docs" / "site" / "__main__.py"), run_name="__main__")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "my site",
+        "my site/searchindex.js",
+    ]
+
+
 def test_examples_of_the_program_run(program):
     assert [doctest.testmod(program(name)).failed for name in ("tree", "names")] == [0, 0]
 

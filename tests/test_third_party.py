@@ -100,6 +100,11 @@ def test_the_python_that_runs_goes_by_its_name_where_a_shell_would_find_it(tmp_p
     assert shell.python() == "python"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert shell.python() == shlex.quote(sys.executable)
+    (tmp_path / "python").write_text("#!/bin/sh\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.pathsep + str(tmp_path))  # begins with the current folder
+    assert shell.python() == shlex.quote(sys.executable)
 
 
 def test_the_program_goes_by_what_a_shell_would_find(tmp_path, monkeypatch):
@@ -219,6 +224,9 @@ def test_names_follow_from_the_name_of_the_distribution(name, expected, tmp_path
         ("json", "would name a package 'json', but there is one already"),
         ("numpy", "would name a package 'numpy', but there is one already"),
         ("test-time", "would name a package 'test_time', which pytest takes for tests"),
+        ("build", "which git would leave out"),
+        ("Wheels", "which is the folder of lamella's wheel; choose another, such as 'lamella-wheels'"),
+        ("lpt1", "which Windows keeps for a device"),
         ("my-dense", None),
         ("lamella-dense", "would name a layer 'dense', which lamella 0.1.0 has"),
     ],
@@ -240,10 +248,42 @@ def test_a_new_plugin_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert "folder: expected one that exists" in capsys.readouterr().err
 
 
+def test_a_new_plugin_can_be_written_from_a_zip_file(environment, installed, tmp_path):
+    """With the same wheel, byte for byte, as lamella makes of itself where it is unpacked."""
+    archive = shutil.make_archive(str(tmp_path / "lamella-0.1.0"), "zip", installed)
+    for name, home in (("from-zip", archive), ("from-folder", installed)):
+        code = f"import sys; sys.path.insert(0, {str(home)!r}); from lamella.cli import main; sys.exit(main())"
+        environment.run(
+            "-S", "-c", f"import sys; sys.path.append({sysconfig.get_path('purelib')!r}); {code}", "new-plugin", name
+        )
+    wheels = [
+        (tmp_path / name / "wheels" / "lamella-0.1.0-py3-none-any.whl").read_bytes()
+        for name in ("from-zip", "from-folder")
+    ]
+    assert wheels[0] == wheels[1]
+    assert len(wheels[0]) > 100_000
+
+
 def test_a_new_plugin_needs_all_of_lamella(tmp_path, monkeypatch):
     with monkeypatch.context() as here:
         here.setattr("lamella.cli.wheel.PACKAGES", ("lamella", "lamella_that_is_gone"))
         with pytest.raises(lm.LamellaError, match="lamella_that_is_gone is missing. Likely fix: install lamella again"):
+            create("soft-gate", tmp_path)
+
+    whole = importlib.metadata.distribution("lamella")
+
+    class Bare:
+        version, metadata = whole.version, whole.metadata
+
+        def read_text(self, name: str) -> str | None:
+            return None if name == "entry_points.txt" else whole.read_text(name)
+
+    class Old(Bare):
+        version = "0.0.1"
+
+    for broken, words in ((Bare, "lacks its entry_points.txt"), (Old, "lamella 0.0.1 is installed, and 0.1.0 runs")):
+        monkeypatch.setattr("importlib.metadata.distribution", lambda name, broken=broken: broken())
+        with pytest.raises(lm.LamellaError, match=f"{words}. Likely fix: install lamella again"):
             create("soft-gate", tmp_path)
 
     def gone(name):

@@ -130,11 +130,13 @@ ROWS = np.zeros((200, 4))
     ("count", "y", "options", "words"),
     [
         (6, MANY, {}, "has no row of 1 of 6 classes: 5. Likely fix: a last layer of 5 units"),
+        (9, MANY % 3 * 4, {}, "of 6 of 9 classes: 1, 2, 3, 5, 6, .... Likely fix: labels from 0 to 2, numpy.unique("),
+        (3, np.ones(200, int), {}, "of 2 of 3 classes: 0, 2. Likely fix: rows of more than one class"),
         (6, MANY + 1, {}, "of 1 of 6 classes: 0. Likely fix: y - 1 if labels count from 1, and one unit less"),
         (13, np.eye(13)[MANY], {}, "has no row of 8 of 13 classes: 5, 6, 7, 8, 9, .... Likely fix: a last layer"),
         (5, np.sort(MANY), {"validation_split": 0.2}, "1 of 5 classes: 4. Likely fix: rows in random order before"),
         (5, MANY % 4, {"validation_data": (ROWS, MANY)}, "1 of 5 classes: 4. Likely fix: rows in random order before"),
-        (5, MANY, {"sample_weight": MANY != 2}, "1 of 5 classes: 2. Likely fix: a last layer of 4 units"),
+        (5, MANY, {"sample_weight": MANY != 2}, "1 of 5 classes: 2. Likely fix: labels from 0 to 3"),
         (50, MANY, {"class_weight": {1: 2.0, 7: 3.0}}, "1 of 50 classes: 7. Likely fix: a class_weight of the labels"),
     ],
 )

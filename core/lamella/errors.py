@@ -89,8 +89,12 @@ def counted(number: int, noun: str) -> str:
 def in_words(error: BaseException) -> str:
     """Return the class of an error and its message, also where the message can't be had.
 
+    What would move a terminal's cursor or change its colors is escaped.
+
     >>> in_words(KeyError("x"))
     "KeyError: 'x'"
+    >>> print(in_words(ValueError("\\x1b[2J, \\x07")))
+    ValueError: \\x1b[2J, \\x07
     """
     try:
         message = str(error)
@@ -98,7 +102,8 @@ def in_words(error: BaseException) -> str:
         raise
     except BaseException as another:
         message = f"(its message can't be had: {type(another).__name__} in __str__)"
-    return f"{type(error).__name__}: {message}"
+    characters = (one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in message)
+    return f"{type(error).__name__}: {''.join(characters)}"
 
 
 def place_of(error: BaseException) -> str:

@@ -24,21 +24,26 @@ HERE = Path(__file__).parent
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python docs/site", description="Build the documentation site.")
     parser.add_argument("folder", nargs="?", type=Path, default=tree.ROOT / "runs" / "site", help="where to write")
-    folder = parser.parse_args().folder.absolute()
+    folder = parser.parse_args().folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        parser.error(f"{folder} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not (folder / "searchindex.js").exists():
         parser.error(f"{folder} holds something that is no site; name another folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as work:
-        source, said = Path(work, "source"), io.StringIO()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".site-", dir=folder.parent) as work:
+        source, built, said = Path(work, "source"), Path(work, "built"), io.StringIO()
         stage(source)
-        site = Sphinx(source, HERE, folder, Path(work, "doctrees"), "html", status=None, warning=said)
+        site = Sphinx(source, HERE, built, Path(work, "doctrees"), "html", status=None, warning=said)
         site.build(force_all=True)
         warnings = re.sub(r"\x1b\[[\d;]*m", "", said.getvalue())
         for page, path in tree.pages().items():  # a warning names the file to mend
             warnings = warnings.replace(f"{source}/{page}.md", path.relative_to(tree.ROOT).as_posix())
-    if warnings:
-        print(warnings, end="", file=sys.stderr)
-        return 1
+        if warnings:
+            print(warnings, end="", file=sys.stderr)
+            return 1
+        if folder.exists():  # only a site that is whole takes the place of the last one
+            folder.rename(Path(work, "last"))
+        built.rename(folder)
     print(f"{len(list(folder.rglob('*.html')))} pages: {folder / 'index.html'}")
     return 0
 

@@ -79,7 +79,7 @@ def run(folder: Path) -> float:
     falling = lm.schedules.Cosine(3e-3, steps=EPOCHS * -(-len(moved) // BATCH))  # first large steps, then fine ones
     best = lm.callbacks.EarlyStopping("val_loss", patience=EPOCHS)
     with threadpool_limits(1):  # matrices as small as these gain nothing from a second thread, and may wait for it
-        history = model.fit(
+        fitted = model.fit(
             moved,
             their_labels,
             **task,
@@ -89,7 +89,10 @@ def run(folder: Path) -> float:
             validation_data=(images[validate], labels[validate]),
             callbacks=[best],
             progress=True,
-        ).history
+        )
+    if fitted.interrupted:  # fit itself ends with what it has; whoever stops the demo wants no more of it
+        raise KeyboardInterrupt
+    history = fitted.history
     print(f"\nkept: the weights of epoch {best.best_epoch}, whose val_loss is the lowest")
     accuracy = float(model.evaluate(images[test], labels[test], **task)["accuracy"])  # their first and only use
     print(f"test accuracy: {100 * accuracy:.1f} % of {len(test)} digits, which were not used until now\n")
@@ -153,7 +156,7 @@ def _draw(folder: Path, history: Mapping[str, Sequence[float]], images: Any, lab
     figure.axes[0].legend(frameon=False)
     figure.savefig(folder / "learning_curve.png", dpi=150)
 
-    session = InferenceSession(str(folder / "digits.onnx"))
+    session = InferenceSession((folder / "digits.onnx").read_bytes())
     (probabilities,) = session.run(None, {session.get_inputs()[0].name: images})
     guess = probabilities.argmax(axis=1)
     order = np.lexsort((probabilities.max(axis=1), guess == labels))  # wrong ones first, then the least certain

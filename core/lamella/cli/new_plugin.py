@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.resources
 import importlib.util
 import keyword
 import re
@@ -23,7 +24,7 @@ from lamella.version import __version__
 
 __all__ = ["COMMAND", "KINDS", "create"]
 
-_TEMPLATE = Path(__file__).parent / "template"
+_TEMPLATE = importlib.resources.files("lamella.cli") / "template"  # in a folder, or in a zip file
 KINDS = (
     *("layers", "activations", "losses", "metrics", "optimizers"),
     *("schedules", "initializers", "backends", "commands", "laws"),
@@ -41,6 +42,14 @@ _FILES = {  # where each template goes
     **{f"@package@/{kind}.py": f"{kind}.txt" for kind in KINDS},
     **{f"tests/test_{kind}.py": f"test_{kind}.txt" for kind in KINDS},
 }
+
+_TAKEN = {
+    "test.*": "pytest takes for tests",
+    "build|dist": "git would leave out, as what tools build",
+    "wheels": "is the folder of lamella's wheel",
+    "con|prn|aux|nul|(com|lpt)[0-9]": "Windows keeps for a device",
+}
+"""Names that no package can have beside the other files, or on other systems, and why."""
 
 
 def create(name: str, folder: str | Path = ".") -> str:
@@ -108,11 +117,12 @@ def _words(name: str) -> dict[str, str]:
             raise ArgumentError(
                 f"name: {name!r} would name a {what} {word!r}, which Python does not allow; choose another"
             )
-    if package.startswith("test"):
-        raise ArgumentError(
-            f"name: {name!r} would name a package {package!r}, which pytest takes for tests; choose another, such as "
-            f"'lamella-{distribution}'"
-        )
+    for taken, why in _TAKEN.items():
+        if re.fullmatch(taken, package):
+            raise ArgumentError(
+                f"name: {name!r} would name a package {package!r}, which {why}; choose another, such as "
+                f"'lamella-{distribution}'"
+            )
     if package in sys.stdlib_module_names or importlib.util.find_spec(package):
         raise ArgumentError(
             f"name: {name!r} would name a package {package!r}, but there is one already; choose another"

@@ -37,4 +37,6 @@ def quoted(path: str, *, runs: bool = False) -> str:
 def _is_here(command: str) -> bool:
     """Whether the shell finds a command, and that of the Python that runs."""
     found = shutil.which(command)
-    return found is not None and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable))
+    if found is None or not sys.executable:
+        return False
+    return os.path.samefile(os.path.dirname(os.path.abspath(found)), os.path.dirname(sys.executable))

@@ -72,8 +72,12 @@ def warn_of_missing_classes(data: ArrayBatches | StreamBatches, checked: ArrayBa
             missing = [label for label in missing if label in class_weight]
         if not missing:
             continue
-        there = counted(int(np.count_nonzero(counts)), "unit")
-        fix = f"a last layer of {there}, if there are no more classes"
+        there = int(np.count_nonzero(counts))
+        fix = f"a last layer of {counted(there, 'unit')}, if there are no more classes"
+        if there == 1:
+            fix = "rows of more than one class, or there is nothing to learn"
+        elif counts[there:].any():  # whose labels such a layer would not have
+            fix = f"labels from 0 to {there - 1}, numpy.unique(y, return_inverse=True)[1], and {fix}"
         if held is not None and held[missing].any():
             fix = "rows in random order before some are held out, since these have what is missing"
         elif missing == [0]:
