@@ -2,8 +2,8 @@
 
 Python blocks of a page run in order, in one namespace; each block of examples with ``>>>`` runs by itself. A block that
 starts with the name of a file, ``# radial_basis.py``, is also added to that file. What is said to print ``# about 0.9``
-is about that. Commands of lamella run; of ``make`` and ``pytest`` it is checked that targets and files exist. A page that
-installs packages gets an environment of its own, where ``pip install --editable`` stands for a wheel.
+is about that. Commands of lamella run; of ``make`` and ``pytest`` it is checked that targets and files exist. A page
+that installs packages gets an environment of its own, where ``pip install --editable`` stands for a wheel.
 """
 
 from __future__ import annotations

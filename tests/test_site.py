@@ -163,6 +163,12 @@ def program(monkeypatch):
         sys.modules.pop(path.stem, None)
 
 
+def test_code_in_tables_breaks_behind_punctuation_only(folder):
+    text = (folder / "training-step.html").read_text(encoding="utf-8")
+    assert '<span class="pre">ORTSession(<wbr>env:<wbr>modelPath:<wbr>sessionOptions:)</span>' in text
+    assert "<wbr>" not in "".join(re.findall(r"<pre>.*?</pre>|<h\d>.*?</h\d>", text, re.DOTALL))
+
+
 def test_a_folder_of_something_else_stays(program, tmp_path, monkeypatch, capsys):
     (tmp_path / "thesis.txt").touch()
     monkeypatch.setattr(sys, "argv", ["docs/site", str(tmp_path)])
