@@ -240,6 +240,23 @@ def test_names_that_cannot_be_are_refused_and_leave_nothing(name, words, tmp_pat
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_plugin_goes_whole_into_a_repository_that_leaves_wheels_out(tmp_path):
+    """As the usual .gitignore for Python does, above the new folder."""
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text("wheels/\n*.whl\n")
+    create("soft-gate", tmp_path)
+    told = ["git", "status", "--short", "--ignored", "--untracked-files=all"]
+    said = subprocess.run(told, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "?? soft-gate/wheels/lamella-0.1.0-py3-none-any.whl\n" in said
+    assert "!!" not in said
+
+
+def test_a_link_that_leads_nowhere_is_there(tmp_path):
+    (tmp_path / "soft-gate").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(lm.ArgumentError, match="soft-gate exists already"):
+        create("soft-gate", tmp_path)
+
+
 def test_a_new_plugin_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lamella.cli.new_plugin._FILES", {"a": "pyproject.txt", "b": "missing.txt"})
     assert cli.main(["new-plugin", "soft-gate", "--folder", str(tmp_path)]) == 2

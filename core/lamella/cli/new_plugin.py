@@ -7,6 +7,7 @@ import datetime
 import importlib.resources
 import importlib.util
 import keyword
+import os
 import re
 import sys
 import tempfile
@@ -70,7 +71,7 @@ def create(name: str, folder: str | Path = ".") -> str:
     target = Path(folder) / words["distribution"]
     if not target.parent.is_dir():
         raise ArgumentError(f"folder: expected one that exists, got {str(folder)!r}")
-    if target.exists():
+    if os.path.lexists(target):
         raise ArgumentError(f"{target} exists already; choose another name, or another place with --folder")
     for entry in LAYERS.entries():  # which imports every plugin
         if entry.name == words["name"]:
