@@ -223,6 +223,8 @@ def test_names_follow_from_the_name_of_the_distribution(name, expected, tmp_path
         ("none", "would name a class 'None', which Python does not allow"),
         ("json", "would name a package 'json', but there is one already"),
         ("numpy", "would name a package 'numpy', but there is one already"),
+        ("array.api.strict", "would name a package 'array_api_strict', but there is one already"),
+        ("pyyaml", "would take the place of the distribution 'pyyaml', which is installed"),
         ("test-time", "would name a package 'test_time', which pytest takes for tests"),
         ("build", "which git would leave out"),
         ("Wheels", "which is the folder of lamella's wheel; choose another, such as 'lamella-wheels'"),

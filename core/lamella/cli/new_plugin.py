@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import importlib.resources
 import importlib.util
 import keyword
@@ -127,6 +128,11 @@ def _words(name: str) -> dict[str, str]:
     if package in sys.stdlib_module_names or importlib.util.find_spec(package):
         raise ArgumentError(
             f"name: {name!r} would name a package {package!r}, but there is one already; choose another"
+        )
+    if any(importlib.metadata.Distribution.discover(name=distribution)):  # its package may be of another name
+        raise ArgumentError(
+            f"name: {name!r} would take the place of the distribution {distribution!r}, which is installed; choose "
+            "another"
         )
     year = str(datetime.date.today().year)
     words = {"distribution": distribution, "package": package, "class": cls, "name": snake_case(cls)}
