@@ -26,7 +26,11 @@ PLUGIN = "lamella-soft-gate"  # a name for the package that `lamella new-plugin`
 
 def main() -> int:
     begin = time.monotonic()
-    os.environ.setdefault("SOURCE_DATE_EPOCH", said("git", "log", "-1", "--format=%ct", folder=ROOT).strip())
+    try:
+        committed = said("git", "log", "-1", "--format=%ct", folder=ROOT).strip()
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        sys.exit(f"make dist holds what it builds against a git repository: {getattr(error, 'output', '')}{error}")
+    os.environ.setdefault("SOURCE_DATE_EPOCH", committed)
     os.environ.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory() as folder:
         step("build an sdist, and a wheel from it", build)
@@ -132,8 +136,8 @@ def new_plugin(folder: Path) -> None:
 
 def tracked() -> set[str]:
     """The files of the repository, those that are not committed yet included."""
-    listed = said("git", "ls-files", "--cached", "--others", "--exclude-standard", folder=ROOT).splitlines()
-    return {name for name in listed if (ROOT / name).exists()}
+    listed = said("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", folder=ROOT)
+    return {name for name in listed.split("\0") if name and (ROOT / name).exists()}
 
 
 def faults_of_sdist(sdist: Path, expected: set[str]) -> list[str]:

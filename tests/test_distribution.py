@@ -32,6 +32,21 @@ def test_the_sdist_holds_what_the_repository_does(built):
     assert distribution.faults_of_sdist(distribution.the(built, "*.tar.gz"), distribution.tracked()) == []
 
 
+def test_files_of_any_name_are_of_the_repository(tmp_path, monkeypatch):
+    run("-c", "import subprocess; subprocess.run(['git', 'init', '-q'], check=True)", folder=tmp_path)
+    for name in ("fünf.txt", 'a "b".txt', "a b.txt"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(distribution, "ROOT", tmp_path)
+    assert distribution.tracked() == {"fünf.txt", 'a "b".txt', "a b.txt"}
+
+
+def test_without_a_repository_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(distribution, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(SystemExit, match="against a git repository: fatal: not a git repository"):
+        distribution.main()
+
+
 def test_faults_are_found(built, tmp_path):
     """In a wheel with tests in it, a file that was changed, and none of the licences."""
     good = distribution.the(built, "*.whl")

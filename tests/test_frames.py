@@ -348,9 +348,9 @@ def test_labels_as_text_are_refused_with_what_to_do(library, frame):
 
 
 def test_hints_are_for_the_array_of_a_column(library, frame):
-    told = said(classifier().fit, frame, frame["annual income"], **TASK, optimizer="sgd")
+    told = said(classifier().fit, frame, frame["annual income"].round(), **TASK, optimizer="sgd")
     assert told.endswith("Use y.astype('int64'). There y stands for y.to_numpy().")
-    told = said(classifier().fit, frame, COLUMNS["annual income"], **TASK, optimizer="sgd")
+    told = said(classifier().fit, frame, COLUMNS["annual income"].round(), **TASK, optimizer="sgd")
     assert told.endswith("Use y.astype('int64').")
     images = library.DataFrame({str(k): np.zeros(2) for k in range(4)})
     assert said(lm.Sequential([Flatten()], input_shape=(1, 2, 2)).predict, images).endswith(

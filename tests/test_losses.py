@@ -260,9 +260,12 @@ LOGITS, COLUMN = ArraySpec(("N", 10)), ArraySpec(("N", 1))
          "got float64 (32, 1). Use y[..., 0].astype('int64')."),
         ("softmax", LOGITS, np.zeros(32), "got float64 (32,). Use y.astype('int64')."),
         ("softmax", LOGITS, np.zeros((32, 9)), "got float64 (32, 9)."),
-        ("softmax", LOGITS, np.array(["cat"]), "got <U3 (1,)."),
+        ("softmax", LOGITS, np.array(["cat"]), "got <U3 (1,). Labels of text become numbers with numpy.unique(y, "),
+        ("softmax", LOGITS, np.array(["1", "2"]), "got <U1 (2,). Use y.astype('int64')."),
+        ("softmax", LOGITS, np.array([1.0, 0.5]), "got float64 (2,). Row 1 has 0.5."),
+        ("softmax", LOGITS, np.array([1.0, np.nan]), "got float64 (2,). Row 1 has nan."),
         ("softmax", LOGITS, [0, 4, 11], "integers in [0, 10); got 11 in row 2. Does the last layer have as many units"),
-        ("categorical", LOGITS, [0, -1], "integers in [0, 10); got -1 in row 1."),
+        ("categorical", LOGITS, [0, -1], "integers in [0, 10); got -1 in row 1. Labels"),
         ("softmax", ArraySpec(("N", 3)), [1, 2, 3], "got 3 in row 2. Labels that count from 1 become right with y"),
         ("softmax", LOGITS, np.full((2, 10), 2), "in [0, 1]; got values from 2 to 2"),
         ("softmax", COLUMN, [0, 1], "two or more, as in (N, 10); got (N, 1) float32. For one logit"),
@@ -270,7 +273,11 @@ LOGITS, COLUMN = ArraySpec(("N", 10)), ArraySpec(("N", 1))
         ("softmax", ArraySpec(("N", "T", 3)), np.zeros((2, 7, 1), int), "got int64 (2, 7, 1). Use y[..., 0]."),
         ("binary", LOGITS, [0, 1], "Labels of classes want one-hot rows, np.eye(10)[y], or the loss softmax_cross"),
         ("binary", COLUMN, [[-1], [1]], "lie in [0, 1]; got values from -1 to 1. Labels of -1 and 1 become 0 and 1"),
-        ("binary", COLUMN, [[np.nan]], "lie in [0, 1]; got values from nan"),
+        ("binary", COLUMN, [[np.nan]], "lie in [0, 1]; got values from nan to nan. Row 0 has nan."),
+        ("binary", COLUMN, np.array(["no", "yes"], object), "got object (2, 1). Labels of text become numbers with"),
+        ("binary", COLUMN, np.array([None, "yes"], object), "got object (2, 1)."),
+        ("binary", COLUMN, np.array(["2020-01-01"], "M8[D]"), "got datetime64[D] (1, 1)."),
+        ("binary", COLUMN, [1, 2], "lie in [0, 1]; got values from 1 to 2."),
         ("mean_squared", LOGITS, [[0], [1]], "one-hot rows, np.eye(10)[y[..., 0]], or the loss softmax_cross_entropy"),
         ("mean_squared", ArraySpec(("N", 4, 3)), np.zeros(2), "shape (N, 4, 3); got float64 (2,)."),
         ("mean_squared", ArraySpec(("N",)), np.zeros((32, 1)), "shape (N,); got float64 (32, 1). Use y.reshape(-1)."),
@@ -282,7 +289,7 @@ LOGITS, COLUMN = ArraySpec(("N", 10)), ArraySpec(("N", 1))
         ("kl", ArraySpec(("N",)), [1.0], "probabilities of classes on its last axis, as in (N, 10); got (N,)"),
         ("binary_focal", COLUMN, [[-1], [1]], "lie in [0, 1]; got values from -1 to 1"),
         ("hinge", COLUMN, [[2], [1]], "targets must be 0 and 1, or -1 and 1; got 2. Use y > 0 for yes."),
-        ("hinge", COLUMN, [[-1], [0]], "targets must be 0 and 1, or -1 and 1; got -1 and 0."),
+        ("hinge", COLUMN, [[-1], [0]], "targets must be 0 and 1, or -1 and 1; got -1 and 0. Use y > 0 for yes."),
         ("poisson", COLUMN, [[-1], [1]], "targets are counts, and must be at least 0; got -1"),
         ("cosine", ArraySpec(("N",)), [1.0], "vectors along its last axis, as in (N, 10); got (N,)"),
         ("log_cosh", COLUMN, np.zeros((32, 1, 1)), "shape (N, 1); got float64 (32, 1, 1). Use y.reshape(-1, 1)."),
@@ -290,7 +297,7 @@ LOGITS, COLUMN = ArraySpec(("N", 10)), ArraySpec(("N", 1))
 )  # fmt: skip
 def test_targets_that_do_not_fit(loss, prediction, target, message):
     name = min((name for name in lamella_losses() if name.startswith(loss)), key=len)
-    with pytest.raises(DataError, match=f"^{name}: .*{re.escape(message)}"):
+    with pytest.raises(DataError, match=f"^{name}: .*{re.escape(message)}{'$' if message.endswith('.') else ''}"):
         lamella_losses()[name]().prepare(prediction, np.asarray(target))
 
 

@@ -223,6 +223,8 @@ def test_names_follow_from_the_name_of_the_distribution(name, expected, tmp_path
         ("none", "would name a class 'None', which Python does not allow"),
         ("json", "would name a package 'json', but there is one already"),
         ("numpy", "would name a package 'numpy', but there is one already"),
+        ("array.api.strict", "would name a package 'array_api_strict', but there is one already"),
+        ("pyyaml", "would take the place of the distribution 'pyyaml', which is installed"),
         ("test-time", "would name a package 'test_time', which pytest takes for tests"),
         ("build", "which git would leave out"),
         ("Wheels", "which is the folder of lamella's wheel; choose another, such as 'lamella-wheels'"),
@@ -238,6 +240,23 @@ def test_names_that_cannot_be_are_refused_and_leave_nothing(name, words, tmp_pat
         assert error.startswith("lamella: name: ")
         assert words in error
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_plugin_goes_whole_into_a_repository_that_leaves_wheels_out(tmp_path):
+    """As the usual .gitignore for Python does, above the new folder."""
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text("wheels/\n*.whl\n")
+    create("soft-gate", tmp_path)
+    told = ["git", "status", "--short", "--ignored", "--untracked-files=all"]
+    said = subprocess.run(told, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "?? soft-gate/wheels/lamella-0.1.0-py3-none-any.whl\n" in said
+    assert "!!" not in said
+
+
+def test_a_link_that_leads_nowhere_is_there(tmp_path):
+    (tmp_path / "soft-gate").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(lm.ArgumentError, match="soft-gate exists already"):
+        create("soft-gate", tmp_path)
 
 
 def test_a_new_plugin_that_fails_leaves_nothing(tmp_path, monkeypatch, capsys):

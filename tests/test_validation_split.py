@@ -201,6 +201,9 @@ def test_what_need_not_be_held_out():
     units(5).fit(ROWS[:100], np.r_[MANY[:80], np.zeros(20, int)], **task, loss="softmax_cross_entropy")  # by chance
     rare = (np.arange(200) < 10).astype(int)  # two rows of 40 are expected
     units(2).fit(ROWS, rare, **task, loss="softmax_cross_entropy")
+    unlabelled = np.r_[np.full(100, 2), MANY[:100] % 2]
+    units(3).fit(ROWS, unlabelled, **task, loss=lm.losses.SoftmaxCrossEntropy(ignore_class=2))
+    units(3).fit(ROWS, unlabelled, **task, loss="softmax_cross_entropy", class_weight={2: 0.0})
     data = {"validation_data": (ROWS[:40], YES[160:])}
     units(1).fit(ROWS, YES, optimizer="sgd", loss="binary_cross_entropy", **data)  # as somebody chose
 

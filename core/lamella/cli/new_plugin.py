@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import importlib.resources
 import importlib.util
 import keyword
+import os
 import re
 import sys
 import tempfile
@@ -70,7 +72,7 @@ def create(name: str, folder: str | Path = ".") -> str:
     target = Path(folder) / words["distribution"]
     if not target.parent.is_dir():
         raise ArgumentError(f"folder: expected one that exists, got {str(folder)!r}")
-    if target.exists():
+    if os.path.lexists(target):
         raise ArgumentError(f"{target} exists already; choose another name, or another place with --folder")
     for entry in LAYERS.entries():  # which imports every plugin
         if entry.name == words["name"]:
@@ -126,6 +128,11 @@ def _words(name: str) -> dict[str, str]:
     if package in sys.stdlib_module_names or importlib.util.find_spec(package):
         raise ArgumentError(
             f"name: {name!r} would name a package {package!r}, but there is one already; choose another"
+        )
+    if any(importlib.metadata.Distribution.discover(name=distribution)):  # its package may be of another name
+        raise ArgumentError(
+            f"name: {name!r} would take the place of the distribution {distribution!r}, which is installed; choose "
+            "another"
         )
     year = str(datetime.date.today().year)
     words = {"distribution": distribution, "package": package, "class": cls, "name": snake_case(cls)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -150,7 +151,7 @@ def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool 
         labels = target.shape[:-1] if target.shape[-1:] == (1,) else target.shape
         fix = ""
         if target.dtype.kind not in "biuf":
-            fix = " Use y.astype('float32')."
+            fix = _as_numbers(target, "float32")
         elif known and math.prod(target.shape[1:]) == math.prod(n for n in own if isinstance(n, int)):
             fix = f" Use y.reshape({', '.join(map(str, (-1, *own)))})."
         elif own and target.dtype.kind in "iu" and _same(labels, prediction.shape[:-1]):
@@ -163,11 +164,28 @@ def value_targets(where: str, prediction: ArraySpec, target: Any, *, unit: bool 
             f"got {target.dtype} {target.shape}.{fix}"
         )
     if unit and target.size and not (target.min() >= 0 and target.max() <= 1):
-        raise DataError(
-            f"{where}: targets must lie in [0, 1]; got values from {target.min()} to {target.max()}. "
-            "Labels of -1 and 1 become 0 and 1 with y > 0."
-        )
+        is_signed = np.isin(target, (-1, 1)).all()
+        fix = " Labels of -1 and 1 become 0 and 1 with y > 0." if is_signed else _first(target, ~np.isfinite(target))
+        raise DataError(f"{where}: targets must lie in [0, 1]; got values from {target.min()} to {target.max()}.{fix}")
     return np.asarray(target, prediction.dtype)
+
+
+def _as_numbers(target: np.ndarray, dtype: str) -> str:
+    """How targets of text, or of objects, become numbers; an empty string where they are neither."""
+    if target.dtype.kind not in "OUST":
+        return ""
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        if np.isfinite(target.astype(dtype)).all():
+            return f" Use y.astype({dtype!r})."
+    if target.dtype.kind == "O" and not all(isinstance(one, str | bytes) for one in target.ravel()):
+        return ""
+    return " Labels of text become numbers with numpy.unique(y, return_inverse=True)[1]."
+
+
+def _first(target: np.ndarray, wrong: np.ndarray) -> str:
+    """Where the first wrong number stands, or an empty string."""
+    where = np.argwhere(wrong)
+    return f" Row {where[0][0]} has {target[tuple(where[0])]}." if len(where) else ""
 
 
 def as_column(target: np.ndarray, prediction: tuple[int | str, ...]) -> np.ndarray:
@@ -200,8 +218,10 @@ as many units as there are classes?
         return value_targets(where, prediction, target, unit=True)
     if target.dtype.kind not in "biu" or not _same(target.shape, axes):
         fix = ""
-        if target.dtype.kind == "f" and _same(target.shape, axes):
-            fix = " Use y.astype('int64')."
+        if target.dtype.kind not in "biuf":
+            fix = _as_numbers(target, "int64")
+        elif target.dtype.kind == "f" and _same(target.shape, axes):
+            fix = _first(target, ~(np.floor(target) == target)) or " Use y.astype('int64')."
         elif target.ndim and target.shape[-1] == 1 and _same(target.shape[:-1], axes):
             fix = " Use y[..., 0]" + (".astype('int64')." if target.dtype.kind == "f" else ".")
         elif len(axes) > 1 and target.shape[1:] in [(), (classes,)]:

@@ -63,7 +63,7 @@ def warn_of_missing_classes(data: ArrayBatches | StreamBatches, checked: ArrayBa
         if counts is None:
             continue
         class_weight = data.data.weighted.get(k, {})
-        left_out = {label for label, weight in class_weight.items() if not weight} | {data.data.ignored(k)}
+        left_out = _left_out(data.data, k)
         missing = [label for label in np.flatnonzero(counts == 0).tolist() if label not in left_out]
         held = checked.data.rows_of_classes(k) if isinstance(checked, ArrayBatches) else None
         all_rows = counts if held is None else counts + held
@@ -105,6 +105,10 @@ def warn_of_sorted_rows(
         learned, last = (_rows_of_labels(part.data, k, losses[k]) for part in (data, held))
         if learned is None or last is None or not last.sum() or np.any((learned == 0) & (last > 0)):
             continue  # where training lacks a class, that is what is told
+        for label in _left_out(data.data, k) & set(range(len(learned))):
+            learned[label] = last[label] = 0
+        if not last.any():
+            continue
         expected = learned / learned.sum() * last.sum()
         missing = np.flatnonzero((last == 0) & (expected >= ROWS_OF_A_CLASS)).tolist()
         if not missing:
@@ -118,6 +122,11 @@ def warn_of_sorted_rows(
             MistakeWarning,
             stacklevel=4,
         )
+
+
+def _left_out(data: Data, k: int) -> set[int | None]:
+    """The labels of an output that do not count, or weigh nothing."""
+    return {label for label, weight in data.weighted.get(k, {}).items() if not weight} | {data.ignored(k)}
 
 
 def _rows_of_labels(data: Data, k: int, loss: Loss | None) -> np.ndarray[Any, Any] | None:
