@@ -18,7 +18,6 @@ import errno
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -26,9 +25,9 @@ import numpy as np
 
 from lamella import elsewhere
 from lamella.arguments import choice, file_path, flag, function, knows, number, positive, text
-from lamella.errors import ArgumentError, DataError, MistakeWarning, did_you_mean, shown
+from lamella.errors import ArgumentError, DataError, did_you_mean, shown
 from lamella.files import archive
-from lamella.network import Network
+from lamella.network import Network, warn_of_mistakes
 from lamella.registry import snake_case
 
 __all__ = [
@@ -321,10 +320,8 @@ class Checkpoint(Callback):
         held = archive.best(self.path)
         if held.get("monitor") == self.monitor and isinstance(held.get("value"), float):
             return float(held["value"])
-        warnings.warn(
-            f"Checkpoint: {self.path} is there, and does not say its best {self.monitor}; the first epoch replaces it",
-            MistakeWarning,
-            stacklevel=6,
+        warn_of_mistakes(
+            f"Checkpoint: {self.path} is there, and does not say its best {self.monitor}; the first epoch replaces it"
         )
         return None
 

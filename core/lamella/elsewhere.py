@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from opcode import opmap
+from opcode import opname
+from types import FrameType
 
 __all__ = [
     "CALL",
@@ -34,6 +35,7 @@ __all__ = [
     "SET",
     "hint",
     "instead",
+    "instruction_of",
     "missing",
 ]
 
@@ -516,6 +518,11 @@ def instead(table: Mapping[str, str], name: str) -> str:
     return f"; what stands for it is {table[name]}" if name in table else ""
 
 
+def instruction_of(frame: FrameType) -> str:
+    """Return the name of the instruction at which a frame is, such as ``"IMPORT_FROM"``."""
+    return opname[frame.f_code.co_code[frame.f_lasti]]
+
+
 def missing(module: str, name: str, ending: str = "") -> AttributeError | ImportError:
     """Return what the ``__getattr__`` of a module raises for a name that it does not have.
 
@@ -529,6 +536,6 @@ def missing(module: str, name: str, ending: str = "") -> AttributeError | Import
     module 'lamella.callbacks' has no attribute 'ModelCheckpoint'; what stands for it is Checkpoint(path)
     """
     asking = sys._getframe(1).f_back  # whose instruction has called __getattr__
-    if ending and asking and asking.f_code.co_code[asking.f_lasti] == opmap["IMPORT_FROM"]:
+    if ending and asking and instruction_of(asking) == "IMPORT_FROM":
         return ImportError(f"cannot import name {name!r} from {module!r}{ending}", name=module)
     return AttributeError(f"module {module!r} has no attribute {name!r}{ending}")

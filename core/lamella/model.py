@@ -66,7 +66,7 @@ class Model(Network):
         backend: str | None = None,
     ) -> None:
         super().__init__(assemble(inputs, outputs, dtype, seed=seed), backend=backend)
-        warn_of_mistakes(self.graph.warnings)
+        warn_of_mistakes(*self.graph.warnings)
 
     fit = training.fit
     train_on_batch = training.train_on_batch
@@ -225,7 +225,7 @@ class Sequential(Model):
                     f"Sequential: layers[{position}] {layer!r} has {len(node)} outputs; use lamella.Model for that"
                 )
         Network.__init__(self, assemble(first, node, dtype, seed=seed, kind="Sequential"), backend=backend)
-        warn_of_mistakes(self.graph.warnings)
+        warn_of_mistakes(*self.graph.warnings)
 
     if TYPE_CHECKING:  # a chain has one output
 

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -283,7 +283,7 @@ class Network:
 
     def _extended_graph(self, ends: Ends) -> Graph:
         graph = extended(self.graph, ends)
-        warn_of_mistakes(text for text in graph.warnings if text not in self.graph.warnings)
+        warn_of_mistakes(*(text for text in graph.warnings if text not in self.graph.warnings))
         return graph
 
     def _filled(self, longer: N) -> N:
@@ -608,8 +608,8 @@ class _Longer(Network):
         """Nothing: those that a network makes for itself are not needed."""
 
 
-def warn_of_mistakes(texts: Iterable[str]) -> None:
-    """Tell whoever called the package what layers take for a mistake."""
+def warn_of_mistakes(*texts: str) -> None:
+    """Tell whoever called the package what is most probably a mistake."""
     package, level = __name__.partition(".")[0], 1
     frame: Any = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:

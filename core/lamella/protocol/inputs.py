@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lamella.errors import DataError, did_you_mean, shown
+from lamella.errors import DataError, LayerError, did_you_mean, shown
 from lamella.protocol import frames
 from lamella.protocol.spec import FLOATS, ArraySpec
 
@@ -22,6 +22,7 @@ __all__ = [
     "converted",
     "for_each",
     "naming",
+    "only_reads",
     "pieces",
     "row_count",
     "unwritable",
@@ -64,6 +65,19 @@ def naming(output: str, outputs: Sequence[str]) -> Iterator[None]:
         if len(outputs) == 1:
             raise
         raise DataError(f"output {output!r}: {error}") from None
+
+
+@contextlib.contextmanager
+def only_reads(reader: Any, arrays: str, fix: str) -> Iterator[None]:
+    """Let the error of a metric or loss that writes into `unwritable` arrays say so."""
+    try:
+        yield
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise LayerError(
+            f"{reader!r} writes into the {arrays} that it is given; make new arrays, as in {fix}"
+        ) from error
 
 
 def as_inputs(

@@ -281,10 +281,8 @@ def _warn_of_orders(x: Any, y: Any, sample_weight: Any) -> None:
                 first = what, one
             elif in_other_order(first[1], one):
                 warn_of_mistakes(
-                    [
-                        f"{first[0]} and {what} have the same index in different orders, and rows go by position. "
-                        f"Likely fix: {what}.loc[{first[0]}.index], or {what}.to_numpy() if rows stand as they should"
-                    ]
+                    f"{first[0]} and {what} have the same index in different orders, and rows go by position. "
+                    f"Likely fix: {what}.loc[{first[0]}.index], or {what}.to_numpy() if rows stand as they should"
                 )
                 return
 

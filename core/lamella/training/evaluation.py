@@ -10,10 +10,9 @@ import numpy as np
 
 from lamella import elsewhere
 from lamella.arguments import knows, positive
-from lamella.errors import LayerError
 from lamella.losses import Loss
 from lamella.network import Appended, Network
-from lamella.protocol.inputs import unwritable
+from lamella.protocol.inputs import only_reads, unwritable
 from lamella.training.data import ArrayBatches, StreamBatches, batches_of
 from lamella.training.meter import Measured, Meter
 from lamella.training.mistakes import warn_of_probabilities
@@ -76,12 +75,5 @@ def measure(
 
 def _each(loss: Loss, prediction: Any, target: Any) -> Any:
     """The loss of each row in float64. It may read its arguments only."""
-    try:
+    with only_reads(loss, "predictions or targets", "r = prediction - target"):
         return loss.per_sample(unwritable(prediction), target).astype("float64")
-    except ValueError as error:
-        if "read-only" not in str(error):
-            raise
-        raise LayerError(
-            f"{loss!r} writes into the predictions or targets that it is given; make new arrays, as in "
-            "r = prediction - target"
-        ) from error

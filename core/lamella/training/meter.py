@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dis
 import itertools
 import math
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lamella.errors import ArgumentError, DataError, LayerError, MistakeWarning, shown
+from lamella.elsewhere import instruction_of
+from lamella.errors import ArgumentError, DataError, shown
 from lamella.losses import Loss
 from lamella.metrics import METRICS, Metric
 from lamella.metrics.metric import Sums
 from lamella.network import Network, warn_of_mistakes
-from lamella.protocol.inputs import naming, unwritable
+from lamella.protocol.inputs import naming, only_reads, unwritable
 from lamella.registry import snake_case
 from lamella.training.data import Rows
 
@@ -37,7 +36,7 @@ Likely fix: measured["loss"], or loss, ... = measured.values()
 
     def __iter__(self) -> Iterator[str]:
         caller = sys._getframe(1)  # of all that go through the names, only taking apart into variables is a mistake
-        if dis.opname[caller.f_code.co_code[caller.f_lasti]] in ("UNPACK_SEQUENCE", "UNPACK_EX"):
+        if instruction_of(caller) in ("UNPACK_SEQUENCE", "UNPACK_EX"):
             raise TypeError(
                 f"evaluate returns a dict by name, {dict(self.items())!r}, and this takes its names apart. Likely fix: "
                 'measured["loss"], or loss, ... = measured.values()'
@@ -156,7 +155,7 @@ def _warn_of_threshold(metric: Metric, network: Network, output: int, loss: Loss
     logit = math.log(given / (1.0 - given))
     fix = f"threshold={logit:.4g}, the logit of {given:g}" if logit else "leave threshold out: 0 is the logit of 0.5"
     warn_of_mistakes(
-        [f"metrics: {label!r} takes logits above {given:g} for yes, since {loss!r} is on logits. Likely fix: {fix}"]
+        f"metrics: {label!r} takes logits above {given:g} for yes, since {loss!r} is on logits. Likely fix: {fix}"
     )
 
 
@@ -166,11 +165,9 @@ def _is_on_logits(network: Network, output: int, loss: Loss | None, taken: str, 
     if last is not None and last.layer.gives_probabilities:
         return False
     if loss is not None and loss.on_logits is None:
-        warnings.warn(
+        warn_of_mistakes(
             f"metrics: {taken}: {loss!r} does not say what they are. Likely fix: on_logits = True or False in the "
-            f"class of the loss, or a metric with {fix}",
-            MistakeWarning,
-            stacklevel=6,
+            f"class of the loss, or a metric with {fix}"
         )
     return loss is None or loss.on_logits is not False
 
@@ -185,13 +182,6 @@ def listed(metrics: Any) -> tuple[Any, ...]:
 
 def _sums(metric: Metric, prediction: Any, target: Any, weight: Any) -> Sums:
     """What a metric adds up; it may read its arguments only."""
-    try:
-        with np.errstate(all="ignore"):  # of predictions that are not finite, or too large to be squared
-            return metric.update(unwritable(prediction), target, weight)
-    except ValueError as error:
-        if "read-only" not in str(error):
-            raise
-        raise LayerError(
-            f"{metric!r} writes into the predictions, targets or weights that it is given; make new arrays, as in "
-            "target = target - 0.5"
-        ) from error
+    # errstate: of predictions that are not finite, or too large to be squared
+    with only_reads(metric, "predictions, targets or weights", "target = target - 0.5"), np.errstate(all="ignore"):
+        return metric.update(unwritable(prediction), target, weight)

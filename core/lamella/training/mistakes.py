@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
-from lamella.errors import MistakeWarning, counted
+from lamella.errors import counted
 from lamella.losses import BinaryCrossEntropy, BinaryFocalCrossEntropy, Hinge, Loss, SoftmaxCrossEntropy, Weighted
 from lamella.network import Network, warn_of_mistakes
 from lamella.optimizers import Optimizer
@@ -30,23 +29,27 @@ def warn_of_probabilities(model: Network, losses: tuple[Loss | None, ...]) -> No
         if loss is not None and loss.on_logits and last is not None and last.layer.gives_probabilities:
             layer = Configured.__repr__(last.layer)  # without its name
             warn_of_mistakes(
-                [
-                    f"{loss!r} takes logits, and {last.label} makes probabilities of them. Likely fix: leave this "
-                    f"layer out, and model.predict(x, append={layer}) gives probabilities; or keep it, with "
-                    f"{_on_probabilities(loss)}"
-                ]
+                f"{loss!r} takes logits, and {last.label} makes probabilities of them. Likely fix: leave this "
+                f"layer out, and model.predict(x, append={layer}) gives probabilities; or keep it, with "
+                f"{_on_probabilities(loss)}"
             )
 
 
-def _on_probabilities(loss: Loss) -> str:
+def _on_probabilities(loss: Loss | None) -> str:
     """The loss that takes the probabilities of what this one takes."""
-    if isinstance(loss, Weighted):
-        return _on_probabilities(loss.loss)
+    loss = _unweighted(loss)
     if isinstance(loss, SoftmaxCrossEntropy):
         return "loss='categorical_cross_entropy'"
     if isinstance(loss, BinaryCrossEntropy):
         return "loss=lm.losses.BinaryCrossEntropy(from_logits=False)"
     return "a loss on probabilities"
+
+
+def _unweighted(loss: Loss | None) -> Loss | None:
+    """The loss itself, where it is given with a weight."""
+    while isinstance(loss, Weighted):
+        loss = loss.loss
+    return loss
 
 
 _DECISIONS = (BinaryCrossEntropy, BinaryFocalCrossEntropy, Hinge)
@@ -84,11 +87,9 @@ def warn_of_missing_classes(data: ArrayBatches | StreamBatches, checked: ArrayBa
             fix = "y - 1 if labels count from 1, and one unit less in the last layer"
         elif any(label in class_weight for label in missing):
             fix = "a class_weight of the labels that there are"
-        warnings.warn(
+        warn_of_mistakes(
             f"fit: y of {name!r} has no row of {len(missing)} of {len(counts)} classes: {_labels(missing)}. "
-            f"Likely fix: {fix}",
-            MistakeWarning,
-            stacklevel=4,
+            f"Likely fix: {fix}"
         )
 
 
@@ -115,12 +116,10 @@ def warn_of_sorted_rows(
             continue
         there = np.flatnonzero(last).tolist()
         told = f"have only class {there[0]}" if len(there) == 1 else f"have no row of class {_labels(missing)}"
-        warnings.warn(
+        warn_of_mistakes(
             f"fit: validation_split={share:g}: the last {held.data.rows} rows, which are held out, {told} of "
             f"{name!r}. Likely fix: rows in random order before: order = numpy.random.default_rng(0)."
-            "permutation(len(x)), and x[order], y[order]",
-            MistakeWarning,
-            stacklevel=4,
+            "permutation(len(x)), and x[order], y[order]"
         )
 
 
@@ -132,9 +131,7 @@ def _left_out(data: Data, k: int) -> set[int | None]:
 def _rows_of_labels(data: Data, k: int, loss: Loss | None) -> np.ndarray[Any, Any] | None:
     """How many rows each class of an output has, that of a single unit for yes or no too; None where there are none."""
     target = data.prepared[k]
-    while isinstance(loss, Weighted):
-        loss = loss.loss
-    if target is None or target.size != len(target) or not isinstance(loss, _DECISIONS):
+    if target is None or target.size != len(target) or not isinstance(_unweighted(loss), _DECISIONS):
         return data.rows_of_classes(k)
     return np.bincount((target > 0).ravel(), minlength=2) if np.isin(target, (-1, 0, 1)).all() else None
 
@@ -149,11 +146,9 @@ def warn_of_rate_zero(model: Network, optimizer: Optimizer) -> None:
     if state is None or not state.fits(optimizer) or optimizer.learning_rate != state.optimizer.learning_rate:
         return
     if state.is_at_rest:
-        warnings.warn(
+        warn_of_mistakes(
             f"fit: the learning rate is 0 from step {state.t} on, where an earlier training with an equal "
-            f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to restart it",
-            MistakeWarning,
-            stacklevel=4,
+            f"{optimizer!r} stopped; give another schedule, or set model.optimizer_state = None to restart it"
         )
 
 
@@ -162,10 +157,8 @@ def warn_of_restart(model: Network, optimizer: Optimizer) -> None:
     state = model.values.optimizer
     if state is None or type(state.optimizer) is not type(optimizer) or state.fits(optimizer):
         return
-    warnings.warn(
+    warn_of_mistakes(
         f"{optimizer!r} starts anew, without what {counted(state.t, 'step')} left in its slots: it has "
         f"{state.differences(optimizer)}. Only the learning rate may differ; set model.optimizer_state = None where a "
-        "new start is meant",
-        MistakeWarning,
-        stacklevel=4,
+        "new start is meant"
     )

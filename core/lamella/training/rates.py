@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +37,8 @@ class LearningRateSearch:
     """
 
     def __init__(self, rates: list[float], losses: list[float]) -> None:
-        self.rates, self.losses, self.smooth = rates, losses, _smooth(losses)
+        average = _Average()
+        self.rates, self.losses, self.smooth = rates, losses, [average.after(loss) for loss in losses]
         lowest = int(np.argmin(self.smooth))
         self.suggestion = self.rates[lowest] / 10.0 if lowest else None
 
@@ -73,13 +75,16 @@ class LearningRateSearch:
         return f"<LearningRateSearch: {last}, suggestion {found}>"
 
 
-def _smooth(losses: list[float]) -> list[float]:
-    """A running average after each loss, without the weight of its start at 0."""
-    average, found = 0.0, []
-    for k, loss in enumerate(losses, start=1):
-        average = _KEEPS * average + (1.0 - _KEEPS) * loss
-        found.append(average / (1.0 - _KEEPS**k))
-    return found
+class _Average:
+    """A running average of losses, without the weight of its start at 0."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def after(self, loss: float) -> float:
+        self._count += 1
+        self._sum = _KEEPS * self._sum + (1.0 - _KEEPS) * loss
+        return self._sum / (1.0 - _KEEPS**self._count)
 
 
 @knows(elsewhere.FIT)
@@ -144,6 +149,7 @@ def find_learning_rate(
     arrays = data.data if isinstance(data, ArrayBatches) else None
     rates: list[float] = []
     told: list[float] = []
+    average, lowest_average = _Average(), math.inf
     batches = itertools.chain.from_iterable(data.epoch() for _ in itertools.count())
     for rows in itertools.islice(batches, count):
         penalty = training.rules.penalty(twin.values)
@@ -157,7 +163,8 @@ def find_learning_rate(
         assert state is not None
         rates.append(state.learning_rate(state.t))
         told.append(result.loss + penalty)
-        smooth = _smooth(told)
-        if smooth[-1] > _DIVERGED * min(smooth) > 0.0:
+        now = average.after(told[-1])
+        lowest_average = min(lowest_average, now)
+        if now > _DIVERGED * lowest_average > 0.0:
             break
     return LearningRateSearch(rates, told)

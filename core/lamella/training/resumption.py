@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lamella.arguments import measured, positive
 from lamella.callbacks import Callback
-from lamella.errors import ArgumentError, DataError, MistakeWarning
+from lamella.errors import ArgumentError, DataError
 from lamella.files import archive
-from lamella.network import Network
+from lamella.network import Network, warn_of_mistakes
 from lamella.training.meter import Meter
 
 __all__ = ["Place", "Taken", "Writer", "restore", "take_up"]
@@ -122,11 +121,9 @@ def take_up(path: str | os.PathLike[str], model: Network, task: dict[str, str]) 
         f"{name} is {now}, was {then}" for name, now in task.items() if (then := place.task.get(name, now)) != now
     ]
     if differing and not place.stopped:
-        warnings.warn(
+        warn_of_mistakes(
             f"{where}: this training is another one than was interrupted: {'; '.join(differing)}. It goes on with what "
-            "is said now",
-            MistakeWarning,
-            stacklevel=4,
+            "is said now"
         )
     return Taken(found, place)
 
@@ -167,9 +164,7 @@ def restore(place: Place, callbacks: Sequence[Callback]) -> None:
                 ) from error
     missing = [name for name, state in left if state]
     if missing:
-        warnings.warn(
+        warn_of_mistakes(
             f"fit: resume: the training had callbacks that this one has not: {', '.join(missing)}; what they "
-            "remember is lost",
-            MistakeWarning,
-            stacklevel=4,
+            "remember is lost"
         )
