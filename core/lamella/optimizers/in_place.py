@@ -34,17 +34,19 @@ def _write_sgd(
     np.subtract(p, new_p, out=new_p)
 
 
+def _write_mean(mean: Any, value: Any, keeps: float, new_mean: Any) -> None:
+    """Write a running average, ``mean + (value - mean) (1 - keeps)``."""
+    np.subtract(value, mean, out=new_mean)
+    np.multiply(new_mean, 1.0 - keeps, out=new_mean)
+    np.add(mean, new_mean, out=new_mean)
+
+
 def _write_adam(
     rule: Adam | AdamW, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
 ) -> None:
     m, v, new_m, new_v = slots["m"], slots["v"], new_slots["m"], new_slots["v"]
-    np.subtract(g, m, out=new_m)
-    np.multiply(new_m, 1.0 - rule.beta_1, out=new_m)
-    np.add(m, new_m, out=new_m)
-    np.multiply(g, g, out=work)
-    np.subtract(work, v, out=work)
-    np.multiply(work, 1.0 - rule.beta_2, out=work)
-    np.add(v, work, out=new_v)
+    _write_mean(m, g, rule.beta_1, new_m)
+    _write_mean(v, np.multiply(g, g, out=work), rule.beta_2, new_v)
     c_1, root = 1.0 - rule.beta_1**t, (1.0 - rule.beta_2**t) ** 0.5
     if rule.amsgrad:
         new_v = np.maximum(slots["v_max"], new_v, out=new_slots["v_max"])
@@ -63,9 +65,7 @@ def _write_adamax(
     rule: Adamax, p: Any, g: Any, slots: Slots, lr: float, t: int, new_p: Any, new_slots: Slots, work: Any
 ) -> None:
     m, new_m, new_u = slots["m"], new_slots["m"], new_slots["u"]
-    np.subtract(g, m, out=new_m)
-    np.multiply(new_m, 1.0 - rule.beta_1, out=new_m)
-    np.add(m, new_m, out=new_m)
+    _write_mean(m, g, rule.beta_1, new_m)
     np.abs(g, out=work)
     np.add(work, rule.epsilon, out=work)
     np.multiply(slots["u"], rule.beta_2, out=new_u)
@@ -80,9 +80,7 @@ def _write_nadam(
 ) -> None:
     m, v, new_m, new_v, product = slots["m"], slots["v"], new_slots["m"], new_slots["v"], new_slots["mu_product"]
     mu, ahead = momentum_of(rule, np, t, p.dtype), momentum_of(rule, np, t + 1, p.dtype)
-    np.subtract(g, m, out=new_m)
-    np.multiply(new_m, 1.0 - rule.beta_1, out=new_m)
-    np.add(m, new_m, out=new_m)
+    _write_mean(m, g, rule.beta_1, new_m)
     np.multiply(slots["mu_product"], mu, out=product)
     rest = new_v  # which is not written yet
     np.multiply(g, 1.0 - mu, out=work)
@@ -94,10 +92,7 @@ def _write_nadam(
     np.divide(new_p, rest, out=new_p)
     np.add(work, new_p, out=work)
     np.multiply(work, lr, out=work)
-    np.multiply(g, g, out=new_p)
-    np.subtract(new_p, v, out=new_p)
-    np.multiply(new_p, 1.0 - rule.beta_2, out=new_p)
-    np.add(v, new_p, out=new_v)
+    _write_mean(v, np.multiply(g, g, out=new_p), rule.beta_2, new_v)
     np.sqrt(new_v, out=new_p)
     np.divide(new_p, (1.0 - rule.beta_2**t) ** 0.5, out=new_p)
     np.add(new_p, rule.epsilon, out=new_p)
